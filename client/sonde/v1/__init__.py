@@ -1,0 +1,1 @@
+"""Generated from proto/sonde/v1; see proto/generate.py."""
