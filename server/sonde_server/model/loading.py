@@ -1,0 +1,124 @@
+"""Loads a model from a directory or the hub: weights as safetensors only, no code from the checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from ..builtin import ATLAS_DIRECTORY
+from ..domain import ModelDescription
+from ..errors import UnsupportedModel
+from .anatomy import FAMILIES, Decoder
+from .attention import ATTENTION, register
+from .vocabulary import Vocabulary
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to be asked: its parts, its vocabulary, and what GetModel says of it."""
+
+    decoder: Decoder
+    vocabulary: Vocabulary
+    description: ModelDescription
+
+
+def load(name: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Loads `name`: "atlas" (the embedded model), a directory, or a hub id.
+
+    Raises UnsupportedModel, with what would do, for an unknown family, a checkpoint that is not safetensors, or
+    a name that leads nowhere.
+    """
+    register()
+    transformers_logging.disable_progress_bar()
+    source = str(ATLAS_DIRECTORY) if name == "atlas" else name
+    place = torch.device(_device(device))
+    config = _config(source, revision)
+    chosen = _dtype(dtype, place, getattr(config, "dtype", None))
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            config=config,
+            dtype=chosen,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=ATTENTION,
+        )
+    except OSError as error:
+        raise UnsupportedModel(f"cannot load {name!r} as safetensors: {error}") from error
+    model.to(place)  # type: ignore[arg-type]
+    model.eval().requires_grad_(requires_grad=False)
+    decoder = Decoder(model)
+    vocabulary = Vocabulary(_tokenizer(source, revision), decoder.vocabulary_size)
+    return LoadedModel(decoder, vocabulary, _describe(name, revision, decoder, str(place)))
+
+
+def _config(source: str, revision: str | None) -> object:
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(f"{source!r} is neither a model directory nor a hub id that can be read: {error}") from error
+    if config.model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise UnsupportedModel(f"models of type {config.model_type!r} are not known to this server; known are: {known}")
+    return config
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(dtype: str, place: torch.device, checkpoint: object) -> torch.dtype:
+    if dtype != "auto":
+        return DTYPES[dtype]
+    if place.type == "cpu" or not isinstance(checkpoint, torch.dtype):
+        return torch.float32
+    return checkpoint
+
+
+def _tokenizer(source: str, revision: str | None) -> object:
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _describe(name: str, revision: str | None, decoder: Decoder, device: str) -> ModelDescription:
+    config = decoder.model.config
+    return ModelDescription(
+        name=name,
+        revision=revision or getattr(config, "_commit_hash", None) or _fingerprint(name),
+        architecture=str(config.model_type),
+        data_type=str(decoder.dtype).removeprefix("torch."),
+        device=device,
+        attention="sdpa",
+        layers=decoder.layers,
+        hidden_size=decoder.hidden_size,
+        heads=decoder.heads,
+        key_value_heads=decoder.key_value_heads,
+        head_size=decoder.head_size,
+        neurons=decoder.neurons,
+        vocabulary_size=decoder.vocabulary_size,
+        max_positions=int(config.max_position_embeddings),
+        parameters=sum(parameter.numel() for parameter in decoder.model.parameters()),
+        unavailable=dict(decoder.unavailable),
+    )
+
+
+def _fingerprint(name: str) -> str:
+    """What stands for a revision where the checkpoint is a directory: its weights' names and sizes are hashed."""
+    import hashlib
+
+    directory = ATLAS_DIRECTORY if name == "atlas" else Path(name)
+    digest = hashlib.sha256()
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            for chunk in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(chunk)
+    return "sha256:" + digest.hexdigest()[:16]

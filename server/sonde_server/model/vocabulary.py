@@ -1,0 +1,58 @@
+"""Text to tokens and back, with each token's place in the text."""
+
+from transformers import PreTrainedTokenizerBase
+
+from ..domain import Prompt
+
+
+class Vocabulary:
+    """The model's tokenizer, or none: a model without one takes and gives token ids alone."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, size: int) -> None:
+        self.tokenizer = tokenizer
+        self.size = size
+
+    def encode(self, text: str) -> Prompt:
+        """The prompt that a text is, with special tokens as the tokenizer adds them."""
+        tokenizer = self._required()
+        if not tokenizer.is_fast:
+            return Prompt(tuple(tokenizer.encode(text)), text)
+        encoding = tokenizer(text, return_offsets_mapping=True)
+        return Prompt(
+            tuple(encoding["input_ids"]), text, tuple((start, end) for start, end in encoding["offset_mapping"])
+        )
+
+    def target(self, text: str) -> list[int]:
+        """The tokens of a continuation: no special tokens."""
+        return list(self._required().encode(text, add_special_tokens=False))
+
+    def text(self, token: int) -> str:
+        """A token as it stands in a text, a leading space included.
+
+        Decoding a token alone drops the space that SentencePiece marks it with, so it is decoded behind another
+        and the difference taken.
+        """
+        if self.tokenizer is None:
+            return f"<{token}>"
+        if token in self.tokenizer.all_special_ids:
+            return str(self.tokenizer.convert_ids_to_tokens(token))
+        anchor = self._anchor()
+        before = self.tokenizer.decode([anchor], clean_up_tokenization_spaces=False)
+        both = self.tokenizer.decode([anchor, token], clean_up_tokenization_spaces=False)
+        if both.startswith(before):
+            return both[len(before) :]
+        return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+    def _anchor(self) -> int:
+        """A token of plain letters, behind which others are decoded."""
+        if not hasattr(self, "_anchor_id"):
+            tokenizer = self._required()
+            special = set(tokenizer.all_special_ids)
+            candidates = (token for token in tokenizer.encode("a a", add_special_tokens=False) if token not in special)
+            self._anchor_id = next(candidates, 0)
+        return self._anchor_id
+
+    def _required(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise LookupError("this model has no tokenizer; give token ids")
+        return self.tokenizer
