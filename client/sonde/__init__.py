@@ -68,6 +68,7 @@ from sonde.traces import (
 )
 
 __all__ = [
+    "TLS",
     "Activations",
     "ActivationsResult",
     "AsyncClient",
@@ -96,7 +97,6 @@ __all__ = [
     "Site",
     "SondeError",
     "Sweep",
-    "TLS",
     "Target",
     "Token",
     "TokenPrediction",

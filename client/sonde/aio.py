@@ -1,5 +1,7 @@
 """The asynchronous client: the same surface as `Client`, with await."""
 
+# ruff: noqa: ASYNC109 - a timeout is the call's deadline, which the server is told and keeps.
+
 import asyncio
 import math
 import time
@@ -14,7 +16,7 @@ from sonde import errors
 from sonde.assembly import Assembler, InterveneAssembler
 from sonde.client import Targets, TraceT, tracing
 from sonde.connection import ATTEMPT_SECONDS, DEFAULT, DEFAULT_ADDRESS, POLL_SECONDS, TLS, Connection, Timeout
-from sonde.encoding import intervene_request, trace_request
+from sonde.encoding import intervene_request
 from sonde.model import Model, from_response
 from sonde.progress import Progress, reporter
 from sonde.requests import Generation, Method, Plan, PromptLike, Site, TokenProbability, neuron
@@ -147,7 +149,7 @@ class AsyncClient:
         request, assembler = tracing(prompt, method, targets, position, top_k, dry_run=dry_run)
         return await self._complete(self._stub.Trace, request, assembler, progress, timeout)
 
-    async def intervene(
+    async def intervene(  # noqa: PLR0913 - what one request can say, by keyword
         self,
         prompt: PromptLike,
         interventions: Plan,
@@ -234,7 +236,7 @@ class AsyncClient:
         request, assembler = tracing(prompt, method, targets, position, top_k)
         return self._partials(self._stub.Trace, request, assembler, timeout)
 
-    def stream_intervene(
+    def stream_intervene(  # noqa: PLR0913 - what one request can say, by keyword
         self,
         prompt: PromptLike,
         interventions: Plan,

@@ -39,7 +39,7 @@ def data_frame(table: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
         ImportError: without pandas, with what to install.
     """
     try:
-        import pandas as pd  # noqa: PLC0415 - optional, and slow to import
+        import pandas as pd
     except ImportError:
         message = "to_dataframe() needs pandas: pip install pandas"
         raise ImportError(message) from None

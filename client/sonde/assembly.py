@@ -5,6 +5,7 @@ An assembler is fed every message in turn. `partial()` is what is known so far, 
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar, cast
 
@@ -47,6 +48,7 @@ class Assembler(Protocol[ResponseT_contra, ResultT_co]):
     def partial(self) -> ResultT_co | None:
         """What is known so far; None before the first message."""
 
+    @abstractmethod
     def result(self) -> ResultT_co:
         """The whole answer."""
 
@@ -256,7 +258,8 @@ class Continuations:
         if parts is None:
             return None
         tokens: list[Token] = []
-        text, reason = "", None
+        text = ""
+        reason: FinishReason | None = None
         for offset in sorted(parts):
             if offset != len(tokens):
                 break

@@ -150,7 +150,7 @@ class Client:
         request, assembler = tracing(prompt, method, targets, position, top_k, dry_run=dry_run)
         return self._complete(self._stub.Trace, request, assembler, progress, timeout)
 
-    def intervene(
+    def intervene(  # noqa: PLR0913 - what one request can say, by keyword
         self,
         prompt: PromptLike,
         interventions: Plan,
@@ -237,7 +237,7 @@ class Client:
         request, assembler = tracing(prompt, method, targets, position, top_k)
         return self._partials(self._stub.Trace, request, assembler, timeout)
 
-    def stream_intervene(
+    def stream_intervene(  # noqa: PLR0913 - what one request can say, by keyword
         self,
         prompt: PromptLike,
         interventions: Plan,

@@ -31,7 +31,7 @@ class Default(enum.Enum):
 
 
 DEFAULT: Final = Default.DEFAULT
-Timeout: TypeAlias = float | None | Default
+Timeout: TypeAlias = float | Default | None
 """Seconds; None is no limit but the server's own; left out, the client's default."""
 
 SERVICE_CONFIG: Final = json.dumps(
@@ -101,7 +101,7 @@ class Connection:
                 raise InvalidSettings("token: it is empty or has characters that a header cannot carry")
             if encryption is None and not is_loopback(address):
                 raise InvalidSettings(
-                    f"token: it would travel unencrypted to {address}; give tls=True, or go through a tunnel on localhost"
+                    f"token: it would travel unencrypted to {address}; give tls=True, or use a tunnel on localhost"
                 )
         return cls(_with_port(address), token, encryption, timeout)
 

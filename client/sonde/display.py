@@ -1,6 +1,7 @@
 """Plain HTML for notebooks without matplotlib."""
 
 import html
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -9,9 +10,14 @@ class Ranked(Protocol):
     """A token with its probability."""
 
     @property
-    def text(self) -> str: ...
+    @abstractmethod
+    def text(self) -> str:
+        """The token's text."""
+
     @property
-    def probability(self) -> float: ...
+    @abstractmethod
+    def probability(self) -> float:
+        """From 0 to 1."""
 
 
 def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

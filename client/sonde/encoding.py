@@ -78,7 +78,7 @@ def trace_request(
     return request
 
 
-def intervene_request(
+def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
     prompt: PromptLike,
     plan: Plan,
     *,

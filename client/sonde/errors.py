@@ -16,6 +16,8 @@
 The transport's exceptions never come out of this package.
 """
 
+# ruff: noqa: N818 - the names say what happened; "Error" would only lengthen them.
+
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from typing import Final, Protocol, Self
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 
 _STATUS_KEY: Final = "grpc-status-details-bin"
 
@@ -162,9 +164,14 @@ KINDS: Final[Mapping[grpc.StatusCode, type[SondeError]]] = {
 class FailedCall(Protocol):
     """What a call that failed can tell, in both of gRPC's Python interfaces."""
 
-    def code(self) -> grpc.StatusCode | None: ...
-    def details(self) -> str | None: ...
-    def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
+    def code(self) -> grpc.StatusCode | None:
+        """The status."""
+
+    def details(self) -> str | None:
+        """Its message."""
+
+    def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """Where google.rpc.Status comes."""
 
 
 @dataclass(slots=True)

@@ -46,8 +46,10 @@ METRICS: Final[Mapping[MetricName, pb.Metric.ValueType]] = {
 AXES: Final[Mapping[AxisName, pb.Axis.ValueType]] = {
     name: pb.Axis.Value(f"AXIS_{name.upper()}") for name in get_args(AxisName)
 }
-COMPONENT_NAMES: Final = {number: name for name, number in COMPONENTS.items()}
-STACK_NAMES: Final = {number: name for name, number in STACKS.items()}
+COMPONENT_NAMES: Final[Mapping[pb.Component.ValueType, ComponentName]] = {
+    number: name for name, number in COMPONENTS.items()
+}
+STACK_NAMES: Final[Mapping[pb.Stack.ValueType, StackName]] = {number: name for name, number in STACKS.items()}
 
 _Name = TypeVar("_Name", bound=str)
 

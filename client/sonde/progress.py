@@ -83,8 +83,8 @@ class _Lines(_Silent):
 
 class _Rich(_Silent):
     def __init__(self) -> None:
-        from rich.console import Console  # noqa: PLC0415 - optional
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn  # noqa: PLC0415
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Progress(*columns, console=Console(stderr=True))

@@ -10,7 +10,8 @@ wrong by itself is an `InvalidRequest` at once.
 
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace as _copy
+from dataclasses import dataclass, field
+from dataclasses import replace as _copy
 from typing import TYPE_CHECKING, Final, Generic, Literal, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
@@ -20,11 +21,11 @@ from sonde.errors import InvalidRequest
 from sonde.names import AXES, COMPONENTS, METRICS, STACKS, AxisName, ComponentName, MetricName, StackName, check_name
 
 if TYPE_CHECKING:
-    from sonde.traces import (
-        ActivationsResult,
-        AttributionPatchingResult,
-        CausalTracingResult,
-        TokenProbabilityResult,
+    from sonde.traces import (  # ruff does not look into Method[...]
+        ActivationsResult,  # noqa: F401
+        AttributionPatchingResult,  # noqa: F401
+        CausalTracingResult,  # noqa: F401
+        TokenProbabilityResult,  # noqa: F401
         TraceResult,
     )
 

@@ -169,7 +169,7 @@ class Prediction:
 
     @property
     def probabilities(self) -> Floats:
-        """[target]"""
+        """The targets' probabilities: [target]."""
         return np.exp(self.log_probabilities)
 
     def top(self, count: int = 5) -> list[TokenPrediction]:
@@ -396,7 +396,7 @@ class InterventionResult(Result):
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
         """Draw the effects, as bars or as a heat map, and save them if a path is given (needs matplotlib)."""
-        from sonde import plotting  # noqa: PLC0415 - matplotlib only when it is used
+        from sonde import plotting
 
         return plotting.save(plotting.interventions(self, target=target), path)
 
@@ -443,7 +443,7 @@ class InterventionResult(Result):
         return "\n".join(lines + [f"  {change!r}" for change in self.most_changed(5)])
 
     def _repr_png_(self) -> bytes | None:
-        from sonde import plotting  # noqa: PLC0415
+        from sonde import plotting
 
         return None if self.dry_run else plotting.png(lambda: plotting.interventions(self))
 

@@ -1,6 +1,5 @@
 """Joins the streams of traces; one assembler, and one way to build the result per method."""
 
-from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -83,15 +82,15 @@ class TraceAssembler(Stream):
         """The whole answer."""
         context = self._require()
         if not self._dry_run:
-            checks: Mapping[str, Callable[[Context], None]] = {
-                "token_probability": self._check_lens,
-                "causal_tracing": self._check_grids,
-                "attribution_patching": self._check_attributions,
-                "activations": lambda _: self._values.check([CLEAN]),
-            }
-            check = checks.get(self._request.WhichOneof("method") or "")
-            if check is not None:
-                check(context)
+            match self._request.WhichOneof("method"):
+                case "token_probability":
+                    self._check_lens()
+                case "causal_tracing":
+                    self._check_grids(context)
+                case "attribution_patching":
+                    self._check_attributions()
+                case "activations":
+                    self._values.check([CLEAN])
         return self._build(context)
 
     # ------------------------------------------------------------------ taking parts
@@ -124,7 +123,7 @@ class TraceAssembler(Stream):
 
     # ------------------------------------------------------------------ checks of the whole
 
-    def _check_lens(self, _: Context) -> None:
+    def _check_lens(self) -> None:
         wanted = {"log_probabilities", "logits", "ranks", "kl_divergences"}
         if self._request.token_probability.gradient_norms:
             wanted.add("gradient_norms")
@@ -156,7 +155,7 @@ class TraceAssembler(Stream):
                 if positions != expected or gaps or not arrived.all():
                     raise missing(f"{int(arrived.sum())} cells of {name} came")
 
-    def _check_attributions(self, _: Context) -> None:
+    def _check_attributions(self) -> None:
         wanted = {_known(component) for component in self._request.attribution_patching.components}
         if not self._attributions or wanted - set(self._attributions):
             raise missing("some components' estimates did not come")
@@ -252,7 +251,7 @@ class TraceAssembler(Stream):
         for name, grid in self._attributions.items():
             (layers, positions), values, _ = grid.join()
             labels = tuple(None if layer == _NO_LAYER else layer for layer in layers)
-            units = {"unit": tuple(range(values.shape[2]))} if values.ndim == 4 else {}  # noqa: PLR2004
+            units = {"unit": tuple(range(values.shape[2]))} if values.ndim == 4 else {}
             targets = tuple(target.text for target in context.targets)
             axes[name] = {"layer": labels, "position": positions, **units, "target": targets}
             estimates[name] = values.astype(np.float32, copy=False)

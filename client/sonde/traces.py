@@ -1,6 +1,6 @@
 """What a trace gives, by its method."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,7 @@ class TokenProbabilityResult(TraceResult):
 
     @property
     def probabilities(self) -> Floats:
-        """[depth, target]"""
+        """As `log_probabilities`: [depth, target]."""
         return np.exp(self.log_probabilities)
 
     def __iter__(self) -> Iterator[tuple[float, Floats | None]]:
@@ -110,7 +110,7 @@ class TokenProbabilityResult(TraceResult):
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
         """Draw the probability by depth, with the gradient norms if there are any (needs matplotlib)."""
-        from sonde import plotting  # noqa: PLC0415 - matplotlib only when it is used
+        from sonde import plotting
 
         return plotting.save(plotting.lens(self, target=target), path)
 
@@ -124,7 +124,7 @@ class TokenProbabilityResult(TraceResult):
         return table
 
     def _repr_png_(self) -> bytes | None:
-        from sonde import plotting  # noqa: PLC0415
+        from sonde import plotting
 
         return None if self.dry_run else plotting.png(lambda: plotting.lens(self))
 
@@ -197,7 +197,8 @@ class CausalTracingResult(TraceResult):
     ) -> list[RestoredCell]:
         """The cells whose restoration moved the target most, the largest effect first, up or down."""
         cells: list[RestoredCell] = []
-        for name in [component] if component else self.restored:
+        chosen: Iterable[ComponentName] = [component] if component else self.restored
+        for name in chosen:
             effect = self.effect[name][..., target]
             positions, layers = self.axes[name]["position"], self.axes[name]["layer"]
             for row, column in largest(effect, count):
@@ -239,7 +240,7 @@ class CausalTracingResult(TraceResult):
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
         """Draw ROME's heat maps, one panel per component, and save them if a path is given (needs matplotlib)."""
-        from sonde import plotting  # noqa: PLC0415 - matplotlib only when it is used
+        from sonde import plotting
 
         return plotting.save(plotting.causal_tracing(self, target=target), path)
 
@@ -248,7 +249,7 @@ class CausalTracingResult(TraceResult):
         return f", corrupted {float(self.corrupted[0]):.4g}, {', '.join(grids)}"
 
     def _repr_png_(self) -> bytes | None:
-        from sonde import plotting  # noqa: PLC0415
+        from sonde import plotting
 
         return None if self.dry_run else plotting.png(lambda: plotting.causal_tracing(self))
 
@@ -300,7 +301,7 @@ class AttributionPatchingResult(TraceResult):
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
         """Draw the estimates, one panel per component, summed over units (needs matplotlib)."""
-        from sonde import plotting  # noqa: PLC0415 - matplotlib only when it is used
+        from sonde import plotting
 
         return plotting.save(plotting.attributions(self, target=target), path)
 
@@ -308,7 +309,7 @@ class AttributionPatchingResult(TraceResult):
         return "".join(f", {name} {' x '.join(map(str, e.shape[:-1]))}" for name, e in self.estimates.items())
 
     def _repr_png_(self) -> bytes | None:
-        from sonde import plotting  # noqa: PLC0415
+        from sonde import plotting
 
         return None if self.dry_run else plotting.png(lambda: plotting.attributions(self))
 
