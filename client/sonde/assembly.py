@@ -230,7 +230,7 @@ class Values:
 class Continuations:
     """Generated tokens in slices, each of a run."""
 
-    _REASONS: Final[Mapping[int, FinishReason]] = {
+    _REASONS: Mapping[int, FinishReason] = {
         pb.Generated.FINISH_REASON_LENGTH: "length",
         pb.Generated.FINISH_REASON_END_TOKEN: "end_token",
     }
@@ -265,7 +265,8 @@ class Continuations:
                 break
             tokens.extend(map(token, parts[offset].tokens))
             text += parts[offset].text
-            reason = self._REASONS.get(parts[offset].finish_reason, reason)
+            if parts[offset].finish_reason in self._REASONS:
+                reason = self._REASONS[parts[offset].finish_reason]
         return Continuation(tuple(tokens), text, reason)
 
     def check(self, runs: Iterable[int]) -> None:

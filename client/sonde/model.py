@@ -105,7 +105,9 @@ def from_response(response: pb.GetModelResponse) -> Model:
     Raises:
         ProtocolError: if it describes no decoder.
     """
-    stacks = {STACK_NAMES[s.stack]: _stack(s) for s in response.stacks if s.stack in STACK_NAMES}
+    stacks: dict[StackName, Stack] = {
+        STACK_NAMES[s.stack]: _stack(s) for s in response.stacks if s.stack in STACK_NAMES
+    }
     decoder = stacks.get("decoder")
     if decoder is None:
         raise ProtocolError("the server describes a model without a decoder")

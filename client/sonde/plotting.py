@@ -179,6 +179,19 @@ def attributions(result: "AttributionPatchingResult", *, target: int = 0) -> "Fi
     return _figure(1 + 3.4 * max(len(grids), 1), 1.25 + 0.24 * rows, draw)
 
 
+def require() -> None:
+    """Make sure that figures can be drawn.
+
+    Raises:
+        ImportError: without matplotlib, with what to install.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise ImportError("plots need matplotlib: pip install 'sonde[plot]'") from None
+    del mpl
+
+
 def save(figure: "Figure", path: str | Path | None) -> "Figure":
     """Save the figure if a path is given, in the format of its ending; a bare name becomes PNG."""
     if path is not None:
@@ -201,12 +214,10 @@ def png(make: Callable[[], "Figure"]) -> bytes | None:
 
 
 def _figure(width: float, height: float, draw: Callable[["Figure"], None]) -> "Figure":
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        message = "plots need matplotlib: pip install 'sonde[plot]'"
-        raise ImportError(message) from None
+    require()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         draw(figure)
