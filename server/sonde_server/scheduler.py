@@ -35,8 +35,7 @@ class _Job(Generic[T]):
         if not self.future.set_running_or_notify_cancel():
             return
         try:
-            if self.session.stopped():
-                raise Stopped("the caller went away")
+            self.session.check()
             self.future.set_result(self.work())
         except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
             self.future.set_exception(error)
@@ -114,9 +113,7 @@ class Scheduler:
 class Session:
     """One request's way to the engine."""
 
-    def __init__(
-        self, scheduler: Scheduler, caller: str, cancelled: threading.Event, deadline: float | None
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, caller: str, cancelled: threading.Event, deadline: float | None) -> None:
         self.scheduler = scheduler
         self.engine = scheduler.engine
         self.caller = caller
@@ -135,6 +132,11 @@ class Session:
     def stopped(self) -> bool:
         """Whether nobody waits for the answer any more."""
         return self.cancelled.is_set() or (self.deadline is not None and time.monotonic() >= self.deadline)
+
+    def check(self) -> None:
+        """Raises Stopped when nobody waits any more."""
+        if self.stopped():
+            raise Stopped("the caller went away")
 
     def call(self, work: Callable[[], T]) -> T:
         """Does `work` on the model thread. Raises Stopped when the caller goes away meanwhile."""
@@ -160,7 +162,8 @@ class Session:
                 if not pending:
                     break
                 numbers, future = pending.popleft()
-                done.update(zip(numbers, self._wait(future), strict=True))
+                results = self._wait(future)
+                done.update(zip(numbers, results, strict=True))
                 while following in done:
                     yield done.pop(following)
                     following += 1
@@ -199,8 +202,7 @@ class Session:
         return [state for state in known if state is not None]
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":
-        if self.stopped():
-            raise Stopped("the caller went away")
+        self.check()
         job = _Job(work, self)
         self.scheduler.enqueue(job)  # type: ignore[arg-type]
         return job.future
