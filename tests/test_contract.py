@@ -46,7 +46,7 @@ def project(tmp_path: Path) -> Path:
 
 def check_contract(project: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "scripts/check_contract.py"], cwd=project, check=False, capture_output=True, text=True
+        [sys.executable, "proto/check.py"], cwd=project, check=False, capture_output=True, text=True
     )
 
 
