@@ -210,7 +210,7 @@ def from_call(call: FailedCall, address: str) -> SondeError:
 def _kind(code: grpc.StatusCode, message: str, details: _Details) -> type[SondeError]:
     # The transport says "too large" with the code of a full queue; waiting would not help.
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not details.reason and "larger than max" in message:
-        return ProtocolError if message.startswith("CLIENT:") else InvalidRequest
+        return ProtocolError if "CLIENT:" in message else InvalidRequest
     return KINDS.get(code, ProtocolError)
 
 

@@ -169,7 +169,7 @@ def attributions(result: "AttributionPatchingResult", *, target: int = 0) -> "Fi
     def draw(figure: "Figure") -> None:
         panels = figure.subplots(1, max(len(grids), 1), squeeze=False)[0]
         for axes, (name, grid) in zip(panels, grids.items(), strict=False):
-            image = _grid(axes, grid.T, "RdBu_r", -high, high)
+            image = _grid(axes, grid.T, "RdBu", -high, high)
             positions = [int(p or 0) for p in result.axes[name]["position"]]
             _ticks(axes, result.axes[name]["layer"], list(result.token_labels(positions)))
             axes.set_title(_TITLES.get(name, name.replace("_", " ")), pad=8)
@@ -220,6 +220,7 @@ def _figure(width: float, height: float, draw: Callable[["Figure"], None]) -> "F
 
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr]
         draw(figure)
     return figure
 
@@ -264,7 +265,7 @@ def _effect_heatmap(result: "InterventionResult", title: str, grid: Floats, down
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
-        image = _grid(axes, grid, "RdBu_r", -high, high)
+        image = _grid(axes, grid, "RdBu", -high, high)
         _ticks(axes, tuple(labels(across)), labels(down))
         axes.set_xlabel(across)
         axes.set_ylabel("" if down == "position" else down)
