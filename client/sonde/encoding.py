@@ -271,7 +271,9 @@ def _attribution_patching(method: AttributionPatching) -> pb.AttributionPatching
     message = pb.AttributionPatching(
         source=_prompt(method.source),
         components=[COMPONENTS[name] for name in component_names(method.components)],
-        integration_steps=0 if method.integration_steps is None else index(method.integration_steps, "integration_steps"),
+        integration_steps=0
+        if method.integration_steps is None
+        else index(method.integration_steps, "integration_steps"),
         verify_top=index(method.verify_top, "verify_top"),
     )
     if method.metric is not None:

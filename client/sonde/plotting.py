@@ -217,10 +217,10 @@ def _figure(width: float, height: float, draw: Callable[["Figure"], None]) -> "F
     require()
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-        figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr]
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.05), facecolor="white")
         draw(figure)
     return figure
 

@@ -13,7 +13,6 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import status_pb2
 from grpc_status import rpc_status
-
 from sonde.tensors import to_tensor
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceServicer, add_InspectionServiceServicer_to_server
@@ -50,10 +49,11 @@ class Peer(InspectionServiceServicer):
     def Intervene(self, request: Any, context: Any) -> Iterator[pb.InterveneResponse]:  # noqa: N802
         yield from self._play(request, context)
 
-    def wait_for_cancel(self, context: grpc.ServicerContext) -> None:
+    @staticmethod
+    def wait_for_cancel(context: grpc.ServicerContext) -> None:
         """A step that lasts until the caller has gone."""
-        assert self.ended.wait(30), "the call was not cancelled"
-        del context
+        gone = threading.Event()
+        assert not context.add_callback(gone.set) or gone.wait(30), "the call was not cancelled"
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def grid_values(component: int, layers: int) -> npt.NDArray[np.float64]:
         pb.COMPONENT_ATTENTION_OUT: (0.1, 0.6),
     }
     first, second = weights.get(pb.Component.ValueType(component), (0.3, 0.3))
-    return 0.03 + first * early + second * late
+    return np.asarray(0.03 + first * early + second * late, np.float64)
 
 
 def causal_messages(layers: int = 12) -> list[pb.TraceResponse]:

@@ -1,13 +1,13 @@
 """Streams joined field by field, in whatever slices they come."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
+import sonde
 from hypothesis import given
 from hypothesis import strategies as st
-
-import sonde
 from sonde.assembly import InterveneAssembler
 from sonde.encoding import intervene_request, trace_request
 from sonde.tensors import to_tensor
@@ -51,7 +51,7 @@ def test_slices_of_runs_join_in_any_order(counts: list[int], targets: int, rando
     runs = sum(counts)
     values = np.arange(runs * targets, dtype=np.float32).reshape(runs, targets)
     starts = np.cumsum([0, *counts])
-    slices = [(int(a), int(b)) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    slices = [(int(a), int(b)) for a, b in itertools.pairwise(starts)]
     random.shuffle(slices)
     context = answers.context(*[answers.PARIS] * targets)
     messages = [pb.InterveneResponse(context=context)]
@@ -221,11 +221,9 @@ def test_activations_join_from_slices(data: st.DataObject) -> None:
     slices = []
     for (run, site, layer), flat in arrays.items():
         cuts = sorted({0, 12, *data.draw(st.lists(st.integers(1, 11), max_size=3))})
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+        for a, b in itertools.pairwise(cuts):
             values = to_tensor(flat[a:b], "x")
-            slices.append(
-                pb.ActivationSlice(run=run, site=site, layer=layer, shape=[3, 4], offset=a, values=values)
-            )
+            slices.append(pb.ActivationSlice(run=run, site=site, layer=layer, shape=[3, 4], offset=a, values=values))
     lacking = data.draw(st.booleans())
     dropped = slices.pop(data.draw(st.integers(0, len(slices) - 1))) if lacking else None
     messages = [pb.InterveneResponse(context=answers.context(), readings=answers.readings(0, [[-1.0]]))]
@@ -246,7 +244,9 @@ def test_activations_join_from_slices(data: st.DataObject) -> None:
 def test_activations_outside_their_shape_are_refused(answers: Any) -> None:
     part = pb.ActivationSlice(run=-1, site=0, shape=[2], offset=1, values=answers.tensor([1.0, 2.0]))
     with pytest.raises(sonde.ProtocolError, match="nowhere"):
-        trace(sonde.Activations(sonde.site("logits")), [pb.TraceResponse(context=answers.context(), activations=[part])])
+        trace(
+            sonde.Activations(sonde.site("logits")), [pb.TraceResponse(context=answers.context(), activations=[part])]
+        )
 
 
 def test_generated_tokens_join(answers: Any) -> None:
@@ -261,9 +261,7 @@ def test_generated_tokens_join(answers: Any) -> None:
     with pytest.raises(sonde.ProtocolError, match="run 0"):
         intervene([EDIT], messages, generation=sonde.Generation(2))
     end = pb.Generated(run=0, offset=1, finish_reason=pb.Generated.FINISH_REASON_LENGTH)
-    result = intervene(
-        [EDIT], [*messages, pb.InterveneResponse(generated=[end])], generation=sonde.Generation(2)
-    )
+    result = intervene([EDIT], [*messages, pb.InterveneResponse(generated=[end])], generation=sonde.Generation(2))
     said = result.clean.continuation
     assert said is not None
     assert (said.text, said.finish_reason, [t.id for t in said.tokens]) == (" a c", "end_token", [0, 1])
@@ -293,7 +291,7 @@ def test_causal_grids_join(answers: Any) -> None:
     assert len(frame) == 3 * 8 * 12
     row = frame[(frame.component == "mlp_out") & (frame.position == 2) & (frame.layer == 3)].iloc[0]
     assert row.probability == pytest.approx(float(result.restored["mlp_out"][2, 3, 0]))
-    assert row.token == " Tower"
+    assert row["token"] == " Tower"  # noqa: S105 - a word
 
 
 def test_a_grid_with_a_hole_is_an_error(answers: Any) -> None:
@@ -301,9 +299,7 @@ def test_a_grid_with_a_hole_is_an_error(answers: Any) -> None:
     for lacking in range(1, len(messages)):
         if lacking % 2:  # The lower half of the layers would be contiguous, and so is not noticed.
             with pytest.raises(sonde.ProtocolError):
-                trace(
-                    sonde.CausalTracing(subject="a", layers=range(12)), messages[:lacking] + messages[lacking + 1 :]
-                )
+                trace(sonde.CausalTracing(subject="a", layers=range(12)), messages[:lacking] + messages[lacking + 1 :])
     with pytest.raises(sonde.ProtocolError, match="ended early"):
         trace(sonde.CausalTracing(subject="a", components=["query"]), messages)
     with pytest.raises(sonde.ProtocolError, match="ended early"):

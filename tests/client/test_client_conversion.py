@@ -5,13 +5,12 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import sonde
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
-import sonde
 from sonde import names
 from sonde.encoding import intervene_request, trace_request
 from sonde.tensors import from_tensor, to_tensor
@@ -141,7 +140,7 @@ def everything() -> list[Message]:
     return [
         intervention_of([edits], **readout),
         intervention_of(sonde.sweep(edits[0], together="unit", layer_window=3, always=edits[1])),
-        trace_of(**options),
+        trace_of(**options),  # type: ignore[arg-type]
         trace_of(sonde.TokenProbability(gradient_norms=True, metric="logit")),
         trace_of(sonde.CausalTracing(subject="T", deviations=2.0, samples=3, seed=4, **tracing)),  # type: ignore[arg-type]
         trace_of(sonde.CausalTracing(subject=[1], standard_deviation=0.1)),
@@ -256,7 +255,7 @@ def test_a_sweep_takes_its_axes_from_either_place() -> None:
         (lambda: sonde.CausalTracing(counterfactual="b", samples=3), "noise"),
         (lambda: sonde.CausalTracing(components="nowhere"), "components"),  # type: ignore[arg-type]
         (lambda: sonde.TokenProbability(metric="loss"), "metric"),  # type: ignore[arg-type]
-        (lambda: sonde.Activations(), "activations"),
+        (sonde.Activations, "activations"),
         (lambda: trace_of("rome"), "method"),  # type: ignore[arg-type]
         (lambda: trace_of(targets=[(1, 2, 3)]), "targets"),
         (lambda: trace_of(targets=[1.5]), "targets"),

@@ -5,10 +5,9 @@ from typing import Any
 
 import grpc
 import pytest
+import sonde
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2
-
-import sonde
 from sonde import errors
 
 INFO = error_details_pb2.ErrorInfo(reason="WHY", domain="sonde", metadata={"limit": "3"})
