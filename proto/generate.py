@@ -1,8 +1,8 @@
 """Generate the Python code of the contract into client/sonde/v1, or check that it is what the contract says.
 
 Run it with an interpreter that has the packages of ``proto/requirements.txt`` (``make proto`` prepares one in
-``.venv-proto``). The generator is pinned to an old release on purpose: generated code refuses a protobuf or grpcio that is
-older than the one it was made for, so the pin is the floor of what users may have installed.
+``.venv-proto``). The generator is pinned to an old release on purpose: generated code refuses a protobuf or grpcio that
+is older than the one it was made for, so the pin is the floor of what users may have installed.
 
     python proto/generate.py            write the files
     python proto/generate.py --check    change nothing; exit with 1 and name the files that differ, lack or are stale

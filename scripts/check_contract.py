@@ -1,8 +1,8 @@
 """Check the contract: its style, its comments, and that it breaks no caller of the main branch.
 
-Runs ``buf lint``, ``buf format`` and ``buf breaking`` in proto/. The version that must not be broken is that of the main
-branch, here or at the origin. Where neither is known, as in a shallow clone of another branch, it is that of the latest
-commit there is; outside a git repository the comparison is left out. Which it was is printed.
+Runs ``buf lint``, ``buf format`` and ``buf breaking`` in proto/. The version that must not be broken is that of the
+main branch, here or at the origin. Where neither is known, as in a shallow clone of another branch, it is that of the
+latest commit there is; outside a git repository the comparison is left out. Which it was is printed.
 """
 
 import io

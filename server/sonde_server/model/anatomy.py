@@ -6,14 +6,14 @@ these parts; `Decoder` runs them on packed tokens [N, D]: N tokens of any number
 other. Everything but attention treats each token alone, so only attention has to know which belong together.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..domain import Component
+from ..domain import HEADED, PAIRWISE, Component
 from ..errors import UnsupportedModel
 
 
@@ -129,6 +129,22 @@ class Decoder:
         weight = self.embedding.weight
         assert isinstance(weight, Tensor)
         return weight.dtype
+
+    def selected_shape(
+        self, component: Component, units: Sequence[int] | None, positions: int, tokens: int
+    ) -> tuple[int, ...]:
+        """Shape of a component at `positions` of a prompt of `tokens`, and at `units` (None: all)."""
+        widths = {
+            Component.KEY: self.key_value_heads,
+            Component.VALUE: self.key_value_heads,
+            Component.NEURON: self.neurons,
+            Component.LOGITS: self.vocabulary_size,
+        }
+        full = self.heads if component in HEADED | PAIRWISE else self.hidden_size
+        count = widths.get(component, full) if units is None else len(units)
+        if component in PAIRWISE:
+            return (count, positions, tokens)
+        return (positions, count, self.head_size) if component in HEADED else (positions, count)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings [N, D] of ids [N], before positions."""
