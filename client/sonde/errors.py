@@ -16,8 +16,6 @@
 The transport's exceptions never come out of this package.
 """
 
-# ruff: noqa: N818 - the names say what happened; "Error" would only lengthen them.
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -108,6 +108,7 @@ def test_a_sweep_has_four_axes_with_the_last_fastest(answers: Any) -> None:
         (sonde.sweep(EDIT, together="unit"), ([0, 1], [0, 1, 2], [4]), ((0, 1), ("0-2",), (4,))),
         (sonde.sweep(EDIT, together=["layer", "position"]), ([1, 3], [0, 1], []), (("1,3",), (0, 1), ("all",))),
         (sonde.sweep(sonde.scale(sonde.residual(), 0.0)), ([0], [], [0, 1]), ((0,), ("all",), (0, 1))),
+        (sonde.sweep(EDIT, positions=[2, 4], together="position"), ([0], [1], []), ((0,), (1,), ("2,4",))),
         (
             sonde.sweep(sonde.scale(sonde.residual(from_position=3), 0.0)),
             ([0, 1], [], [3, 4, 5]),

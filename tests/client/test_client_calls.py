@@ -143,7 +143,7 @@ def test_leaving_a_stream_cancels_the_call(peer: Any, answers: Any) -> None:
 
 
 def test_an_error_in_the_progress_function_cancels_the_call(peer: Any, answers: Any) -> None:
-    class Enough(Exception):  # noqa: N818
+    class Enough(Exception):
         pass
 
     def stop(done: int, total: int) -> None:
