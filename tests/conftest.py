@@ -11,12 +11,12 @@ import grpc
 import hypothesis
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.app import Server
 from sonde_server.config import Settings
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from tests import wire
 from tests.models import save_model
 from tests.oracle import Oracle

@@ -12,8 +12,8 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 from google.rpc import error_details_pb2, status_pb2
-
 from sonde.v1 import inspection_pb2 as pb
+
 from tests import oracle
 from tests.oracle import Edit, Site, Sweep, Target
 
