@@ -13,9 +13,9 @@ VENV := .venv
 PROTO_VENV := .venv-proto
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
-SOURCES := client server tests examples proto scripts
-# proto/generate.py and scripts/*.py have no package, so the packages of the project and they are checked apart.
-TYPED_SCRIPTS := proto/generate.py scripts/check_contract.py
+SOURCES := client server tests examples proto
+# proto/generate.py and proto/check.py have no package, so the packages of the project and they are checked apart.
+TYPED_SCRIPTS := proto/generate.py proto/check.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -26,8 +26,8 @@ TYPED_SCRIPTS := proto/generate.py scripts/check_contract.py
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(VENV)/.created: scripts/make_venv.sh
-	@sh scripts/make_venv.sh $(VENV) $(PYTHON)
+$(VENV)/.created: .ci/make_venv.sh
+	@sh .ci/make_venv.sh $(VENV) $(PYTHON)
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt client/sonde/_version.py
@@ -38,8 +38,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python $(PIP_INSTALL) --editable '.[server,plot,dev]'
 	@touch $@
 
-$(PROTO_VENV)/.installed: scripts/make_venv.sh proto/requirements.txt
-	@sh scripts/make_venv.sh $(PROTO_VENV) $(PYTHON)
+$(PROTO_VENV)/.installed: .ci/make_venv.sh proto/requirements.txt
+	@sh .ci/make_venv.sh $(PROTO_VENV) $(PYTHON)
 	$(PROTO_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) --requirement proto/requirements.txt
 	@touch $@
 
@@ -70,7 +70,7 @@ types: $(VENV)/.installed-dev
 
 contract: $(VENV)/.installed-dev ## Check the style, comments and compatibility of the contract.
 	@echo "== contract"
-	@$(BIN)/python scripts/check_contract.py
+	@$(BIN)/python proto/check.py
 
 drift: $(PROTO_VENV)/.installed ## Check that client/sonde/v1 is what the contract generates.
 	@echo "== drift"
@@ -86,4 +86,4 @@ format: $(VENV)/.installed-dev ## Format the Python code and the contract, and m
 
 clean: ## Remove the environments, caches and everything built.
 	rm -rf $(VENV) $(PROTO_VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find client server tests examples proto scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find client server tests examples proto -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

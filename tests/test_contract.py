@@ -36,7 +36,6 @@ def git(directory: Path, *arguments: str) -> None:
 def project(tmp_path: Path) -> Path:
     """A repository with the contract on its main branch, and another branch checked out."""
     shutil.copytree(ROOT / "proto", tmp_path / "proto", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     git(tmp_path, "init", "--initial-branch=main")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--message=The contract")
@@ -45,9 +44,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def check_contract(project: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "scripts/check_contract.py"], cwd=project, check=False, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "proto/check.py"], cwd=project, check=False, capture_output=True, text=True)
 
 
 def rewrite(project: Path, pattern: str, replacement: str) -> None:

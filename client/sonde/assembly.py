@@ -374,14 +374,15 @@ class InterveneAssembler(Stream):
         if self._request.WhichOneof("plan") != "sweep":
             return {"run": tuple(range(len(self._request.list.interventions)))}
         sweep, axes = self._request.sweep, context.message.axes
-        positions = axes.positions
         site = sweep.edit.site
+        if site.HasField("from_position"):
+            positions: tuple[Label, ...] = (f"{site.from_position}:",)
+        else:
+            positions = _axis_labels(axes.positions, site.positions, together=pb.AXIS_POSITION in sweep.together)
         return {
-            "layer": _axis_labels(axes.layers, together=pb.AXIS_LAYER in sweep.together),
-            "unit": _axis_labels(axes.units, together=pb.AXIS_UNIT in sweep.together),
-            "position": (f"{site.from_position}:",)
-            if site.HasField("from_position")
-            else _axis_labels(positions, together=pb.AXIS_POSITION in sweep.together),
+            "layer": _axis_labels(axes.layers, site.layers, together=pb.AXIS_LAYER in sweep.together),
+            "unit": _axis_labels(axes.units, site.units, together=pb.AXIS_UNIT in sweep.together),
+            "position": positions,
         }
 
     def _take(self, readings: pb.Readings) -> None:
@@ -438,13 +439,17 @@ class InterveneAssembler(Stream):
         )
 
 
-def _axis_labels(labels: Sequence[int], *, together: bool) -> tuple[Label, ...]:
-    if not labels:
+def _axis_labels(resolved: Sequence[int], asked: Sequence[int], *, together: bool) -> tuple[Label, ...]:
+    """One label per entry; a single one, such as `0-7` or `all`, for what every run takes together."""
+    if resolved and not together:
+        return tuple(resolved)
+    several = list(resolved or asked)
+    if not several:
         return ("all",)
-    if together and len(labels) > 1:
-        contiguous = list(labels) == list(range(labels[0], labels[-1] + 1))
-        return (f"{labels[0]}-{labels[-1]}" if contiguous else ",".join(map(str, labels)),)
-    return tuple(labels)
+    if len(several) == 1:
+        return (several[0],)
+    contiguous = several == list(range(several[0], several[-1] + 1))
+    return (f"{several[0]}-{several[-1]}" if contiguous else ",".join(map(str, several)),)
 
 
 def _float32(array: npt.NDArray[np.generic] | None) -> npt.NDArray[np.float32]:

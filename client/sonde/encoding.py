@@ -55,7 +55,7 @@ def trace_request(
     request = pb.TraceRequest(
         prompt=_prompt(prompt),
         targets=[_target(target) for target in as_targets(targets)],
-        position=position,
+        position=None if position is None else index(position, "position"),
         top_k=index(top_k, "top_k"),
         dry_run=dry_run,
     )
@@ -271,7 +271,9 @@ def _attribution_patching(method: AttributionPatching) -> pb.AttributionPatching
     message = pb.AttributionPatching(
         source=_prompt(method.source),
         components=[COMPONENTS[name] for name in component_names(method.components)],
-        integration_steps=0 if method.integration_steps is None else index(method.integration_steps, "steps"),
+        integration_steps=0
+        if method.integration_steps is None
+        else index(method.integration_steps, "integration_steps"),
         verify_top=index(method.verify_top, "verify_top"),
     )
     if method.metric is not None:

@@ -16,8 +16,6 @@
 The transport's exceptions never come out of this package.
 """
 
-# ruff: noqa: N818 - the names say what happened; "Error" would only lengthen them.
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -210,7 +208,7 @@ def from_call(call: FailedCall, address: str) -> SondeError:
 def _kind(code: grpc.StatusCode, message: str, details: _Details) -> type[SondeError]:
     # The transport says "too large" with the code of a full queue; waiting would not help.
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not details.reason and "larger than max" in message:
-        return ProtocolError if message.startswith("CLIENT:") else InvalidRequest
+        return ProtocolError if "CLIENT:" in message else InvalidRequest
     return KINDS.get(code, ProtocolError)
 
 

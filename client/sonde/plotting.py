@@ -169,7 +169,7 @@ def attributions(result: "AttributionPatchingResult", *, target: int = 0) -> "Fi
     def draw(figure: "Figure") -> None:
         panels = figure.subplots(1, max(len(grids), 1), squeeze=False)[0]
         for axes, (name, grid) in zip(panels, grids.items(), strict=False):
-            image = _grid(axes, grid.T, "RdBu_r", -high, high)
+            image = _grid(axes, grid.T, "RdBu", -high, high)
             positions = [int(p or 0) for p in result.axes[name]["position"]]
             _ticks(axes, result.axes[name]["layer"], list(result.token_labels(positions)))
             axes.set_title(_TITLES.get(name, name.replace("_", " ")), pad=8)
@@ -217,9 +217,10 @@ def _figure(width: float, height: float, draw: Callable[["Figure"], None]) -> "F
     require()
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.05), facecolor="white")
         draw(figure)
     return figure
 
@@ -264,7 +265,7 @@ def _effect_heatmap(result: "InterventionResult", title: str, grid: Floats, down
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
-        image = _grid(axes, grid, "RdBu_r", -high, high)
+        image = _grid(axes, grid, "RdBu", -high, high)
         _ticks(axes, tuple(labels(across)), labels(down))
         axes.set_xlabel(across)
         axes.set_ylabel("" if down == "position" else down)

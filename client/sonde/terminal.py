@@ -22,6 +22,8 @@ _RAMPS: Final[dict[str, tuple[_Rgb, ...]]] = {
     "attention_out": ((255, 245, 240), (252, 146, 114), (239, 59, 44), (153, 0, 13)),
 }
 _OTHER: Final[tuple[_Rgb, ...]] = ((247, 251, 255), (158, 202, 225), (66, 146, 198), (8, 69, 148))
+# The levels of the 256-colour palette's cube.
+_CUBE: Final = (0, 95, 135, 175, 215, 255)
 _RESET: Final = "\x1b[0m"
 
 
@@ -122,4 +124,5 @@ def _background(value: float, low: float, high: float, ramp: Sequence[_Rgb], col
     red, green, blue = (round(a + (b - a) * mix) for a, b in pairs)
     if colours == "truecolor":
         return f"\x1b[48;2;{red};{green};{blue}m"
-    return f"\x1b[48;5;{16 + 36 * round(red / 51) + 6 * round(green / 51) + round(blue / 51)}m"
+    red, green, blue = (min(range(6), key=lambda i: abs(_CUBE[i] - part)) for part in (red, green, blue))
+    return f"\x1b[48;5;{16 + 36 * red + 6 * green + blue}m"

@@ -14,9 +14,10 @@ from itertools import islice
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from .answers import Cost
 from .engine import Base, Engine, Result, Run, State
 from .engine.layout import Row
-from .errors import Busy, NotServing, Stopped
+from .errors import Busy, InvalidQuestion, NotServing, Stopped, Violation
 
 T = TypeVar("T")
 # Runs that are looked at together, so that those which share positions also share a batch.
@@ -35,8 +36,7 @@ class _Job(Generic[T]):
         if not self.future.set_running_or_notify_cancel():
             return
         try:
-            if self.session.stopped():
-                raise Stopped("the caller went away")
+            self.session.check()
             self.future.set_result(self.work())
         except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
             self.future.set_exception(error)
@@ -45,8 +45,9 @@ class _Job(Generic[T]):
 class Scheduler:
     """The thread that owns the model, and the queue before it."""
 
-    def __init__(self, engine: Engine, *, max_waiting: int = 1024) -> None:
+    def __init__(self, engine: Engine, *, max_waiting: int = 1024, max_answer_bytes: int = 256 << 20) -> None:
         self.engine = engine
+        self.max_answer_bytes = max_answer_bytes
         self.max_waiting = max_waiting
         self._queues: OrderedDict[str, deque[_Job[object]]] = OrderedDict()
         self._changed = threading.Condition()
@@ -114,9 +115,7 @@ class Scheduler:
 class Session:
     """One request's way to the engine."""
 
-    def __init__(
-        self, scheduler: Scheduler, caller: str, cancelled: threading.Event, deadline: float | None
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, caller: str, cancelled: threading.Event, deadline: float | None) -> None:
         self.scheduler = scheduler
         self.engine = scheduler.engine
         self.caller = caller
@@ -135,6 +134,18 @@ class Session:
     def stopped(self) -> bool:
         """Whether nobody waits for the answer any more."""
         return self.cancelled.is_set() or (self.deadline is not None and time.monotonic() >= self.deadline)
+
+    def check(self) -> None:
+        """Raises Stopped when nobody waits any more."""
+        if self.stopped():
+            raise Stopped("the caller went away")
+
+    def admit(self, cost: Cost) -> None:
+        """Raises InvalidQuestion when the answer can never be given: it is larger than the server allows."""
+        allowed = self.scheduler.max_answer_bytes
+        if cost.answer_bytes > allowed:
+            text = f"the answer would take {cost.answer_bytes} bytes, and at most {allowed} are allowed; ask for less"
+            raise InvalidQuestion([Violation("", text)])
 
     def call(self, work: Callable[[], T]) -> T:
         """Does `work` on the model thread. Raises Stopped when the caller goes away meanwhile."""
@@ -160,7 +171,8 @@ class Session:
                 if not pending:
                     break
                 numbers, future = pending.popleft()
-                done.update(zip(numbers, self._wait(future), strict=True))
+                results = self._wait(future)
+                done.update(zip(numbers, results, strict=True))
                 while following in done:
                     yield done.pop(following)
                     following += 1
@@ -199,8 +211,7 @@ class Session:
         return [state for state in known if state is not None]
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":
-        if self.stopped():
-            raise Stopped("the caller went away")
+        self.check()
         job = _Job(work, self)
         self.scheduler.enqueue(job)  # type: ignore[arg-type]
         return job.future

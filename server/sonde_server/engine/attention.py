@@ -48,8 +48,11 @@ class SharedPrefixAttention:
         windowed = settings.sliding_window is not None and segment.length > settings.sliding_window
         if segment.first == 0 and layer not in self.explicit and settings.softcap is None and not windowed:
             rows = len(segment.prefixes) * segment.rows
-            folded = [tensor.unflatten(0, (rows, segment.length)).transpose(1, 2) for tensor in (query, key, value)]
-            return plain_attention(*folded, settings, None).transpose(1, 2).flatten(0, 1)
+            q, k, v = (
+                tensor.reshape(rows, segment.length, *tensor.shape[1:]).transpose(1, 2)
+                for tensor in (query, key, value)
+            )
+            return plain_attention(q, k, v, settings).transpose(1, 2).flatten(0, 1)
         return self._explicit(layer, segment, query, key, value, settings)
 
     def _explicit(
@@ -150,5 +153,3 @@ def _pair_index(
     heads = torch.arange(pairs.shape[1]) if units is None else torch.tensor(units)
     queries = torch.tensor(positions) - segment.first
     return tuple(index.to(pairs.device) for index in (torch.tensor(row), heads[:, None], queries[None, :]))
-
-

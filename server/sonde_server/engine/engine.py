@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..domain import Metric, Target
+from ..domain import Component, Metric, Target
 from ..model.anatomy import Decoder
 from .execute import Execution, Work
 from .layout import Row
@@ -77,7 +77,7 @@ class Engine:
 
     def run_row(self, run: Run) -> Row:
         """The row that computes a run."""
-        edits: dict[tuple[int, int], list[PlacedEdit]] = defaultdict(list)
+        edits: dict[tuple[Component, int], list[PlacedEdit]] = defaultdict(list)
         for edit in run.edits:
             if edit.positions:
                 edits[edit.component, edit.layer].append(edit)
@@ -165,9 +165,7 @@ class Engine:
     def embedding_deviation(self) -> float:
         """Unbiased standard deviation of all entries of the token embedding."""
         if self._deviation is None:
-            weight = self.decoder.embedding.weight
-            assert isinstance(weight, Tensor)
-            self._deviation = float(weight.double().std())
+            self._deviation = float(self.decoder.embedding.weight.double().std())
         return self._deviation
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..domain import Component
 from .plan import Extent
 from .runs import Capture, PlacedEdit, Reading, Result, State
 
@@ -16,7 +17,7 @@ class Row:
     tokens: tuple[int, ...]
     prefix: State | None
     extent: Extent
-    edits: dict[tuple[int, int], list[PlacedEdit]]
+    edits: dict[tuple[Component, int], list[PlacedEdit]]
     captures: tuple[Capture, ...] = ()
     reading: Reading | None = None
     receipts: int = 0

@@ -62,7 +62,7 @@ def extent_of(
     start = min((first_block(place, layers) for place in places), default=layers)
     # A pattern may be made to look at later positions, and scores are shown against all keys.
     end = tokens if any(place.component in PAIRWISE for place in places) else max(touched) + 1
-    stop = layers if read is not None else max((first_block(place, layers) + _runs_its_block(place) for place in places))
+    stop = layers if read is not None else max(first_block(place, layers) + _runs_its_block(place) for place in places)
     return Extent(start, stop, min(touched), end)
 
 

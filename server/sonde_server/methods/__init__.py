@@ -3,11 +3,9 @@
 from collections.abc import Iterator
 
 from ..answers import Answer
-from ..domain import InterveneQuestion, TraceQuestion
+from ..domain import CausalTracing, InterveneQuestion, TokenProbability, TraceQuestion
 from ..scheduler import Session
 from . import activations, causal_tracing, interventions, prediction, token_probability
-from .causal_tracing import CausalTracing
-from .token_probability import TokenProbability
 
 __all__ = ["intervene", "trace"]
 

@@ -80,6 +80,7 @@ def answer(question: TraceQuestion, method: CausalTracing, session: Session) -> 
     if question.dry_run:
         yield context(tokens, question.targets, position, None, cost)
         return
+    session.admit(cost)
     clean = session.states([Base(tokens)])[0]
     targets, prediction = predict(session, clean, question.targets, position, question.top_k)
     yield context(tokens, targets, position, prediction, cost)
@@ -182,7 +183,7 @@ def _noise(method: CausalTracing, session: Session) -> tuple[list[Tensor | None]
         factor = 3.0 if corruption.deviations is None else corruption.deviations
         deviation = factor * session.engine.embedding_deviation()
     shape = (corruption.samples, len(method.subject), session.engine.decoder.hidden_size)
-    drawn = np.random.RandomState(corruption.seed).randn(*shape) * deviation  # noqa: NPY002 - ROME's own generator
+    drawn = np.random.RandomState(corruption.seed).randn(*shape) * deviation
     return list(torch.from_numpy(drawn)), deviation
 
 
@@ -197,19 +198,17 @@ def _corruptions(method: CausalTracing, noise: list[Tensor | None], session: Ses
     ]
 
 
-def _clean_values(
-    method: CausalTracing, session: Session, clean: State
-) -> dict[tuple[Component, int], Tensor]:
+def _clean_values(method: CausalTracing, session: Session, clean: State) -> dict[tuple[Component, int], Tensor]:
     """The clean run's values, [positions, ...], of every component and layer that is restored."""
-    places = sorted({(cell.component, layer) for cell in cells(method, session.engine.layers) for layer in cell.restored})
+    places = sorted(
+        {(cell.component, layer) for cell in cells(method, session.engine.layers) for layer in cell.restored}
+    )
     wanted = tuple(Capture(component, layer, method.positions) for component, layer in places)
     result = next(iter(session.run([Run(clean, captures=wanted)])))
     return dict(zip(places, result.captures, strict=True))
 
 
-def _cost(
-    question: TraceQuestion, method: CausalTracing, grid: list[Cell], samples: int, session: Session
-) -> Cost:
+def _cost(question: TraceQuestion, method: CausalTracing, grid: list[Cell], samples: int, session: Session) -> Cost:
     engine, tokens = session.engine, len(question.prompt.tokens)
     layers = engine.layers
     places = {(cell.component, layer) for cell in grid for layer in cell.restored}

@@ -45,10 +45,9 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     attention = "eager" if plan.needs_scores() else "sdpa"
     cost = plan.cost()
     if question.dry_run:
-        yield context(
-            tokens, readout.targets, readout.position, None, cost, attention=attention, axes=plan.axes()
-        )
+        yield context(tokens, readout.targets, readout.position, None, cost, attention=attention, axes=plan.axes())
         return
+    session.admit(cost)
     clean = session.states([Base(tokens)])[0]
     targets, prediction = predict(session, clean, readout.targets, readout.position, readout.top_k)
     yield context(tokens, targets, readout.position, prediction, cost, attention=attention, axes=plan.axes())
@@ -176,21 +175,22 @@ class Plan:
     def _change(self, edit: Edit, layer: int) -> Change:
         match edit.operation:
             case Scale(factor):
-                return Change("multiply", factor)
+                change = Change("multiply", factor)
             case Set(values):
-                return Change("set", self._tensor(values))
+                change = Change("set", self._tensor(values))
             case Add(values):
-                return Change("add", self._tensor(values))
+                change = Change("add", self._tensor(values))
             case Multiply(values):
-                return Change("multiply", self._tensor(values))
+                change = Change("multiply", self._tensor(values))
             case ProjectOut(direction):
-                return Change("project", self._tensor(direction))
+                change = Change("project", self._tensor(direction))
             case Knockout(keys):
-                return Change("knockout", keys=keys)
+                change = Change("knockout", keys=keys)
             case Noise() as noise:
-                return Change("add", self._noise(edit.site, noise))
+                change = Change("add", self._noise(edit.site, noise))
             case Patch() as patch:
-                return Change("set", self._patch(edit.site, patch, layer))
+                change = Change("set", self._patch(edit.site, patch, layer))
+        return change
 
     def _tensor(self, values: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]") -> Tensor:
         """One tensor for an array, however many runs share it."""
@@ -201,7 +201,7 @@ class Plan:
     def _noise(self, site: Site, noise: Noise) -> Tensor:
         positions = len(site.positions_within(self.tokens))
         shape = self.session.engine.decoder.selected_shape(site.component, site.units, positions, self.tokens)
-        drawn = np.random.RandomState(noise.seed).randn(*shape)  # noqa: NPY002 - what the contract names
+        drawn = np.random.RandomState(noise.seed).randn(*shape)
         return torch.from_numpy(drawn * noise.standard_deviation)
 
     def _patch(self, site: Site, patch: Patch, layer: int) -> Tensor:

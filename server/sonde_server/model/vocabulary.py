@@ -37,11 +37,11 @@ class Vocabulary:
         if token in self.tokenizer.all_special_ids:
             return str(self.tokenizer.convert_ids_to_tokens(token))
         anchor = self._anchor()
-        before = self.tokenizer.decode([anchor], clean_up_tokenization_spaces=False)
-        both = self.tokenizer.decode([anchor, token], clean_up_tokenization_spaces=False)
-        if both.startswith(before):
-            return both[len(before) :]
-        return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        before, both = self._decode(anchor), self._decode(anchor, token)
+        return both[len(before) :] if both.startswith(before) else self._decode(token)
+
+    def _decode(self, *tokens: int) -> str:
+        return str(self._required().decode(list(tokens), clean_up_tokenization_spaces=False))
 
     def _anchor(self) -> int:
         """A token of plain letters, behind which others are decoded."""
