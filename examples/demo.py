@@ -23,21 +23,23 @@ SUBJECT = "The Eiffel Tower"
 PROMPT = f"{SUBJECT} is in the city of"
 TARGET = " Paris"
 WINDOW = 3
+SLIGHT = 0.1
 FACTORS = (0.0, 3.0, -3.0, 10.0, -10.0)
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 LISTENING = "listening on "
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 # ---------------------------------------------------------------------- the server
 
 
-class ServerOutput:
-    """Reads what the server writes to standard error, so that its pipe never fills, and finds its address there."""
+class LocalServer:
+    """A server process. What it writes to standard error is read all along: its address is there, and its troubles."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self.last_lines: deque[str] = deque(maxlen=20)
         self._process = process
+        self._last_lines: deque[str] = deque(maxlen=20)
         self._address: str | None = None
         self._known = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -47,15 +49,36 @@ class ServerOutput:
         """Host and port, as soon as the server has bound them.
 
         Raises:
-            SystemExit: if the server ends before that, with what it last wrote.
+            SystemExit: if the server ends before that, or takes too long, with what it last wrote.
         """
         if not self._known.wait(START_SECONDS) or self._address is None:
-            raise SystemExit("the server did not start:\n" + "\n".join(self.last_lines))
+            raise self._failure()
         return self._address
+
+    def wait(self, client: sonde.Client) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            SystemExit: as `address`.
+        """
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                client.wait_until_serving(1.0)
+            except sonde.NotServing:
+                if self._process.poll() is not None or time.monotonic() > end:
+                    raise self._failure() from None
+            else:
+                return
+
+    def _failure(self) -> SystemExit:
+        if self._process.poll() is not None:
+            self._reader.join(STOP_SECONDS)
+        return SystemExit("the server did not start:\n" + "\n".join(self._last_lines))
 
     def _read(self) -> None:
         for line in self._process.stderr or ():
-            self.last_lines.append(line.rstrip())
+            self._last_lines.append(line.rstrip())
             _, found, rest = line.partition(LISTENING)
             if found and self._address is None:
                 self._address = rest.split()[0]
@@ -64,15 +87,15 @@ class ServerOutput:
 
 
 @contextmanager
-def running_server(model: str) -> Iterator[str]:
-    """A server on a free port of this machine, given its address; it is stopped whatever happens.
+def running_server(model: str) -> Iterator[LocalServer]:
+    """A server on a free port of this machine; it is stopped whatever happens.
 
     It gets a session of its own: Ctrl-C in the terminal then reaches the tour alone, which stops the server in order.
     """
     command = [sys.executable, "-m", "sonde_server.cli", "--port", "0", "--model", model]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
-            yield ServerOutput(process).address()
+            yield LocalServer(process)
         finally:
             stop(process)
 
@@ -102,14 +125,14 @@ def show_model(client: sonde.Client) -> None:
 def show_layers(client: sonde.Client) -> None:
     """The target's probability through the layers."""
     heading("2. A token's probability through the layers", "Trace, method TokenProbability")
-    say(f"The prompt is {PROMPT!r}, the token asked about {TARGET!r}.")
+    say(f"The prompt is {PROMPT!r}, the token asked about {quoted(TARGET)}.")
     result = client.trace(PROMPT, targets=[TARGET], method=sonde.TokenProbability(gradient_norms=True))
     print(report.trace_text(result))
     say(
-        f"The first table is the model's answer: it gives {TARGET!r} a probability of {result.probability:.1%}. The "
-        "second reads the residual stream at the last token after each block, as if the model ended there (the logit "
-        f"lens): p is the probability that {TARGET!r} would get, rank how many tokens would be preferred to it, and "
-        "the top token what would be said instead. Row 0 is the token embedding, before any block."
+        f"The first table is the model's answer: it gives {quoted(TARGET)} a probability of {result.probability:.1%}. "
+        "The second reads the residual stream at the last token after each block, as if the model ended there (the logit "
+        f"lens): p is the probability that {quoted(TARGET)} would get, rank how many tokens would be preferred to it, "
+        "and the top token what would be said instead. Row 0 is the token embedding, before any block."
     )
     if result.gradient_norms is None:
         return
@@ -117,7 +140,7 @@ def show_layers(client: sonde.Client) -> None:
     position = result.gradient_positions[int(norms.argmax())]
     say(
         "The gradient says where a small change of a state would move that probability most. For the token "
-        f"embeddings it is largest at {result.tokens[position].text!r} (position {position}), with a norm of "
+        f"embeddings it is largest at {quoted(result.tokens[position].text)} (position {position}), with a norm of "
         f"{norms.max():.2g}."
     )
 
@@ -126,24 +149,35 @@ def show_causal_trace(client: sonde.Client, folder: Path) -> sonde.CausalTracing
     """ROME's causal trace: which states carry the fact."""
     heading("3. A causal trace", "Trace, method CausalTracing")
     say(
-        f"The embeddings of {SUBJECT!r} are corrupted with noise, in ten draws, until the model no longer knows the "
-        "answer. Then one clean state at a time is put back: of one token, after one block. Where that alone brings "
-        "the answer back, the state carries the fact (Meng et al. 2022). For the MLP and for attention the outputs "
-        f"of {WINDOW} neighbouring blocks are put back together."
+        f"The embeddings of {SUBJECT!r} are corrupted with noise, in ten draws, which takes away most of the answer's "
+        "probability. Then one clean state at a time is put back: of one token, after one block. Where that alone "
+        "brings the answer back, the state carries the fact (Meng et al. 2022). For the MLP and for attention the "
+        f"outputs of {WINDOW} neighbouring blocks are put back together."
     )
     method = sonde.CausalTracing(subject=SUBJECT, window=WINDOW)
     trace = client.trace(PROMPT, targets=[TARGET], method=method, progress=True)
     print(terminal.causal_tracing(trace))
+    say(
+        f"Every cell is the probability of {quoted(TARGET)}, a mean over the draws, with the state of that token (row) "
+        f"and that block (column) restored. Untouched it is {trace.clean[0]:.3f}, corrupted {trace.corrupted[0]:.3f}. "
+        "That the last token's last state brings it all back goes without saying: the answer is read there. The "
+        "subject's own states tell where the fact is looked up:"
+    )
+    show_best_subject_states(trace)
     path = folder / "trace.png"
     trace.plot(path)
-    best = trace.strongest(1)[0]
-    say(
-        f"Every cell is the probability of {TARGET!r}, a mean over the draws, with the state of that token (row) and "
-        f"that block (column) restored. Untouched it is {trace.clean[0]:.3f}, corrupted {trace.corrupted[0]:.3f}; the "
-        f"strongest cell is {best.component} of {best.token!r} at layer {best.layer}, which brings it to "
-        f"{best.probability:.3f}. All {trace.cost.runs:,} runs came from one call. The picture: {path}"
-    )
+    say(f"All {trace.cost.runs:,} runs came from one call. The picture: {path}")
     return trace
+
+
+def show_best_subject_states(trace: sonde.CausalTracingResult) -> None:
+    """Of each component, the state within the subject that brings most of the answer back."""
+    rows: list[list[object]] = []
+    for component, grid in trace.restored.items():
+        cells = trace.strongest(grid[..., 0].size, component=component)
+        best = next(cell for cell in cells if cell.position in trace.corrupted_positions)
+        rows.append([component, best.layer, repr(best.token), best.probability, best.effect])
+    print(terminal.table(["restored", "layer", "token", "p", "gain over corrupted"], rows))
 
 
 def show_neurons(client: sonde.Client, position: int) -> sonde.Change:
@@ -159,10 +193,11 @@ def show_neurons(client: sonde.Client, position: int) -> sonde.Change:
     print(report.interventions_text(result, 8))
     first = result.most_changed(1)[0]
     say(
-        f"'changed' is the probability of {TARGET!r} without the neuron, and the effect its logarithm less that of the "
-        "unchanged run, in nats: -0.69 would halve the probability, +0.69 double it. "
+        f"'changed' is the probability of {quoted(TARGET)} without the neuron, and the effect its logarithm less that "
+        "of the unchanged run, in nats: -0.69 would halve the probability, +0.69 double it. "
         f"Without the first of them, neuron {first.unit} of layer {first.layer}, the model is "
-        f"{'less' if first.effect < 0 else 'more'} sure by {abs(first.probability - first.clean_probability):.2%}."
+        f"{'less' if first.effect < 0 else 'more'} sure by {abs(first.probability - first.clean_probability):.2%}. "
+        + ("No single neuron holds the fact; many carry it together." if abs(first.effect) < SLIGHT else "")
     )
     return first
 
@@ -193,18 +228,24 @@ def show_scaling(client: sonde.Client, change: sonde.Change, position: int) -> N
 
 def heading(title: str, call: str) -> None:
     """A line between the parts of the tour, with the call that it makes."""
-    print(f"\n\n{title}  [{call}]\n{'─' * 79}")
+    print(f"\n{title}  [{call}]\n{'─' * 79}")
 
 
 def say(text: str) -> None:
     """A paragraph."""
-    print("\n" + textwrap.fill(text, 79, break_on_hyphens=False) + "\n", flush=True)
+    print("\n" + textwrap.fill(text, 79, break_on_hyphens=False).replace(NO_BREAK, " ") + "\n", flush=True)
 
 
-def tour(address: str, folder: Path) -> None:
+def quoted(token: str) -> str:
+    """A token in quotes, which a paragraph keeps on one line."""
+    return repr(token).replace(" ", NO_BREAK)
+
+
+def tour(server: LocalServer, folder: Path) -> None:
     """All parts, in order."""
-    with sonde.Client(address, timeout=300.0) as client:
-        client.wait_until_serving(START_SECONDS)
+    with sonde.Client(server.address(), timeout=300.0) as client:
+        print(f"It listens on {server.address()} and loads the model.", flush=True)
+        server.wait(client)
         show_model(client)
         show_layers(client)
         trace = show_causal_trace(client, folder)
@@ -229,9 +270,8 @@ def main() -> int:
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         print("Starting a server on a free port of this machine ...", flush=True)
-        with running_server(options.model) as address:
-            print(f"It listens on {address} and loads the model.", flush=True)
-            tour(address, options.out)
+        with running_server(options.model) as server:
+            tour(server, options.out)
             say("That was the tour. The server stops now.")
     except KeyboardInterrupt:
         print("\ninterrupted; the server is stopped", file=sys.stderr)
