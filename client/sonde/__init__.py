@@ -1,1 +1,123 @@
-"""The client of Sonde."""
+"""See inside a transformer and change it, over gRPC.
+
+    import sonde
+
+    with sonde.Client("localhost:50051") as client:
+        trace = client.trace(
+            "The Eiffel Tower is in the city of",
+            targets=[" Paris"],
+            method=sonde.CausalTracing(subject="The Eiffel Tower"),
+        )
+        trace.restored["residual_post"]  # numpy [position, layer, target]
+
+Importing this package imports grpc, protobuf and numpy: never torch, matplotlib or pandas.
+"""
+
+from sonde._version import __version__
+from sonde.aio import AsyncClient
+from sonde.client import Client
+from sonde.connection import TLS
+from sonde.errors import (
+    Busy,
+    Cancelled,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    InvalidSettings,
+    NotServing,
+    PermissionDenied,
+    ProtocolError,
+    SondeError,
+    Unauthenticated,
+    Unsupported,
+    Violation,
+)
+from sonde.model import Model
+from sonde.requests import (
+    Activations,
+    AttributionPatching,
+    CausalTracing,
+    Edit,
+    Generation,
+    Prompt,
+    Site,
+    Sweep,
+    Target,
+    TokenProbability,
+    add,
+    head,
+    knockout,
+    multiply,
+    neuron,
+    noise,
+    patch,
+    project_out,
+    replace,
+    residual,
+    scale,
+    site,
+    sweep,
+)
+from sonde.results import Change, InterventionResult, Prediction, Run, Token, TokenPrediction
+from sonde.traces import (
+    ActivationsResult,
+    AttributionPatchingResult,
+    CausalTracingResult,
+    TokenProbabilityResult,
+    TraceResult,
+)
+
+__all__ = [
+    "TLS",
+    "Activations",
+    "ActivationsResult",
+    "AsyncClient",
+    "AttributionPatching",
+    "AttributionPatchingResult",
+    "Busy",
+    "Cancelled",
+    "CausalTracing",
+    "CausalTracingResult",
+    "Change",
+    "Client",
+    "DeadlineExceeded",
+    "Edit",
+    "Generation",
+    "InternalError",
+    "InterventionResult",
+    "InvalidRequest",
+    "InvalidSettings",
+    "Model",
+    "NotServing",
+    "PermissionDenied",
+    "Prediction",
+    "Prompt",
+    "ProtocolError",
+    "Run",
+    "Site",
+    "SondeError",
+    "Sweep",
+    "Target",
+    "Token",
+    "TokenPrediction",
+    "TokenProbability",
+    "TokenProbabilityResult",
+    "TraceResult",
+    "Unauthenticated",
+    "Unsupported",
+    "Violation",
+    "__version__",
+    "add",
+    "head",
+    "knockout",
+    "multiply",
+    "neuron",
+    "noise",
+    "patch",
+    "project_out",
+    "replace",
+    "residual",
+    "scale",
+    "site",
+    "sweep",
+]

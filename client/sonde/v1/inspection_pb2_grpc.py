@@ -29,10 +29,13 @@ class InspectionServiceStub(object):
     """Looks inside the one transformer that this server hosts.
 
     Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers,
-    grids, attributions, activations and generated are slices that say where they belong. A small answer (a prediction, a dry
-    run, a few interventions) is exactly one message. The same request to the same build, model and device
-    gives the same values, up to the noise of the data type when it shares a batch with others.
+    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
+    attributions, activations and generated are slices that say where they belong. A small answer (a prediction, a dry
+    run, a few interventions) is exactly one message. The same request to the same build, model and device gives the
+    same values, up to the noise of the data type when it shares a batch with others.
+
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
+    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
     """
 
     def __init__(self, channel):
@@ -62,10 +65,13 @@ class InspectionServiceServicer(object):
     """Looks inside the one transformer that this server hosts.
 
     Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers,
-    grids, attributions, activations and generated are slices that say where they belong. A small answer (a prediction, a dry
-    run, a few interventions) is exactly one message. The same request to the same build, model and device
-    gives the same values, up to the noise of the data type when it shares a batch with others.
+    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
+    attributions, activations and generated are slices that say where they belong. A small answer (a prediction, a dry
+    run, a few interventions) is exactly one message. The same request to the same build, model and device gives the
+    same values, up to the noise of the data type when it shares a batch with others.
+
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
+    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
     """
 
     def GetModel(self, request, context):
@@ -119,10 +125,13 @@ class InspectionService(object):
     """Looks inside the one transformer that this server hosts.
 
     Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers,
-    grids, attributions, activations and generated are slices that say where they belong. A small answer (a prediction, a dry
-    run, a few interventions) is exactly one message. The same request to the same build, model and device
-    gives the same values, up to the noise of the data type when it shares a batch with others.
+    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
+    attributions, activations and generated are slices that say where they belong. A small answer (a prediction, a dry
+    run, a few interventions) is exactly one message. The same request to the same build, model and device gives the
+    same values, up to the noise of the data type when it shares a batch with others.
+
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
+    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
     """
 
     @staticmethod

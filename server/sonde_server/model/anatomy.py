@@ -6,20 +6,81 @@ these parts; `Decoder` runs them on packed tokens [N, D]: N tokens of any number
 other. Everything but attention treats each token alone, so only attention has to know which belong together.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..domain import Component
+from ..domain import HEADED, PAIRWISE, Component
 from ..errors import UnsupportedModel
 
 
 @dataclass(frozen=True, slots=True)
-class BlockParts:
-    """The modules of one block. `attention_norm` and `mlp_norm` come before, the `post_` ones after."""
+class Family:
+    """One architecture: the paths of its modules, and how its tokens enter.
+
+    The paths of `attention_norm` to `down_projection` start at a block, the others at the model.
+    """
+
+    embedding: str
+    blocks: str
+    attention_norm: str
+    attention: str
+    mlp_norm: str
+    mlp: str
+    down_projection: str
+    final_norm: str
+    # Added to the token embeddings, by position, before the first block.
+    position_embedding: str | None = None
+    # Computes what rotary attention needs, by position.
+    rotary: str | None = None
+    # The width of the MLP, from the configuration.
+    neurons: Callable[[PreTrainedConfig], int] = field(default=lambda config: int(config.intermediate_size))
+    # Why a model of this family would not be run exactly, or None.
+    refuse: Callable[[PreTrainedConfig], str | None] = field(default=lambda config: None)
+
+
+def _gpt2_refuse(config: PreTrainedConfig) -> str | None:
+    if config.add_cross_attention:
+        return "add_cross_attention is set; only decoders without an encoder are hosted"
+    if config.reorder_and_upcast_attn:
+        return "reorder_and_upcast_attn is set, which changes how attention is rounded"
+    return None
+
+
+FAMILIES: Mapping[str, Family] = {
+    "gpt2": Family(
+        embedding="transformer.wte",
+        blocks="transformer.h",
+        attention_norm="ln_1",
+        attention="attn",
+        mlp_norm="ln_2",
+        mlp="mlp",
+        down_projection="mlp.c_proj",
+        final_norm="transformer.ln_f",
+        position_embedding="transformer.wpe",
+        neurons=lambda config: int(config.n_inner or 4 * config.hidden_size),
+        refuse=_gpt2_refuse,
+    ),
+    "llama": Family(
+        embedding="model.embed_tokens",
+        blocks="model.layers",
+        attention_norm="input_layernorm",
+        attention="self_attn",
+        mlp_norm="post_attention_layernorm",
+        mlp="mlp",
+        down_projection="mlp.down_proj",
+        final_norm="model.norm",
+        rotary="model.rotary_emb",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The modules of one block. The norms come before what they are named after."""
 
     attention_norm: nn.Module
     attention: nn.Module
@@ -27,62 +88,22 @@ class BlockParts:
     mlp: nn.Module
     down_projection: nn.Module
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One architecture: where its parts are, and how its tokens enter."""
-
-    embedding: Callable[[PreTrainedModel], nn.Module]
-    blocks: Callable[[PreTrainedModel], nn.ModuleList]
-    parts: Callable[[nn.Module], BlockParts]
-    final_norm: Callable[[PreTrainedModel], nn.Module]
-    # What is added to the token embeddings, by position, before the first block.
-    position_embedding: Callable[[PreTrainedModel], nn.Module] | None = None
-    # Computes what rotary attention needs, by position.
-    rotary: Callable[[PreTrainedModel], nn.Module] | None = None
-    neurons: Callable[[PreTrainedModel], int] = field(default=lambda model: int(model.config.intermediate_size))
-    # Configurations of this family that are not run exactly: a reason, or None.
-    refuse: Callable[[PreTrainedModel], str | None] = field(default=lambda model: None)
+    @classmethod
+    def of(cls, block: nn.Module, family: Family) -> "Block":
+        """The parts of a block."""
+        return cls(
+            block.get_submodule(family.attention_norm),
+            block.get_submodule(family.attention),
+            block.get_submodule(family.mlp_norm),
+            block.get_submodule(family.mlp),
+            block.get_submodule(family.down_projection),
+        )
 
 
-def _gpt2_parts(block: nn.Module) -> BlockParts:
-    return BlockParts(block.ln_1, block.attn, block.ln_2, block.mlp, block.mlp.c_proj)  # type: ignore[arg-type,union-attr]
-
-
-def _llama_parts(block: nn.Module) -> BlockParts:
-    return BlockParts(
-        block.input_layernorm,  # type: ignore[arg-type]
-        block.self_attn,  # type: ignore[arg-type]
-        block.post_attention_layernorm,  # type: ignore[arg-type]
-        block.mlp,  # type: ignore[arg-type]
-        block.mlp.down_proj,  # type: ignore[arg-type,union-attr]
-    )
-
-
-def _gpt2_refuse(model: PreTrainedModel) -> str | None:
-    if model.config.add_cross_attention:
-        return "add_cross_attention is set; only decoders without an encoder are hosted"
-    return None
-
-
-FAMILIES: Mapping[str, Family] = {
-    "gpt2": Family(
-        embedding=lambda model: model.transformer.wte,
-        blocks=lambda model: model.transformer.h,
-        parts=_gpt2_parts,
-        final_norm=lambda model: model.transformer.ln_f,
-        position_embedding=lambda model: model.transformer.wpe,
-        neurons=lambda model: int(model.config.n_inner or 4 * model.config.hidden_size),
-        refuse=_gpt2_refuse,
-    ),
-    "llama": Family(
-        embedding=lambda model: model.model.embed_tokens,
-        blocks=lambda model: model.model.layers,
-        parts=_llama_parts,
-        final_norm=lambda model: model.model.norm,
-        rotary=lambda model: model.model.rotary_emb,
-    ),
-}
+def _weighted(module: nn.Module) -> nn.Embedding | nn.Linear:
+    if not isinstance(module, nn.Embedding | nn.Linear):
+        raise UnsupportedModel(f"an embedding or unembedding of type {type(module).__name__} is not known")
+    return module
 
 
 class Decoder:
@@ -97,38 +118,49 @@ class Decoder:
             raise UnsupportedModel(
                 f"models of type {config.model_type!r} are not known to this server; known are: {known}"
             )
-        if reason := family.refuse(model):
+        if reason := family.refuse(config):
             raise UnsupportedModel(f"this {config.model_type} model cannot be hosted: {reason}")
         self.model = model
-        self.family = family
-        self.embedding = family.embedding(model)
-        self.blocks = [family.parts(block) for block in family.blocks(model)]
-        self.final_norm = family.final_norm(model)
-        self.position_embedding = family.position_embedding(model) if family.position_embedding else None
-        self.rotary = family.rotary(model) if family.rotary else None
-        self.unembedding: nn.Module = model.get_output_embeddings()
+        self.embedding = _weighted(model.get_submodule(family.embedding))
+        self.blocks = [Block.of(block, family) for block in model.get_submodule(family.blocks).children()]
+        self.final_norm = model.get_submodule(family.final_norm)
+        self.position_embedding = model.get_submodule(family.position_embedding) if family.position_embedding else None
+        self.rotary = model.get_submodule(family.rotary) if family.rotary else None
+        self.unembedding = _weighted(model.get_output_embeddings())
         self.layers = len(self.blocks)
         self.hidden_size = int(config.hidden_size)
         self.heads = int(config.num_attention_heads)
         self.key_value_heads = int(getattr(config, "num_key_value_heads", None) or self.heads)
         self.head_size = int(getattr(config, "head_dim", None) or self.hidden_size // self.heads)
-        self.neurons = family.neurons(model)
-        self.vocabulary_size = int(self.unembedding.weight.shape[0])  # type: ignore[union-attr,arg-type]
+        self.neurons = family.neurons(config)
+        self.vocabulary_size = int(self.unembedding.weight.shape[0])
         self.unavailable: dict[Component, str] = {}
 
     @property
     def device(self) -> torch.device:
         """Where the tokens enter."""
-        weight = self.embedding.weight
-        assert isinstance(weight, Tensor)
-        return weight.device
+        return self.embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The type the residual stream is computed in."""
-        weight = self.embedding.weight
-        assert isinstance(weight, Tensor)
-        return weight.dtype
+        return self.embedding.weight.dtype
+
+    def selected_shape(
+        self, component: Component, units: Sequence[int] | None, positions: int, tokens: int
+    ) -> tuple[int, ...]:
+        """Shape of a component at `positions` of a prompt of `tokens`, and at `units` (None: all)."""
+        widths = {
+            Component.KEY: self.key_value_heads,
+            Component.VALUE: self.key_value_heads,
+            Component.NEURON: self.neurons,
+            Component.LOGITS: self.vocabulary_size,
+        }
+        full = self.heads if component in HEADED | PAIRWISE else self.hidden_size
+        count = widths.get(component, full) if units is None else len(units)
+        if component in PAIRWISE:
+            return (count, positions, tokens)
+        return (positions, count, self.head_size) if component in HEADED else (positions, count)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings [N, D] of ids [N], before positions."""

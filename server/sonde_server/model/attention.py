@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ def _forward(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     attend = _in_charge.get()
     if attend is None:
@@ -68,11 +69,8 @@ def _forward(
         softcap=softcap if isinstance(softcap, float) else None,
     )
     # A batch is one packed row: [1, H, N, d] -> [N, H, d].
-    mixed = attend(
-        int(module.layer_idx),  # type: ignore[arg-type]
-        *(tensor[0].transpose(0, 1) for tensor in (query, key, value)),
-        settings,
-    )
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    mixed = attend(int(module.layer_idx), query, key, value, settings)  # type: ignore[arg-type]
     return mixed.unsqueeze(0), None
 
 
@@ -82,16 +80,13 @@ def register() -> None:
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def plain_attention(
-    query: Tensor, key: Tensor, value: Tensor, settings: AttentionSettings, mask: Tensor | None
-) -> Tensor:
-    """SDPA over [B, H, n, d] and [B, K, n, d], causal where `mask` is None."""
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, settings: AttentionSettings) -> Tensor:
+    """Causal SDPA over [B, H, n, d] and [B, K, n, d]."""
     return torch.nn.functional.scaled_dot_product_attention(
         query,
         key,
         value,
-        attn_mask=mask,
-        is_causal=mask is None and query.shape[2] > 1,
+        is_causal=query.shape[2] > 1,
         scale=settings.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )

@@ -1,10 +1,11 @@
 """Loads a model from a directory or the hub: weights as safetensors only, no code from the checkpoint."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ..builtin import ATLAS_DIRECTORY
@@ -61,7 +62,9 @@ def _config(source: str, revision: str | None) -> object:
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UnsupportedModel(f"{source!r} is neither a model directory nor a hub id that can be read: {error}") from error
+        raise UnsupportedModel(
+            f"{source!r} is neither a model directory nor a hub id that can be read: {error}"
+        ) from error
     if config.model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise UnsupportedModel(f"models of type {config.model_type!r} are not known to this server; known are: {known}")
@@ -82,11 +85,14 @@ def _dtype(dtype: str, place: torch.device, checkpoint: object) -> torch.dtype:
     return checkpoint
 
 
-def _tokenizer(source: str, revision: str | None) -> object:
+def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase | None:
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
     except (OSError, ValueError, TypeError):
         return None
+    return tokenizer
 
 
 def _describe(name: str, revision: str | None, decoder: Decoder, device: str) -> ModelDescription:
@@ -112,9 +118,7 @@ def _describe(name: str, revision: str | None, decoder: Decoder, device: str) ->
 
 
 def _fingerprint(name: str) -> str:
-    """What stands for a revision where the checkpoint is a directory: its weights' names and sizes are hashed."""
-    import hashlib
-
+    """What stands for a revision where the checkpoint is a directory: a hash of its weights."""
     directory = ATLAS_DIRECTORY if name == "atlas" else Path(name)
     digest = hashlib.sha256()
     for file in sorted(directory.glob("*.safetensors")):

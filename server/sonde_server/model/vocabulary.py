@@ -23,7 +23,19 @@ class Vocabulary:
         )
 
     def target(self, text: str) -> list[int]:
-        """The tokens of a continuation: no special tokens."""
+        """The tokens of a continuation: no special tokens.
+
+        A SentencePiece tokenizer marks the start of a text as it marks a space, so that " Paris" alone becomes two
+        tokens; as the continuation of another text it is the one that is meant.
+        """
+        alone = self._encode(text)
+        if len(alone) == 1:
+            return alone
+        before, both = self._encode("a"), self._encode("a" + text)
+        rest = both[len(before) :]
+        return rest if both[: len(before)] == before and len(rest) == 1 else alone
+
+    def _encode(self, text: str) -> list[int]:
         return list(self._required().encode(text, add_special_tokens=False))
 
     def text(self, token: int) -> str:
@@ -37,11 +49,11 @@ class Vocabulary:
         if token in self.tokenizer.all_special_ids:
             return str(self.tokenizer.convert_ids_to_tokens(token))
         anchor = self._anchor()
-        before = self.tokenizer.decode([anchor], clean_up_tokenization_spaces=False)
-        both = self.tokenizer.decode([anchor, token], clean_up_tokenization_spaces=False)
-        if both.startswith(before):
-            return both[len(before) :]
-        return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        before, both = self._decode(anchor), self._decode(anchor, token)
+        return both[len(before) :] if both.startswith(before) else self._decode(token)
+
+    def _decode(self, *tokens: int) -> str:
+        return str(self._required().decode(list(tokens), clean_up_tokenization_spaces=False))
 
     def _anchor(self) -> int:
         """A token of plain letters, behind which others are decoded."""

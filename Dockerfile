@@ -1,0 +1,61 @@
+# Sonde's server, with the embedded model inside. For CPUs or GPUs, by the build of torch that is installed:
+#
+#   docker build -t sonde .
+#       installs torch as pip finds it on its default index. On the public one that is, for Linux, a build for CUDA, which
+#       runs on CPUs as well but takes several GB.
+#   docker build -t sonde:cpu --build-arg PIP_INDEX_ARGS="--extra-index-url URL" .
+#       a slim image for CPUs, with URL the index of CPU builds that torch's installation page names.
+#   docker build -t sonde:cuda --build-arg PIP_INDEX_ARGS="--extra-index-url URL" .
+#       an image for the CUDA version of a GPU host, with URL the index of that. The driver comes from the host, by the
+#       NVIDIA container toolkit.
+#   --build-arg TORCH="torch==2.14.0"
+#       another version of torch than the one that Sonde is tested with.
+#
+#   docker run --rm --read-only --tmpfs /tmp --cap-drop all -p 127.0.0.1:50051:50051 sonde
+#   docker run --rm --gpus all -v ~/models:/models:ro -p 127.0.0.1:50051:50051 sonde:cuda --model /models/NAME
+
+FROM python:3.11-slim AS build
+
+ARG TORCH="torch==2.13.0"
+ARG PIP_INDEX_ARGS=""
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
+
+WORKDIR /src
+# torch first and by itself: the largest layer, which a change of the sources leaves alone.
+# hadolint ignore=DL3013,SC2086
+RUN python -m venv /opt/sonde \
+    && /opt/sonde/bin/pip install ${PIP_INDEX_ARGS} "${TORCH}"
+
+# Then what else the server needs, from the metadata alone.
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY client/sonde/_version.py client/sonde/_version.py
+# hadolint ignore=DL3013,SC2086
+RUN mkdir -p server/sonde_server \
+    && touch client/sonde/__init__.py server/sonde_server/__init__.py \
+    && grep -v '^torch==' constraints.txt > /tmp/constraints.txt \
+    && /opt/sonde/bin/pip install ${PIP_INDEX_ARGS} --constraint /tmp/constraints.txt '.[server]' \
+    && /opt/sonde/bin/pip uninstall --yes sonde
+
+COPY client client
+COPY server server
+RUN /opt/sonde/bin/pip install --no-deps .
+
+FROM python:3.11-slim
+
+COPY --from=build /opt/sonde /opt/sonde
+# Outside the container only published ports are reachable, so the server listens to all of its own network.
+ENV PATH=/opt/sonde/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    SONDE_HOST=0.0.0.0 \
+    SONDE_PORT=50051 \
+    HF_HOME=/tmp/huggingface \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+WORKDIR /tmp
+USER 10001:10001
+EXPOSE 50051
+HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 \
+    CMD ["python", "-m", "sonde_server.healthcheck"]
+ENTRYPOINT ["sonde-server"]

@@ -1,0 +1,89 @@
+# `make help` lists what there is. Environments are made once, and again when what defines them changes.
+
+PYTHON ?= python3
+# Extra arguments for pip, such as an index that has the CPU build of torch.
+PIP_ARGS ?=
+# Arguments for `make serve` and for pytest.
+ARGS ?=
+PYTEST_ARGS ?=
+# A file for pytest's exit status; when it is given, `make test` leaves judging it to the caller (.ci/run).
+PYTEST_STATUS ?=
+
+VENV := .venv
+PROTO_VENV := .venv-proto
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
+SOURCES := client server tests examples proto
+# proto/generate.py and proto/check.py have no package, so the packages of the project and they are checked apart.
+TYPED_SCRIPTS := proto/generate.py proto/check.py
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+.PHONY: help demo serve test check format-check lint types contract drift proto format clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/.created: .ci/make_venv.sh
+	@sh .ci/make_venv.sh $(VENV) $(PYTHON)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt client/sonde/_version.py
+	$(BIN)/python $(PIP_INSTALL) --editable '.[server,plot]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python $(PIP_INSTALL) --editable '.[server,plot,dev]'
+	@touch $@
+
+$(PROTO_VENV)/.installed: .ci/make_venv.sh proto/requirements.txt
+	@sh .ci/make_venv.sh $(PROTO_VENV) $(PYTHON)
+	$(PROTO_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) --requirement proto/requirements.txt
+	@touch $@
+
+demo: $(VENV)/.installed ## Install, start a server with the embedded model, and show a tour of what it can tell.
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+serve: $(VENV)/.installed ## Serve a model: the embedded one, or as in `make serve ARGS="--model gpt2"`.
+	@$(BIN)/sonde-server $(ARGS)
+
+test: check ## Everything that must hold: format, lint, types, contract, drift, tests.
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(if $(PYTEST_STATUS),|| echo $$? > $(PYTEST_STATUS))
+
+check: format-check lint types contract drift ## All of `make test` but the tests.
+
+format-check: $(VENV)/.installed-dev
+	@echo "== format"
+	@$(BIN)/ruff format --check $(wildcard $(SOURCES))
+
+lint: $(VENV)/.installed-dev
+	@echo "== lint"
+	@$(BIN)/ruff check $(wildcard $(SOURCES))
+
+types: $(VENV)/.installed-dev
+	@echo "== types"
+	@$(BIN)/mypy
+	@$(BIN)/mypy $(TYPED_SCRIPTS)
+	@$(BIN)/basedpyright
+
+contract: $(VENV)/.installed-dev ## Check the style, comments and compatibility of the contract.
+	@echo "== contract"
+	@$(BIN)/python proto/check.py
+
+drift: $(PROTO_VENV)/.installed ## Check that client/sonde/v1 is what the contract generates.
+	@echo "== drift"
+	@$(PROTO_VENV)/bin/python proto/generate.py --check
+
+proto: $(PROTO_VENV)/.installed ## Generate client/sonde/v1 from the contract.
+	@$(PROTO_VENV)/bin/python proto/generate.py
+
+format: $(VENV)/.installed-dev ## Format the Python code and the contract, and mend what ruff can.
+	@$(BIN)/ruff check --fix-only --quiet $(wildcard $(SOURCES))
+	@$(BIN)/ruff format $(wildcard $(SOURCES))
+	@cd proto && ../$(BIN)/buf format --write
+
+clean: ## Remove the environments, caches and everything built.
+	rm -rf $(VENV) $(PROTO_VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find client server tests examples proto -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,65 @@
+"""Small things that results share: labelled axes, columns for data frames, tokens as they are shown."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Label: TypeAlias = int | str | None
+Axes: TypeAlias = Mapping[str, tuple[Label, ...]]
+"""The names of an array's axes in their order, each with what its entries stand for."""
+Floats: TypeAlias = npt.NDArray[np.float32]
+Integers: TypeAlias = npt.NDArray[np.int64]
+Booleans: TypeAlias = npt.NDArray[np.bool_]
+
+
+def shape_of(axes: Axes) -> tuple[int, ...]:
+    """The shape of an array with these axes."""
+    return tuple(len(labels) for labels in axes.values())
+
+
+def long_form(axes: Axes, columns: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, list[Any]]:
+    """Arrays over the same axes as columns with one row per entry: first the labels, then the values."""
+    rows = list(itertools.product(*axes.values()))
+    table: dict[str, list[Any]] = {name: [row[i] for row in rows] for i, name in enumerate(axes)}
+    for name, values in columns.items():
+        table[name] = values.reshape(-1).tolist()
+    return table
+
+
+def data_frame(table: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
+    """A pandas data frame of these columns.
+
+    Raises:
+        ImportError: without pandas, with what to install.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        message = "to_dataframe() needs pandas: pip install pandas"
+        raise ImportError(message) from None
+    return pd.DataFrame(dict(table))
+
+
+def largest(values: Floats, count: int) -> list[tuple[int, ...]]:
+    """The indices of the `count` entries that are largest in size, the largest first; NaN is none of them."""
+    size = np.abs(values.reshape(-1)).astype(np.float64)
+    size[np.isnan(size)] = -1.0
+    order = np.argsort(-size, kind="stable")[: max(count, 0)]
+    return [tuple(int(i) for i in np.unravel_index(flat, values.shape)) for flat in order if size[flat] >= 0]
+
+
+def visible(text: str) -> str:
+    """A token's text on one line, with line breaks and other control characters written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def join_names(names: Iterable[object]) -> str:
+    """`a, b and c`."""
+    several = [str(name) for name in names]
+    return " and ".join([", ".join(several[:-1]), several[-1]] if len(several) > 1 else several)

@@ -1,0 +1,194 @@
+"""The way to a server: address, encryption, token, retries and deadlines."""
+
+import enum
+import ipaddress
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import grpc
+
+from sonde._version import __version__
+from sonde.errors import InvalidSettings
+
+DEFAULT_PORT: Final = 50051
+DEFAULT_ADDRESS: Final = f"localhost:{DEFAULT_PORT}"
+POLL_SECONDS: Final = 0.25
+"""Between two attempts to reach a server that is starting."""
+ATTEMPT_SECONDS: Final = 10.0
+"""How long one of these attempts may take."""
+
+
+class Default(enum.Enum):
+    """Tells an argument that was left out from one that is None."""
+
+    DEFAULT = "the client's default"
+
+    def __repr__(self) -> str:
+        return "DEFAULT"
+
+
+DEFAULT: Final = Default.DEFAULT
+Timeout: TypeAlias = float | Default | None
+"""Seconds; None is no limit but the server's own; left out, the client's default."""
+
+SERVICE_CONFIG: Final = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{"service": "sonde.v1.InspectionService"}],
+                # UNAVAILABLE alone is safe to repeat: nothing was computed. A full queue is the caller's decision, and
+                # gRPC never retries once the first message of an answer has come.
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.2s",
+                    "maxBackoff": "3s",
+                    "backoffMultiplier": 3,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """How to encrypt. Certificates and keys are PEM: bytes, or the path of a file."""
+
+    root_certificate: bytes | str | Path | None = None
+    """Whom to trust; None: the authorities that come with gRPC."""
+    certificate: bytes | str | Path | None = None
+    """The client's own certificate, where the server asks for one; with `key`."""
+    key: bytes | str | Path | None = None
+    server_name: str | None = None
+    """The name to expect in the server's certificate, where it is not that of the address."""
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise InvalidSettings("tls: a client certificate needs its key, and a key its certificate")
+
+    def __repr__(self) -> str:
+        return f"TLS(server_name={self.server_name!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Everything a channel is made of. Both clients open theirs from one of these."""
+
+    address: str = DEFAULT_ADDRESS
+    token: str | None = None
+    tls: TLS | None = None
+    timeout: float | None = None
+
+    @classmethod
+    def of(cls, address: str, token: str | None, tls: TLS | bool, timeout: float | None) -> "Connection":
+        """Check the settings and complete the address.
+
+        Raises:
+            InvalidSettings: for an empty address or token, a timeout that is not positive, and a token that would
+                travel unencrypted beyond this machine.
+        """
+        if not address:
+            raise InvalidSettings("address: it is empty; it looks like localhost:50051")
+        if timeout is not None and not timeout > 0:
+            raise InvalidSettings(f"timeout: {timeout} was given; it is a number of seconds above 0, or None")
+        encryption = tls if isinstance(tls, TLS) else TLS() if tls else None
+        if token is not None:
+            if not token or not token.isascii() or not token.isprintable():
+                raise InvalidSettings("token: it is empty or has characters that a header cannot carry")
+            if encryption is None and not is_loopback(address):
+                raise InvalidSettings(
+                    f"token: it would travel unencrypted to {address}; give tls=True, or use a tunnel on localhost"
+                )
+        return cls(_with_port(address), token, encryption, timeout)
+
+    def seconds(self, timeout: Timeout) -> float | None:
+        """The timeout of one call."""
+        if isinstance(timeout, Default):
+            return self.timeout
+        if timeout is not None and not timeout > 0:
+            raise InvalidSettings(f"timeout: {timeout} was given; it is a number of seconds above 0, or None")
+        return timeout
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with every call."""
+        return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+
+    @property
+    def options(self) -> list[tuple[str, str | int]]:
+        """The channel's options."""
+        options: list[tuple[str, str | int]] = [
+            ("grpc.service_config", SERVICE_CONFIG),
+            ("grpc.enable_retries", 1),
+            # The contract keeps messages near 1 MiB; the default of 4 MiB is left far behind to be sure.
+            ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+            # Above the 300 s that a gRPC server allows by default (below, it would hang up), and below the 350 s
+            # after which the usual load balancers forget a silent connection.
+            ("grpc.keepalive_time_ms", 320_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.primary_user_agent", f"sonde-python/{__version__}"),
+        ]
+        if is_loopback(self.address):
+            options.append(("grpc.enable_http_proxy", 0))
+        if self.tls is not None and self.tls.server_name is not None:
+            options.append(("grpc.ssl_target_name_override", self.tls.server_name))
+        return options
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """The channel's credentials; None where nothing is encrypted.
+
+        Raises:
+            InvalidSettings: if a certificate or key cannot be read.
+        """
+        if self.tls is None:
+            return None
+        return grpc.ssl_channel_credentials(
+            root_certificates=_pem(self.tls.root_certificate, "root_certificate"),
+            private_key=_pem(self.tls.key, "key"),
+            certificate_chain=_pem(self.tls.certificate, "certificate"),
+        )
+
+    def __repr__(self) -> str:
+        token = "" if self.token is None else ", token=..."
+        return f"Connection({self.address!r}{token}, tls={self.tls is not None}, timeout={self.timeout})"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether what goes to this gRPC target stays on this machine."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = _host(address)
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _host(address: str) -> str:
+    # Targets are host:port, dns:///host:port, ipv4:host:port or ipv6:[host]:port. One that names its own DNS server
+    # (dns://server/host) stays as it is: what that server calls localhost need not be here.
+    rest = re.sub(r"^(dns:(///)?|ipv4:|ipv6:)", "", address)
+    bracketed = re.match(r"^\[(.*)\](:\d+)?$", rest)
+    if bracketed:
+        return bracketed.group(1)
+    return rest.rsplit(":", 1)[0] if rest.count(":") == 1 else rest
+
+
+def _with_port(address: str) -> str:
+    bare = re.fullmatch(r"[^:/\[\]]+|\[[^\]]*\]", address)
+    return f"{address}:{DEFAULT_PORT}" if bare else address
+
+
+def _pem(source: bytes | str | Path | None, name: str) -> bytes | None:
+    if source is None or isinstance(source, bytes):
+        return source
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise InvalidSettings(f"tls.{name}: {source} cannot be read: {error.strerror}") from None

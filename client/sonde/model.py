@@ -1,0 +1,148 @@
+"""The description of the hosted model: what a request can name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sonde.assembly import provenance
+from sonde.display import html_table
+from sonde.errors import ProtocolError
+from sonde.names import STACK_NAMES, StackName, component_name
+from sonde.v1 import inspection_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentSupport:
+    """Whether a component can be read and edited here."""
+
+    available: bool
+    reason: str
+    """Why not."""
+
+    def __bool__(self) -> bool:
+        return self.available
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One stack of blocks."""
+
+    layers: int
+    hidden_size: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    neurons: int
+    components: Mapping[str, ComponentSupport]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server allows; None is no limit."""
+
+    max_prompt_tokens: int | None
+    max_runs: int | None
+    """Per request."""
+    max_answer_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The hosted model. Layers, heads and so on are those of its decoder; `stacks` has the others."""
+
+    name: str
+    revision: str
+    architecture: str
+    """The model's type, such as `"llama"`."""
+    dtype: str
+    device: str
+    attention: str
+    """The attention implementation."""
+    server_version: str
+    layers: int
+    hidden_size: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    neurons: int
+    """Of one layer's MLP."""
+    vocabulary_size: int
+    max_positions: int
+    parameters: int
+    components: Mapping[str, ComponentSupport]
+    """By name: whether it is available, and why not."""
+    stacks: Mapping[StackName, Stack]
+    limits: Limits
+
+    def rows(self) -> list[tuple[str, object]]:
+        """Name and value of what describes the model, for a table."""
+        unavailable = [f"{name} ({support.reason})" for name, support in self.components.items() if not support]
+        return [
+            ("model", self.name),
+            ("revision", self.revision or "-"),
+            ("architecture", self.architecture),
+            ("parameters", f"{self.parameters:,}"),
+            ("layers", self.layers),
+            ("hidden size", self.hidden_size),
+            ("heads", f"{self.heads} of size {self.head_size}, {self.key_value_heads} key/value"),
+            ("neurons", f"{self.neurons} per layer"),
+            ("vocabulary", self.vocabulary_size),
+            ("positions", self.max_positions or "no limit"),
+            ("data type", self.dtype),
+            ("device", self.device),
+            ("attention", self.attention),
+            ("server", self.server_version),
+            ("available", ", ".join(name for name, support in self.components.items() if support)),
+            ("not available", "; ".join(unavailable) or "-"),
+        ]
+
+    def _repr_html_(self) -> str:
+        return html_table(self.name, ["", ""], self.rows())
+
+
+def from_response(response: pb.GetModelResponse) -> Model:
+    """The description as a server gives it.
+
+    Raises:
+        ProtocolError: if it describes no decoder.
+    """
+    stacks: dict[StackName, Stack] = {
+        STACK_NAMES[s.stack]: _stack(s) for s in response.stacks if s.stack in STACK_NAMES
+    }
+    decoder = stacks.get("decoder")
+    if decoder is None:
+        raise ProtocolError("the server describes a model without a decoder")
+    made = provenance(response.provenance)
+    limits = response.limits
+    return Model(
+        name=made.model,
+        revision=made.revision,
+        architecture=response.architecture,
+        dtype=made.dtype,
+        device=made.device,
+        attention=made.attention,
+        server_version=made.server_version,
+        layers=decoder.layers,
+        hidden_size=decoder.hidden_size,
+        heads=decoder.heads,
+        key_value_heads=decoder.key_value_heads,
+        head_size=decoder.head_size,
+        neurons=decoder.neurons,
+        vocabulary_size=response.vocabulary_size,
+        max_positions=response.max_positions,
+        parameters=response.parameters,
+        components=decoder.components,
+        stacks=stacks,
+        limits=Limits(limits.max_prompt_tokens or None, limits.max_runs or None, limits.max_answer_bytes or None),
+    )
+
+
+def _stack(message: pb.StackDescription) -> Stack:
+    return Stack(
+        message.layers,
+        message.hidden_size,
+        message.heads,
+        message.key_value_heads,
+        message.head_size,
+        message.neurons,
+        {component_name(c.component): ComponentSupport(c.available, c.reason) for c in message.components},
+    )

@@ -1,0 +1,82 @@
+"""Arrays on the wire: numpy to the contract's Tensor and back."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sonde.errors import InvalidRequest, ProtocolError
+from sonde.v1 import inspection_pb2 as pb
+
+# The wire is little-endian whatever the machine is.
+_WIRE_TYPES: Final[Mapping[int, np.dtype[Any]]] = {
+    pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    pb.DATA_TYPE_BFLOAT16: np.dtype("<u2"),
+    pb.DATA_TYPE_FLOAT16: np.dtype("<f2"),
+    pb.DATA_TYPE_INT32: np.dtype("<i4"),
+    pb.DATA_TYPE_INT64: np.dtype("<i8"),
+}
+
+
+def to_tensor(values: npt.ArrayLike, field: str) -> pb.Tensor:
+    """Encode what numpy can read as numbers, of any shape.
+
+    float16 stays float16 and bfloat16 (an array of the `ml_dtypes` package) stays bfloat16; every other number
+    becomes float32, the type in which the server computes edits.
+
+    Raises:
+        InvalidRequest: if `values` are not real numbers of a regular shape.
+    """
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest.at(field, f"not an array of numbers: {error}") from None
+    if array.dtype.name == "bfloat16":
+        data_type, wire = pb.DATA_TYPE_BFLOAT16, array.view(np.uint16)
+    elif array.dtype == np.float16:
+        data_type, wire = pb.DATA_TYPE_FLOAT16, array
+    elif array.dtype.kind in "fiub":
+        with np.errstate(over="ignore"):  # Becomes infinity, which the server refuses with its place.
+            data_type, wire = pb.DATA_TYPE_FLOAT32, array.astype(np.float32)
+    else:
+        raise InvalidRequest.at(field, f"an array of {array.dtype} was given; real numbers would do")
+    data = wire.astype(_WIRE_TYPES[data_type], copy=False).tobytes()
+    return pb.Tensor(data_type=data_type, shape=array.shape, data=data)
+
+
+def from_tensor(tensor: pb.Tensor) -> npt.NDArray[np.generic]:
+    """Decode into an array of the machine's own byte order that the caller may write to; bfloat16 becomes float32.
+
+    Raises:
+        ProtocolError: if the type is not known or the bytes do not fit the shape.
+    """
+    wire_type = _WIRE_TYPES.get(tensor.data_type)
+    if wire_type is None:
+        raise ProtocolError(f"the answer has a tensor of data type {tensor.data_type}, which this client does not know")
+    shape = tuple(tensor.shape)
+    if any(size < 0 for size in shape) or math.prod(shape) * wire_type.itemsize != len(tensor.data):
+        raise ProtocolError(f"the answer has a tensor of shape {list(shape)} in {len(tensor.data)} bytes")
+    array: npt.NDArray[np.generic] = np.frombuffer(tensor.data, dtype=wire_type).reshape(shape)
+    if tensor.data_type == pb.DATA_TYPE_BFLOAT16:
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    native: npt.NDArray[np.generic] = array.astype(wire_type.newbyteorder("="))
+    return native
+
+
+def floats(tensor: pb.Tensor) -> npt.NDArray[np.float32]:
+    """Decode numbers that the contract gives as float32."""
+    return from_tensor(tensor).astype(np.float32, copy=False)
+
+
+def integers(tensor: pb.Tensor) -> npt.NDArray[np.int64]:
+    """Decode numbers that the contract gives as integers.
+
+    Raises:
+        ProtocolError: if they are not integers.
+    """
+    array = from_tensor(tensor)
+    if array.dtype.kind != "i":
+        raise ProtocolError(f"the answer has {array.dtype} where the contract has integers")
+    return array.astype(np.int64)

@@ -1,0 +1,190 @@
+"""The engine: turns bases and runs into rows, executes them, keeps the states of recent bases."""
+
+import hashlib
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..domain import Component, Metric, Target
+from ..model.anatomy import Decoder
+from .execute import Execution, Work
+from .layout import Row
+from .plan import Extent, extent
+from .readout import divergence
+from .runs import Base, PlacedEdit, Reading, Result, Run, State
+
+
+class Engine:
+    """Owns a decoder. Everything that computes must be called from the one thread that owns the model."""
+
+    def __init__(self, decoder: Decoder, *, cache_bytes: int = 1 << 30, batch_tokens: int | None = None) -> None:
+        self.decoder = decoder
+        self.cache_bytes = cache_bytes
+        self.batch_tokens = batch_tokens or (2048 if decoder.device.type == "cpu" else 16384)
+        self.work = Work()
+        self.hits = 0
+        self.misses = 0
+        self._states: OrderedDict[bytes, State] = OrderedDict()
+        self._held = 0
+        self._deviation: float | None = None
+
+    @property
+    def layers(self) -> int:
+        """Blocks of the model."""
+        return self.decoder.layers
+
+    def warm_up(self) -> None:
+        """One pass over the smallest prompt, so that the first caller does not pay for what is set up lazily."""
+        with torch.inference_mode():
+            row = self.base_row(Base((0, 0)), None)
+            row.reading = Reading(1)
+            self.execute([row])
+
+    # ------------------------------------------------------------ bases
+
+    def cached(self, base: Base) -> State | None:
+        """The state of a recent base run."""
+        state = self._states.get(_key(base))
+        if state is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._states.move_to_end(_key(base))
+        return state
+
+    def keep(self, base: Base, state: State) -> None:
+        """Remembers a state, forgetting those unused for longest beyond the byte budget."""
+        key = _key(base)
+        if key in self._states or state.bytes > self.cache_bytes:
+            return
+        self._states[key] = state
+        self._held += state.bytes
+        while self._held > self.cache_bytes:
+            _, oldest = self._states.popitem(last=False)
+            self._held -= oldest.bytes
+
+    def base_row(self, base: Base, clean: State | None) -> Row:
+        """The row that computes a base in full; a corrupted one starts where it differs from its clean state."""
+        tokens = len(base.tokens)
+        if base.corruption is None:
+            return Row(base.tokens, None, Extent(0, self.layers, 0, tokens), {}, keep=True)
+        edits = {(base.corruption.component, 0): [base.corruption]}
+        return Row(base.tokens, clean, Extent(0, self.layers, min(base.corruption.positions), tokens), edits, keep=True)
+
+    # ------------------------------------------------------------ runs
+
+    def run_row(self, run: Run) -> Row:
+        """The row that computes a run."""
+        edits: dict[tuple[Component, int], list[PlacedEdit]] = defaultdict(list)
+        for edit in run.edits:
+            if edit.positions:
+                edits[edit.component, edit.layer].append(edit)
+        return Row(
+            run.base.tokens,
+            run.base,
+            extent(run, self.layers),
+            dict(edits),
+            run.captures,
+            run.reading,
+            run.receipts,
+        )
+
+    def execute(self, rows: Sequence[Row], stopped: Callable[[], bool] = lambda: False) -> list[Result]:
+        """Computes the rows as one batch, or as two halves where the device's memory does not hold it.
+
+        Raises Stopped when `stopped` says so between two blocks, torch.OutOfMemoryError when not even one row fits.
+        """
+        rows = list(rows)
+        if not rows:
+            return []
+        try:
+            with torch.inference_mode():
+                Execution(self.decoder, rows, stopped, self.work).run()
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+            for row in rows:
+                row.captured.clear()
+            half = len(rows) // 2
+            return self.execute(rows[:half], stopped) + self.execute(rows[half:], stopped)
+        self.work.batches += 1
+        return [row.result for row in rows]
+
+    # ------------------------------------------------------------ readings of the stream
+
+    def log_probabilities(self, state: State, position: int) -> Tensor:
+        """Next-token log-probabilities [V] of a base run."""
+        return torch.log_softmax(self._unembedded(state.residual[-1][position : position + 1])[0], dim=-1)
+
+    def _unembedded(self, stream: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.decoder.unembed(self.decoder.norm(stream)).float()
+
+    def lens(
+        self, state: State, position: int, targets: Sequence[Target], top_k: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The logit lens at every depth: final norm and unembedding of the stream (nostalgebraist 2020).
+
+        Returns log-probabilities, logits and ranks [depths, targets], KL(final || depth) [depths], top token ids
+        and their log-probabilities [depths, top_k].
+        """
+        # One row at a time: a reading does not depend on how many are read beside it.
+        logits = torch.cat([self._unembedded(stream[position : position + 1]) for stream in state.residual])
+        spread = torch.log_softmax(logits, dim=-1)
+        index = torch.tensor([target.token for target in targets], device=logits.device)
+        values = logits[:, index].clone()
+        for column, target in enumerate(targets):
+            if target.contrast is not None:
+                values[:, column] -= logits[:, target.contrast]
+        ranks = (logits[:, None, :] > logits[:, index][:, :, None]).sum(-1).int()
+        top = spread.topk(top_k, dim=-1)
+        kl = divergence(spread[-1], spread)
+        parts = (spread[:, index], values, ranks, kl, top.indices.int(), top.values)
+        return tuple(part.cpu() for part in parts)  # type: ignore[return-value]
+
+    def gradient_norms(
+        self, tokens: tuple[int, ...], position: int, targets: Sequence[Target], metric: Metric
+    ) -> Tensor:
+        """L2 norm of d metric(target) / d stream, [depths, positions, targets], by a backward pass a target."""
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            row = Row(tokens, None, Extent(0, self.layers, 0, len(tokens)), {})
+            execution = Execution(self.decoder, [row], lambda: False, self.work)
+            execution.tap = []
+            execution.run()
+            logits = self.decoder.unembed(self.decoder.norm(execution.stream[position : position + 1]))[0].float()
+            columns = []
+            for number, target in enumerate(targets):
+                value = _metric(logits, target, metric)
+                last = number == len(targets) - 1
+                gradients = torch.autograd.grad(value, execution.tap, retain_graph=not last)
+                columns.append(torch.stack([gradient.float().norm(dim=-1) for gradient in gradients]))
+            return torch.stack(columns, dim=-1).detach().cpu()
+
+    def embedding_deviation(self) -> float:
+        """Unbiased standard deviation of all entries of the token embedding."""
+        if self._deviation is None:
+            self._deviation = float(self.decoder.embedding.weight.double().std())
+        return self._deviation
+
+
+def _metric(logits: Tensor, target: Target, metric: Metric) -> Tensor:
+    if metric is Metric.LOGIT:
+        value = logits[target.token]
+        return value if target.contrast is None else value - logits[target.contrast]
+    log_probability = torch.log_softmax(logits, dim=-1)[target.token]
+    return log_probability if metric is Metric.LOG_PROBABILITY else log_probability.exp()
+
+
+def _key(base: Base) -> bytes:
+    digest = hashlib.sha256(repr(base.tokens).encode())
+    edit = base.corruption
+    if edit is not None:
+        digest.update(repr((edit.positions, edit.change.kind)).encode())
+        if isinstance(edit.change.values, Tensor):
+            digest.update(edit.change.values.float().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
+
+
+__all__ = ["Engine"]

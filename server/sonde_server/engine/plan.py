@@ -1,0 +1,72 @@
+"""What a run has to compute: from which block, and which positions. Known before anything runs.
+
+An edit in block l at position p leaves every block below l and every position before p as they were in the
+base. So a run restarts at its lowest touched block, from its first touched position, and goes no further than
+the last position that is read or edited. A captured place counts as touched: where no shortcut applies, more
+is computed, never something else.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..domain import LAYERLESS, PAIRWISE, Component
+from .runs import Capture, PlacedEdit, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Blocks from `start` to before `stop`, positions from `first` to before `end`."""
+
+    start: int
+    stop: int
+    first: int
+    end: int
+
+    @property
+    def token_layers(self) -> int:
+        """Positions x blocks."""
+        return (self.end - self.first) * (self.stop - self.start)
+
+
+def first_block(place: PlacedEdit | Capture, layers: int) -> int:
+    """The block that has to be run again when this place is touched; `layers` stands for the final norm."""
+    component = place.component
+    if component is Component.TOKEN_EMBEDDING:
+        return 0
+    if component in (Component.FINAL_NORM, Component.LOGITS):
+        return layers
+    return place.layer + 1 if component is Component.RESIDUAL_POST else place.layer
+
+
+def extent(run: Run, layers: int) -> Extent:
+    """What `run` computes."""
+    tokens = len(run.base.tokens)
+    return extent_of(run.edits, run.captures, None if run.reading is None else run.reading.position, tokens, layers)
+
+
+def extent_of(
+    edits: Iterable[PlacedEdit],
+    captures: Iterable[Capture],
+    read: int | None,
+    tokens: int,
+    layers: int,
+) -> Extent:
+    """The same from the parts of a run, before its base has been computed."""
+    places: list[PlacedEdit | Capture] = [*edits, *captures]
+    places = [place for place in places if place.positions]
+    touched = [position for place in places for position in place.positions]
+    if read is not None:
+        touched.append(read)
+    if not touched:
+        return Extent(layers, layers, 0, 0)
+    start = min((first_block(place, layers) for place in places), default=layers)
+    # A pattern may be made to look at later positions, and scores are shown against all keys.
+    end = tokens if any(place.component in PAIRWISE for place in places) else max(touched) + 1
+    stop = layers if read is not None else max(first_block(place, layers) + _runs_its_block(place) for place in places)
+    return Extent(start, stop, min(touched), end)
+
+
+def _runs_its_block(place: PlacedEdit | Capture) -> bool:
+    """Whether the place lies inside a block; the stream before and after one is there without running it."""
+    outside = (Component.RESIDUAL_PRE, Component.RESIDUAL_POST, *LAYERLESS)
+    return place.component not in outside

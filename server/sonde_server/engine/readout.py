@@ -1,0 +1,47 @@
+"""Reads the next-token distribution: targets, top tokens, divergence."""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from .layout import Row
+from .runs import Reading, Result
+
+
+def read(logits: Tensor, reading: Reading) -> list[Result]:
+    """What `reading` asks for of logits [R, V], one Result a row."""
+    logits = logits.float()
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    tokens = torch.tensor([target.token for target in reading.targets], dtype=torch.long, device=logits.device)
+    values = logits[:, tokens]
+    contrasts = [target.contrast for target in reading.targets]
+    if any(contrast is not None for contrast in contrasts):
+        index = torch.tensor([0 if c is None else c for c in contrasts], device=logits.device)
+        used = torch.tensor([c is not None for c in contrasts], device=logits.device)
+        values = torch.where(used, values - logits[:, index], values)
+    top = log_probabilities.topk(reading.top_k, dim=-1)
+    kl = None if reading.reference is None else divergence(reading.reference, log_probabilities).tolist()
+    chosen, values = log_probabilities[:, tokens].cpu(), values.cpu()
+    top_tokens, top_values = top.indices.int().cpu(), top.values.cpu()
+    return [
+        Result(chosen[row], values[row], top_tokens[row], top_values[row], None if kl is None else kl[row])
+        for row in range(len(logits))
+    ]
+
+
+def divergence(reference: Tensor, log_probabilities: Tensor) -> Tensor:
+    """KL(reference || row) of log-probabilities [V] and [R, V], in nats; never below 0 by rounding."""
+    weight = reference.exp()
+    # A token of probability 0 adds nothing, whatever the other side says of it.
+    terms = torch.where(weight > 0, weight * (reference - log_probabilities), 0.0)
+    return terms.sum(-1).clamp_min(0.0)
+
+
+def by_reading(rows: list[Row]) -> dict[int, list[Row]]:
+    """Rows that are read alike, so that one softmax serves them."""
+    groups: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.reading is not None:
+            groups[id(row.reading)].append(row)
+    return groups

@@ -1,0 +1,106 @@
+"""The engine's vocabulary: bases and their states, runs with edits, what is read of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from ..domain import Component, Target
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """What an edit does to the values it selects. `values` broadcast, from the right, against the selection.
+
+    A knockout has no values: it forbids `keys` (None: all) to the selected heads and queries.
+    """
+
+    kind: Literal["multiply", "add", "set", "project", "knockout"]
+    values: Tensor | float | None = None
+    keys: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedEdit:
+    """A change of one component in one layer; `receipt` is the column its distance is added to."""
+
+    component: Component
+    layer: int
+    positions: tuple[int, ...]
+    units: tuple[int, ...] | None
+    change: Change
+    receipt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Values to be copied out of a run, in the shape of the contract, cut to positions and units."""
+
+    component: Component
+    layer: int
+    positions: tuple[int, ...]
+    units: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Base:
+    """A prompt run in full and kept: clean, or with its token embeddings changed by `corruption`."""
+
+    tokens: tuple[int, ...]
+    corruption: PlacedEdit | None = None
+
+
+@dataclass(slots=True, eq=False)
+class State:
+    """What is kept of a base run: all that a run over it restarts from.
+
+    embedding [T, D]; residual: layers + 1 of [T, D], the stream before each block and after the last;
+    keys and values: one [T, K, d] a layer, as attention received them.
+    """
+
+    tokens: tuple[int, ...]
+    embedding: Tensor
+    residual: list[Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """Memory this state holds."""
+        tensors = [self.embedding, *self.residual, *self.keys, *self.values]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """How the next-token distribution at `position` is read. `reference` [V]: log-probabilities for the KL."""
+
+    position: int
+    targets: tuple[Target, ...] = ()
+    top_k: int = 0
+    reference: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A base, what is changed in it, and what is read. `receipts`: how many distances are reported."""
+
+    base: State
+    edits: Sequence[PlacedEdit] = ()
+    reading: Reading | None = None
+    captures: tuple[Capture, ...] = ()
+    receipts: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Result:
+    """What a run gave; everything on the CPU, in float32."""
+
+    log_probabilities: Tensor | None = None
+    logits: Tensor | None = None
+    top_tokens: Tensor | None = None
+    top_log_probabilities: Tensor | None = None
+    kl_divergence: float | None = None
+    captures: list[Tensor] = field(default_factory=list)
+    edit_norms: Tensor | None = None

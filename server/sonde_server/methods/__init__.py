@@ -1,0 +1,28 @@
+"""The published methods, one file each, over the engine."""
+
+from collections.abc import Iterator
+
+from ..answers import Answer
+from ..domain import CausalTracing, InterveneQuestion, TokenProbability, TraceQuestion
+from ..scheduler import Session
+from . import activations, causal_tracing, interventions, prediction, token_probability
+
+__all__ = ["intervene", "trace"]
+
+
+def trace(question: TraceQuestion, session: Session) -> Iterator[Answer]:
+    """What made this prediction. Yields the context first, then what the method finds."""
+    match question.method:
+        case None:
+            yield from prediction.answer(question, session)
+        case TokenProbability() as method:
+            yield from token_probability.answer(question, method, session)
+        case CausalTracing() as method:
+            yield from causal_tracing.answer(question, method, session)
+        case _ as method:
+            yield from activations.answer(question, method, session)
+
+
+def intervene(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
+    """What happens to the prediction when parts are changed."""
+    yield from interventions.answer(question, session)

@@ -1,0 +1,56 @@
+"""The values at chosen sites of the unchanged run."""
+
+from collections.abc import Iterator
+from math import prod
+
+from ..answers import Activation, Answer, Cost
+from ..domain import PAIRWISE, Activations, Site, TraceQuestion
+from ..engine import Base, Capture, Run
+from ..engine.plan import extent_of
+from ..scheduler import Session
+from .prediction import context, numbers, predict
+
+
+def captures_of(sites: tuple[Site, ...], tokens: int) -> list[tuple[int, Capture]]:
+    """What has to be copied for these sites, each with the index of its site."""
+    return [
+        (number, Capture(site.component, layer, site.positions_within(tokens), site.units))
+        for number, site in enumerate(sites)
+        for layer in site.layers
+    ]
+
+
+def size_of(session: Session, sites: tuple[Site, ...], tokens: int) -> int:
+    """Bytes of the values at these sites, as float32."""
+    decoder = session.engine.decoder
+    total = 0
+    for _, capture in captures_of(sites, tokens):
+        total += 4 * prod(decoder.selected_shape(capture.component, capture.units, len(capture.positions), tokens))
+    return total
+
+
+def attention_for(sites: tuple[Site, ...]) -> str:
+    """Which attention computes these: scores and patterns exist only in the explicit one."""
+    return "eager" if any(site.component in PAIRWISE for site in sites) else "sdpa"
+
+
+def answer(question: TraceQuestion, method: Activations, session: Session) -> Iterator[Answer]:
+    """Context, then every site's values, layer by layer."""
+    tokens, position = question.prompt.tokens, question.position
+    layers = session.engine.layers
+    wanted = captures_of(method.sites, len(tokens))
+    again = sum(extent_of((), (capture,), None, len(tokens), layers).token_layers for _, capture in wanted)
+    work = len(tokens) * layers
+    cost = Cost(1, work + again, work * (1 + len(wanted)), size_of(session, method.sites, len(tokens)))
+    attention = attention_for(method.sites)
+    if question.dry_run:
+        yield context(tokens, question.targets, position, None, cost, attention=attention)
+        return
+    session.admit(cost)
+    state = session.states([Base(tokens)])[0]
+    targets, clean = predict(session, state, question.targets, position, question.top_k)
+    yield context(tokens, targets, position, clean, cost, attention=attention)
+    for number, capture in wanted:
+        # One layer at a time, so that a large answer leaves as it is read.
+        result = next(iter(session.run([Run(state, captures=(capture,))])))
+        yield Activation(-1, number, capture.layer, numbers(result.captures[0]))

@@ -1,0 +1,275 @@
+"""Interventions: one run unchanged, and one for every set of edits, from a list or a sweep."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..answers import Activation, Answer, Cost, Progress, Readings, SweepAxes
+from ..domain import (
+    LAYERLESS,
+    PAIRWISE,
+    Add,
+    Axis,
+    Component,
+    Edit,
+    InterveneQuestion,
+    Knockout,
+    Multiply,
+    Noise,
+    Operation,
+    Patch,
+    ProjectOut,
+    Scale,
+    Set,
+    Site,
+    Sweep,
+)
+from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
+from ..engine.plan import extent_of
+from ..scheduler import Session
+from .activations import captures_of, size_of
+from .causal_tracing import window
+from .prediction import context, numbers, predict
+
+# Results are handed on in groups of this many runs.
+GROUP = 64
+
+
+def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
+    """Context, then readings and activations run by run, with the progress."""
+    readout, tokens = question.readout, question.prompt.tokens
+    plan = Plan(question, session)
+    attention = "eager" if plan.needs_scores() else "sdpa"
+    cost = plan.cost()
+    if question.dry_run:
+        yield context(tokens, readout.targets, readout.position, None, cost, attention=attention, axes=plan.axes())
+        return
+    session.admit(cost)
+    clean = session.states([Base(tokens)])[0]
+    targets, prediction = predict(session, clean, readout.targets, readout.position, readout.top_k)
+    yield context(tokens, targets, readout.position, prediction, cost, attention=attention, axes=plan.axes())
+    reference = None
+    if readout.kl_divergence:
+        reference = session.call(lambda: session.engine.log_probabilities(clean, readout.position))
+    reading = Reading(readout.position, targets, readout.top_k, reference)
+    captures = captures_of(readout.activations, len(tokens))
+    wanted = tuple(capture for _, capture in captures)
+    if wanted:
+        unchanged = next(iter(session.run([Run(clean, captures=wanted)])))
+        yield from _activations(-1, captures, unchanged)
+    plan.read_sources()
+    receipts = plan.receipts
+    results = session.run(Run(clean, plan.place(edits), reading, wanted, receipts) for edits in plan.runs())
+    offset = 0
+    while group := list(islice(results, GROUP)):
+        yield _readings(offset, group, kl=readout.kl_divergence)
+        for number, result in enumerate(group):
+            yield from _activations(offset + number, captures, result)
+        offset += len(group)
+        yield Progress(offset, plan.count)
+
+
+class Plan:
+    """The runs of a question, before and after their places in the model are worked out."""
+
+    def __init__(self, question: InterveneQuestion, session: Session) -> None:
+        self.question = question
+        self.session = session
+        self.tokens = len(question.prompt.tokens)
+        self.layers = session.engine.layers
+        self.sources: list[State] = []
+        self._sourced: dict[tuple[int, Component, int], Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        plan = question.plan
+        if isinstance(plan, Sweep):
+            self.receipts = len(plan.always) + 1
+            self.count = len(self._layer_axis(plan)) * len(self._unit_axis(plan)) * len(self._position_axis(plan))
+        else:
+            self.receipts = max(len(intervention.edits) for intervention in plan)
+            self.count = len(plan)
+
+    # ------------------------------------------------------------ what the plan says
+
+    def runs(self) -> Iterator[tuple[Edit, ...]]:
+        """The edits of every run, in the plan's order."""
+        plan = self.question.plan
+        if not isinstance(plan, Sweep):
+            yield from (intervention.edits for intervention in plan)
+            return
+        component = plan.edit.site.component
+        for layers in self._layer_axis(plan):
+            for units in self._unit_axis(plan):
+                for positions in self._position_axis(plan):
+                    site = Site(component, layers, units, positions, plan.edit.site.from_position)
+                    yield (*plan.always, Edit(site, self._at(plan, positions)))
+
+    def axes(self) -> SweepAxes | None:
+        """The resolved axes of a sweep."""
+        plan = self.question.plan
+        if not isinstance(plan, Sweep):
+            return None
+        layers = () if plan.edit.site.component in LAYERLESS else plan.layers
+        return SweepAxes(layers, plan.units or (), plan.positions or ())
+
+    def needs_scores(self) -> bool:
+        """Whether scores or patterns are edited or read, which only explicit attention has."""
+        plan = self.question.plan
+        edits: Sequence[Edit]
+        if isinstance(plan, Sweep):
+            edits = (*plan.always, plan.edit)
+        else:
+            edits = [edit for intervention in plan for edit in intervention.edits]
+        sites = [*(edit.site for edit in edits), *self.question.readout.activations]
+        return any(site.component in PAIRWISE for site in sites)
+
+    def cost(self) -> Cost:
+        """Exact before anything runs; an answer from a cached base costs less."""
+        readout = self.question.readout
+        captures = [capture for _, capture in captures_of(readout.activations, self.tokens)]
+        full = self.tokens * self.layers
+        work = full
+        if captures:
+            work += extent_of((), captures, None, self.tokens, self.layers).token_layers
+        nothing = Change("multiply", 1.0)
+        for edits in self.runs():
+            placed = [
+                PlacedEdit(edit.site.component, layer, edit.site.positions_within(self.tokens), None, nothing)
+                for edit in edits
+                for layer in edit.site.layers
+            ]
+            work += extent_of(placed, captures, readout.position, self.tokens, self.layers).token_layers
+        total = full * (self.count + 2)
+        for source in self.question.sources:
+            work += 2 * len(source.tokens) * self.layers
+            total += 2 * len(source.tokens) * self.layers
+        columns = 2 * max(1, len(readout.targets)) + readout.kl_divergence + 2 * readout.top_k + self.receipts
+        size = 4 * self.count * columns
+        size += (self.count + 1) * size_of(self.session, readout.activations, self.tokens)
+        return Cost(self.count, work, total, size)
+
+    # ------------------------------------------------------------ where it lies in the model
+
+    def read_sources(self) -> None:
+        """Runs the sources, whose values the patches need."""
+        if self.question.sources:
+            self.sources = self.session.states([Base(source.tokens) for source in self.question.sources])
+
+    def place(self, edits: tuple[Edit, ...]) -> list[PlacedEdit]:
+        """The edits of one run, layer by layer, each with the number of its receipt."""
+        return [
+            PlacedEdit(
+                edit.site.component,
+                layer,
+                edit.site.positions_within(self.tokens),
+                edit.site.units,
+                self._change(edit, layer),
+                receipt,
+            )
+            for receipt, edit in enumerate(edits)
+            for layer in edit.site.layers
+        ]
+
+    def _change(self, edit: Edit, layer: int) -> Change:
+        match edit.operation:
+            case Scale(factor):
+                change = Change("multiply", factor)
+            case Set(values):
+                change = Change("set", self._tensor(values))
+            case Add(values):
+                change = Change("add", self._tensor(values))
+            case Multiply(values):
+                change = Change("multiply", self._tensor(values))
+            case ProjectOut(direction):
+                change = Change("project", self._tensor(direction))
+            case Knockout(keys):
+                change = Change("knockout", keys=keys)
+            case Noise() as noise:
+                change = Change("add", self._noise(edit.site, noise))
+            case Patch() as patch:
+                change = Change("set", self._patch(edit.site, patch, layer))
+        return change
+
+    def _tensor(self, values: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]") -> Tensor:
+        """One tensor for an array, however many runs share it."""
+        if id(values) not in self._values:
+            self._values[id(values)] = torch.from_numpy(np.array(values)).to(self.session.engine.decoder.device)
+        return self._values[id(values)]
+
+    def _noise(self, site: Site, noise: Noise) -> Tensor:
+        positions = len(site.positions_within(self.tokens))
+        shape = self.session.engine.decoder.selected_shape(site.component, site.units, positions, self.tokens)
+        drawn = np.random.RandomState(noise.seed).randn(*shape)
+        return torch.from_numpy(drawn * noise.standard_deviation)
+
+    def _patch(self, site: Site, patch: Patch, layer: int) -> Tensor:
+        """Mean over the sources of the site's value, in the shape that the run selects."""
+        positions = patch.positions if patch.positions is not None else site.positions_within(self.tokens)
+        values = [_select(self._captured(source, site.component, layer), site, positions) for source in patch.sources]
+        return values[0] if len(values) == 1 else torch.stack(values).mean(0)
+
+    def _captured(self, source: int, component: Component, layer: int) -> Tensor:
+        key = (source, component, layer)
+        if key not in self._sourced:
+            state = self.sources[source]
+            capture = Capture(component, layer, tuple(range(len(state.tokens))))
+            self._sourced[key] = next(iter(self.session.run([Run(state, captures=(capture,))]))).captures[0]
+        return self._sourced[key]
+
+    # ------------------------------------------------------------ the axes of a sweep
+
+    def _layer_axis(self, plan: Sweep) -> list[tuple[int, ...]]:
+        windows = [window(layer, plan.layer_window, self.layers) for layer in plan.layers]
+        if Axis.LAYER in plan.together:
+            return [tuple(sorted({layer for around in windows for layer in around}))]
+        return windows
+
+    def _unit_axis(self, plan: Sweep) -> Sequence[tuple[int, ...] | None]:
+        if plan.units is None or Axis.UNIT in plan.together:
+            return [plan.units]
+        return [(unit,) for unit in plan.units]
+
+    def _position_axis(self, plan: Sweep) -> Sequence[tuple[int, ...] | None]:
+        if plan.positions is None or Axis.POSITION in plan.together:
+            return [plan.positions]
+        return [(position,) for position in plan.positions]
+
+    def _at(self, plan: Sweep, positions: tuple[int, ...] | None) -> Operation:
+        """The sweep's operation for one run: source positions are paired with the axis."""
+        operation = plan.edit.operation
+        if isinstance(operation, Patch) and operation.positions is not None and plan.positions and positions:
+            paired = dict(zip(plan.positions, operation.positions, strict=True))
+            return Patch(operation.sources, tuple(paired[position] for position in positions))
+        return operation
+
+
+def _select(values: Tensor, site: Site, positions: tuple[int, ...]) -> Tensor:
+    rows = torch.tensor(positions, device=values.device)
+    units = None if site.units is None else torch.tensor(site.units, device=values.device)
+    if site.component in PAIRWISE:
+        chosen = values if units is None else values[units]
+        return chosen[:, rows]
+    chosen = values[rows]
+    return chosen if units is None else chosen[:, units]
+
+
+def _activations(run: int, captures: list[tuple[int, Capture]], result: Result) -> Iterator[Activation]:
+    for (site, capture), values in zip(captures, result.captures, strict=True):
+        yield Activation(run, site, capture.layer, numbers(values))
+
+
+def _readings(offset: int, group: list[Result], *, kl: bool) -> Readings:
+    def column(name: str) -> Tensor:
+        return torch.stack([getattr(result, name) for result in group])
+
+    return Readings(
+        offset,
+        numbers(column("log_probabilities")),
+        numbers(column("logits")),
+        np.array([result.kl_divergence for result in group], dtype=np.float32) if kl else None,
+        column("top_tokens").numpy(),
+        numbers(column("top_log_probabilities")),
+        numbers(column("edit_norms")),
+    )

@@ -1,0 +1,71 @@
+"""The prediction of the unchanged run; what every other answer starts with."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from ..answers import Answer, Context, Cost, Floats, Prediction, SweepAxes
+from ..domain import Target, TraceQuestion
+from ..engine import Base, Reading, Result, Run, State
+from ..scheduler import Session
+
+
+def numbers(tensor: Tensor | None) -> Floats:
+    """A CPU tensor as float32 numpy."""
+    assert tensor is not None
+    values: Floats = tensor.float().numpy().astype(np.float32, copy=False)
+    return values
+
+
+def predict(
+    session: Session, state: State, targets: Sequence[Target], position: int, top_k: int
+) -> tuple[tuple[Target, ...], Prediction]:
+    """What the unchanged run predicts; without targets, its own top prediction becomes the one."""
+    wanted = max(top_k, 1)
+    reading = Reading(position, tuple(targets), wanted)
+    result = next(iter(session.run([Run(state, reading=reading)])))
+    if not targets:
+        assert result.top_tokens is not None
+        targets = (Target(int(result.top_tokens[0])),)
+        result = next(iter(session.run([Run(state, reading=Reading(position, targets, wanted))])))
+    return tuple(targets), as_prediction(result, top_k)
+
+
+def as_prediction(result: Result, top_k: int) -> Prediction:
+    """A run's result as it is answered."""
+    assert result.top_tokens is not None
+    return Prediction(
+        numbers(result.log_probabilities),
+        numbers(result.logits),
+        result.top_tokens[:top_k].numpy(),
+        numbers(result.top_log_probabilities)[:top_k],
+    )
+
+
+def context(
+    question_tokens: tuple[int, ...],
+    targets: tuple[Target, ...],
+    position: int,
+    clean: Prediction | None,
+    cost: Cost,
+    *,
+    attention: str = "sdpa",
+    axes: SweepAxes | None = None,
+) -> Context:
+    """The context of an answer."""
+    return Context(question_tokens, targets, position, clean, cost, attention, axes)
+
+
+def answer(question: TraceQuestion, session: Session) -> Iterator[Answer]:
+    """The prediction alone."""
+    tokens = question.prompt.tokens
+    work = len(tokens) * session.engine.layers
+    cost = Cost(1, work, work, 8 * (len(question.targets) + question.top_k))
+    if question.dry_run:
+        yield context(tokens, question.targets, question.position, None, cost)
+        return
+    session.admit(cost)
+    state = session.states([Base(tokens)])[0]
+    targets, clean = predict(session, state, question.targets, question.position, question.top_k)
+    yield context(tokens, targets, question.position, clean, cost)

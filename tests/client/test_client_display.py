@@ -1,0 +1,179 @@
+"""What people look at: figures, notebooks, terminals."""
+
+import re
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import sonde
+from sonde import terminal
+from sonde.assembly import InterveneAssembler
+from sonde.encoding import intervene_request, trace_request
+from sonde.trace_assembly import TraceAssembler
+from sonde.v1 import inspection_pb2 as pb
+
+
+@pytest.fixture
+def grids(answers: Any) -> Any:
+    return traced(sonde.CausalTracing(subject="The Eiffel Tower"), answers.causal(12))
+
+
+@pytest.fixture
+def layers(answers: Any) -> Any:
+    return traced(sonde.TokenProbability(gradient_norms=True), [answers.lens(4)])
+
+
+def traced(method: Any, messages: Any) -> Any:
+    request = trace_request("x", method, targets=None, position=None, top_k=2, dry_run=False)
+    assembler = TraceAssembler(request, method)
+    for message in messages:
+        assembler.feed(message)
+    return assembler.result()
+
+
+def swept(answers: Any, plan: Any, axes: Any, runs: int) -> sonde.InterventionResult:
+    request = intervene_request(
+        "x",
+        plan,
+        targets=None,
+        sources=(),
+        position=None,
+        top_k=0,
+        kl_divergence=False,
+        activations=(),
+        generation=None,
+        dry_run=False,
+    )
+    assembler = InterveneAssembler(request, ())
+    values = np.linspace(-3, 0, runs)[:, np.newaxis]
+    assembler.feed(pb.InterveneResponse(context=answers.context(axes=axes), readings=answers.readings(0, values)))
+    return assembler.result()
+
+
+def test_a_causal_trace_has_a_panel_per_component(grids: Any, tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib")
+    for ending in ("png", "svg", "pdf"):
+        figure = grids.plot(tmp_path / f"trace.{ending}")
+        assert (tmp_path / f"trace.{ending}").stat().st_size > 1000
+    panels = [axes for axes in figure.axes if axes.get_xlabel()]
+    assert len(panels) == 3
+    assert [label.get_text() for label in panels[0].get_yticklabels()][:4] == ["The*", "Eiffel*", "Tower*", "is"]
+    meshes = [axes.collections[0] for axes in panels]
+    assert len({mesh.get_cmap().name for mesh in meshes}) == 3
+    assert len({mesh.get_clim() for mesh in meshes}) == 1
+    assert np.allclose(meshes[1].get_array(), grids.restored["mlp_out"][..., 0])
+    assert panels[1].get_xlabel() == "centre of 10 restored layers"
+
+
+@pytest.mark.parametrize(
+    ("plan", "axes", "runs"),
+    [
+        ([sonde.scale(sonde.neuron(layer=1, unit=1), 0.0)] * 3, None, 3),
+        (sonde.sweep(sonde.scale(sonde.neuron(), 0.0)), ([3], range(100), [7]), 100),
+        (sonde.sweep(sonde.scale(sonde.head(), 0.0)), (range(4), range(5), [7]), 20),
+        (sonde.sweep(sonde.scale(sonde.residual(), 0.0)), (range(4), [], range(8)), 32),
+        (sonde.sweep(sonde.scale(sonde.head(), 0.0)), ([1], range(5), range(8)), 40),
+        (sonde.sweep(sonde.scale(sonde.head(), 0.0)), (range(2), range(3), range(8)), 48),
+    ],
+)
+def test_interventions_are_drawn_whatever_their_axes(answers: Any, plan: Any, axes: Any, runs: int) -> None:
+    pytest.importorskip("matplotlib")
+    named = None if axes is None else pb.Axes(layers=axes[0], units=axes[1], positions=axes[2])
+    result = swept(answers, plan, named, runs)
+    assert result._repr_png_()[:4] == b"\x89PNG"  # type: ignore[index]
+    assert "nats" in result.plot().axes[0].get_title(loc="left")
+
+
+def test_heat_maps_put_every_run_in_its_cell(answers: Any) -> None:
+    pytest.importorskip("matplotlib")
+    axes = pb.Axes(layers=range(4), positions=range(8))
+    result = swept(answers, sonde.sweep(sonde.scale(sonde.residual(), 0.0)), axes, 32)
+    (panel, *_) = result.plot().axes
+    drawn = panel.collections[0].get_array()
+    assert drawn is not None
+    assert drawn.shape == (8, 4), "positions go down, layers across"
+    assert np.allclose(drawn, result.effect[:, 0, :, 0].T)
+
+
+def test_lens_and_attributions_are_drawn(layers: Any, answers: Any) -> None:
+    pytest.importorskip("matplotlib")
+    (line,) = layers.plot().axes[0].lines
+    assert np.allclose(line.get_ydata(), layers.probabilities[:, 0])
+    part = pb.Attributions(
+        component=pb.COMPONENT_HEAD_OUT,
+        layers=[0, 1],
+        positions=range(8),
+        estimates=answers.tensor(np.ones((2, 8, 3, 1))),
+    )
+    message = pb.TraceResponse(context=answers.context(), attributions=[part])
+    result = traced(sonde.AttributionPatching("other", "head_out"), [message])
+    drawn = result.plot().axes[0].collections[0].get_array()
+    assert drawn is not None
+    assert np.allclose(drawn, 3.0)
+
+
+def test_without_matplotlib_a_notebook_gets_a_table(grids: Any, layers: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert grids._repr_png_() is None
+    assert layers._repr_png_() is None
+    assert grids._repr_html_().count("<table>") == 3
+    assert "<table>" in layers._repr_html_()
+    with pytest.raises(ImportError, match=r"sonde\[plot\]"):
+        grids.plot()
+
+
+def test_without_pandas_a_data_frame_says_what_to_install(layers: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        layers.to_dataframe()
+
+
+def test_tokens_are_escaped_in_html(answers: Any) -> None:
+    message = pb.TraceResponse(context=answers.context())
+    message.context.clean.top_tokens[0].text = "<script>"
+    page = traced(None, [message])._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_plain_heat_maps_are_numbers(grids: Any) -> None:
+    text = terminal.causal_tracing(grids, colours="none")
+    assert "\x1b" not in text
+    row = next(line for line in text.splitlines() if "Tower*" in line)
+    assert [float(n) for n in row.split()[1:]] == pytest.approx(grids.restored["residual_post"][2, :, 0], abs=0.006)
+
+
+@pytest.mark.parametrize(("colours", "code"), [("256", r"\x1b\[48;5;(\d+)m"), ("truecolor", r"\x1b\[48;2;([\d;]+)m")])
+def test_coloured_heat_maps_have_a_cell_per_number(colours: Any, code: str) -> None:
+    values = np.array([[0.0, 1.0], [np.nan, 0.5]], np.float32)
+    text = terminal.heatmap(values, ["a", "b"], ["0", "1"], low=0.0, high=1.0, colours=colours)
+    _, first, second, _ = text.splitlines()
+    cells = re.findall(code, first)
+    assert len(cells) == 2
+    assert cells[0] != cells[1]
+    assert len(re.findall(code, second)) == 1
+    assert first.endswith("\x1b[0m")
+    if colours == "256":
+        assert cells[0] == "231", "the lightest colour is white"
+
+
+def test_colours_are_for_terminals(monkeypatch: Any) -> None:
+    class Terminal:
+        def __init__(self, *, tty: bool) -> None:
+            self.isatty = lambda: tty
+
+    for name in ("NO_COLOR", "TERM", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    assert terminal.colours_of(Terminal(tty=False)) == "none"  # type: ignore[arg-type]
+    assert terminal.colours_of(Terminal(tty=True)) == "256"  # type: ignore[arg-type]
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    assert terminal.colours_of(Terminal(tty=True)) == "truecolor"  # type: ignore[arg-type]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert terminal.colours_of(Terminal(tty=True)) == "none"  # type: ignore[arg-type]
+
+
+def test_line_breaks_in_tokens_do_not_break_tables() -> None:
+    assert sonde.arrays.visible("\n\t é") == "\\n\\t é"
+    table = terminal.table(["a", "b"], [["x", 1.0], ["yy", 12.5]])
+    assert table.splitlines()[2:] == ["x      1", "yy  12.5"]

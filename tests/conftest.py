@@ -1,0 +1,103 @@
+"""One real server per tiny model, on a free port of the loopback, with raw stubs on a real channel."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import hypothesis
+import pytest
+import torch
+from sonde.v1 import inspection_pb2 as pb
+from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
+from sonde_server.app import Server
+from sonde_server.config import Settings
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests import wire
+from tests.models import save_model
+from tests.oracle import Oracle
+
+# The suite's result is the same every time; HYPOTHESIS_PROFILE=explore searches further, with a fresh seed.
+_COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, **_COMMON)
+hypothesis.settings.register_profile("explore", max_examples=500, **_COMMON)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+DEADLINE = 60.0
+"""Seconds that any one call may take."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A running server, a channel to it, and the oracle of the same model."""
+
+    family: str
+    server: Server
+    stub: InspectionServiceStub
+    oracle: Oracle
+    tokenizer: Any
+
+    def ids(self, text: str) -> list[int]:
+        """The token ids of a prompt, special tokens included."""
+        return list(self.tokenizer(text).input_ids)
+
+    def intervene(self, request: pb.InterveneRequest) -> wire.Answer:
+        return wire.join_intervene(self.stub.Intervene(request, timeout=DEADLINE))
+
+    def trace(self, request: pb.TraceRequest) -> wire.Answer:
+        return wire.join_trace(self.stub.Trace(request, timeout=DEADLINE))
+
+    def model_info(self) -> pb.GetModelResponse:
+        return self.stub.GetModel(pb.GetModelRequest(), timeout=DEADLINE)
+
+
+class Hosts:
+    """Servers by family, started when first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._hosts: dict[str, Host] = {}
+        self.stack = ExitStack()
+
+    def __getitem__(self, family: str) -> Host:
+        if family not in self._hosts:
+            self._hosts[family] = self._start(family)
+        return self._hosts[family]
+
+    def _start(self, family: str) -> Host:
+        folder = save_model(family, self._directory / family)
+        plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+        server = self.stack.enter_context(Server(Settings(model=str(folder), port=0, device="cpu", dtype="float32")))
+        channel = self.stack.enter_context(grpc.insecure_channel(server.address))
+        grpc.channel_ready_future(channel).result(timeout=DEADLINE)
+        return Host(
+            family, server, InspectionServiceStub(channel), Oracle(plain), AutoTokenizer.from_pretrained(folder)
+        )
+
+
+@pytest.fixture(scope="session")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    torch.set_num_threads(1)
+    hosts = Hosts(tmp_path_factory.mktemp("models"))
+    with hosts.stack:
+        yield hosts
+
+
+@pytest.fixture(scope="session", params=["gpt2", "llama"])
+def host(request: pytest.FixtureRequest, hosts: Hosts) -> Host:
+    """Every test that takes it runs for each family."""
+    return hosts[request.param]
+
+
+@pytest.fixture(scope="session")
+def gpt2(hosts: Hosts) -> Host:
+    return hosts["gpt2"]
+
+
+@pytest.fixture(scope="session")
+def llama(hosts: Hosts) -> Host:
+    return hosts["llama"]

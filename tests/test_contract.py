@@ -1,0 +1,157 @@
+"""The contract's own tools: the checks of `make contract` and `make drift` have to notice what they are there for.
+
+That the contract passes them is checked by `make test` directly; here each is shown a contract that it must refuse.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from sonde.v1 import inspection_pb2
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTRACT = Path("proto/sonde/v1/inspection.proto")
+
+
+def load(path: str) -> ModuleType:
+    specification = spec_from_file_location(Path(path).stem, ROOT / path)
+    assert specification
+    assert specification.loader
+    module = module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def git(directory: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, *arguments], cwd=directory, check=True, capture_output=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A repository with the contract on its main branch, and another branch checked out."""
+    shutil.copytree(ROOT / "proto", tmp_path / "proto", ignore=shutil.ignore_patterns("__pycache__"))
+    git(tmp_path, "init", "--initial-branch=main")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--message=The contract")
+    git(tmp_path, "checkout", "-b", "other")
+    return tmp_path
+
+
+def check_contract(project: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "proto/check.py"], cwd=project, check=False, capture_output=True, text=True)
+
+
+def rewrite(project: Path, pattern: str, replacement: str) -> None:
+    path = project / CONTRACT
+    text, count = re.subn(pattern, replacement, path.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
+    assert count == 1, pattern
+    path.write_text(text, encoding="utf-8")
+
+
+def test_the_contract_as_it_is_passes(project: Path) -> None:
+    result = check_contract(project)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "compared with main" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "complaint"),
+    [
+        (r"^  int32 top_k = 3;", "  int32 best = 3;", 'from "top_k" to "best"'),
+        (r"^  int32 top_k = 3;", "  int64 top_k = 3;", "changed type"),
+        (r"^  // Which activation\..*\n", "", "should have a non-empty comment"),
+        (r"^  int32 top_k = 3;", "  int32   top_k = 3;", "-  int32   top_k = 3;"),
+        (r"STACK_DECODER = 1", "DECODER = 1", "should be prefixed"),
+    ],
+    ids=["rename", "type", "comment", "format", "style"],
+)
+def test_a_change_for_the_worse_is_noticed(project: Path, pattern: str, replacement: str, complaint: str) -> None:
+    rewrite(project, pattern, replacement)
+    result = check_contract(project)
+    assert result.returncode == 1
+    assert complaint in result.stdout + result.stderr
+
+
+def test_a_new_field_is_welcome(project: Path) -> None:
+    rewrite(project, r"^  int64 max_answer_bytes = 3;", "  int64 max_answer_bytes = 3;\n  // New.\n  int32 new = 4;")
+    assert check_contract(project).returncode == 0
+
+
+def test_main_itself_is_compared_with_the_commit_before(project: Path) -> None:
+    git(project, "checkout", "main")
+    rewrite(project, r"^  int32 top_k = 3;", "  int32 best = 3;")
+    git(project, "commit", "--all", "--message=A break")
+    result = check_contract(project)
+    assert result.returncode == 1
+    assert "the commit before" in result.stdout
+
+
+def test_a_detached_shallow_clone_is_compared_with_its_latest_commit(project: Path, tmp_path: Path) -> None:
+    (project / "README").write_text("A second commit, so that there is something to cut off.\n", encoding="utf-8")
+    git(project, "add", ".")
+    git(project, "commit", "--message=More")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--depth=1", "--branch=other", "--single-branch", project.as_uri(), str(clone))
+    git(clone, "checkout", "--detach")
+    git(clone, "branch", "--delete", "--force", "other")
+    result = check_contract(clone)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "no main branch here" in result.stdout
+    rewrite(clone, r"^  int32 top_k = 3;", "  int32 best = 3;")
+    assert check_contract(clone).returncode == 1
+
+
+def test_without_a_repository_the_comparison_is_left_out_aloud(project: Path) -> None:
+    shutil.rmtree(project / ".git")
+    result = check_contract(project)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "left out" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("found", "lines"),
+    [
+        ({"a.py": b"1", "b.py": b"2"}, []),
+        ({"a.py": b"1"}, ["missing: b.py"]),
+        ({"a.py": b"1", "b.py": b"3"}, ["differs: b.py"]),
+        ({"a.py": b"1", "b.py": b"2", "old_pb2.py": b""}, ["stale: old_pb2.py"]),
+    ],
+)
+def test_drift_is_told_by_file(found: dict[str, bytes], lines: list[str]) -> None:
+    assert load("proto/generate.py").differences({"a.py": b"1", "b.py": b"2"}, found) == lines
+
+
+def test_generator_refuses_packages_it_was_not_pinned_to() -> None:
+    # This environment has the newest protobuf, which is why it must not have the generator.
+    with pytest.raises(SystemExit, match=r"grpcio-tools 1\.76\.0 is needed .* `make proto`"):
+        load("proto/generate.py").require_pinned_generator()
+
+
+def test_no_field_is_a_64_bit_integer_without_need() -> None:
+    """They are strings in JSON and BigInts in JavaScript: only what may pass 2^31 is one."""
+    wide = {
+        f"{message.name}.{field.name}"
+        for message in inspection_pb2.DESCRIPTOR.message_types_by_name.values()
+        for nested in (message, *message.nested_types)
+        for field in nested.fields
+        if field.type in {field.TYPE_INT64, field.TYPE_UINT64, field.TYPE_SINT64, field.TYPE_UINT32}
+    }
+    assert wide == {
+        "ActivationSlice.offset",
+        "CausalTracing.seed",
+        "Cost.answer_bytes",
+        "Cost.full_token_layers",
+        "Cost.runs",
+        "Cost.token_layers",
+        "Generation.seed",
+        "GetModelResponse.parameters",
+        "Limits.max_answer_bytes",
+        "Noise.seed",
+    }
