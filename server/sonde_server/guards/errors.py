@@ -85,9 +85,9 @@ class ErrorGuard(grpc.ServerInterceptor):
 
     def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Wraps the handler."""
         handler = continuation(handler_call_details)
         if handler is None or not str(handler_call_details.method).startswith(self._prefix):
@@ -109,7 +109,7 @@ def _guard_single(behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, grpc.S
     def guarded(request: Any, context: grpc.ServicerContext) -> Any:
         try:
             return behaviour(request, context)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every error is answered
             _answer(error, context)
 
     return guarded
@@ -120,7 +120,7 @@ def _guard_stream(behaviour: Callable[[Any, Any], Iterator[Any]]) -> Callable[[A
         try:
             # Not returned but delegated to: most errors come while it is iterated.
             yield from behaviour(request, context)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every error is answered
             _answer(error, context)
 
     return guarded
@@ -128,9 +128,10 @@ def _guard_stream(behaviour: Callable[[Any, Any], Iterator[Any]]) -> Callable[[A
 
 def _answer(error: Exception, context: grpc.ServicerContext) -> NoReturn:
     if isinstance(error, SondeServerError):
-        remaining = context.time_remaining()
+        # None where the caller set no deadline, whatever the stubs say.
+        remaining: float | None = context.time_remaining()
         status = status_of(error, expired=remaining is not None and remaining <= 0)
-    elif context.code() is not None:
+    elif context.code() is not None:  # type: ignore[attr-defined]
         # context.abort raises a bare Exception: this call is answered already.
         raise error
     else:
