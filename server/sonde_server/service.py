@@ -60,8 +60,8 @@ class InspectionServicer(InspectionServiceServicer):
 
     def GetModel(  # noqa: N802 - named by the contract
         self,
-        request: pb.GetModelRequest,
-        context: grpc.ServicerContext,  # noqa: ARG002 - as gRPC calls it
+        request: pb.GetModelRequest,  # noqa: ARG002 - as gRPC calls it
+        context: grpc.ServicerContext,  # noqa: ARG002
     ) -> pb.GetModelResponse:
         """Describes the hosted model, without waiting for it."""
         hosted = self._ready()

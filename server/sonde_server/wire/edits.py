@@ -125,17 +125,8 @@ def _read_knockout(message: pb.Knockout, path: str, reader: Reader, site: Site |
     keys = None
     if message.key_positions:
         keys = reader.positions(message.key_positions, scene.tokens, f"{path}.key_positions")
-    if site is None:
-        return Knockout(keys)
-    if site.component is not Component.ATTENTION_SCORES:
+    if site is not None and site.component is not Component.ATTENTION_SCORES:
         reader.problems.add(path, f"it acts at ATTENTION_SCORES, the site is {site.component.name}")
-    elif keys and scene.tokens is not None:
-        queries = site.positions_within(scene.tokens)
-        if queries and min(keys) > max(queries):
-            reader.problems.add(
-                f"{path}.key_positions",
-                f"every key comes after the last query, {max(queries)}, which cannot see it; nothing would be hit",
-            )
     return Knockout(keys)
 
 

@@ -105,11 +105,10 @@ def encode_readings(readings: answers.Readings, texts: Mapping[int, str]) -> pb.
         count=len(readings.log_probabilities),
         log_probabilities=encode_floats(readings.log_probabilities),
         logits=encode_floats(readings.logits),
-        top_token_ids=encode_integers(readings.top_tokens),
-        top_log_probabilities=encode_floats(readings.top_log_probabilities),
         edit_norms=encode_floats(readings.edit_norms),
         token_texts=dict(texts),
     )
+    _add_top(message, readings)
     if readings.kl_divergences is not None:
         message.kl_divergences.CopyFrom(encode_floats(readings.kl_divergences))
     return message
@@ -123,11 +122,10 @@ def encode_layers(layers: answers.LayerReadings, texts: Mapping[int, str]) -> pb
         logits=encode_floats(layers.logits),
         ranks=encode_integers(layers.ranks),
         kl_divergences=encode_floats(layers.kl_divergences),
-        top_token_ids=encode_integers(layers.top_tokens),
-        top_log_probabilities=encode_floats(layers.top_log_probabilities),
         positions=layers.positions,
         token_texts=dict(texts),
     )
+    _add_top(message, layers)
     if layers.gradient_norms is not None:
         message.gradient_norms.CopyFrom(encode_floats(layers.gradient_norms))
     return message
@@ -174,6 +172,13 @@ def encode_slice(
         offset=offset,
         values=encode_floats(values),
     )
+
+
+def _add_top(message: pb.Readings | pb.LayerReadings, part: answers.Readings | answers.LayerReadings) -> None:
+    """The top tokens, where any were asked for."""
+    if part.top_tokens.shape[-1]:
+        message.top_token_ids.CopyFrom(encode_integers(part.top_tokens))
+        message.top_log_probabilities.CopyFrom(encode_floats(part.top_log_probabilities))
 
 
 def _tokens(ids: Iterable[int], texts: Mapping[int, str]) -> list[pb.Token]:
