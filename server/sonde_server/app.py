@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from sonde._version import __version__
 from sonde.v1 import inspection_pb2
 from sonde.v1.inspection_pb2_grpc import add_InspectionServiceServicer_to_server
@@ -103,7 +104,7 @@ class Server:
         self._loaded = loaded
         engine = Engine(loaded.decoder, cache_bytes=settings.cache_bytes)
         engine.warm_up()
-        self._scheduler = Scheduler(engine)
+        self._scheduler = Scheduler(engine, max_answer_bytes=settings.max_answer_bytes or 2**62)
         self._servicer.host(
             Hosted(
                 loaded.description,

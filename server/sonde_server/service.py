@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
+
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceServicer
 

@@ -85,9 +85,9 @@ class ErrorGuard(grpc.ServerInterceptor):
 
     def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Wraps the handler."""
         handler = continuation(handler_call_details)
         if handler is None or not str(handler_call_details.method).startswith(self._prefix):
@@ -109,7 +109,7 @@ def _guard_single(behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, grpc.S
     def guarded(request: Any, context: grpc.ServicerContext) -> Any:
         try:
             return behaviour(request, context)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status for it
             _answer(error, context)
 
     return guarded
@@ -120,7 +120,7 @@ def _guard_stream(behaviour: Callable[[Any, Any], Iterator[Any]]) -> Callable[[A
         try:
             # Not returned but delegated to: most errors come while it is iterated.
             yield from behaviour(request, context)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status for it
             _answer(error, context)
 
     return guarded

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from sonde.v1 import inspection_pb2 as pb
 
 from ..domain import (
@@ -128,13 +129,6 @@ def _read_knockout(message: pb.Knockout, path: str, reader: Reader, site: Site |
         return Knockout(keys)
     if site.component is not Component.ATTENTION_SCORES:
         reader.problems.add(path, f"it acts at ATTENTION_SCORES, the site is {site.component.name}")
-    elif keys and scene.tokens is not None:
-        queries = site.positions_within(scene.tokens)
-        if queries and min(keys) > max(queries):
-            reader.problems.add(
-                f"{path}.key_positions",
-                f"every key comes after the last query, {max(queries)}, which cannot see it; nothing would be hit",
-            )
     return Knockout(keys)
 
 

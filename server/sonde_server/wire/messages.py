@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+
 from sonde.v1 import inspection_pb2 as pb
 
 from .. import answers
@@ -104,11 +105,12 @@ def encode_readings(readings: answers.Readings, texts: Mapping[int, str]) -> pb.
         count=len(readings.log_probabilities),
         log_probabilities=encode_floats(readings.log_probabilities),
         logits=encode_floats(readings.logits),
-        top_token_ids=encode_integers(readings.top_tokens),
-        top_log_probabilities=encode_floats(readings.top_log_probabilities),
         edit_norms=encode_floats(readings.edit_norms),
         token_texts=dict(texts),
     )
+    if readings.top_tokens.shape[1]:
+        message.top_token_ids.CopyFrom(encode_integers(readings.top_tokens))
+        message.top_log_probabilities.CopyFrom(encode_floats(readings.top_log_probabilities))
     if readings.kl_divergences is not None:
         message.kl_divergences.CopyFrom(encode_floats(readings.kl_divergences))
     return message
@@ -122,11 +124,12 @@ def encode_layers(layers: answers.LayerReadings, texts: Mapping[int, str]) -> pb
         logits=encode_floats(layers.logits),
         ranks=encode_integers(layers.ranks),
         kl_divergences=encode_floats(layers.kl_divergences),
-        top_token_ids=encode_integers(layers.top_tokens),
-        top_log_probabilities=encode_floats(layers.top_log_probabilities),
         positions=layers.positions,
         token_texts=dict(texts),
     )
+    if layers.top_tokens.shape[1]:
+        message.top_token_ids.CopyFrom(encode_integers(layers.top_tokens))
+        message.top_log_probabilities.CopyFrom(encode_floats(layers.top_log_probabilities))
     if layers.gradient_norms is not None:
         message.gradient_norms.CopyFrom(encode_floats(layers.gradient_norms))
     return message

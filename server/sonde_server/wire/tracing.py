@@ -6,7 +6,6 @@ from sonde.v1 import inspection_pb2 as pb
 
 from ..domain import (
     LAYERLESS,
-    PAIRWISE,
     CausalTracing,
     Component,
     Counterfactual,
@@ -23,7 +22,6 @@ DEFAULT_WINDOW = 10
 DEFAULT_SAMPLES = 10
 DEFAULT_DEVIATIONS = 3.0
 # Whole vectors are restored, position by position.
-RESTORABLE = tuple(c for c in Component if c not in PAIRWISE and c is not Component.LOGITS)
 
 Corruption = GaussianCorruption | ExplicitNoise | Counterfactual
 
@@ -158,12 +156,7 @@ def _read_components(message: pb.CausalTracing, path: str, reader: Reader) -> tu
         return DEFAULT_COMPONENTS
     components: list[int | None] = []
     for i, number in enumerate(message.components):
-        one = read_component(number, f"{path}[{i}]", reader)
-        if one is not None and one not in RESTORABLE:
-            known = ", ".join(component.name for component in RESTORABLE)
-            reader.problems.add(f"{path}[{i}]", f"{one.name} cannot be restored position by position; give {known}")
-            one = None
-        components.append(one)
+        components.append(read_component(number, f"{path}[{i}]", reader))
     return tuple(Component(value) for value in reader.distinct(components, path, "component"))
 
 
