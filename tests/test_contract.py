@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from sonde.v1 import inspection_pb2
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,16 +1,14 @@
 """The oracle itself: with no edit it is plain transformers, and its parts agree with each other."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-
 from tests import rome
 from tests.models import save_model
 from tests.oracle import Edit, Knockout, Oracle, Scale, Site, Target
+from transformers import AutoModelForCausalLM
 
 FLOAT32 = 1e-5
 IDS = [5, 130, 77, 301, 9, 260, 41]
@@ -24,8 +22,8 @@ def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def plain(oracle: Oracle) -> torch.Tensor:
     with torch.no_grad():
-        logits: Any = oracle.model(torch.tensor([IDS]), use_cache=False).logits
-    return logits[0]
+        logits: torch.Tensor = oracle.model(torch.tensor([IDS]), use_cache=False).logits[0]
+    return logits
 
 
 def test_a_run_without_edits_is_the_plain_model(oracle: Oracle) -> None:

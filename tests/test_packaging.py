@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 pytestmark = [
     pytest.mark.slow,
@@ -131,8 +132,8 @@ def test_metadata_names_licence_version_and_requirements(wheel: Path) -> None:
     version: dict[str, str] = {}
     exec((ROOT / "client/sonde/_version.py").read_text(encoding="utf-8"), version)  # noqa: S102 -- our own file
     assert metadata["Version"] == version["__version__"]
-    plain = {line.split(">=")[0] for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
-    assert plain == {"grpcio", "grpcio-status", "protobuf", "numpy"}
+    requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    assert {requirement.name for requirement in requirements if requirement.marker is None} == {"grpcio", "grpcio-status", "protobuf", "numpy"}
     assert set(metadata.get_all("Provides-Extra", [])) == {"server", "plot", "dev"}
 
 
