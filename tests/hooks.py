@@ -8,6 +8,7 @@ layers comes with layer 0. Nothing here is clever or fast: it is what the server
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,15 +25,15 @@ ATTENTION = "sonde_oracle"
 class Modules:
     """The modules of a decoder whose parts are where Llama or GPT-2 has them."""
 
-    embedding: nn.Module
+    embedding: nn.Embedding
     blocks: list[nn.Module]
     attention: list[nn.Module]
-    attention_projection: list[nn.Module]
+    attention_projection: list[Any]
     mlp_norm: list[nn.Module]
     mlp: list[nn.Module]
     mlp_projection: list[nn.Module]
-    final_norm: nn.Module
-    unembedding: nn.Module
+    final_norm: Any
+    unembedding: nn.Linear
 
 
 def gpt2_modules(model: Any) -> Modules:
@@ -101,11 +102,32 @@ AttentionMaskInterface.register(ATTENTION, eager_mask)
 
 
 def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    value: Tensor = output[0] if isinstance(output, tuple) else output
+    return value
 
 
 def _with_first(output: Any, value: Tensor) -> Any:
     return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+def _on_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """Changes what a module gives; returns how to take the hook away."""
+
+    def hook(_: nn.Module, __: Any, result: Any) -> Any:
+        return _with_first(result, change(_first(result)))
+
+    return module.register_forward_hook(hook).remove
+
+
+def _on_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """Changes the hidden states that a module takes; returns how to take the hook away."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True).remove
 
 
 @contextmanager
@@ -114,46 +136,26 @@ def attach(model: Any, visit: Visit) -> Iterator[None]:
     parts = modules_of(model)
     before = model.config._attn_implementation
     heads = model.config.num_attention_heads
+
+    def middle(value: Tensor, layer: int) -> Tensor:
+        # In place: the block holds the same tensor as the residual stream that the MLP is added to.
+        return value if value.requires_grad else value.copy_(visit("RESIDUAL_MID", layer, value))
+
+    def by_head(value: Tensor, layer: int) -> Tensor:
+        return visit("HEAD_OUT", layer, value.view(*value.shape[:-1], heads, -1)).flatten(-2)
+
     with ExitStack() as stack:
-
-        def output(module: nn.Module, component: str, layer: int = 0) -> None:
-            def hook(_: nn.Module, __: Any, result: Any) -> Any:
-                return _with_first(result, visit(component, layer, _first(result)))
-
-            stack.callback(module.register_forward_hook(hook).remove)
-
-        def entry(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                if args:
-                    return (change(args[0]), *args[1:]), kwargs
-                return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
-
-            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-
-        def middle(layer: int) -> Callable[[Tensor], Tensor]:
-            def change(value: Tensor) -> Tensor:
-                # In place: the block holds the same tensor as the residual stream that the MLP is added to.
-                return value if value.requires_grad else value.copy_(visit("RESIDUAL_MID", layer, value))
-
-            return change
-
-        def heads_apart(layer: int) -> Callable[[Tensor], Tensor]:
-            return lambda value: visit("HEAD_OUT", layer, value.unflatten(-1, (heads, -1))).flatten(-2)
-
-        def named(component: str, layer: int) -> Callable[[Tensor], Tensor]:
-            return lambda value: visit(component, layer, value)
-
-        output(parts.embedding, "TOKEN_EMBEDDING")
+        stack.callback(_on_output(parts.embedding, partial(visit, "TOKEN_EMBEDDING", 0)))
         for layer, block in enumerate(parts.blocks):
-            entry(block, named("RESIDUAL_PRE", layer))
-            entry(parts.attention_projection[layer], heads_apart(layer))
-            output(parts.attention[layer], "ATTENTION_OUT", layer)
-            entry(parts.mlp_norm[layer], middle(layer))
-            entry(parts.mlp_projection[layer], named("NEURON", layer))
-            output(parts.mlp[layer], "MLP_OUT", layer)
-            output(block, "RESIDUAL_POST", layer)
-        output(parts.final_norm, "FINAL_NORM")
-        output(parts.unembedding, "LOGITS")
+            stack.callback(_on_input(block, partial(visit, "RESIDUAL_PRE", layer)))
+            stack.callback(_on_input(parts.attention_projection[layer], partial(by_head, layer=layer)))
+            stack.callback(_on_output(parts.attention[layer], partial(visit, "ATTENTION_OUT", layer)))
+            stack.callback(_on_input(parts.mlp_norm[layer], partial(middle, layer=layer)))
+            stack.callback(_on_input(parts.mlp_projection[layer], partial(visit, "NEURON", layer)))
+            stack.callback(_on_output(parts.mlp[layer], partial(visit, "MLP_OUT", layer)))
+            stack.callback(_on_output(block, partial(visit, "RESIDUAL_POST", layer)))
+        stack.callback(_on_output(parts.final_norm, partial(visit, "FINAL_NORM", 0)))
+        stack.callback(_on_output(parts.unembedding, partial(visit, "LOGITS", 0)))
         _visitors.append(visit)
         stack.callback(_visitors.pop)
         model.set_attn_implementation(ATTENTION)

@@ -64,25 +64,23 @@ def byte_level_tokenizer(begin: str | None = None, vocabulary: int = 420) -> Pre
         )
     else:
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token="<|endoftext|>")  # noqa: S106
 
 
 def metaspace_tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
     """A BPE over pieces that begin with U+2581, with byte fallback, as Llama 2's SentencePiece model has them."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]  # type: ignore[list-item]
-    )
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))  # noqa: S106
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
             decoders.ByteFallback(),
             decoders.Fuse(),
             decoders.Strip(content=" ", left=1),
-        ]  # type: ignore[list-item]
+        ]
     )
     words = [f"▁{word}" for line in TEXT.splitlines() for word in line.split()]
-    plain = Tokenizer(models.BPE(unk_token="<unk>"))
+    plain = Tokenizer(models.BPE(unk_token="<unk>"))  # noqa: S106
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=len(tokens) + vocabulary, special_tokens=tokens[:3], show_progress=False)
     plain.train_from_iterator(words, trainer)
@@ -96,7 +94,7 @@ def metaspace_tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
     tokenizer.model = models.BPE(
         {piece: index for index, piece in enumerate(pieces)},
         merges,
-        unk_token="<unk>",
+        unk_token="<unk>",  # noqa: S106
         byte_fallback=True,
         fuse_unk=True,
     )
@@ -104,7 +102,7 @@ def metaspace_tokenizer(vocabulary: int = 300) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")  # noqa: S106
 
 
 def _gpt2(vocabulary: int) -> GPT2Config:

@@ -189,7 +189,9 @@ class Oracle:
         second = list(site.units) or list(range(self.units(site.component)))
         if site.component in UNIT_FIRST:
             first, second = second, first
-        return tuple(torch.meshgrid(torch.tensor(first), torch.tensor(second), indexing="ij"))
+        return tuple(
+            torch.meshgrid(torch.tensor(first, dtype=torch.long), torch.tensor(second, dtype=torch.long), indexing="ij")
+        )
 
     @torch.no_grad()
     def run(self, ids: Sequence[int], edits: Sequence[Edit] = (), sources: Sequence[Sequence[int]] = ()) -> Run:
@@ -240,12 +242,12 @@ class Oracle:
         changed[where] = after.masked_fill(masked, -torch.inf)
         return changed, float(moved.double().square().sum())
 
-    def _operated(self, edit: Edit, layer: int, before: Tensor, source_runs: dict[int, Run]) -> Tensor:
+    def _operated(self, edit: Edit, layer: int, before: Tensor, source_runs: dict[int, Run]) -> Tensor:  # noqa: PLR0911 - one per operation
         match edit.operation:
             case Scale(factor):
                 return before * factor
             case Set(value):
-                return torch.from_numpy(value).broadcast_to(before.shape).clone()
+                return torch.from_numpy(value).expand(before.shape).clone()
             case Add(value):
                 return before + torch.from_numpy(value)
             case Multiply(value):
@@ -254,7 +256,8 @@ class Oracle:
                 along = torch.from_numpy(direction).double()
                 along = along / along.norm(dim=-1, keepdim=True)
                 wide = before.double()
-                return (wide - (wide * along).sum(-1, keepdim=True) * along).float()
+                projected: Tensor = wide - (wide * along).sum(-1, keepdim=True) * along
+                return projected.float()
             case Noise(standard_deviation, seed):
                 draw = np.random.RandomState(1 if seed is None else seed).randn(*before.shape)
                 return before + torch.from_numpy((standard_deviation * draw).astype(np.float32))
@@ -263,8 +266,8 @@ class Oracle:
                 named = replace(edit.site, positions=source_positions or edit.site.positions)
                 taken = []
                 for source in sources:
-                    value = source_runs[source].values[edit.site.component, layer]
-                    taken.append(value[self.selection(named, _length(edit.site, value))].double())
+                    other = source_runs[source].values[edit.site.component, layer]
+                    taken.append(other[self.selection(named, _length(edit.site, other))].double())
                 return torch.stack(taken).mean(0).float()
         raise TypeError(edit.operation)
 
@@ -364,7 +367,7 @@ class Oracle:
         residuals: list[Tensor] = []
 
         def visit(component: str, layer: int, value: Tensor) -> Tensor:
-            if component == "RESIDUAL_PRE" and layer == 0 or component == "RESIDUAL_POST":
+            if (component, layer) == ("RESIDUAL_PRE", 0) or component == "RESIDUAL_POST":
                 # A leaf of its own would cut the graph: the very tensor that goes on is differentiated by.
                 residuals.append(value)
             return value

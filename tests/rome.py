@@ -128,6 +128,7 @@ def grid(
     component: str,
     layers: Sequence[int],
     positions: Sequence[int],
+    *,
     window: int = 10,
     position: int = -1,
 ) -> Samples:

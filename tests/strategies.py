@@ -54,7 +54,7 @@ def kinds(component: str, from_position: bool) -> list[str]:
 
 
 @st.composite
-def operations(draw: st.DrawFn, bounds: Bounds, site: Site, shape: tuple[int, ...], pairs: int) -> oracle.Operation:
+def operations(draw: st.DrawFn, bounds: Bounds, site: Site, shape: tuple[int, ...], pairs: int) -> oracle.Operation:  # noqa: PLR0911 - one per operation
     """An operation at a site whose selection has this shape; `pairs` positions can be paired with a source's."""
     open_ended = site.from_position is not None
     kind = draw(st.sampled_from(kinds(site.component, open_ended)))

@@ -316,7 +316,7 @@ def untouched(host: Host) -> Iterator[None]:
     assert torch.equal(forward(), before)
 
 
-def large(host: Host) -> pb.InterveneRequest:
+def large() -> pb.InterveneRequest:
     """A sweep of some thousand runs."""
     return wire.intervene(LONGER, Sweep(Edit(Site("NEURON"), oracle.Scale(0.0))), TARGETS, top_k=5)
 
@@ -341,7 +341,7 @@ def test_i29_nothing_is_left_after_an_error(host: Host) -> None:
 
 def test_i29_nothing_is_left_after_cancellation(host: Host) -> None:
     with untouched(host):
-        call = host.stub.Intervene(large(host), timeout=DEADLINE)
+        call = host.stub.Intervene(large(), timeout=DEADLINE)
         next(iter(call))
         call.cancel()
         assert call.code() == grpc.StatusCode.CANCELLED
@@ -349,7 +349,7 @@ def test_i29_nothing_is_left_after_cancellation(host: Host) -> None:
 
 def test_i29_nothing_is_left_after_the_deadline(host: Host) -> None:
     with untouched(host):
-        refused = wire.refusal(host.stub.Intervene(large(host), timeout=0.05))
+        refused = wire.refusal(host.stub.Intervene(large(), timeout=0.05))
         assert refused.code == grpc.StatusCode.DEADLINE_EXCEEDED
 
 

@@ -1,7 +1,6 @@
 """The oracle itself: with no edit it is plain transformers, and its parts agree with each other."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +23,8 @@ def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def plain(oracle: Oracle) -> torch.Tensor:
     with torch.no_grad():
-        logits: Any = oracle.model(torch.tensor([IDS]), use_cache=False).logits
-    return logits[0]
+        logits: torch.Tensor = oracle.model(torch.tensor([IDS]), use_cache=False).logits[0]
+    return logits
 
 
 def test_a_run_without_edits_is_the_plain_model(oracle: Oracle) -> None:

@@ -126,6 +126,7 @@ def check_traced(
     answer: wire.Answer,
     corruption: Corruption,
     deviation: float,
+    *,
     components: Sequence[str] = DEFAULT_COMPONENTS,
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
@@ -147,7 +148,9 @@ def check_traced(
     assert_close(told.logits, corrupted.logits.mean(-1))
     assert set(answer.cells) == set(components)
     for component in components:
-        expected = rome.grid(model, ids, corruption, targets, component, layers, positions, window, position)
+        expected = rome.grid(
+            model, ids, corruption, targets, component, layers, positions, window=window, position=position
+        )
         listed = [-1] if component in UNLAYERED else layers
         assert set(answer.cells[component]) == {(at, layer) for at in positions for layer in listed}
         found = {name: answer.grid(component, name, listed, positions) for name in ("probabilities", "deviations")}
@@ -180,7 +183,7 @@ def test_any_causal_trace(host: Host, data: st.DataObject) -> None:
     read = data.draw(st.none() | st.integers(0, len(IDS) - 1))
     replaced = data.draw(st.booleans())
     method = pb.CausalTracing(
-        gaussian=pb.CausalTracing.Gaussian(samples=samples, seed=seed, **{scale[0]: scale[1]}),  # type: ignore[arg-type]
+        gaussian=pb.CausalTracing.Gaussian(samples=samples, seed=seed, **{scale[0]: scale[1]}),
         replace=replaced,
         subject_positions=pb.PositionList(positions=subject),
         components=[wire.component(name) for name in components],
@@ -196,9 +199,9 @@ def test_any_causal_trace(host: Host, data: st.DataObject) -> None:
     else:
         corruption, deviation = rome.gaussian(model, subject, samples=samples, seed=seeded, scale=scale[1])
     corruption = Corruption(corruption.positions, corruption.values, replaced)
-    check_traced(
-        host, IDS, answer, corruption, deviation, components, layers, positions, window, -1 if read is None else read
-    )
+    axes: dict[str, Any] = {"layers": layers, "positions": positions}
+    where = -1 if read is None else read
+    check_traced(host, IDS, answer, corruption, deviation, components=components, window=window, position=where, **axes)
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -243,7 +246,7 @@ def test_any_component_can_be_restored(host: Host, component: str) -> None:
     )
     answer = host.trace(ask(IDS, causal_tracing=method))
     corruption, deviation = rome.gaussian(host.oracle.model, [2, 3], samples=3)
-    check_traced(host, IDS, answer, corruption, deviation, [component], window=3)
+    check_traced(host, IDS, answer, corruption, deviation, components=[component], window=3)
 
 
 def test_every_sample_where_asked_for(host: Host) -> None:

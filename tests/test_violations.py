@@ -265,8 +265,15 @@ SWEEPS = [
         "sweep of a layer beyond", swept(pb.Sweep(edit=scaled(mlp(layers=[NOWHERE])))), f"{S}.site.layers[0]", ("99",)
     ),
     Case("sweep of no component", swept(pb.Sweep(edit=scaled(mlp(component=0)))), f"{S}.site.component"),
-    Case("unspecified axis", swept(pb.Sweep(edit=scaled(mlp()), together=[0])), "sweep.together[0]"),
-    Case("unknown axis", swept(pb.Sweep(edit=scaled(mlp()), together=[1, 8])), "sweep.together[1]", ("8",)),
+    Case("unspecified axis", swept(pb.Sweep(edit=scaled(mlp()), together=[pb.AXIS_UNSPECIFIED])), "sweep.together[0]"),
+    Case(
+        "unknown axis",
+        swept(
+            pb.Sweep(edit=scaled(mlp()), together=[pb.AXIS_LAYER, 8])  # type: ignore[list-item]
+        ),
+        "sweep.together[1]",
+        ("8",),
+    ),
     Case("window of none", swept(pb.Sweep(edit=scaled(mlp()), layer_window=0)), "sweep.layer_window", ("0",)),
     Case("negative window", swept(pb.Sweep(edit=scaled(mlp()), layer_window=-2)), "sweep.layer_window", ("-2",)),
     Case(
@@ -440,7 +447,7 @@ def call(host: Host, request: Request) -> Any:
     return host.stub.Intervene(request, timeout=DEADLINE)
 
 
-def named(cases: list[Case]) -> Any:
+def named(cases: list[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
 
 
@@ -448,7 +455,8 @@ def check(host: Host, case: Case) -> None:
     request = case.request(host) if callable(case.request) else case.request
     refused = wire.refusal(call(host, request))
     assert refused.code == grpc.StatusCode.INVALID_ARGUMENT, (refused.code, refused.message)
-    assert refused.reasons and all(refused.reasons), "no ErrorInfo"
+    assert refused.reasons, "no ErrorInfo"
+    assert all(refused.reasons)
     wanted = (case.field,) if isinstance(case.field, str) else case.field
     found = {field: text for field, text in refused.violations.items() if field.startswith(wanted)}
     assert found, f"{wanted} expected, named were {refused.violations}"
@@ -542,7 +550,7 @@ def test_a_stack_that_the_model_does_not_have(host: Host, stack: int) -> None:
     assert refused.reasons
 
 
-UNIMPLEMENTED = {
+UNIMPLEMENTED: dict[str, Request] = {
     "generation": listed(scaled(mlp()), generation=pb.Generation(max_new_tokens=3)),
     "attribution_patching": traced(
         attribution_patching=pb.AttributionPatching(source=wire.prompt(IDS), components=[pb.COMPONENT_MLP_OUT])

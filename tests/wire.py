@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import numpy.typing as npt
+import pytest
 from google.rpc import error_details_pb2, status_pb2
 from sonde.v1 import inspection_pb2 as pb
 
@@ -25,7 +26,7 @@ DATA_TYPES: dict[int, str] = {
 }
 
 
-def component(name: str) -> pb.Component:
+def component(name: str) -> "pb.Component.ValueType":
     """The enum's value of a name without its prefix."""
     return pb.Component.Value(f"COMPONENT_{name}")
 
@@ -65,7 +66,7 @@ def site(value: Site) -> pb.Site:
     )
 
 
-def edit(value: Edit) -> pb.Edit:
+def edit(value: Edit) -> pb.Edit:  # noqa: PLR0911 - one per operation
     """An edit with its operation."""
     place = site(value.site)
     match value.operation:
@@ -149,9 +150,7 @@ class Answer:
 READINGS = (
     "log_probabilities", "logits", "kl_divergences", "top_token_ids", "top_log_probabilities", "edit_norms",
 )  # fmt: skip
-LAYERS = (
-    "log_probabilities", "logits", "ranks", "kl_divergences", "top_token_ids", "top_log_probabilities", "gradient_norms",
-)  # fmt: skip
+LAYERS = (*READINGS[:5], "ranks", "gradient_norms")
 GRID = ("probabilities", "deviations", "logits", "sample_probabilities")
 
 
@@ -211,7 +210,7 @@ def join_intervene(stream: Iterable[pb.InterveneResponse]) -> Answer:
     messages = list(stream)
     answer, slices, activations = _started(messages), _Slices(), _Activations()
     for message in messages:
-        readings = message.readings
+        readings: Any = message.readings
         places = range(readings.offset, readings.offset + readings.count)
         for name in READINGS:
             if readings.HasField(name):
@@ -228,9 +227,10 @@ def join_trace(stream: Iterable[pb.TraceResponse]) -> Answer:
     messages = list(stream)
     answer, slices, activations = _started(messages), _Slices(), _Activations()
     for message in messages:
+        layers: Any = message.layers
         for name in LAYERS:
-            if message.HasField("layers") and message.layers.HasField(name):
-                slices.put(name, message.layers.depths, getattr(message.layers, name))
+            if layers.HasField(name):
+                slices.put(name, layers.depths, getattr(layers, name))
         answer.token_texts.update(message.layers.token_texts)
         if message.HasField("corruption"):
             assert answer.corruption is None, "the corruption came twice"
@@ -243,7 +243,7 @@ def join_trace(stream: Iterable[pb.TraceResponse]) -> Answer:
     return answer
 
 
-def _put_grid(answer: Answer, grid: pb.RestorationGrid) -> None:
+def _put_grid(answer: Answer, grid: Any) -> None:
     cells = answer.cells.setdefault(pb.Component.Name(grid.component).removeprefix("COMPONENT_"), {})
     layers = list(grid.layers) or [-1]
     columns = {name: array(getattr(grid, name)) for name in GRID if grid.HasField(name)}
@@ -269,21 +269,19 @@ class Refusal:
 
 def refusal(call: Iterable[Any]) -> Refusal:
     """Runs a call that must fail, and unpacks the google.rpc.Status of its failure."""
-    try:
+    with pytest.raises(grpc.RpcError) as caught:
         list(call)
-    except grpc.RpcError as error:
-        assert isinstance(error, grpc.Call)
-        status = status_pb2.Status()
-        for key, value in error.trailing_metadata() or ():
-            if key == "grpc-status-details-bin":
-                status.ParseFromString(value)  # type: ignore[arg-type]
-        bad, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
-        violations: dict[str, str] = {}
-        reasons = []
-        for detail in status.details:
-            if detail.Unpack(bad):
-                violations.update({one.field: one.description for one in bad.field_violations})
-            elif detail.Unpack(info):
-                reasons.append(info.reason)
-        return Refusal(error.code(), error.details() or "", violations, reasons)
-    raise AssertionError("the request was not refused")
+    error: Any = caught.value
+    status = status_pb2.Status()
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            status.ParseFromString(value)
+    bad, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
+    violations: dict[str, str] = {}
+    reasons = []
+    for detail in status.details:
+        if detail.Unpack(bad):
+            violations.update({one.field: one.description for one in bad.field_violations})
+        elif detail.Unpack(info):
+            reasons.append(info.reason)
+    return Refusal(error.code(), error.details() or "", violations, reasons)

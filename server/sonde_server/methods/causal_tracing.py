@@ -19,6 +19,7 @@ from torch import Tensor
 from ..answers import Answer, Corruption, Cost, Progress, RestorationGrid
 from ..domain import (
     LAYERLESS,
+    PAIRWISE,
     CausalTracing,
     Component,
     Counterfactual,
@@ -65,7 +66,7 @@ def matters(cell: Cell, method: CausalTracing, read: int) -> bool:
     """Whether a restoration can change what is read: not before the corruption, not after the reading."""
     if cell.component is Component.TOKEN_EMBEDDING and cell.position not in method.subject:
         return False
-    if cell.component is Component.FINAL_NORM:
+    if cell.component in (Component.FINAL_NORM, Component.LOGITS):
         return cell.position == read
     return min(method.subject) <= cell.position <= read
 
@@ -77,13 +78,14 @@ def answer(question: TraceQuestion, method: CausalTracing, session: Session) -> 
     noise, deviation = _noise(method, session)
     samples = len(noise)
     cost = _cost(question, method, grid, samples, session)
+    attention = "eager" if any(component in PAIRWISE for component in method.components) else "sdpa"
     if question.dry_run:
-        yield context(tokens, question.targets, position, None, cost)
+        yield context(tokens, question.targets, position, None, cost, attention=attention)
         return
     session.admit(cost)
     clean = session.states([Base(tokens)])[0]
     targets, prediction = predict(session, clean, question.targets, position, question.top_k)
-    yield context(tokens, targets, position, prediction, cost)
+    yield context(tokens, targets, position, prediction, cost, attention=attention)
     corrupted = session.states([Base(tokens, edit) for edit in _corruptions(method, noise, session)])
     reading = Reading(position, targets)
     baseline = list(session.run([Run(state, reading=reading) for state in corrupted]))
@@ -109,12 +111,7 @@ def _grids(
         for cell in grid:
             if matters(cell, method, question.position):
                 row = row_of[cell.position]
-                edits = [
-                    PlacedEdit(
-                        cell.component, layer, (cell.position,), None, Change("set", values[cell.component, layer][row])
-                    )
-                    for layer in cell.restored
-                ]
+                edits = [_restoration(cell, layer, values[cell.component, layer], row) for layer in cell.restored]
                 for state in corrupted:
                     yield Run(state, edits, reading)
 
@@ -134,6 +131,12 @@ def _grids(
         done += len(row) * len(corrupted)
         yield _grid_row(head, row, outcome, per_sample=method.per_sample)
         yield Progress(done, total)
+
+
+def _restoration(cell: Cell, layer: int, clean: Tensor, row: int) -> PlacedEdit:
+    """Sets one position of one layer to its clean value; scores and patterns have their positions second."""
+    value = clean[:, row : row + 1] if cell.component in PAIRWISE else clean[row : row + 1]
+    return PlacedEdit(cell.component, layer, (cell.position,), None, Change("set", value))
 
 
 def _grid_row(head: Cell, row: list[Cell], outcome: list[list[Result]], *, per_sample: bool) -> RestorationGrid:

@@ -221,9 +221,10 @@ class Plan:
     # ------------------------------------------------------------ the axes of a sweep
 
     def _layer_axis(self, plan: Sweep) -> list[tuple[int, ...]]:
+        windows = [window(layer, plan.layer_window, self.layers) for layer in plan.layers]
         if Axis.LAYER in plan.together:
-            return [plan.layers]
-        return [window(layer, plan.layer_window, self.layers) for layer in plan.layers]
+            return [tuple(sorted({layer for around in windows for layer in around}))]
+        return windows
 
     def _unit_axis(self, plan: Sweep) -> Sequence[tuple[int, ...] | None]:
         if plan.units is None or Axis.UNIT in plan.together:

@@ -23,7 +23,19 @@ class Vocabulary:
         )
 
     def target(self, text: str) -> list[int]:
-        """The tokens of a continuation: no special tokens."""
+        """The tokens of a continuation: no special tokens.
+
+        A SentencePiece tokenizer marks the start of a text as it marks a space, so that " Paris" alone becomes two
+        tokens; as the continuation of another text it is the one that is meant.
+        """
+        alone = self._encode(text)
+        if len(alone) == 1:
+            return alone
+        before, both = self._encode("a"), self._encode("a" + text)
+        rest = both[len(before) :]
+        return rest if both[: len(before)] == before and len(rest) == 1 else alone
+
+    def _encode(self, text: str) -> list[int]:
         return list(self._required().encode(text, add_special_tokens=False))
 
     def text(self, token: int) -> str:

@@ -1,0 +1,287 @@
+"""A tour of Sonde: starts a server with the embedded model and asks it, over gRPC, where a fact is kept.
+
+`make demo` runs it. Everything after the start goes through the public client, as it would from another machine.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import sonde
+from sonde import report, terminal
+
+SUBJECT = "The Eiffel Tower"
+PROMPT = f"{SUBJECT} is in the city of"
+TARGET = " Paris"
+WINDOW = 3
+SLIGHT = 0.1
+FACTORS = (0.0, 3.0, -3.0, 10.0, -10.0)
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+LISTENING = "listening on "
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+# ---------------------------------------------------------------------- the server
+
+
+class LocalServer:
+    """A server process. What it writes to standard error is read all along: its address is there, and its troubles."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+        self._last_lines: deque[str] = deque(maxlen=20)
+        self._address: str | None = None
+        self._known = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def address(self) -> str:
+        """Host and port, as soon as the server has bound them.
+
+        Raises:
+            SystemExit: if the server ends before that, or takes too long, with what it last wrote.
+        """
+        if not self._known.wait(START_SECONDS) or self._address is None:
+            raise self._failure()
+        return self._address
+
+    def wait(self, client: sonde.Client) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            SystemExit: as `address`.
+        """
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                client.wait_until_serving(1.0)
+            except sonde.NotServing:
+                if self._process.poll() is not None or time.monotonic() > end:
+                    raise self._failure() from None
+            else:
+                return
+
+    def _failure(self) -> SystemExit:
+        if self._process.poll() is not None:
+            self._reader.join(STOP_SECONDS)
+        return SystemExit("the server did not start:\n" + "\n".join(self._last_lines))
+
+    def _read(self) -> None:
+        for line in self._process.stderr or ():
+            self._last_lines.append(line.rstrip())
+            _, found, rest = line.partition(LISTENING)
+            if found and self._address is None:
+                self._address = rest.split()[0]
+                self._known.set()
+        self._known.set()
+
+
+@contextmanager
+def running_server(model: str) -> Iterator[LocalServer]:
+    """A server on a free port of this machine; it is stopped whatever happens.
+
+    It gets a session of its own: Ctrl-C in the terminal then reaches the tour alone, which stops the server in order.
+    """
+    command = [sys.executable, "-m", "sonde_server.cli", "--port", "0", "--model", model]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            yield LocalServer(process)
+        finally:
+            stop(process)
+
+
+def stop(process: "subprocess.Popen[str]") -> None:
+    """Ask the server to end by SIGTERM, which lets calls in progress finish; insist if it does not."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+# ---------------------------------------------------------------------- the tour
+
+
+def show_model(client: sonde.Client) -> None:
+    """What the server hosts."""
+    heading("1. The model", "GetModel")
+    print(report.model_text(client.model))
+    say(
+        "The components listed as available are the places that can be read and changed. This model is small and was "
+        "trained on facts about places, so that a laptop can look for them."
+    )
+
+
+def show_layers(client: sonde.Client) -> None:
+    """The target's probability through the layers."""
+    heading("2. A token's probability through the layers", "Trace, method TokenProbability")
+    say(f"The prompt is {PROMPT!r}, the token asked about {quoted(TARGET)}.")
+    result = client.trace(PROMPT, targets=[TARGET], method=sonde.TokenProbability(gradient_norms=True))
+    print(report.trace_text(result))
+    say(
+        f"The first table is the model's answer: it gives {quoted(TARGET)} a probability of {result.probability:.1%}. "
+        "The second reads the residual stream at the last token after each block, as if the model ended there (the "
+        f"logit lens): p is the probability {quoted(TARGET)} would get, rank how many tokens would be preferred to it, "
+        "and the top token what would be said instead. Row 0 is the token embedding, before any block."
+    )
+    if result.gradient_norms is None:
+        return
+    norms = result.gradient_norms[0, :, 0]
+    position = result.gradient_positions[int(norms.argmax())]
+    say(
+        "The gradient says where a small change of a state would move that probability most. For the token "
+        f"embeddings it is largest at {quoted(result.tokens[position].text)} (position {position}), with a norm of "
+        f"{norms.max():.2g}."
+    )
+
+
+def show_causal_trace(client: sonde.Client, folder: Path) -> sonde.CausalTracingResult:
+    """ROME's causal trace: which states carry the fact."""
+    heading("3. A causal trace", "Trace, method CausalTracing")
+    say(
+        f"The embeddings of {SUBJECT!r} are corrupted with noise, in ten draws, which takes away most of the answer's "
+        "probability. Then one clean state at a time is put back: of one token, after one block. Where that alone "
+        "brings the answer back, the state carries the fact (Meng et al. 2022). For the MLP and for attention the "
+        f"outputs of {WINDOW} neighbouring blocks are put back together."
+    )
+    method = sonde.CausalTracing(subject=SUBJECT, window=WINDOW)
+    trace = client.trace(PROMPT, targets=[TARGET], method=method, progress=True)
+    print(terminal.causal_tracing(trace))
+    say(
+        f"Every cell is the probability of {quoted(TARGET)}, a mean over the draws, with the state of that token (row) "
+        f"and that block (column) restored. Untouched it is {trace.clean[0]:.3f}, corrupted {trace.corrupted[0]:.3f}. "
+        "That the last token's last state brings it all back goes without saying: the answer is read there. The "
+        "subject's own states tell where the fact is looked up:"
+    )
+    show_best_subject_states(trace)
+    path = folder / "trace.png"
+    trace.plot(path)
+    say(f"All {trace.cost.runs:,} runs came from one call. The picture: {path}")
+    return trace
+
+
+def show_best_subject_states(trace: sonde.CausalTracingResult) -> None:
+    """Of each component, the state within the subject that brings most of the answer back."""
+    rows: list[list[object]] = []
+    for component, grid in trace.restored.items():
+        cells = trace.strongest(grid[..., 0].size, component=component)
+        best = next(cell for cell in cells if cell.position in trace.corrupted_positions)
+        rows.append([component, best.layer, repr(best.token), best.probability, best.effect])
+    print(terminal.table(["restored", "layer", "token", "p", "gain over corrupted"], rows))
+
+
+def show_neurons(client: sonde.Client, position: int) -> sonde.Change:
+    """Every neuron of every layer switched off in turn."""
+    heading("4. The neurons that matter most", "Intervene, a sweep")
+    model = client.model
+    say(
+        f"At the subject's last token (position {position}) each of the {model.neurons:,} MLP neurons of each of the "
+        f"{model.layers} layers is set to zero, one per run: {model.layers * model.neurons:,} runs in one call."
+    )
+    plan = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), positions=[position])
+    result = client.intervene(PROMPT, plan, targets=[TARGET], top_k=1, progress=True)
+    print(report.interventions_text(result, 8))
+    first = result.most_changed(1)[0]
+    say(
+        f"'changed' is the probability of {quoted(TARGET)} without the neuron, and the effect its logarithm less that "
+        "of the unchanged run, in nats: -0.69 would halve the probability, +0.69 double it. "
+        f"Without the first of them, neuron {first.unit} of layer {first.layer}, the model is "
+        f"{'less' if first.effect < 0 else 'more'} sure by {abs(first.probability - first.clean_probability):.2%}. "
+        + ("No single neuron holds the fact; many carry it together." if abs(first.effect) < SLIGHT else "")
+    )
+    return first
+
+
+def show_scaling(client: sonde.Client, change: sonde.Change, position: int) -> None:
+    """One neuron at several factors, and the predictions before and after."""
+    heading("5. One neuron scaled", "Intervene, a list")
+    layer, unit = int(change.layer or 0), int(change.unit or 0)
+    place = sonde.neuron(layer=layer, unit=unit, position=position)
+    result = client.intervene(PROMPT, [sonde.scale(place, factor) for factor in FACTORS], targets=[TARGET], top_k=5)
+    rows: list[list[object]] = [["unchanged", float(result.clean.probabilities[0]), "", repr(result.clean.top(1)[0])]]
+    for factor, run in zip(FACTORS, result, strict=True):
+        moved = f"{float(run.edit_norms[0]):.2f}"
+        rows.append([f"times {factor:g}", float(run.probabilities[0]), moved, repr(run.top(1)[0])])
+    print(terminal.table([f"neuron {layer}:{unit}", f"p({TARGET!r})", "moved by", "top prediction"], rows))
+    say(
+        "A factor of 0 removes the neuron, a negative one turns its sign. 'Moved by' is the edit's receipt: the "
+        "distance by which it really moved the activation. The largest change, in full:"
+    )
+    largest = result.most_changed(1)[0].run
+    pairs = zip(result.clean.top(5), result[largest].top(5), strict=True)
+    ranks = [[repr(a.text), a.probability, repr(b.text), b.probability] for a, b in pairs]
+    print(terminal.table(["before", "p", f"after, times {FACTORS[largest]:g}", "p"], ranks))
+
+
+# ---------------------------------------------------------------------- the script
+
+
+def heading(title: str, call: str) -> None:
+    """A line between the parts of the tour, with the call that it makes."""
+    print(f"\n{title}  [{call}]\n{'─' * 79}")
+
+
+def say(text: str) -> None:
+    """A paragraph."""
+    print("\n" + textwrap.fill(text, 79, break_on_hyphens=False).replace(NO_BREAK, " ") + "\n", flush=True)
+
+
+def quoted(token: str) -> str:
+    """A token in quotes, which a paragraph keeps on one line."""
+    return repr(token).replace(" ", NO_BREAK)
+
+
+def tour(server: LocalServer, folder: Path) -> None:
+    """All parts, in order."""
+    with sonde.Client(server.address(), timeout=300.0) as client:
+        print(f"It listens on {server.address()} and loads the model.", flush=True)
+        server.wait(client)
+        show_model(client)
+        show_layers(client)
+        trace = show_causal_trace(client, folder)
+        last = max(trace.corrupted_positions)
+        change = show_neurons(client, last)
+        show_scaling(client, change, last)
+
+
+def terminated(_number: int, _frame: FrameType | None) -> None:
+    """Leave as if interrupted, so that the server is stopped on the way out."""
+    raise SystemExit(143)
+
+
+def main() -> int:
+    """Run the tour and return the exit status."""
+    parser = argparse.ArgumentParser(description="A tour of Sonde, with a server of its own.")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture (out)")
+    parser.add_argument("--model", default="atlas", help="the embedded model, a directory or a hub id (atlas)")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, terminated)
+    began = time.monotonic()
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        print("Starting a server on a free port of this machine ...", flush=True)
+        with running_server(options.model) as server:
+            tour(server, options.out)
+            say("That was the tour. The server stops now.")
+    except KeyboardInterrupt:
+        print("\ninterrupted; the server is stopped", file=sys.stderr)
+        return 130
+    except (sonde.SondeError, OSError) as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    print(f"It took {time.monotonic() - began:.0f} seconds. README.md has the same calls, to go on from here.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

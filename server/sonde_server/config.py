@@ -1,0 +1,121 @@
+"""The settings of a server: one table, read from flags and from SONDE_... variables."""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+PREFIX = "SONDE_"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for; 0 is no limit."""
+
+    max_prompt_tokens: int = 0
+    max_runs: int = 0
+    max_answer_bytes: int = 0
+
+
+class SettingError(ValueError):
+    """A setting has a value that cannot be used; the message says which and what would do."""
+
+
+def _setting(default: Any, help: str, **metadata: Any) -> Any:  # noqa: A002 - argparse's own word
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a server is run. Each field is a flag (--max-runs) and a variable (SONDE_MAX_RUNS); flags win."""
+
+    model: str = _setting("atlas", "the embedded model 'atlas', a local directory, or a Hugging Face hub id")
+    revision: str | None = _setting(None, "branch, tag or commit of a hub model")
+    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every interface of this machine")
+    port: int = _setting(50051, "port to listen on; 0 takes a free one", least=0, most=65535)
+    device: str = _setting("auto", "torch device, such as cpu, cuda or cuda:1; auto takes a GPU where there is one")
+    dtype: str = _setting(
+        "auto", "data type of the weights; auto is the checkpoint's on a GPU, float32 elsewhere", choices=DTYPES
+    )
+    max_prompt_tokens: int = _setting(8192, "most tokens of a prompt; 0 leaves it to the model", least=0)
+    max_runs: int = _setting(200_000, "most runs of one request; 0 is no limit", least=0)
+    max_answer_bytes: int = _setting(256 << 20, "most bytes of one answer; 0 is no limit", least=0)
+    cache_bytes: int = _setting(1 << 30, "bytes kept of recent prompts' unchanged runs", least=0)
+    workers: int = _setting(64, "threads that serve calls; each call holds one while it lasts", least=2, most=4096)
+    grace: float = _setting(30.0, "seconds that calls in progress have to finish after SIGTERM", least=0)
+    reflection: bool = _setting(True, "answer server reflection, which grpcurl and others ask")
+
+    def __post_init__(self) -> None:
+        """Raises SettingError for a value out of bounds."""
+        for one in dataclasses.fields(self):
+            value, metadata = getattr(self, one.name), one.metadata
+            least, most, choices = metadata.get("least"), metadata.get("most"), metadata.get("choices")
+            if choices is not None and value not in choices:
+                raise SettingError(f"{_flag(one.name)}: {value!r} is not one of {', '.join(choices)}")
+            # The second comparison is also false for a NaN.
+            if least is not None and not value >= least:
+                raise SettingError(f"{_flag(one.name)}: {value} is too small; give {least} or more")
+            if most is not None and value > most:
+                raise SettingError(f"{_flag(one.name)}: {value} is too large; give {most} or less")
+
+    @property
+    def limits(self) -> Limits:
+        """What one request may ask for."""
+        return Limits(self.max_prompt_tokens, self.max_runs, self.max_answer_bytes)
+
+    @classmethod
+    def from_environment_and_flags(cls, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Self:
+        """Reads the flags, then the variables, then the defaults. Raises SettingError; --help and bad flags exit."""
+        given = vars(_parser().parse_args(arguments))
+        values: dict[str, Any] = {}
+        for one in dataclasses.fields(cls):
+            if given[one.name] is not None:
+                values[one.name] = given[one.name]
+            elif text := environment.get(PREFIX + one.name.upper(), "").strip():
+                values[one.name] = _parse(text, one)
+        return cls(**values)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _kind(one: "dataclasses.Field[Any]") -> type:
+    return str if one.default is None else type(one.default)
+
+
+def _parse(text: str, one: "dataclasses.Field[Any]") -> Any:
+    kind = _kind(one)
+    if kind is bool:
+        if text.lower() in ("1", "true", "yes", "on"):
+            return True
+        if text.lower() in ("0", "false", "no", "off"):
+            return False
+        raise SettingError(f"{PREFIX}{one.name.upper()}: {text!r} is neither true nor false")
+    try:
+        return kind(text)
+    except ValueError:
+        raise SettingError(f"{PREFIX}{one.name.upper()}: {text!r} is not a number") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sonde-server",
+        description="Hosts a transformer and answers Trace and Intervene over gRPC.",
+        epilog="Every setting is also an environment variable; a flag goes before it.",
+    )
+    for one in dataclasses.fields(Settings):
+        kind = _kind(one)
+        default = "none" if one.default is None else one.default
+        text = f"{one.metadata['help']} (default: {default}; {PREFIX}{one.name.upper()})".replace("%", "%%")
+        if kind is bool:
+            parser.add_argument(_flag(one.name), action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            metavar = kind.__name__.upper() if kind is not str else "TEXT"
+            choices = one.metadata.get("choices")
+            shown = None if choices else metavar
+            parser.add_argument(_flag(one.name), type=kind, choices=choices, metavar=shown, default=None, help=text)
+    return parser

@@ -1,0 +1,5 @@
+"""Interceptors: what stands between the wire and the servicer."""
+
+from .errors import ErrorGuard
+
+__all__ = ["ErrorGuard"]

@@ -1,0 +1,207 @@
+"""Requests to questions. Every fault is collected, each under the path of its field."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sonde.v1 import inspection_pb2 as pb
+
+from ..config import Limits
+from ..domain import (
+    LAYERLESS,
+    Activations,
+    Axis,
+    Edit,
+    InterveneQuestion,
+    Intervention,
+    Method,
+    Metric,
+    ModelDescription,
+    Prompt,
+    Readout,
+    Site,
+    Sweep,
+    TokenProbability,
+    TraceQuestion,
+)
+from .edits import Scene, read_edit
+from .inputs import Role, read_metric, read_prompt, read_site, read_targets
+from .reading import MOST_VALUES_TOGETHER, Reader
+from .tracing import read_causal_tracing
+
+if TYPE_CHECKING:
+    from ..model.vocabulary import Vocabulary
+
+FLOAT = 4
+
+
+def decode_trace(
+    request: pb.TraceRequest, description: ModelDescription, vocabulary: "Vocabulary", limits: Limits
+) -> TraceQuestion:
+    """The question of a Trace.
+
+    Raises InvalidQuestion with every violation, and Unsupported where the model or this server lacks what is asked.
+    """
+    reader = Reader(description, vocabulary, limits)
+    prompt = read_prompt(request.prompt, "prompt", reader)
+    tokens = None if prompt is None else len(prompt.tokens)
+    targets = read_targets(request.targets, "targets", reader)
+    given = request.position if request.HasField("position") else -1
+    position = reader.position(given, tokens, "position")
+    top_k = reader.top_k(request.top_k, "top_k")
+    method = _read_method(request, prompt, max(1, len(request.targets)), reader)
+    reader.problems.settle()
+    assert prompt is not None
+    assert position is not None
+    return TraceQuestion(prompt, targets, position, top_k, method, request.dry_run)
+
+
+def decode_intervene(
+    request: pb.InterveneRequest, description: ModelDescription, vocabulary: "Vocabulary", limits: Limits
+) -> InterveneQuestion:
+    """The question of an Intervene. Raises as `decode_trace` does."""
+    reader = Reader(description, vocabulary, limits)
+    prompt = read_prompt(request.prompt, "prompt", reader)
+    tokens = None if prompt is None else len(prompt.tokens)
+    sources = [read_prompt(source, f"sources[{i}]", reader) for i, source in enumerate(request.sources)]
+    readout = _read_readout(request.readout, tokens, reader)
+    plan = _read_plan(request, reader, Scene(tokens, sources))
+    runs = count_runs(plan)
+    reader.runs(runs, str(request.WhichOneof("plan")))
+    reader.answer((runs + 1) * _bytes_per_run(request, readout, plan, tokens or 0, reader), "readout")
+    reader.problems.settle()
+    assert prompt is not None
+    assert readout is not None
+    resolved = tuple(source for source in sources if source is not None)
+    return InterveneQuestion(prompt, resolved, plan, readout, request.dry_run)
+
+
+def count_runs(plan: Sequence[Intervention] | Sweep) -> int:
+    """How many changed runs a plan asks for."""
+    if not isinstance(plan, Sweep):
+        return len(plan)
+    axes = ((Axis.LAYER, plan.layers), (Axis.UNIT, plan.units), (Axis.POSITION, plan.positions))
+    return math.prod(len(values) for axis, values in axes if values is not None and axis not in plan.together)
+
+
+def _read_method(request: pb.TraceRequest, prompt: Prompt | None, targets: int, reader: Reader) -> Method | None:
+    tokens = None if prompt is None else len(prompt.tokens)
+    match request.WhichOneof("method"):
+        case "token_probability":
+            message = request.token_probability
+            if message.gradient_norms and targets * (tokens or 0) > MOST_VALUES_TOGETHER:
+                reader.problems.add(
+                    "token_probability.gradient_norms",
+                    f"{tokens} positions x {targets} targets are more than {MOST_VALUES_TOGETHER}; give fewer targets",
+                )
+            metric = read_metric(message.metric, Metric.PROBABILITY, "token_probability.metric", reader)
+            return TokenProbability(message.gradient_norms, metric)
+        case "causal_tracing":
+            return read_causal_tracing(request.causal_tracing, "causal_tracing", prompt, targets, reader)
+        case "attribution_patching":
+            reader.problems.refuse("attribution_patching", "this server does not estimate attributions yet")
+            return None
+        case "activations":
+            path = "activations.sites"
+            if not request.activations.sites:
+                reader.problems.add(path, "no site was given; give at least one")
+            sites = _read_sites(request.activations.sites, path, tokens, reader)
+            reader.answer(sum(_site_bytes(site, tokens or 0, reader) for site in sites), path)
+            return Activations(sites)
+        case _:
+            return None
+
+
+def _read_sites(messages: Sequence[pb.Site], path: str, tokens: int | None, reader: Reader) -> tuple[Site, ...]:
+    sites = [read_site(site, f"{path}[{i}]", reader, tokens, Role.READ) for i, site in enumerate(messages)]
+    return tuple(site for site in sites if site is not None)
+
+
+def _read_readout(message: pb.Readout, tokens: int | None, reader: Reader) -> Readout | None:
+    if message.HasField("generation"):
+        reader.problems.refuse("readout.generation", "this server does not generate yet")
+    targets = read_targets(message.targets, "readout.targets", reader)
+    given = message.position if message.HasField("position") else -1
+    position = reader.position(given, tokens, "readout.position")
+    top_k = reader.top_k(message.top_k, "readout.top_k")
+    sites = _read_sites(message.activations, "readout.activations", tokens, reader)
+    return None if position is None else Readout(targets, position, top_k, message.kl_divergence, sites)
+
+
+def _read_plan(request: pb.InterveneRequest, reader: Reader, scene: Scene) -> tuple[Intervention, ...] | Sweep:
+    match request.WhichOneof("plan"):
+        case "list":
+            interventions = request.list.interventions
+            if not interventions:
+                reader.problems.add("list.interventions", "no intervention was given; give at least one")
+            path = "list.interventions"
+            return tuple(_read_intervention(one, f"{path}[{i}]", reader, scene) for i, one in enumerate(interventions))
+        case "sweep":
+            return _read_sweep(request.sweep, "sweep", reader, scene) or ()
+        case _:
+            reader.problems.add("plan", "no plan was given; give a list or a sweep")
+            return ()
+
+
+def _read_intervention(message: pb.Intervention, path: str, reader: Reader, scene: Scene) -> Intervention:
+    if not message.edits:
+        reader.problems.add(f"{path}.edits", "no edit was given; give at least one")
+    return Intervention(_read_edits(message.edits, f"{path}.edits", reader, scene))
+
+
+def _read_edits(messages: Sequence[pb.Edit], path: str, reader: Reader, scene: Scene) -> tuple[Edit, ...]:
+    edits = [read_edit(edit, f"{path}[{i}]", reader, scene) for i, edit in enumerate(messages)]
+    return tuple(edit for edit in edits if edit is not None)
+
+
+def _read_sweep(message: pb.Sweep, path: str, reader: Reader, scene: Scene) -> Sweep | None:
+    together = _read_together(message.together, f"{path}.together", reader)
+    window = 1
+    if message.HasField("layer_window"):
+        window = reader.at_least_one(message.layer_window, f"{path}.layer_window")
+    always = _read_edits(message.always, f"{path}.always", reader, scene)
+    if not message.HasField("edit"):
+        reader.problems.add(f"{path}.edit", "the edit is missing; say what to do at each place")
+        return None
+    swept = Scene(scene.tokens, scene.sources, Role.SWEEP, together)
+    edit = read_edit(message.edit, f"{path}.edit", reader, swept)
+    if edit is None:
+        return None
+    site = edit.site
+    if message.HasField("layer_window") and site.component in LAYERLESS:
+        reader.problems.add(f"{path}.layer_window", f"{site.component.name} takes no layer; leave it unset")
+    return Sweep(edit, site.layers, site.units, site.positions, together, window, always)
+
+
+def _read_together(values: Sequence[int], path: str, reader: Reader) -> frozenset[Axis]:
+    axes: list[int | None] = []
+    for i, value in enumerate(values):
+        known = value in tuple(Axis)
+        if not known:
+            reader.problems.add(f"{path}[{i}]", f"axis {value} is not known; there are LAYER, UNIT and POSITION")
+        axes.append(value if known else None)
+    return frozenset(Axis(axis) for axis in reader.distinct(axes, path, "axis"))
+
+
+def _bytes_per_run(
+    request: pb.InterveneRequest,
+    readout: Readout | None,
+    plan: Sequence[Intervention] | Sweep,
+    tokens: int,
+    reader: Reader,
+) -> int:
+    if readout is None:
+        return 0
+    if isinstance(plan, Sweep):
+        edits = len(plan.always) + 1
+    else:
+        edits = max((len(intervention.edits) for intervention in plan), default=0)
+    targets = max(1, len(request.readout.targets))
+    numbers = 2 * targets + 2 * readout.top_k + int(readout.kl_divergence) + edits
+    return numbers * FLOAT + sum(_site_bytes(site, tokens, reader) for site in readout.activations)
+
+
+def _site_bytes(site: Site, tokens: int, reader: Reader) -> int:
+    positions = len(site.positions_within(tokens))
+    shape = reader.model.selected_shape(site.component, site.units, positions, tokens)
+    return len(site.layers) * math.prod(shape) * FLOAT

@@ -1,0 +1,191 @@
+"""Prompts, targets and sites."""
+
+import enum
+from collections.abc import Sequence
+
+from sonde.v1 import inspection_pb2 as pb
+
+from ..domain import LAYERLESS, UNIT_SWEPT, Component, Metric, Prompt, Site, Target
+from .reading import MOST_TARGETS, Reader
+
+_NO_TOKENIZER = "this model has no tokenizer; give token ids"
+
+
+def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
+    """The token ids of a prompt, and its text where it is one."""
+    problems = reader.problems
+    if message.image:
+        problems.refuse(f"{path}.image", "the hosted model does not see images")
+    kind = message.WhichOneof("input")
+    if kind is None:
+        problems.add(path, "nothing was given; give text or token_ids")
+        return None
+    field = f"{path}.text" if kind == "text" else f"{path}.token_ids.ids"
+    if kind == "text":
+        if reader.vocabulary.tokenizer is None:
+            problems.add(field, _NO_TOKENIZER)
+            return None
+        prompt = reader.vocabulary.encode(message.text)
+    else:
+        prompt = Prompt(tuple(message.token_ids.ids))
+    most = reader.model.max_positions
+    if reader.limits.max_prompt_tokens:
+        most = min(most, reader.limits.max_prompt_tokens)
+    if not 1 <= len(prompt.tokens) <= most:
+        problems.add(field, f"the prompt has {len(prompt.tokens)} tokens; give 1 to {most}")
+        return None
+    if kind == "token_ids":
+        ids = [
+            reader.index(t, reader.model.vocabulary_size, f"{field}[{i}]", "token") for i, t in enumerate(prompt.tokens)
+        ]
+        if None in ids:
+            return None
+    return prompt
+
+
+def read_targets(messages: Sequence[pb.Target], path: str, reader: Reader) -> tuple[Target, ...]:
+    """The tokens whose predictions are measured."""
+    if len(messages) > MOST_TARGETS:
+        reader.problems.add(path, f"{len(messages)} targets were given; give at most {MOST_TARGETS}")
+        return ()
+    targets = [_read_target(message, f"{path}[{i}]", reader) for i, message in enumerate(messages)]
+    return tuple(target for target in targets if target is not None)
+
+
+def _read_target(message: pb.Target, path: str, reader: Reader) -> Target | None:
+    size = reader.model.vocabulary_size
+    token: int | None = None
+    match message.WhichOneof("token"):
+        case "text":
+            token = _read_token(message.text, f"{path}.text", reader)
+        case "id":
+            token = reader.index(message.id, size, f"{path}.id", "token")
+        case _:
+            reader.problems.add(path, "the token is missing; give text or id")
+    contrast: int | None = None
+    match message.WhichOneof("contrast"):
+        case "contrast_text":
+            contrast = _read_token(message.contrast_text, f"{path}.contrast_text", reader)
+        case "contrast_id":
+            contrast = reader.index(message.contrast_id, size, f"{path}.contrast_id", "token")
+        case _:
+            pass
+    return None if token is None else Target(token, contrast)
+
+
+def _read_token(text: str, path: str, reader: Reader) -> int | None:
+    vocabulary = reader.vocabulary
+    if vocabulary.tokenizer is None:
+        reader.problems.add(path, _NO_TOKENIZER)
+        return None
+    tokens = vocabulary.target(text)
+    if len(tokens) == 1:
+        return tokens[0]
+    shown = ", ".join(f"{token} {vocabulary.text(token)!r}" for token in tokens[:8]) + (", ..." if tokens[8:] else "")
+    given = text if len(text) <= 80 else text[:80] + "..."
+    reader.problems.add(
+        path, f"{given!r} is {len(tokens)} tokens ({shown}); give a text that is exactly one, or the id of one"
+    )
+    return None
+
+
+def read_component(number: int, path: str, reader: Reader) -> Component | None:
+    """A component that the hosted model has."""
+    try:
+        component = Component(number)
+    except ValueError:
+        given = "no component was given" if number == 0 else f"component {number} is not known"
+        known = ", ".join(component.name for component in Component)
+        reader.problems.add(path, f"{given}; there are {known}")
+        return None
+    if reason := reader.model.unavailable.get(component):
+        reader.problems.refuse(path, reason)
+    return component
+
+
+def read_metric(number: int, unset: Metric, path: str, reader: Reader) -> Metric:
+    """Which number is differentiated."""
+    if number == 0:
+        return unset
+    try:
+        return Metric(number)
+    except ValueError:
+        known = ", ".join(metric.name for metric in Metric)
+        reader.problems.add(path, f"metric {number} is not known; there are {known}")
+        return unset
+
+
+class Role(enum.Enum):
+    """What a site is named for, which decides what an empty list means."""
+
+    EDIT = "edit"
+    SWEEP = "sweep"
+    READ = "read"
+
+
+def read_site(message: pb.Site, path: str, reader: Reader, tokens: int | None, role: Role) -> Site | None:
+    """A site in a prompt of so many tokens. A sweep's site comes back with its axes written out."""
+    _check_stack(message.stack, f"{path}.stack", reader)
+    component = read_component(message.component, f"{path}.component", reader)
+    if component is None:
+        return None
+    layers = _read_layers(message, component, path, reader, role)
+    count = reader.model.units(component)
+    units: tuple[int, ...] | None = None
+    if message.units:
+        units = reader.indices(message.units, count, f"{path}.units", "unit")
+    elif role is Role.SWEEP and component in UNIT_SWEPT:
+        units = tuple(range(count))
+    from_position = _read_from_position(message, path, reader, tokens, role)
+    positions: tuple[int, ...] | None = None
+    if message.positions:
+        positions = reader.positions(message.positions, tokens, f"{path}.positions")
+    elif role is Role.SWEEP and not message.HasField("from_position") and tokens is not None:
+        positions = tuple(range(tokens))
+    return Site(component, layers, units, positions, from_position)
+
+
+def _read_layers(message: pb.Site, component: Component, path: str, reader: Reader, role: Role) -> tuple[int, ...]:
+    if component in LAYERLESS:
+        if message.layers:
+            given = ", ".join(str(layer) for layer in message.layers[:8])
+            reader.problems.add(f"{path}.layers", f"{component.name} takes no layer, {given} was given; leave it empty")
+        return (0,)
+    layers = reader.model.layers
+    if message.layers:
+        return reader.indices(message.layers, layers, f"{path}.layers", "layer")
+    if role is Role.EDIT:
+        reader.problems.add(
+            f"{path}.layers", f"an edit names its layers and none was given; give some of 0 to {layers - 1}"
+        )
+    return tuple(range(layers))
+
+
+def _read_from_position(message: pb.Site, path: str, reader: Reader, tokens: int | None, role: Role) -> int | None:
+    if not message.HasField("from_position"):
+        return None
+    field = f"{path}.from_position"
+    if role is Role.READ:
+        reader.problems.add(field, "only edits take it; give positions, or none for all")
+        return None
+    if message.positions:
+        reader.problems.add(field, "it was given beside positions; give one of the two")
+    value = message.from_position
+    if tokens is None or -tokens <= value < tokens:
+        return value if tokens is None else value % tokens
+    reader.problems.add(
+        field,
+        f"from position {value} on nothing of the prompt's {tokens} tokens is hit; give {-tokens} to {tokens - 1}",
+    )
+    return None
+
+
+def _check_stack(number: int, path: str, reader: Reader) -> None:
+    if number in (pb.STACK_UNSPECIFIED, pb.STACK_DECODER):
+        return
+    names = {value: name for name, value in pb.Stack.items()}
+    if number in names:
+        name = names[number].removeprefix("STACK_")  # type: ignore[index]
+        reader.problems.refuse(path, f"the hosted model has no {name}; it is a DECODER alone")
+    else:
+        reader.problems.add(path, f"stack {number} is not known; give DECODER or leave it unset")

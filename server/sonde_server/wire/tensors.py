@@ -1,0 +1,91 @@
+"""Tensors: plain little-endian bytes, row by row, to and from numpy."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sonde.v1 import inspection_pb2 as pb
+
+from ..domain import Values
+from .reading import Reader
+
+MOST_DIMENSIONS = 8
+ITEM_SIZES = {pb.DATA_TYPE_FLOAT32: 4, pb.DATA_TYPE_BFLOAT16: 2, pb.DATA_TYPE_FLOAT16: 2}
+
+
+def decode_tensor(tensor: pb.Tensor, path: str, reader: Reader) -> Values | None:
+    """Float32 values of a tensor of any float type; None, with the fault noted, where it is not one.
+
+    The bytes are compared with the shape before anything of that shape is made.
+    """
+    size = ITEM_SIZES.get(tensor.data_type)
+    if size is None:
+        given = _type_name(tensor.data_type)
+        reader.problems.add(f"{path}.data_type", f"{given} cannot be used here; give FLOAT32, BFLOAT16 or FLOAT16")
+        return None
+    shape = tuple(tensor.shape)
+    if len(shape) > MOST_DIMENSIONS or any(length < 0 for length in shape):
+        reader.problems.add(
+            f"{path}.shape",
+            f"{_shape(shape)} is not a shape; give at most {MOST_DIMENSIONS} dimensions, none negative",
+        )
+        return None
+    needed = math.prod(shape) * size
+    if len(tensor.data) != needed:
+        reader.problems.add(
+            f"{path}.data",
+            f"{len(tensor.data)} bytes were given; {_shape(shape)} of {_type_name(tensor.data_type)} takes {needed}",
+        )
+        return None
+    values = _floats(tensor.data, tensor.data_type).reshape(shape)
+    finite = np.isfinite(values)
+    if not finite.all():
+        place = int(np.argmin(finite.reshape(-1)))
+        reader.problems.add(
+            f"{path}.data", f"entry {place} (row by row) is {values.reshape(-1)[place]}; every entry must be finite"
+        )
+        return None
+    return values
+
+
+def check_broadcasts(values: Values, shape: Sequence[int], path: str, reader: Reader) -> bool:
+    """Whether values broadcast, from the right, against a shape; a fault is noted where not."""
+    fits = values.ndim <= len(shape) and all(
+        have in (1, want) for have, want in zip(reversed(values.shape), reversed(shape), strict=False)
+    )
+    if not fits:
+        reader.problems.add(
+            f"{path}.shape",
+            f"{_shape(values.shape)} does not broadcast, from the right, against {_shape(shape)}, "
+            "which is what one run selects",
+        )
+    return fits
+
+
+def encode_floats(values: NDArray[np.float32]) -> pb.Tensor:
+    """A float32 tensor."""
+    data = np.ascontiguousarray(values, dtype="<f4")
+    return pb.Tensor(data_type=pb.DATA_TYPE_FLOAT32, shape=values.shape, data=data.tobytes())
+
+
+def encode_integers(values: NDArray[np.int32]) -> pb.Tensor:
+    """An int32 tensor."""
+    data = np.ascontiguousarray(values, dtype="<i4")
+    return pb.Tensor(data_type=pb.DATA_TYPE_INT32, shape=values.shape, data=data.tobytes())
+
+
+def _floats(data: bytes, data_type: int) -> Values:
+    if data_type == pb.DATA_TYPE_BFLOAT16:
+        # The upper half of a float32.
+        return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, dtype="<f4" if data_type == pb.DATA_TYPE_FLOAT32 else "<f2").astype(np.float32)
+
+
+def _type_name(data_type: int) -> str:
+    names = {value: name for name, value in pb.DataType.items()}
+    return names.get(data_type, str(data_type)).removeprefix("DATA_TYPE_")  # type: ignore[call-overload,no-any-return]
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(str(length) for length in shape[: 2 * MOST_DIMENSIONS]) + "]"
