@@ -43,7 +43,7 @@ def check(address: str, timeout: float = TIMEOUT_SECONDS) -> str:
     # A proxy of the environment is for the outside world, never for this machine.
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
