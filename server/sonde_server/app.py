@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-
 from sonde._version import __version__
 from sonde.v1 import inspection_pb2
 from sonde.v1.inspection_pb2_grpc import add_InspectionServiceServicer_to_server

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
-
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceServicer
 
@@ -87,9 +86,10 @@ def _session(hosted: Hosted, context: grpc.ServicerContext) -> AbstractContextMa
     # gRPC never stops a handler: it calls back, or says that the call is over already.
     if not context.add_callback(cancelled.set):
         cancelled.set()
-    remaining = context.time_remaining()
+    # The stubs promise a deadline, gRPC gives None where the caller set none.
+    remaining: Any = context.time_remaining()
     finite = remaining is not None and math.isfinite(remaining) and remaining < threading.TIMEOUT_MAX
-    deadline = time.monotonic() + remaining if finite and remaining is not None else None
+    deadline = time.monotonic() + remaining if finite else None
     return hosted.scheduler.session(caller=_caller(context.peer()), cancelled=cancelled, deadline=deadline)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
-
 from sonde.v1 import inspection_pb2 as pb
 
 from .. import answers
@@ -34,7 +33,7 @@ Message = TypeVar("Message", pb.TraceResponse, pb.InterveneResponse)
 Clock = Callable[[], float]
 
 
-def encode_trace(  # noqa: C901 - one case for each kind of part
+def encode_trace(
     parts: Iterable[answers.Answer],
     model: ModelDescription,
     vocabulary: "Vocabulary",

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-
 from sonde.v1 import inspection_pb2 as pb
 
 from .. import answers
