@@ -4,7 +4,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -126,7 +126,7 @@ def _guard_stream(behaviour: Callable[[Any, Any], Iterator[Any]]) -> Callable[[A
     return guarded
 
 
-def _answer(error: Exception, context: Any) -> NoReturn:  # the stubs know of no code(), and of a deadline always
+def _answer(error: Exception, context: Any) -> None:  # the stubs know of no code(), and of a deadline always
     if isinstance(error, SondeServerError):
         remaining = context.time_remaining()
         status = status_of(error, expired=remaining is not None and remaining <= 0)
