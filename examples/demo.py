@@ -130,8 +130,8 @@ def show_layers(client: sonde.Client) -> None:
     print(report.trace_text(result))
     say(
         f"The first table is the model's answer: it gives {quoted(TARGET)} a probability of {result.probability:.1%}. "
-        "The second reads the residual stream at the last token after each block, as if the model ended there (the logit "
-        f"lens): p is the probability that {quoted(TARGET)} would get, rank how many tokens would be preferred to it, "
+        "The second reads the residual stream at the last token after each block, as if the model ended there (the "
+        f"logit lens): p is the probability {quoted(TARGET)} would get, rank how many tokens would be preferred to it, "
         "and the top token what would be said instead. Row 0 is the token embedding, before any block."
     )
     if result.gradient_norms is None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
 from sonde.v1 import inspection_pb2
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-
 from sonde_server.healthcheck import default_address
 
 Status = health_pb2.HealthCheckResponse.ServingStatus

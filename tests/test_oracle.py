@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from tests import rome
 from tests.models import save_model
 from tests.oracle import Edit, Knockout, Oracle, Scale, Site, Target
-from transformers import AutoModelForCausalLM
 
 FLOAT32 = 1e-5
 IDS = [5, 130, 77, 301, 9, 260, 41]

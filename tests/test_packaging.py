@@ -133,7 +133,12 @@ def test_metadata_names_licence_version_and_requirements(wheel: Path) -> None:
     exec((ROOT / "client/sonde/_version.py").read_text(encoding="utf-8"), version)  # noqa: S102 -- our own file
     assert metadata["Version"] == version["__version__"]
     requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
-    assert {requirement.name for requirement in requirements if requirement.marker is None} == {"grpcio", "grpcio-status", "protobuf", "numpy"}
+    assert {requirement.name for requirement in requirements if requirement.marker is None} == {
+        "grpcio",
+        "grpcio-status",
+        "protobuf",
+        "numpy",
+    }
     assert set(metadata.get_all("Provides-Extra", [])) == {"server", "plot", "dev"}
 
 

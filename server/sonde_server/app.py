@@ -1,7 +1,6 @@
 """The server: listens at once, loads the model, serves it, and goes without dropping what is in progress."""
 
 import logging
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-
 from sonde._version import __version__
 from sonde.v1 import inspection_pb2
 from sonde.v1.inspection_pb2_grpc import add_InspectionServiceServicer_to_server
@@ -105,8 +103,7 @@ class Server:
         self._loaded = loaded
         engine = Engine(loaded.decoder, cache_bytes=settings.cache_bytes)
         engine.warm_up()
-        most = settings.max_answer_bytes or sys.maxsize
-        self._scheduler = Scheduler(engine, max_answer_bytes=most)
+        self._scheduler = Scheduler(engine, max_answer_bytes=settings.max_answer_bytes or 2**62)
         self._servicer.host(
             Hosted(
                 loaded.description,

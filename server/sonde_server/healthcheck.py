@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -42,8 +43,9 @@ def check(address: str, timeout: float = TIMEOUT_SECONDS) -> str:
     """
     # A proxy of the environment is for the outside world, never for this machine.
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # its methods are set when it is made
+        answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """The servicer: request to question, question to method, answers to messages. Nothing else."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
-
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceServicer
 
@@ -20,10 +20,6 @@ from .wire import decode_intervene, decode_trace, encode_intervene, encode_model
 
 if TYPE_CHECKING:
     from .model.vocabulary import Vocabulary
-
-
-# Seconds that a lock can wait for; a deadline further away is as good as this one.
-LONGEST_WAIT = threading.TIMEOUT_MAX / 2
 
 
 class Sessions(Protocol):
@@ -58,18 +54,12 @@ class InspectionServicer(InspectionServiceServicer):
         """From now on calls ask this model; none: they are turned away."""
         self._hosted = hosted
 
-    def GetModel(  # noqa: N802 - named by the contract
-        self,
-        request: pb.GetModelRequest,  # noqa: ARG002 - as gRPC calls it
-        context: grpc.ServicerContext,  # noqa: ARG002
-    ) -> pb.GetModelResponse:
+    def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:
         """Describes the hosted model, without waiting for it."""
         hosted = self._ready()
         return encode_model(hosted.description, hosted.limits, hosted.version)
 
-    def Trace(  # noqa: N802 - named by the contract
-        self, request: pb.TraceRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.TraceResponse]:
+    def Trace(self, request: pb.TraceRequest, context: grpc.ServicerContext) -> Iterator[pb.TraceResponse]:
         """Reports how a prediction comes about."""
         hosted = self._ready()
         question = decode_trace(request, hosted.description, hosted.vocabulary, hosted.limits)
@@ -77,9 +67,7 @@ class InspectionServicer(InspectionServiceServicer):
             answers = hosted.trace(question, session)
             yield from encode_trace(answers, hosted.description, hosted.vocabulary, hosted.version)
 
-    def Intervene(  # noqa: N802 - named by the contract
-        self, request: pb.InterveneRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.InterveneResponse]:
+    def Intervene(self, request: pb.InterveneRequest, context: grpc.ServicerContext) -> Iterator[pb.InterveneResponse]:
         """Reports what each intervention did to the prediction."""
         hosted = self._ready()
         question = decode_intervene(request, hosted.description, hosted.vocabulary, hosted.limits)
@@ -98,9 +86,10 @@ def _session(hosted: Hosted, context: grpc.ServicerContext) -> AbstractContextMa
     # gRPC never stops a handler: it calls back, or says that the call is over already.
     if not context.add_callback(cancelled.set):
         cancelled.set()
-    # None where the caller set no deadline, whatever the stubs say.
-    remaining: float | None = context.time_remaining()
-    deadline = None if remaining is None else time.monotonic() + min(remaining, LONGEST_WAIT)
+    # The stubs promise a deadline, gRPC gives None where the caller set none.
+    remaining: Any = context.time_remaining()
+    finite = remaining is not None and math.isfinite(remaining) and remaining < threading.TIMEOUT_MAX
+    deadline = time.monotonic() + remaining if finite else None
     return hosted.scheduler.session(caller=_caller(context.peer()), cancelled=cancelled, deadline=deadline)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from sonde.v1 import inspection_pb2 as pb
 
 from ..domain import (

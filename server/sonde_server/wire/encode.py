@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
-
 from sonde.v1 import inspection_pb2 as pb
 
 from .. import answers

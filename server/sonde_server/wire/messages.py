@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-
 from sonde.v1 import inspection_pb2 as pb
 
 from .. import answers
@@ -108,7 +107,9 @@ def encode_readings(readings: answers.Readings, texts: Mapping[int, str]) -> pb.
         edit_norms=encode_floats(readings.edit_norms),
         token_texts=dict(texts),
     )
-    _add_top(message, readings)
+    if readings.top_tokens.shape[1]:
+        message.top_token_ids.CopyFrom(encode_integers(readings.top_tokens))
+        message.top_log_probabilities.CopyFrom(encode_floats(readings.top_log_probabilities))
     if readings.kl_divergences is not None:
         message.kl_divergences.CopyFrom(encode_floats(readings.kl_divergences))
     return message
@@ -125,7 +126,9 @@ def encode_layers(layers: answers.LayerReadings, texts: Mapping[int, str]) -> pb
         positions=layers.positions,
         token_texts=dict(texts),
     )
-    _add_top(message, layers)
+    if layers.top_tokens.shape[1]:
+        message.top_token_ids.CopyFrom(encode_integers(layers.top_tokens))
+        message.top_log_probabilities.CopyFrom(encode_floats(layers.top_log_probabilities))
     if layers.gradient_norms is not None:
         message.gradient_norms.CopyFrom(encode_floats(layers.gradient_norms))
     return message
@@ -172,13 +175,6 @@ def encode_slice(
         offset=offset,
         values=encode_floats(values),
     )
-
-
-def _add_top(message: pb.Readings | pb.LayerReadings, part: answers.Readings | answers.LayerReadings) -> None:
-    """The top tokens, where any were asked for."""
-    if part.top_tokens.shape[-1]:
-        message.top_token_ids.CopyFrom(encode_integers(part.top_tokens))
-        message.top_log_probabilities.CopyFrom(encode_floats(part.top_log_probabilities))
 
 
 def _tokens(ids: Iterable[int], texts: Mapping[int, str]) -> list[pb.Token]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-
 from sonde.v1 import inspection_pb2 as pb
 
 from ..domain import Values
