@@ -1,0 +1,141 @@
+"""A server listens before it can answer, says so, and goes without dropping what is in progress."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from sonde.v1 import inspection_pb2 as pb
+from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
+from sonde_server.app import SERVICE, Server
+from sonde_server.config import Settings
+
+from tests import wire
+from tests.models import save_model
+
+ROOT = Path(__file__).parent.parent
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model("llama", tmp_path_factory.mktemp("lifecycle") / "llama")
+
+
+def health(channel: grpc.Channel, service: str) -> int:
+    request = health_pb2.HealthCheckRequest(service=service)
+    return int(health_pb2_grpc.HealthStub(channel).Check(request, timeout=20).status)
+
+
+def test_health_follows_the_model(model: Path) -> None:
+    server = Server(Settings(model=str(model), port=0, device="cpu"))
+    try:
+        server.listen()
+        with grpc.insecure_channel(server.address) as channel:
+            assert [health(channel, service) for service in ("", SERVICE)] == [NOT_SERVING, NOT_SERVING]
+            with pytest.raises(grpc.RpcError) as caught:
+                InspectionServiceStub(channel).GetModel(pb.GetModelRequest(), timeout=20)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            server.load()
+            assert [health(channel, service) for service in ("", SERVICE)] == [SERVING, SERVING]
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=60)
+            assert next(watch).status == SERVING
+            server.stop(5)
+            assert next(watch).status == NOT_SERVING
+    finally:
+        server.stop(0)
+
+
+@pytest.mark.parametrize("reflected", [True, False])
+def test_reflection_lists_the_service_where_it_is_wanted(model: Path, reflected: bool) -> None:
+    settings = Settings(model=str(model), port=0, device="cpu", reflection=reflected)
+    with Server(settings) as server, grpc.insecure_channel(server.address) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        if reflected:
+            assert SERVICE in database.get_services()
+        else:
+            with pytest.raises(grpc.RpcError) as caught:
+                database.get_services()
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_call_in_progress_ends_before_the_server_does(model: Path) -> None:
+    with Server(Settings(model=str(model), port=0, device="cpu")) as server:
+        with grpc.insecure_channel(server.address) as channel:
+            # The window of an HTTP/2 stream holds less than this answer: the handler waits for its reader.
+            sites = [pb.Site(component=pb.COMPONENT_LOGITS)] * 24
+            prompt = wire.prompt([5, 6, 7] * 20)
+            request = pb.TraceRequest(prompt=prompt, activations=pb.Activations(sites=sites))
+            stream = InspectionServiceStub(channel).Trace(request, timeout=60)
+            first = next(stream)
+            stopped = server._grpc.stop(30)
+            rest = list(stream)
+            assert stopped.wait(30)
+        answer = wire.join_trace([first, *rest])
+        assert {site for _, site, _ in answer.activations} == set(range(len(sites)))
+
+
+@contextmanager
+def command(*flags: str) -> Iterator["subprocess.Popen[str]"]:
+    path = os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sonde_server.cli", *flags], stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+    )
+    assert process.stderr is not None
+    with closing(process.stderr):
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for(process: "subprocess.Popen[str]", pattern: str) -> str:
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if found := re.fullmatch(pattern, line.rstrip("\n")):
+            return found[1]
+    raise AssertionError(f"it ended without {pattern!r}: {seen}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_serves_until_it_is_told_to_stop(model: Path, number: signal.Signals) -> None:
+    with command("--model", str(model), "--port", "0", "--device", "cpu") as process:
+        address = wait_for(process, r"listening on (127\.0\.0\.1:\d+)")
+        wait_for(process, r"serving (.*) \(llama, .*")
+        with grpc.insecure_channel(address) as channel:
+            assert InspectionServiceStub(channel).GetModel(pb.GetModelRequest(), timeout=20).architecture == "llama"
+        process.send_signal(number)
+        assert process.wait(30) == 0
+
+
+def test_a_signal_while_the_model_loads_ends_it_too(model: Path) -> None:
+    with command("--model", str(model), "--port", "0", "--device", "cpu") as process:
+        wait_for(process, r"listening on (.*)")
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def test_what_keeps_it_from_serving_is_said_in_one_line(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with command("--model", str(tmp_path), "--port", "0", "--device", "cpu") as process:
+        assert process.wait(60) == 1
+        assert process.stderr is not None
+        assert re.fullmatch(r"listening on .*\nsonde-server: .*bert.*\n", process.stderr.read())
+    with Server(Settings(model=str(model), port=0, device="cpu")) as server:
+        port = server.address.rpartition(":")[2]
+        with command("--model", str(model), "--port", port, "--device", "cpu") as process:
+            assert process.wait(60) == 1
+            assert process.stderr is not None
+            assert re.search(rf"^sonde-server: cannot listen on .*:{port}: .*$", process.stderr.read(), re.MULTILINE)
