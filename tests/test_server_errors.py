@@ -41,6 +41,9 @@ class Failing(InspectionServiceServicer):
             yield pb.TraceResponse()
         self.GetModel(request, context)
 
+    def Intervene(self, request: Any, context: grpc.ServicerContext) -> Iterator[pb.InterveneResponse]:  # noqa: N802
+        raise NotImplementedError
+
 
 @contextmanager
 def failing(error: Exception | None, sent: int = 0) -> Iterator[InspectionServiceStub]:
@@ -54,6 +57,13 @@ def failing(error: Exception | None, sent: int = 0) -> Iterator[InspectionServic
                 yield InspectionServiceStub(channel)
         finally:
             server.stop(0).wait()
+
+
+def status_in(error: Any) -> status_pb2.Status:
+    """The status that a failed call brought."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    return status
 
 
 def details(status: status_pb2.Status) -> dict[str, Any]:
@@ -91,8 +101,7 @@ def test_every_kind_arrives_with_its_details(error: errors.SondeServerError, sen
         stream = stub.Trace(pb.TraceRequest(), timeout=20)
         with pytest.raises(grpc.RpcError) as caught:
             list(stream)
-        status = rpc_status.from_call(caught.value)
-    assert status is not None
+    status = status_in(caught.value)
     assert status.code == CATALOGUE[type(error)].code
     info = details(status)["ErrorInfo"]
     assert (info.domain, info.reason) == ("sonde", CATALOGUE[type(error)].reason)
@@ -114,8 +123,7 @@ def test_a_flood_of_violations_still_fits_in_the_headers() -> None:
     many = [errors.Violation(f"list.interventions[{i}].edits[0].site.layers[0]", "é" * 1000) for i in range(500)]
     with failing(errors.InvalidQuestion(many)) as stub, pytest.raises(grpc.RpcError) as caught:
         stub.GetModel(pb.GetModelRequest(), timeout=20)
-    status = rpc_status.from_call(caught.value)
-    assert status is not None
+    status = status_in(caught.value)
     assert status.ByteSize() * 4 / 3 < METADATA_LIMIT
     found = details(status)["BadRequest"].field_violations
     assert found[0].field == many[0].field
@@ -130,8 +138,7 @@ def test_an_unexpected_error_tells_an_id_and_nothing_else(sent: int, caplog: pyt
         pytest.raises(grpc.RpcError) as caught,
     ):
         list(stub.Trace(pb.TraceRequest(), timeout=20))
-    status = rpc_status.from_call(caught.value)
-    assert status is not None
+    status = status_in(caught.value)
     assert status.code == code_pb2.INTERNAL
     found = details(status)
     request_id = found["RequestInfo"].request_id

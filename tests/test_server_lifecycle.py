@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -30,9 +31,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model("llama", tmp_path_factory.mktemp("lifecycle") / "llama")
 
 
+def health_stub(channel: grpc.Channel) -> Any:
+    """Untyped: the package's stubs know none of its methods."""
+    return health_pb2_grpc.HealthStub(channel)
+
+
 def health(channel: grpc.Channel, service: str) -> int:
     request = health_pb2.HealthCheckRequest(service=service)
-    return int(health_pb2_grpc.HealthStub(channel).Check(request, timeout=20).status)
+    return int(health_stub(channel).Check(request, timeout=20).status)
 
 
 def test_health_follows_the_model(model: Path) -> None:
@@ -46,7 +52,7 @@ def test_health_follows_the_model(model: Path) -> None:
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             server.load()
             assert [health(channel, service) for service in ("", SERVICE)] == [SERVING, SERVING]
-            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=60)
+            watch = health_stub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=60)
             assert next(watch).status == SERVING
             server.stop(5)
             assert next(watch).status == NOT_SERVING
