@@ -103,7 +103,7 @@ class Server:
         self._loaded = loaded
         engine = Engine(loaded.decoder, cache_bytes=settings.cache_bytes)
         engine.warm_up()
-        self._scheduler = Scheduler(engine, max_answer_bytes=settings.max_answer_bytes or 2**62)
+        self._scheduler = Scheduler(engine)
         self._servicer.host(
             Hosted(
                 loaded.description,

@@ -14,10 +14,9 @@ from itertools import islice
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from .answers import Cost
 from .engine import Base, Engine, Result, Run, State
 from .engine.layout import Row
-from .errors import Busy, InvalidQuestion, NotServing, Stopped, Violation
+from .errors import Busy, NotServing, Stopped
 
 T = TypeVar("T")
 # Runs that are looked at together, so that those which share positions also share a batch.
@@ -45,9 +44,8 @@ class _Job(Generic[T]):
 class Scheduler:
     """The thread that owns the model, and the queue before it."""
 
-    def __init__(self, engine: Engine, *, max_waiting: int = 1024, max_answer_bytes: int = 256 << 20) -> None:
+    def __init__(self, engine: Engine, *, max_waiting: int = 1024) -> None:
         self.engine = engine
-        self.max_answer_bytes = max_answer_bytes
         self.max_waiting = max_waiting
         self._queues: OrderedDict[str, deque[_Job[object]]] = OrderedDict()
         self._changed = threading.Condition()
@@ -139,13 +137,6 @@ class Session:
         """Raises Stopped when nobody waits any more."""
         if self.stopped():
             raise Stopped("the caller went away")
-
-    def admit(self, cost: Cost) -> None:
-        """Raises InvalidQuestion when the answer can never be given: it is larger than the server allows."""
-        allowed = self.scheduler.max_answer_bytes
-        if cost.answer_bytes > allowed:
-            text = f"the answer would take {cost.answer_bytes} bytes, and at most {allowed} are allowed; ask for less"
-            raise InvalidQuestion([Violation("", text)])
 
     def call(self, work: Callable[[], T]) -> T:
         """Does `work` on the model thread. Raises Stopped when the caller goes away meanwhile."""

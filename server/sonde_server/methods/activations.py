@@ -46,7 +46,6 @@ def answer(question: TraceQuestion, method: Activations, session: Session) -> It
     if question.dry_run:
         yield context(tokens, question.targets, position, None, cost, attention=attention)
         return
-    session.admit(cost)
     state = session.states([Base(tokens)])[0]
     targets, clean = predict(session, state, question.targets, position, question.top_k)
     yield context(tokens, targets, position, clean, cost, attention=attention)

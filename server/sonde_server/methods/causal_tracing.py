@@ -82,7 +82,6 @@ def answer(question: TraceQuestion, method: CausalTracing, session: Session) -> 
     if question.dry_run:
         yield context(tokens, question.targets, position, None, cost, attention=attention)
         return
-    session.admit(cost)
     clean = session.states([Base(tokens)])[0]
     targets, prediction = predict(session, clean, question.targets, position, question.top_k)
     yield context(tokens, targets, position, prediction, cost, attention=attention)

@@ -47,7 +47,6 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     if question.dry_run:
         yield context(tokens, readout.targets, readout.position, None, cost, attention=attention, axes=plan.axes())
         return
-    session.admit(cost)
     clean = session.states([Base(tokens)])[0]
     targets, prediction = predict(session, clean, readout.targets, readout.position, readout.top_k)
     yield context(tokens, targets, readout.position, prediction, cost, attention=attention, axes=plan.axes())

@@ -65,7 +65,6 @@ def answer(question: TraceQuestion, session: Session) -> Iterator[Answer]:
     if question.dry_run:
         yield context(tokens, question.targets, question.position, None, cost)
         return
-    session.admit(cost)
     state = session.states([Base(tokens)])[0]
     targets, clean = predict(session, state, question.targets, question.position, question.top_k)
     yield context(tokens, targets, question.position, clean, cost)

@@ -28,7 +28,6 @@ def answer(question: TraceQuestion, method: TokenProbability, session: Session) 
     if question.dry_run:
         yield context(tokens, question.targets, position, None, cost)
         return
-    session.admit(cost)
     state = session.states([Base(tokens)])[0]
     targets, clean = predict(session, state, question.targets, position, question.top_k)
     yield context(tokens, targets, position, clean, cost)
