@@ -21,11 +21,13 @@ from tests import wire
 from tests.models import save_model
 from tests.oracle import Oracle
 
-# The suite's result is the same every time; HYPOTHESIS_PROFILE=explore searches further, with a fresh seed.
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "repeatable")
+"""The suite's result is the same every time; `explore` searches further, from a fresh seed."""
+EFFORT = 10 if PROFILE == "explore" else 1
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, **_COMMON)
-hypothesis.settings.register_profile("explore", max_examples=500, **_COMMON)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+hypothesis.settings.register_profile("explore", **_COMMON)
+hypothesis.settings.load_profile(PROFILE)
 
 DEADLINE = 60.0
 """Seconds that any one call may take."""

@@ -74,7 +74,8 @@ def operations(draw: st.DrawFn, bounds: Bounds, site: Site, shape: tuple[int, ..
         case "noise":
             return oracle.Noise(0.5, draw(st.none() | st.integers(0, 2**32 - 1)))
         case "knockout":
-            return oracle.Knockout(draw(subsets(bounds.length)))
+            # With key 0 every query has an edge to lose: an edit that hits nothing is an error.
+            return oracle.Knockout(tuple({0, *draw(subsets(bounds.length))}))
     if site.component in UNIT_FIRST:
         return oracle.Patch(draw(st.lists(st.sampled_from(bounds.same_length), min_size=1, max_size=2).map(tuple)))
     sources = draw(st.lists(st.sampled_from([*bounds.same_length, *bounds.longer]), min_size=1, max_size=3).map(tuple))
@@ -92,7 +93,7 @@ def sites(draw: st.DrawFn, bounds: Bounds, from_position: bool = True, least_lay
     signed = tuple(position - bounds.length if draw(st.booleans()) else position for position in positions)
     site = Site(component, layers, units, signed)
     if from_position and draw(st.integers(0, 3)) == 0:
-        return replace(site, positions=(), from_position=draw(st.integers(0, bounds.length + 2)))
+        return replace(site, positions=(), from_position=draw(st.integers(0, bounds.length - 1)))
     return site
 
 
@@ -137,7 +138,8 @@ def sweeps(draw: st.DrawFn, bounds: Bounds) -> Sweep:
     where = bounds.oracle.selection(one, bounds.length)
     shape = (*where[0].shape, *bounds.oracle.shape(site.component, bounds.length)[2:])
     operation = draw(operations(bounds, site, shape, len(positions)))
-    window = None if site.component in UNLAYERED else draw(st.none() | st.integers(1, 4))
+    # What a window is to layers that go together, the contract does not say.
+    window = None if site.component in UNLAYERED or "LAYER" in together else draw(st.none() | st.integers(1, 4))
     always: tuple[Edit, ...] = ()
     if not isinstance(operation, oracle.Knockout):
         always = tuple(in_order(draw(st.lists(edits(bounds, from_position=False), max_size=1))))

@@ -85,7 +85,10 @@ def test_i2_edits_that_change_nothing(host: Host, component: str) -> None:
     answer = host.intervene(wire.intervene(IDS, plan, TARGETS, [IDS], kl_divergence=True))
     assert_close(answer.columns["log_probabilities"], np.tile(clean(host), (len(plan), 1)))
     assert_close(answer.columns["kl_divergences"], np.zeros(len(plan)))
-    np.testing.assert_allclose(answer.columns["edit_norms"], 0.0, atol=FLOAT32)
+    # A distance is as exact as the values it lies between are large.
+    values = [host.oracle.run(IDS).values[component, layer].numpy() for layer in site.layers or (0,)]
+    size = np.linalg.norm([np.linalg.norm(value[np.isfinite(value)]) for value in values])
+    np.testing.assert_array_less(answer.columns["edit_norms"], FLOAT32 * size)
 
 
 def test_i3_restoring_a_whole_layer_is_the_clean_run(host: Host) -> None:

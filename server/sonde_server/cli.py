@@ -42,7 +42,7 @@ def _serve(settings: Settings) -> int:
     stopping = threading.Event()
     loading = True
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
         # A second signal does not wait.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -124,9 +124,7 @@ def _read_knockout(message: pb.Knockout, path: str, reader: Reader, site: Site |
     keys = None
     if message.key_positions:
         keys = reader.positions(message.key_positions, scene.tokens, f"{path}.key_positions")
-    if site is None:
-        return Knockout(keys)
-    if site.component is not Component.ATTENTION_SCORES:
+    if site is not None and site.component is not Component.ATTENTION_SCORES:
         reader.problems.add(path, f"it acts at ATTENTION_SCORES, the site is {site.component.name}")
     return Knockout(keys)
 

@@ -45,25 +45,33 @@ def encode_trace(
     stream = _Stream(pb.TraceResponse, clock)
     for part in parts:
         match part:
-            case answers.Context():
-                yield from stream.add(pb.TraceResponse(context=encode_context(part, texts, model, version)))
             case answers.Progress():
                 yield from stream.advance(part)
+            case answers.Context():
+                yield from stream.add(pb.TraceResponse(context=encode_context(part, texts, model, version)))
             case answers.LayerReadings():
                 for some in cut_layers(part):
                     layers = encode_layers(some, texts.new(some.top_tokens))
                     yield from stream.add(pb.TraceResponse(layers=layers), alone=stream.message.HasField("layers"))
-            case answers.Corruption():
-                yield from stream.add(pb.TraceResponse(corruption=encode_corruption(part)))
-            case answers.RestorationGrid():
-                for grid in cut_grid(part):
-                    yield from stream.add(pb.TraceResponse(grids=[encode_grid(grid)]))
-            case answers.Activation():
-                for offset, values in cut_values(part.values):
-                    yield from stream.add(pb.TraceResponse(activations=[encode_slice(part, offset, values)]))
-            case answers.Readings():
-                raise TypeError("a trace has no readings of changed runs")
+            case _:
+                for message in _trace_messages(part):
+                    yield from stream.add(message)
     yield from stream.finish()
+
+
+def _trace_messages(part: answers.Answer) -> Iterator[pb.TraceResponse]:
+    """The parts of a trace that are cut and then simply follow upon each other."""
+    match part:
+        case answers.Corruption():
+            yield pb.TraceResponse(corruption=encode_corruption(part))
+        case answers.RestorationGrid():
+            for grid in cut_grid(part):
+                yield pb.TraceResponse(grids=[encode_grid(grid)])
+        case answers.Activation():
+            for offset, values in cut_values(part.values):
+                yield pb.TraceResponse(activations=[encode_slice(part, offset, values)])
+        case _:
+            raise TypeError(f"a trace has no {type(part).__name__}")
 
 
 def encode_intervene(

@@ -15,7 +15,7 @@ def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
     """The token ids of a prompt, and its text where it is one."""
     problems = reader.problems
     if message.image:
-        problems.refuse(f"{path}.image", "the hosted model does not see images")
+        problems.add(f"{path}.image", "the hosted model sees no images; leave it empty")
     kind = message.WhichOneof("input")
     if kind is None:
         problems.add(path, "nothing was given; give text or token_ids")
@@ -136,7 +136,7 @@ def read_site(message: pb.Site, path: str, reader: Reader, tokens: int | None, r
         units = reader.indices(message.units, count, f"{path}.units", "unit")
     elif role is Role.SWEEP and component in UNIT_SWEPT:
         units = tuple(range(count))
-    from_position = _read_from_position(message, path, reader, tokens, role)
+    from_position = _read_from_position(message, path, reader, role)
     positions: tuple[int, ...] | None = None
     if message.positions:
         positions = reader.positions(message.positions, tokens, f"{path}.positions")
@@ -161,7 +161,7 @@ def _read_layers(message: pb.Site, component: Component, path: str, reader: Read
     return tuple(range(layers))
 
 
-def _read_from_position(message: pb.Site, path: str, reader: Reader, tokens: int | None, role: Role) -> int | None:
+def _read_from_position(message: pb.Site, path: str, reader: Reader, role: Role) -> int | None:
     if not message.HasField("from_position"):
         return None
     field = f"{path}.from_position"
@@ -171,13 +171,11 @@ def _read_from_position(message: pb.Site, path: str, reader: Reader, tokens: int
     if message.positions:
         reader.problems.add(field, "it was given beside positions; give one of the two")
     value = message.from_position
-    if tokens is None or -tokens <= value < tokens:
-        return value if tokens is None else value % tokens
-    reader.problems.add(
-        field,
-        f"from position {value} on nothing of the prompt's {tokens} tokens is hit; give {-tokens} to {tokens - 1}",
-    )
-    return None
+    if value < 0:
+        # Positions beyond the prompt are meant too, so there is no end to count from.
+        reader.problems.add(field, f"{value} was given; count from the prompt's start, 0 or more")
+        return None
+    return value
 
 
 def _check_stack(number: int, path: str, reader: Reader) -> None:

@@ -21,7 +21,6 @@ DEFAULT_COMPONENTS = (Component.RESIDUAL_POST, Component.MLP_OUT, Component.ATTE
 DEFAULT_WINDOW = 10
 DEFAULT_SAMPLES = 10
 DEFAULT_DEVIATIONS = 3.0
-# Whole vectors are restored, position by position.
 
 Corruption = GaussianCorruption | ExplicitNoise | Counterfactual
 
