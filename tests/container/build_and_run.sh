@@ -5,7 +5,8 @@
 #   tests/container/build_and_run.sh [ENGINE [BUILD ARGUMENT...]]
 #
 # ENGINE is podman or docker (default: the first that is installed). It needs a Docker-compatible engine and the base image, so
-# it is not part of `make test`; without an engine it says so and succeeds. PYTHON (default .venv/bin/python) has the client.
+# it is not part of `make test`; without an engine it says so and succeeds. PYTHON (default .venv/bin/python) has the client;
+# MODEL names a directory to serve instead of the embedded model; with SKIP_BUILD the image sonde:test is there already.
 set -eu
 cd "$(dirname "$0")/../.."
 engine=${1:-$(command -v podman || command -v docker || true)}
@@ -23,9 +24,17 @@ case $engine in *podman) format="--format docker" ;; *) format="" ;; esac
 # shellcheck disable=SC2086
 [ -n "${SKIP_BUILD:-}" ] || "$engine" build $format -t "$image" "$@" .
 
+set --
+serve=""
+if [ -n "${MODEL:-}" ]; then
+    set -- --volume "$(realpath "$MODEL"):/model:ro"
+    serve="--model /model"
+fi
+
 # On the host's network, so that loopback is enough and nothing is published.
-container=$("$engine" run -d --network host --read-only --tmpfs /tmp --cap-drop all \
-    --security-opt no-new-privileges -e SONDE_HOST=127.0.0.1 -e SONDE_PORT="$port" "$image")
+# shellcheck disable=SC2086
+container=$("$engine" run -d "$@" --network host --read-only --tmpfs /tmp --cap-drop all \
+    --security-opt no-new-privileges -e SONDE_HOST=127.0.0.1 -e SONDE_PORT="$port" "$image" $serve)
 finish() {
     status=$?
     [ "$status" -eq 0 ] || "$engine" logs "$container" || true
