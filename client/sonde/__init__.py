@@ -17,6 +17,7 @@ from sonde._version import __version__
 from sonde.aio import AsyncClient
 from sonde.client import Client
 from sonde.connection import TLS
+from sonde.edits import Edit, add, knockout, multiply, noise, patch, project_out, replace, scale
 from sonde.errors import (
     Busy,
     Cancelled,
@@ -32,33 +33,13 @@ from sonde.errors import (
     Unsupported,
     Violation,
 )
+from sonde.interventions import Change, InterventionResult
+from sonde.methods import Activations, AttributionPatching, CausalTracing, TokenProbability
 from sonde.model import Model
-from sonde.requests import (
-    Activations,
-    AttributionPatching,
-    CausalTracing,
-    Edit,
-    Generation,
-    Prompt,
-    Site,
-    Sweep,
-    Target,
-    TokenProbability,
-    add,
-    head,
-    knockout,
-    multiply,
-    neuron,
-    noise,
-    patch,
-    project_out,
-    replace,
-    residual,
-    scale,
-    site,
-    sweep,
-)
-from sonde.results import Change, InterventionResult, Prediction, Run, Token, TokenPrediction
+from sonde.plans import Generation, Sweep, sweep
+from sonde.predictions import Prediction, Run, Token, TokenPrediction
+from sonde.prompts import Prompt, Target
+from sonde.sites import Site, head, neuron, residual, site
 from sonde.traces import (
     ActivationsResult,
     AttributionPatchingResult,

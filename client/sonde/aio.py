@@ -13,15 +13,19 @@ from typing import Self, SupportsIndex, TypeVar, cast, overload
 import grpc
 
 from sonde import errors
-from sonde.assembly import Assembler, InterveneAssembler
+from sonde.assembly import Assembler
 from sonde.client import Targets, TraceT, tracing
 from sonde.connection import ATTEMPT_SECONDS, DEFAULT, DEFAULT_ADDRESS, POLL_SECONDS, TLS, Connection, Timeout
+from sonde.edits import scale as scale_edit
 from sonde.encoding import intervene_request
+from sonde.intervene_assembly import InterveneAssembler
+from sonde.interventions import InterventionResult
+from sonde.methods import Method, TokenProbability
 from sonde.model import Model, from_response
+from sonde.plans import Generation, Plan
 from sonde.progress import Progress, reporter
-from sonde.requests import Generation, Method, Plan, PromptLike, Site, TokenProbability, neuron
-from sonde.requests import scale as scale_edit
-from sonde.results import InterventionResult
+from sonde.prompts import PromptLike
+from sonde.sites import Site, neuron
 from sonde.traces import TokenProbabilityResult, TraceResult
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub

@@ -13,25 +13,13 @@ from sonde import errors, report
 from sonde._version import __version__
 from sonde.client import Client
 from sonde.connection import DEFAULT_ADDRESS, TLS
+from sonde.edits import Edit, add, noise, patch, replace, scale
+from sonde.interventions import InterventionResult
+from sonde.methods import CausalTracing, TokenProbability
 from sonde.names import COMPONENTS, ComponentName
-from sonde.requests import (
-    CausalTracing,
-    Edit,
-    Generation,
-    Plan,
-    Site,
-    Sweep,
-    Target,
-    TokenProbability,
-    add,
-    noise,
-    patch,
-    replace,
-    scale,
-    site,
-    sweep,
-)
-from sonde.results import InterventionResult
+from sonde.plans import Generation, Plan, Sweep, sweep
+from sonde.prompts import Target
+from sonde.sites import Site, site
 from sonde.traces import TraceResult
 
 EXIT_CODES: Final = """exit status:

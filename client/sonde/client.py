@@ -10,14 +10,18 @@ from typing import Self, SupportsIndex, TypeAlias, TypeVar, cast, overload
 import grpc
 
 from sonde import errors
-from sonde.assembly import Assembler, InterveneAssembler
+from sonde.assembly import Assembler
 from sonde.connection import ATTEMPT_SECONDS, DEFAULT, DEFAULT_ADDRESS, POLL_SECONDS, TLS, Connection, Timeout
+from sonde.edits import scale as scale_edit
 from sonde.encoding import intervene_request, trace_request
+from sonde.intervene_assembly import InterveneAssembler
+from sonde.interventions import InterventionResult
+from sonde.methods import Method, TokenProbability
 from sonde.model import Model, from_response
+from sonde.plans import Generation, Plan
 from sonde.progress import Progress, reporter
-from sonde.requests import Generation, Method, Plan, PromptLike, Site, TargetLike, TokenProbability, neuron
-from sonde.requests import scale as scale_edit
-from sonde.results import InterventionResult
+from sonde.prompts import PromptLike, TargetLike
+from sonde.sites import Site, neuron
 from sonde.trace_assembly import TraceAssembler
 from sonde.traces import TokenProbabilityResult, TraceResult
 from sonde.v1 import inspection_pb2 as pb

@@ -4,37 +4,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from sonde.edits import Add, Edit, Knockout, Multiply, Noise, Patch, ProjectOut, Replace, Scale
 from sonde.errors import InvalidRequest
+from sonde.indices import index, indices
+from sonde.methods import Activations, AttributionPatching, CausalTracing, Method, TokenProbability
 from sonde.names import AXES, COMPONENTS, METRICS, STACKS
-from sonde.requests import (
-    Activations,
-    Add,
-    AttributionPatching,
-    CausalTracing,
-    Edit,
-    Generation,
-    Knockout,
-    Method,
-    Multiply,
-    Noise,
-    Patch,
-    Plan,
-    ProjectOut,
-    Prompt,
-    PromptLike,
-    Replace,
-    Scale,
-    Site,
-    Sweep,
-    Target,
-    TargetLike,
-    TokenLike,
-    TokenProbability,
-    as_targets,
-    component_names,
-    index,
-    indices,
-)
+from sonde.plans import Generation, Plan, Sweep
+from sonde.prompts import Prompt, PromptLike, Target, TargetLike, TokenLike, as_targets
+from sonde.sites import Site, component_names
 from sonde.tensors import to_tensor
 from sonde.traces import TraceResult
 from sonde.v1 import inspection_pb2 as pb

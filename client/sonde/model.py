@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sonde.assembly import provenance
+from sonde.context import provenance
 from sonde.display import html_table
 from sonde.errors import ProtocolError
 from sonde.names import STACK_NAMES, StackName, component_name

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from sonde.interventions import InterventionResult
     from sonde.names import ComponentName
-    from sonde.results import InterventionResult
     from sonde.traces import AttributionPatchingResult, CausalTracingResult, TokenProbabilityResult
 
 _COLOURS: Final = {"residual_post": "Purples", "mlp_out": "Greens", "attention_out": "Reds"}

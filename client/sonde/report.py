@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from sonde.arrays import visible
+from sonde.interventions import InterventionResult
 from sonde.model import Model
-from sonde.results import InterventionResult, Result, TokenPrediction
+from sonde.predictions import TokenPrediction
+from sonde.results import Result
 from sonde.terminal import bar, causal_tracing, table
 from sonde.traces import CausalTracingResult, TokenProbabilityResult, TraceResult
 

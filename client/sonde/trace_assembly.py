@@ -5,11 +5,16 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from sonde.arrays import Booleans, Floats, Integers
-from sonde.assembly import CLEAN, Context, Grid, Stream, Values, missing
+from sonde.assembly import Stream
+from sonde.captured import Captured
+from sonde.context import Context
 from sonde.errors import ProtocolError
+from sonde.methods import Activations, Method
 from sonde.names import COMPONENT_NAMES, WITHOUT_LAYER, ComponentName
-from sonde.requests import Activations, Method, Site
-from sonde.results import Captured, Cost, Prediction, Provenance, Token
+from sonde.parts import CLEAN, Grid, Values, missing
+from sonde.predictions import Prediction, Token
+from sonde.results import Cost, Provenance
+from sonde.sites import Site
 from sonde.tensors import floats
 from sonde.traces import (
     ActivationsResult,

@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sonde.arrays import Axes, Booleans, Floats, Integers, Label, data_frame, largest, long_form, visible
+from sonde.captured import Captured
 from sonde.display import heatmap_html, html_table, ranking_html
 from sonde.names import ComponentName
-from sonde.results import Captured, Result, TokenPrediction
+from sonde.predictions import TokenPrediction
+from sonde.results import Result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from sonde.requests import Site
+    from sonde.sites import Site
 
 
 @dataclass(frozen=True, eq=False, repr=False)

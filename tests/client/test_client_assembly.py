@@ -8,8 +8,8 @@ import pytest
 import sonde
 from hypothesis import given
 from hypothesis import strategies as st
-from sonde.assembly import InterveneAssembler
 from sonde.encoding import intervene_request, trace_request
+from sonde.intervene_assembly import InterveneAssembler
 from sonde.tensors import to_tensor
 from sonde.trace_assembly import TraceAssembler
 from sonde.v1 import inspection_pb2 as pb

@@ -19,7 +19,7 @@ from sonde.v1 import inspection_pb2 as pb
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
-def trace_of(method: sonde.requests.Method[Any] | None = None, prompt: Any = "text", **options: Any) -> pb.TraceRequest:
+def trace_of(method: sonde.methods.Method[Any] | None = None, prompt: Any = "text", **options: Any) -> pb.TraceRequest:
     given = {"targets": None, "position": None, "top_k": 3, "dry_run": False} | options
     return trace_request(prompt, method, **given)
 

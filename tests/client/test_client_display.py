@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import sonde
 from sonde import terminal
-from sonde.assembly import InterveneAssembler
 from sonde.encoding import intervene_request, trace_request
+from sonde.intervene_assembly import InterveneAssembler
 from sonde.trace_assembly import TraceAssembler
 from sonde.v1 import inspection_pb2 as pb
 

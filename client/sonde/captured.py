@@ -1,0 +1,76 @@
+"""The activations read in a run: numpy arrays that come with the names of their axes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sonde.arrays import Axes, Label
+from sonde.names import WITHOUT_LAYER, ComponentName
+
+if TYPE_CHECKING:
+    from sonde.sites import Site
+
+
+class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
+    """The activations read in one run: by the index of their site in the request, or by its component if that is one.
+
+    An array has the axes `axes(key)`: layer first (unless the component takes none), then the component's own.
+    """
+
+    def __init__(self, sites: "Sequence[Site]", arrays: Sequence[tuple[Axes, npt.NDArray[np.generic]]]) -> None:
+        self._sites = tuple(sites)
+        self._arrays = tuple(arrays)
+
+    def __getitem__(self, key: "int | ComponentName") -> npt.NDArray[np.generic]:
+        return self._arrays[self._find(key)][1]
+
+    def axes(self, key: "int | ComponentName") -> Axes:
+        """The axes of an array with their labels."""
+        return self._arrays[self._find(key)][0]
+
+    def _find(self, key: "int | ComponentName") -> int:
+        if isinstance(key, int):
+            if not 0 <= key < len(self._arrays):
+                raise KeyError(key)
+            return key
+        found = [i for i, site in enumerate(self._sites[: len(self._arrays)]) if site.component == key]
+        if len(found) != 1:
+            names = [site.component for site in self._sites]
+            message = f"{key!r} is {len(found)} of the sites read ({names}); use its index"
+            raise KeyError(message)
+        return found[0]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self._arrays)))
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{i}: {site.component} {list(array.shape)}"
+            for i, (site, (_, array)) in enumerate(zip(self._sites, self._arrays, strict=False))
+        ]
+        return f"Captured({', '.join(parts)})"
+
+
+COMPONENT_AXES: Mapping[ComponentName, tuple[str, ...]] = {
+    "head_out": ("position", "head", "entry"),
+    "query": ("position", "head", "entry"),
+    "key": ("position", "head", "entry"),
+    "value": ("position", "head", "entry"),
+    "attention_scores": ("head", "query", "key"),
+    "attention_pattern": ("head", "query", "key"),
+    "logits": ("position", "token"),
+}
+
+
+def captured_axes(component: ComponentName, layers: Sequence[int], shape: Sequence[int]) -> Axes:
+    """The axes of activations read at a site; entries are counted as they come."""
+    names = COMPONENT_AXES.get(component, ("position", "unit"))
+    if len(names) != len(shape):
+        names = tuple(f"axis_{i}" for i in range(len(shape)))
+    axes: dict[str, tuple[Label, ...]] = {} if component in WITHOUT_LAYER else {"layer": tuple(layers)}
+    return axes | {name: tuple(range(size)) for name, size in zip(names, shape, strict=True)}
