@@ -74,8 +74,7 @@ def operations(draw: st.DrawFn, bounds: Bounds, site: Site, shape: tuple[int, ..
         case "noise":
             return oracle.Noise(0.5, draw(st.none() | st.integers(0, 2**32 - 1)))
         case "knockout":
-            # With key 0 every query has an edge to lose: an edit that hits nothing is an error.
-            return oracle.Knockout(tuple({0, *draw(subsets(bounds.length))}))
+            return oracle.Knockout(draw(subsets(bounds.length)))
     if site.component in UNIT_FIRST:
         return oracle.Patch(draw(st.lists(st.sampled_from(bounds.same_length), min_size=1, max_size=2).map(tuple)))
     sources = draw(st.lists(st.sampled_from([*bounds.same_length, *bounds.longer]), min_size=1, max_size=3).map(tuple))
@@ -93,7 +92,7 @@ def sites(draw: st.DrawFn, bounds: Bounds, from_position: bool = True, least_lay
     signed = tuple(position - bounds.length if draw(st.booleans()) else position for position in positions)
     site = Site(component, layers, units, signed)
     if from_position and draw(st.integers(0, 3)) == 0:
-        return replace(site, positions=(), from_position=draw(st.integers(0, bounds.length - 1)))
+        return replace(site, positions=(), from_position=draw(st.integers(0, bounds.length + 2)))
     return site
 
 

@@ -125,6 +125,26 @@ def test_noise_without_a_seed_has_seed_1(host: Host) -> None:
     np.testing.assert_array_equal(*answer.columns["edit_norms"])
 
 
+@pytest.mark.parametrize("seed", [0, 2**31, 2**32 - 1])
+def test_seeds_have_32_bits(host: Host, seed: int) -> None:
+    check_plan(host, [[Edit(Site("RESIDUAL_POST", (1,), positions=(1, 2)), oracle.Noise(0.5, seed))]])
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        oracle.Scale(0.0),
+        oracle.Scale(-1.0),
+        oracle.Multiply(np.array([-0.5], np.float32)),
+        oracle.Noise(1.0),
+    ],
+    ids=["zero", "negative", "multiply", "noise"],
+)
+def test_a_score_that_was_knocked_out_stays_masked(host: Host, operation: oracle.Operation) -> None:
+    site = Site("ATTENTION_SCORES", (2,), (1, 2), (-1, 4))
+    check_plan(host, [[Edit(site, oracle.Knockout((0, 3))), Edit(site, operation)]])
+
+
 def test_a_query_left_with_no_key_has_no_head_output(host: Host) -> None:
     plan = [[Edit(Site("ATTENTION_SCORES", (2,), (1,), (-1,)), oracle.Knockout())]]
     request = wire.intervene(IDS, plan, TARGETS, activations=[pb.Site(component=pb.COMPONENT_HEAD_OUT, layers=[2])])
@@ -137,13 +157,9 @@ def test_a_query_left_with_no_key_has_no_head_output(host: Host) -> None:
 
 
 def test_a_knockout_of_what_is_masked_anyway_changes_nothing(host: Host) -> None:
-    both = Edit(Site("ATTENTION_SCORES", (0, 1), positions=(2, 5)), oracle.Knockout((4, 1, -1)))
-    seen = [
-        Edit(Site("ATTENTION_SCORES", (0, 1), positions=(2,)), oracle.Knockout((1,))),
-        Edit(Site("ATTENTION_SCORES", (0, 1), positions=(5,)), oracle.Knockout((1, 4))),
-    ]
-    first, second = check_plan(host, [[both], seen]).columns["log_probabilities"]
-    assert_close(first, second)
+    answer = check_plan(host, [[Edit(Site("ATTENTION_SCORES", (0, 1), positions=(2,)), oracle.Knockout((4, 5, -1)))]])
+    assert_close(answer.columns["edit_norms"], [[0.0]])
+    assert_close(answer.columns["log_probabilities"][0], answer.context.clean.log_probabilities)
 
 
 @pytest.mark.parametrize("kind", ["scale", "set", "add", "multiply", "project_out"])
@@ -277,11 +293,7 @@ def test_without_targets_the_top_prediction_is_measured(host: Host) -> None:
 
 def test_readouts_not_asked_for_do_not_come(host: Host) -> None:
     answer = host.intervene(wire.intervene(IDS, [[one_edit(host, "MLP_OUT", "scale")]], TARGETS))
-    assert {name for name, values in answer.columns.items() if values.size} == {
-        "log_probabilities",
-        "logits",
-        "edit_norms",
-    }
+    assert set(answer.columns) == {"log_probabilities", "logits", "edit_norms"}
     assert not answer.activations
     assert not answer.context.clean.top_tokens
 
@@ -296,18 +308,20 @@ def test_a_small_answer_is_one_message(host: Host, runs: int) -> None:
 
 
 def test_a_large_answer_comes_in_slices(gpt2: Host) -> None:
-    read = [pb.Site(component=pb.COMPONENT_LOGITS), pb.Site(component=pb.COMPONENT_RESIDUAL_POST)]
-    sweep = Sweep(Edit(Site("NEURON", (1, 3), tuple(range(48)), (-1,)), oracle.Scale(0.0)))
-    answer = gpt2.intervene(wire.intervene(IDS, sweep, TARGETS, activations=read))
-    assert sum(answer.sizes) > MESSAGE_LIMIT
-    assert answer.messages > 1
+    ids = [(7 * place) % 400 for place in range(60)]
+    read = [Site("LOGITS"), Site("RESIDUAL_POST")]
+    sweep = Sweep(Edit(Site("NEURON", (1, 3), tuple(range(24)), (-1,)), oracle.Scale(0.0)))
+    request = wire.intervene(ids, sweep, TARGETS, activations=[wire.site(site) for site in read])
+    answer = gpt2.intervene(request)
+    assert sum(answer.sizes) > 6 * MESSAGE_LIMIT
     assert max(answer.sizes) <= MESSAGE_LIMIT + SLACK
     assert answer.progress is not None
     assert answer.progress.done == answer.progress.total > 0
-    check_readings(gpt2, answer, [gpt2.oracle.run(IDS, run) for run in gpt2.oracle.expand(sweep, len(IDS))])
-    last = gpt2.oracle.run(IDS, gpt2.oracle.expand(sweep, len(IDS))[-1])
-    assert_close(answer.activations[95, 0, 0], last.logits)
-    assert len(answer.activations) == 97 * (1 + gpt2.oracle.layers)
+    runs = [gpt2.oracle.run(ids, run) for run in gpt2.oracle.expand(sweep, len(ids))]
+    expected = [gpt2.oracle.predict(run.logits[-1], TARGETS).log_probabilities for run in runs]
+    assert_close(answer.columns["log_probabilities"], expected)
+    assert_close(answer.activations[47, 0, 0], runs[-1].logits)
+    assert len(answer.activations) == 49 * (1 + gpt2.oracle.layers)
 
 
 def test_a_dry_run_says_what_it_would_cost(host: Host) -> None:

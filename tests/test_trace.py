@@ -22,8 +22,6 @@ SUBJECT = "Eiffel Tower"
 IDS = [5, 130, 77, 301, 9, 260, 41]
 OTHER = [5, 131, 77, 12, 9, 260, 41]
 TARGETS = [Target(41), Target(200, contrast=12)]
-RESTORABLE = [name for name in COMPONENTS if name not in {"ATTENTION_SCORES", "ATTENTION_PATTERN", "LOGITS"}]
-"""A pattern has two positions, and logits restored are the clean prediction itself: the server restores neither."""
 
 
 def ask(prompt: str | Sequence[int], targets: Sequence[Target] = TARGETS, **fields: Any) -> pb.TraceRequest:
@@ -237,7 +235,7 @@ def test_a_counterfactual_prompt(host: Host) -> None:
     assert not any(answer.corruption.deviations)
 
 
-@pytest.mark.parametrize("component", RESTORABLE)
+@pytest.mark.parametrize("component", COMPONENTS)
 def test_any_component_can_be_restored(host: Host, component: str) -> None:
     method = pb.CausalTracing(
         gaussian=pb.CausalTracing.Gaussian(samples=3),
