@@ -5,12 +5,10 @@ main branch, here or at the origin. Where neither is known, as in a shallow clon
 latest commit there is; outside a git repository the comparison is left out. Which it was is printed.
 """
 
-import io
 import os
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -28,6 +26,14 @@ def git(*arguments: str) -> bytes | None:
         return subprocess.run(command, check=True, capture_output=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def git_lines(*arguments: str) -> list[str]:
+    """Return the lines that git prints; raise SystemExit where it fails."""
+    output = git(*arguments)
+    if output is None:
+        raise SystemExit(f"contract: git {' '.join(arguments)} fails")
+    return output.decode().splitlines()
 
 
 def commit_with_contract(reference: str) -> str | None:
@@ -52,12 +58,11 @@ def baselines() -> dict[str, str]:
 
 def breaks(buf: str, commit: str) -> bool:
     """Return whether the contract breaks callers of the one in ``commit``."""
-    archive = git("archive", "--format=tar", commit, "proto")
-    if archive is None:
-        raise SystemExit(f"cannot read the contract of {commit}")
     with tempfile.TemporaryDirectory() as directory:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(directory, filter="data")
+        for name in git_lines("ls-tree", "-r", "--name-only", commit, "proto"):
+            copy = Path(directory) / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(git("cat-file", "blob", f"{commit}:{name}") or b"")
         return not run(buf, "breaking", "--against", str(Path(directory) / "proto"))
 
 
