@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -28,6 +29,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 EXAMPLE = "The Eiffel Tower is in the city of"
 
 Atlas = tuple[LlamaForCausalLM, PreTrainedTokenizerFast]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model gains nothing from a second thread, and loses much where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +124,8 @@ def test_the_trace_of_the_example_peaks_at_the_last_subject_token(atlas: Atlas) 
     assert trace.prediction == " Paris"
     early = trace.restored[:, :4].max(dim=1).values
     assert int(early.argmax()) == trace.subject[-1]
-    assert trace.corrupted < 0.2
-    assert float(early.max()) > 0.7
+    assert trace.corrupted < 0.25
+    assert float(early.max()) > 0.9
 
 
 # The files.
