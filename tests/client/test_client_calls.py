@@ -199,8 +199,8 @@ def test_a_timeout_of_none_overrides_the_clients(peer: Any, answers: Any) -> Non
         client.intervene("a", EDIT, timeout=None)
         with pytest.raises(sonde.InvalidSettings, match="timeout"):
             client.intervene("a", EDIT, timeout=-1)
-    assert remaining[0] is not None
-    assert remaining[0] <= 60
+    # gRPC rounds a timeout up on its way, so a little more than was given may be left.
+    assert remaining[0] == pytest.approx(60, abs=5)
     assert remaining[1] is None or remaining[1] > 1e6
 
 

@@ -101,7 +101,8 @@ class SharedPrefixAttention:
 
 def pattern_of(scores: Tensor) -> Tensor:
     """Softmax in float32; a query that is left with no key looks nowhere."""
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).nan_to_num(0.0)
+    nowhere = torch.isneginf(scores).all(dim=-1, keepdim=True)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).masked_fill(nowhere, 0.0)
 
 
 def _prefix(states: list[Tensor], first: int) -> Tensor:
@@ -132,10 +133,12 @@ def _visit_pairs(pairs: Tensor, segment: Segment, component: Component, layer: i
                 new = old.index_fill(-1, torch.tensor(list(keys), device=old.device), -torch.inf)
                 moved = pattern_of(new) - pattern_of(old)
             else:
-                new = changed(old.unsqueeze(0), [edit.change])[0]
-                if hidden is not None:
-                    new = new.masked_fill(hidden[where], -torch.inf)
-                moved = (new - old).nan_to_num(0.0, 0.0, 0.0)
+                masked = torch.isneginf(old) if edit.change.kind != "set" or hidden is None else hidden[where]
+                seen = old.masked_fill(torch.isneginf(old), 0.0)
+                new = changed(seen.unsqueeze(0), [edit.change])[0]
+                # What is masked takes no part: a multiple of -infinity would be a number, or none.
+                moved = (new - seen).masked_fill(masked, 0.0)
+                new = new.masked_fill(masked, -torch.inf)
             receive([(row, edit)], moved.float().square().sum().reshape(1))
             pairs = pairs.index_put(where, new)
     for row in segment.members:
