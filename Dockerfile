@@ -39,7 +39,9 @@ RUN mkdir -p server/sonde_server \
 
 COPY client client
 COPY server server
-RUN /opt/sonde/bin/pip install --no-deps .
+# Files keep their modes, which a strict umask of the builder must not turn into an image that its user cannot read.
+RUN /opt/sonde/bin/pip install --no-deps . \
+    && chmod -R a+rX /opt/sonde
 
 FROM python:3.11-slim
 
