@@ -140,14 +140,34 @@ class Plan:
                 for layer in edit.site.layers
             ]
             work += extent_of(placed, captures, readout.position, self.tokens, self.layers).token_layers
-        total = full * (self.count + 2)
-        for source in self.question.sources:
-            work += 2 * len(source.tokens) * self.layers
-            total += 2 * len(source.tokens) * self.layers
+        others = sum(len(tokens) * self.layers for tokens in self._other_prompts()) + self._source_work()
+        work += others
+        total = full * (self.count + 1 + bool(captures)) + others
         columns = 2 * max(1, len(readout.targets)) + readout.kl_divergence + 2 * readout.top_k + self.receipts
         size = 4 * self.count * columns
         size += (self.count + 1) * size_of(self.session, readout.activations, self.tokens)
         return Cost(self.count, work, total, size)
+
+    def _other_prompts(self) -> set[tuple[int, ...]]:
+        """The sources that are not the prompt itself, each once."""
+        return {source.tokens for source in self.question.sources} - {self.question.prompt.tokens}
+
+    def _source_work(self) -> int:
+        """Positions x blocks for the values that the patches take from the sources, beside their base runs."""
+        places = {
+            (source, edit.site.component, layer)
+            for edits in self.runs()
+            for edit in edits
+            if isinstance(edit.operation, Patch)
+            for source in edit.operation.sources
+            for layer in edit.site.layers
+        }
+        work = 0
+        for source, component, layer in places:
+            tokens = len(self.question.sources[source].tokens)
+            capture = Capture(component, layer, tuple(range(tokens)))
+            work += extent_of((), (capture,), None, tokens, self.layers).token_layers
+        return work
 
     # ------------------------------------------------------------ where it lies in the model
 
