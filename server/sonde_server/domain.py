@@ -57,16 +57,11 @@ class Axis(enum.IntEnum):
     POSITION = 3
 
 
-@dataclass(frozen=True, slots=True)
-class ModelDescription:
-    """What can be asked of the hosted model, and within which bounds."""
+class Sized:
+    """The sizes of a decoder, and the shapes that follow from them."""
 
-    name: str
-    revision: str
-    architecture: str
-    data_type: str
-    device: str
-    attention: str
+    __slots__ = ()
+
     layers: int
     hidden_size: int
     heads: int
@@ -74,9 +69,6 @@ class ModelDescription:
     head_size: int
     neurons: int
     vocabulary_size: int
-    max_positions: int
-    parameters: int
-    unavailable: Mapping[Component, str] = field(default_factory=dict)
 
     def units(self, component: Component) -> int:
         """How many units a site of this component can name."""
@@ -98,6 +90,28 @@ class ModelDescription:
         if component in HEADED:
             return (positions, count, self.head_size)
         return (positions, count)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription(Sized):
+    """What can be asked of the hosted model, and within which bounds."""
+
+    name: str
+    revision: str
+    architecture: str
+    data_type: str
+    device: str
+    attention: str
+    layers: int
+    hidden_size: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    neurons: int
+    vocabulary_size: int
+    max_positions: int
+    parameters: int
+    unavailable: Mapping[Component, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

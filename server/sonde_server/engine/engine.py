@@ -185,6 +185,3 @@ def _key(base: Base) -> bytes:
         if isinstance(edit.change.values, Tensor):
             digest.update(edit.change.values.float().cpu().contiguous().numpy().tobytes())
     return digest.digest()
-
-
-__all__ = ["Engine"]

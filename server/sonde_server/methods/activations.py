@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from math import prod
 
-from ..answers import Activation, Answer, Cost
-from ..domain import PAIRWISE, Activations, Site, TraceQuestion
+from ..answers import Activation, Answer, Context, Cost
+from ..domain import Activations, Site, TraceQuestion
 from ..engine import Base, Capture, Run
 from ..engine.plan import extent_of
 from ..scheduler import Session
-from .prediction import context, numbers, predict
+from .prediction import attention_for, numbers, predict
 
 
 def captures_of(sites: tuple[Site, ...], tokens: int) -> list[tuple[int, Capture]]:
@@ -29,11 +29,6 @@ def size_of(session: Session, sites: tuple[Site, ...], tokens: int) -> int:
     return total
 
 
-def attention_for(sites: tuple[Site, ...]) -> str:
-    """Which attention computes these: scores and patterns exist only in the explicit one."""
-    return "eager" if any(site.component in PAIRWISE for site in sites) else "sdpa"
-
-
 def answer(question: TraceQuestion, method: Activations, session: Session) -> Iterator[Answer]:
     """Context, then every site's values, layer by layer."""
     tokens, position = question.prompt.tokens, question.position
@@ -42,13 +37,13 @@ def answer(question: TraceQuestion, method: Activations, session: Session) -> It
     again = sum(extent_of((), (capture,), None, len(tokens), layers).token_layers for _, capture in wanted)
     work = len(tokens) * layers
     cost = Cost(1, work + again, work * (1 + len(wanted)), size_of(session, method.sites, len(tokens)))
-    attention = attention_for(method.sites)
+    attention = attention_for(site.component for site in method.sites)
     if question.dry_run:
-        yield context(tokens, question.targets, position, None, cost, attention=attention)
+        yield Context(tokens, question.targets, position, None, cost, attention)
         return
     state = session.states([Base(tokens)])[0]
     targets, clean = predict(session, state, question.targets, position, question.top_k)
-    yield context(tokens, targets, position, clean, cost, attention=attention)
+    yield Context(tokens, targets, position, clean, cost, attention)
     for number, capture in wanted:
         # One layer at a time, so that a large answer leaves as it is read.
         result = next(iter(session.run([Run(state, captures=(capture,))])))

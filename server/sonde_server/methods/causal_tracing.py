@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..answers import Answer, Corruption, Cost, Progress, RestorationGrid
+from ..answers import Answer, Context, Corruption, Cost, Progress, RestorationGrid
 from ..domain import (
     LAYERLESS,
     PAIRWISE,
@@ -30,7 +30,7 @@ from ..domain import (
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
 from ..engine.plan import extent_of
 from ..scheduler import Session
-from .prediction import context, numbers, predict
+from .prediction import attention_for, numbers, predict
 
 WINDOWED = (Component.MLP_OUT, Component.ATTENTION_OUT)
 
@@ -78,13 +78,13 @@ def answer(question: TraceQuestion, method: CausalTracing, session: Session) -> 
     noise, deviation = _noise(method, session)
     samples = len(noise)
     cost = _cost(question, method, grid, samples, session)
-    attention = "eager" if any(component in PAIRWISE for component in method.components) else "sdpa"
+    attention = attention_for(method.components)
     if question.dry_run:
-        yield context(tokens, question.targets, position, None, cost, attention=attention)
+        yield Context(tokens, question.targets, position, None, cost, attention)
         return
     clean = session.states([Base(tokens)])[0]
     targets, prediction = predict(session, clean, question.targets, position, question.top_k)
-    yield context(tokens, targets, position, prediction, cost, attention=attention)
+    yield Context(tokens, targets, position, prediction, cost, attention)
     corrupted = session.states([Base(tokens, edit) for edit in _corruptions(method, noise, session)])
     reading = Reading(position, targets)
     baseline = list(session.run([Run(state, reading=reading) for state in corrupted]))

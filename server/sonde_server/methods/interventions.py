@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..answers import Activation, Answer, Cost, Progress, Readings, SweepAxes
+from ..answers import Activation, Answer, Context, Cost, Progress, Readings, SweepAxes
 from ..domain import (
     LAYERLESS,
     PAIRWISE,
@@ -32,7 +32,7 @@ from ..engine.plan import extent_of
 from ..scheduler import Session
 from .activations import captures_of, size_of
 from .causal_tracing import window
-from .prediction import context, numbers, predict
+from .prediction import attention_for, numbers, predict
 
 # Results are handed on in groups of this many runs.
 GROUP = 64
@@ -42,14 +42,14 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     """Context, then readings and activations run by run, with the progress."""
     readout, tokens = question.readout, question.prompt.tokens
     plan = Plan(question, session)
-    attention = "eager" if plan.needs_scores() else "sdpa"
+    attention = attention_for(plan.components())
     cost = plan.cost()
     if question.dry_run:
-        yield context(tokens, readout.targets, readout.position, None, cost, attention=attention, axes=plan.axes())
+        yield Context(tokens, readout.targets, readout.position, None, cost, attention, axes=plan.axes())
         return
     clean = session.states([Base(tokens)])[0]
     targets, prediction = predict(session, clean, readout.targets, readout.position, readout.top_k)
-    yield context(tokens, targets, readout.position, prediction, cost, attention=attention, axes=plan.axes())
+    yield Context(tokens, targets, readout.position, prediction, cost, attention, axes=plan.axes())
     reference = None
     if readout.kl_divergence:
         reference = session.call(lambda: session.engine.log_probabilities(clean, readout.position))
@@ -113,16 +113,15 @@ class Plan:
         layers = () if plan.edit.site.component in LAYERLESS else plan.layers
         return SweepAxes(layers, plan.units or (), plan.positions or ())
 
-    def needs_scores(self) -> bool:
-        """Whether scores or patterns are edited or read, which only explicit attention has."""
+    def components(self) -> set[Component]:
+        """Every component that is edited or read."""
         plan = self.question.plan
         edits: Sequence[Edit]
         if isinstance(plan, Sweep):
             edits = (*plan.always, plan.edit)
         else:
             edits = [edit for intervention in plan for edit in intervention.edits]
-        sites = [*(edit.site for edit in edits), *self.question.readout.activations]
-        return any(site.component in PAIRWISE for site in sites)
+        return {site.component for site in (*(edit.site for edit in edits), *self.question.readout.activations)}
 
     def cost(self) -> Cost:
         """Exact before anything runs; an answer from a cached base costs less."""

@@ -1,14 +1,19 @@
 """The prediction of the unchanged run; what every other answer starts with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
 
-from ..answers import Answer, Context, Cost, Floats, Prediction, SweepAxes
-from ..domain import Target, TraceQuestion
+from ..answers import Answer, Context, Cost, Floats, Prediction
+from ..domain import PAIRWISE, Component, Target, TraceQuestion
 from ..engine import Base, Reading, Result, Run, State
 from ..scheduler import Session
+
+
+def attention_for(components: Iterable[Component]) -> str:
+    """Which attention computes these: scores and patterns exist only in the explicit one."""
+    return "eager" if any(component in PAIRWISE for component in components) else "sdpa"
 
 
 def numbers(tensor: Tensor | None) -> Floats:
@@ -43,28 +48,14 @@ def as_prediction(result: Result, top_k: int) -> Prediction:
     )
 
 
-def context(
-    question_tokens: tuple[int, ...],
-    targets: tuple[Target, ...],
-    position: int,
-    clean: Prediction | None,
-    cost: Cost,
-    *,
-    attention: str = "sdpa",
-    axes: SweepAxes | None = None,
-) -> Context:
-    """The context of an answer."""
-    return Context(question_tokens, targets, position, clean, cost, attention, axes)
-
-
 def answer(question: TraceQuestion, session: Session) -> Iterator[Answer]:
     """The prediction alone."""
     tokens = question.prompt.tokens
     work = len(tokens) * session.engine.layers
     cost = Cost(1, work, work, 8 * (len(question.targets) + question.top_k))
     if question.dry_run:
-        yield context(tokens, question.targets, question.position, None, cost)
+        yield Context(tokens, question.targets, question.position, None, cost, attention_for(()))
         return
     state = session.states([Base(tokens)])[0]
     targets, clean = predict(session, state, question.targets, question.position, question.top_k)
-    yield context(tokens, targets, question.position, clean, cost)
+    yield Context(tokens, targets, question.position, clean, cost, attention_for(()))

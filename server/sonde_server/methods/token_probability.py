@@ -7,11 +7,11 @@ gradient norm is || d metric / d stream[depth, position] ||_2 of a true backward
 
 from collections.abc import Iterator
 
-from ..answers import Answer, Cost, LayerReadings
+from ..answers import Answer, Context, Cost, LayerReadings
 from ..domain import TokenProbability, TraceQuestion
 from ..engine import Base
 from ..scheduler import Session
-from .prediction import context, numbers, predict
+from .prediction import attention_for, numbers, predict
 
 
 def answer(question: TraceQuestion, method: TokenProbability, session: Session) -> Iterator[Answer]:
@@ -26,11 +26,11 @@ def answer(question: TraceQuestion, method: TokenProbability, session: Session) 
     work = passes * len(tokens) * engine.layers
     cost = Cost(passes, work, work, size)
     if question.dry_run:
-        yield context(tokens, question.targets, position, None, cost)
+        yield Context(tokens, question.targets, position, None, cost, attention_for(()))
         return
     state = session.states([Base(tokens)])[0]
     targets, clean = predict(session, state, question.targets, position, question.top_k)
-    yield context(tokens, targets, position, clean, cost)
+    yield Context(tokens, targets, position, clean, cost, attention_for(()))
     lens = session.call(lambda: engine.lens(state, position, targets, question.top_k))
     log_probabilities, logits, ranks, divergences, top_tokens, top_log_probabilities = lens
     norms = None

@@ -6,14 +6,14 @@ these parts; `Decoder` runs them on packed tokens [N, D]: N tokens of any number
 other. Everything but attention treats each token alone, so only attention has to know which belong together.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..domain import HEADED, PAIRWISE, Component
+from ..domain import Component, Sized
 from ..errors import UnsupportedModel
 
 
@@ -100,26 +100,30 @@ class Block:
         )
 
 
+def family_of(config: PreTrainedConfig) -> Family:
+    """The entry of a model's architecture. Raises UnsupportedModel, by name, where it would not be run exactly."""
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise UnsupportedModel(f"models of type {config.model_type!r} are not known to this server; known are: {known}")
+    if reason := family.refuse(config):
+        raise UnsupportedModel(f"this {config.model_type} model cannot be hosted: {reason}")
+    return family
+
+
 def _weighted(module: nn.Module) -> nn.Embedding | nn.Linear:
     if not isinstance(module, nn.Embedding | nn.Linear):
         raise UnsupportedModel(f"an embedding or unembedding of type {type(module).__name__} is not known")
     return module
 
 
-class Decoder:
+class Decoder(Sized):
     """A loaded model, taken apart after its family."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Raises UnsupportedModel for an unknown family or a variant that would not be exact."""
+        """Raises UnsupportedModel as `family_of` does."""
         config = model.config
-        family = FAMILIES.get(config.model_type)
-        if family is None:
-            known = ", ".join(sorted(FAMILIES))
-            raise UnsupportedModel(
-                f"models of type {config.model_type!r} are not known to this server; known are: {known}"
-            )
-        if reason := family.refuse(config):
-            raise UnsupportedModel(f"this {config.model_type} model cannot be hosted: {reason}")
+        family = family_of(config)
         self.model = model
         self.embedding = _weighted(model.get_submodule(family.embedding))
         self.blocks = [Block.of(block, family) for block in model.get_submodule(family.blocks).children()]
@@ -145,22 +149,6 @@ class Decoder:
     def dtype(self) -> torch.dtype:
         """The type the residual stream is computed in."""
         return self.embedding.weight.dtype
-
-    def selected_shape(
-        self, component: Component, units: Sequence[int] | None, positions: int, tokens: int
-    ) -> tuple[int, ...]:
-        """Shape of a component at `positions` of a prompt of `tokens`, and at `units` (None: all)."""
-        widths = {
-            Component.KEY: self.key_value_heads,
-            Component.VALUE: self.key_value_heads,
-            Component.NEURON: self.neurons,
-            Component.LOGITS: self.vocabulary_size,
-        }
-        full = self.heads if component in HEADED | PAIRWISE else self.hidden_size
-        count = widths.get(component, full) if units is None else len(units)
-        if component in PAIRWISE:
-            return (count, positions, tokens)
-        return (positions, count, self.head_size) if component in HEADED else (positions, count)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings [N, D] of ids [N], before positions."""

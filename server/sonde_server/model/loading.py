@@ -5,13 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from ..builtin import ATLAS_DIRECTORY
 from ..domain import ModelDescription
 from ..errors import UnsupportedModel
-from .anatomy import FAMILIES, Decoder
+from .anatomy import Decoder, family_of
 from .attention import ATTENTION, register
 from .vocabulary import Vocabulary
 
@@ -58,16 +65,14 @@ def load(name: str, *, revision: str | None = None, device: str = "auto", dtype:
     return LoadedModel(decoder, vocabulary, _describe(name, revision, decoder, str(place)))
 
 
-def _config(source: str, revision: str | None) -> object:
+def _config(source: str, revision: str | None) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UnsupportedModel(
             f"{source!r} is neither a model directory nor a hub id that can be read: {error}"
         ) from error
-    if config.model_type not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise UnsupportedModel(f"models of type {config.model_type!r} are not known to this server; known are: {known}")
+    family_of(config)  # refused before its weights are read
     return config
 
 
