@@ -158,9 +158,10 @@ class Engine:
             return torch.stack(columns, dim=-1).detach().cpu()
 
     def embedding_deviation(self) -> float:
-        """Unbiased standard deviation of all entries of the token embedding."""
+        """Unbiased standard deviation of all entries of all tokens' embeddings."""
         if self._deviation is None:
-            self._deviation = float(self.decoder.embedding.weight.double().std())
+            with torch.inference_mode():
+                self._deviation = self.decoder.embedding_deviation()
         return self._deviation
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..domain import Component
 from ..model.anatomy import Decoder
-from ..model.projections import Rotation
+from ..model.rotary import Rotations
 from .attention import Block, attend
 from .changes import Visits
 from .layout import Layout, Row, Segment
@@ -41,7 +41,7 @@ class Execution:
         self.layout = Layout([])
         self.segments: list[Segment] = []
         self.stream = torch.empty(0, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
-        self.rotation: Rotation | None = None
+        self.rotation: Rotations | None = None
         self.visits = Visits(self.waiting)
         self.tap: list[Tensor] | None = None
 
@@ -77,6 +77,7 @@ class Execution:
 
     def _arrive(self, depth: int) -> None:
         """Joins the rows that start here and makes the edits of the stream between two blocks."""
+        self.stream = self.decoder.place(self.stream, depth)
         joining = [row for row in self.waiting if row.extent.start == depth and row.positions]
         if joining:
             self._join(depth, joining)
@@ -121,10 +122,10 @@ class Execution:
         parts = [self.stream[:0]]
         for row in layout.rows:
             arriving = entering.get(id(row))
-            parts.append(self.stream[self.layout.slice(row)] if arriving is None else arriving)
+            parts.append(self.stream[self.layout.slice(row)] if arriving is None else arriving.to(self.stream.device))
         self.layout, self.stream = layout, torch.cat(parts)
         self.segments = layout.segments(layout)
-        self.rotation = self.decoder.rotation(self.stream, layout.positions(self.stream.device))
+        self.rotation = self.decoder.rotation(self.stream, layout.positions(self.stream.device), layout.lengths)
 
     def _embedding(self, row: Row) -> Tensor:
         cut = slice(row.extent.first, row.extent.end)
@@ -153,7 +154,9 @@ class Execution:
         middle = self._visit(self.stream + added, Component.RESIDUAL_MID, layer)
         watched = (Component.NEURON, layer) in self.visits
         transformed = decoder.mlp_output(
-            layer, middle, (lambda neurons: self._visit(neurons, Component.NEURON, layer)) if watched else None
+            layer,
+            self.stream if decoder.family.parallel else middle,
+            (lambda neurons: self._visit(neurons, Component.NEURON, layer)) if watched else None,
         )
         self.stream = middle + self._visit(transformed, Component.MLP_OUT, layer)
 

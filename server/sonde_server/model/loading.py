@@ -106,7 +106,7 @@ def _describe(name: str, revision: str | None, decoder: Decoder, device: str) ->
         architecture=str(config.model_type),
         data_type=str(decoder.dtype).removeprefix("torch."),
         device=device,
-        attention="sdpa",
+        attention=decoder.attention,
         layers=decoder.layers,
         hidden_size=decoder.hidden_size,
         heads=decoder.heads,
@@ -114,7 +114,7 @@ def _describe(name: str, revision: str | None, decoder: Decoder, device: str) ->
         head_size=decoder.head_size,
         neurons=decoder.neurons,
         vocabulary_size=decoder.vocabulary_size,
-        max_positions=int(config.max_position_embeddings),
+        max_positions=decoder.max_positions,
         parameters=sum(parameter.numel() for parameter in decoder.model.parameters()),
         unavailable=dict(decoder.unavailable),
     )
