@@ -67,9 +67,9 @@ EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 
 ARCHITECTURES: dict[str, Make] = {
     "bloom": make("BloomConfig", **GPT, n_head=4, n_layer=3, num_attention_heads=..., num_hidden_layers=...),
     "bloom-six-heads": make(
-        "BloomConfig", **GPT, hidden_size=36, n_head=6, n_layer=2, num_attention_heads=..., num_hidden_layers=...
+        "BloomConfig", **GPT, hidden_size=36, n_head=6, n_layer=3, num_attention_heads=..., num_hidden_layers=...
     ),
-    "cohere": make("CohereConfig", head_dim=12, use_qk_norm=False, logit_scale=0.3),
+    "cohere": make("CohereConfig", head_dim=12, use_qk_norm=False, logit_scale=0.7),
     "cohere-normed": make("CohereConfig", use_qk_norm=True, logit_scale=2.0),
     "falcon": make("FalconConfig", **GPT, multi_query=False, parallel_attn=False, bias=True),
     "falcon-alibi": make("FalconConfig", **GPT, multi_query=True, alibi=True, bias=True),
@@ -95,10 +95,10 @@ ARCHITECTURES: dict[str, Make] = {
     "gpt_neo": make(
         "GPTNeoConfig",
         **GPT,
-        num_layers=2,
+        num_layers=3,
         num_heads=4,
         window_size=WINDOW,
-        attention_types=[[["global", "local"], 1]],
+        attention_types=[[["global", "local", "local"], 1]],
         num_hidden_layers=...,
         num_attention_heads=...,
     ),
