@@ -152,7 +152,7 @@ class Decoder(Sized):
     def attention_output(self, layer: int, mixed: Tensor) -> Tensor:
         """What attention adds to the residual stream [N, D], from its heads' mixes of values [N, H, d]."""
         parts = self.blocks[layer]
-        return self._added(parts.attention_post_norm(parts.output_projection(mixed.flatten(1))))
+        return self._added(layer, parts.attention_post_norm(parts.output_projection(mixed.flatten(1))))
 
     def mlp_output(self, layer: int, stream: Tensor, neurons: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """What the MLP adds to the residual stream [N, D]; `neurons` sees and may change its neurons [N, F]."""
@@ -167,11 +167,18 @@ class Decoder(Sized):
 
                 hooks.callback(parts.down_projection.register_forward_pre_hook(before).remove)
             output = self.family.feed_forward(parts.module, parts.mlp_norm(stream))
-        return self._added(parts.mlp_post_norm(output))
+        return self._added(layer, parts.mlp_post_norm(output))
 
-    def _added(self, output: Tensor) -> Tensor:
+    def neurons_output(self, layer: int, neurons: Tensor) -> Tensor:
+        """What the MLP adds when its neurons are [N, F]."""
+        parts = self.blocks[layer]
+        assert parts.down_projection is not None
+        return self._added(layer, parts.mlp_post_norm(parts.down_projection(neurons.unsqueeze(0))[0]))
+
+    def _added(self, layer: int, output: Tensor) -> Tensor:
         factor = self.family.residual_multiplier
-        return output if factor == 1.0 else output * factor
+        added: Tensor = output if factor == 1.0 else output * factor
+        return added.to(self.blocks[layer].device)
 
     def norm(self, stream: Tensor) -> Tensor:
         """The final norm of [N, D]."""
