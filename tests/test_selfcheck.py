@@ -71,21 +71,16 @@ def engine_of(folder: Path, dtype: str = "float32") -> Engine:
         ("bloom", {"key_bias": None}),
         ("cohere", {"logits": None}),
         ("gpt_neox", {"parallel": False}),
-        ("gpt_neo", {"scaling": None}),
+        ("gpt_neo", {"scaling": 8**-0.5}),
         ("opt", {"scaling": 0.5}),
     ],
 )
 def test_a_wrong_entry_is_refused_with_the_numbers(
     folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str, wrong: dict[str, Any]
 ) -> None:
-    folder = folders(name)
-    kind = name
-    right = FAMILIES[kind]
-    if wrong.get("scaling", 0) is None:
-        # The module of this family has no `scaling`, so that the wrong one is that of most families.
-        wrong = {"scaling": 8**-0.5}
-    monkeypatch.setitem(FAMILIES, kind, lambda config: replace(right(config), **wrong))  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedModel, match=rf"{kind} model is not hosted.* logits differ .* by \S+ of their size"):
+    folder, right = folders(name), FAMILIES[name]
+    monkeypatch.setitem(FAMILIES, name, lambda config: replace(right(config), **wrong))  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedModel, match=rf"{name} model is not hosted.* logits differ .* by \S+ of their size"):
         verify(engine_of(folder))
 
 

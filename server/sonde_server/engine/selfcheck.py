@@ -90,7 +90,8 @@ class Check:
         decoder = self.decoder = engine.decoder
         windows = [one for one in decoder.family.windows or () if one is not None and one <= LONGEST_WINDOW]
         length = min(max(windows) + LAST if windows else TOKENS, decoder.max_positions)
-        tokens = np.random.RandomState(0).randint(decoder.vocabulary_size, size=length)
+        known = min(decoder.vocabulary_size, int(decoder.embedding.weight.shape[0]))
+        tokens = np.random.RandomState(0).randint(known, size=length)
         self.tokens = tuple(int(token) for token in tokens)
         self.positions = tuple(sorted({*range(min(FIRST, length)), *range(max(0, length - LAST), length)}))
         self.precise = decoder.dtype.itemsize >= 4
