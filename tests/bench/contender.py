@@ -38,13 +38,17 @@ class Contender(Protocol):
         """W5."""
 
 
+PEERS = ("library", "hand", "script")
+"""Kinds of those that Sonde is compared with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A contender in the field, and how it is measured."""
 
     contender: Contender
     kind: str
-    """`sonde`, `library` or `hand`: whom the ratios compare."""
+    """`sonde`, `library`, `hand` (written by hand), `script` (ROME's) or `serial`: whom the ratios compare."""
     loop: bool = False
     """One forward pass a cell: its time is measured on a part of the cells and scaled."""
 

@@ -20,15 +20,17 @@ W5_REASON = "no server: the 16 requests are compared with themselves, one after 
 
 
 class _Wrapped:
-    """The base model under nnsight, with the names of the two families made one."""
+    """The base model or the whole one under nnsight, with the names of the two families made one."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, whole: bool = False) -> None:
         self.model = model
-        self.envoy = NNsight(model.base_model)
+        self.envoy = NNsight(model if whole else model.base_model)
         gpt2 = model.config.model_type == "gpt2"
-        self.blocks = self.envoy.h if gpt2 else self.envoy.layers
-        self.embedding = self.envoy.wte if gpt2 else self.envoy.embed_tokens
-        self.norm = self.envoy.ln_f if gpt2 else self.envoy.norm
+        base = (self.envoy.transformer if gpt2 else self.envoy.model) if whole else self.envoy
+        self.blocks = base.h if gpt2 else base.layers
+        self.embedding = base.wte if gpt2 else base.embed_tokens
+        self.norm = base.ln_f if gpt2 else base.norm
+        self.head = self.envoy.lm_head if whole else None
         self.down = [block.mlp.c_proj if gpt2 else block.mlp.down_proj for block in self.blocks]
         self.out = [block.attn.c_proj if gpt2 else block.self_attn.o_proj for block in self.blocks]
         self.head_size = model.config.hidden_size // model.config.num_attention_heads
@@ -148,3 +150,69 @@ def _by_layer(places: Sequence[tuple[int, int]], tokens: int) -> Iterator[tuple[
         numbers = [number for number, place in enumerate(places) if place[0] == layer]
         for some in chunks(numbers, tokens):
             yield layer, some
+
+
+class Loop:
+    """One trace a cell, on the whole model, as the tutorials do."""
+
+    name = "nnsight, loop"
+    omitted: Mapping[str, str] = {"W5": W5_REASON}
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.on = _Wrapped(model, whole=True)
+        self._kept: tuple[Sequence[int], Tensor] | None = None
+
+    @torch.no_grad()
+    def grid(self, workload: Grid) -> Answer:
+        on, where = self.on, list(workload.subject)
+        states = on.residuals(workload.tokens)
+        noise = workload.noise(on.model.config.hidden_size)
+        batch = on.ids(workload.tokens, workload.samples)
+        answer = np.empty(len(workload))
+        for number, (position, layer) in enumerate(workload.cells):
+            with on.envoy.trace(input_ids=batch):
+                on.embedding.output[:, where] += noise
+                on.blocks[layer].output[:, position] = states[layer][0, position]
+                logits = on.head.output[:, -1].save()
+            answer[number] = log_probabilities(logits, workload.target).exp().mean()
+        return answer
+
+    @torch.no_grad()
+    def neurons(self, workload: Neurons) -> Answer:
+        on, ids = self.on, self.on.ids(workload.tokens)
+        answer = np.empty(len(workload))
+        for number, (layer, unit) in enumerate(workload.neurons):
+            with on.envoy.trace(input_ids=ids):
+                on.down[layer].input[:, -1, unit] = 0.0
+                logits = on.head.output[:, -1].save()
+            answer[number] = log_probabilities(logits, workload.target)
+        return answer
+
+    @torch.no_grad()
+    def heads(self, workload: Heads) -> Answer:
+        on, ids, size = self.on, self.on.ids(workload.tokens), self.on.head_size
+        answer = np.empty(len(workload))
+        for number, (layer, unit) in enumerate(workload.heads):
+            with on.envoy.trace(input_ids=ids):
+                on.out[layer].input[:, :, unit * size : (unit + 1) * size] = 0.0
+                logits = on.head.output[:, -1].save()
+            answer[number] = log_probabilities(logits, workload.target)
+        return answer
+
+    @torch.no_grad()
+    def one_neuron(self, workload: OneNeuron) -> Answer:
+        on, ids = self.on, self.on.ids(workload.tokens)
+        if workload.again and self._kept is not None and self._kept[0] == workload.tokens:
+            before = self._kept[1]
+        else:
+            with on.envoy.trace(input_ids=ids):
+                logits = on.head.output[:, -1].save()
+            before = top(logits, workload.top)[0]
+        self._kept = (workload.tokens, before)
+        with on.envoy.trace(input_ids=ids):
+            on.down[workload.layer].input[:, :, workload.neuron] *= workload.factor
+            changed = on.head.output[:, -1].save()
+        return np.stack([before.numpy(), top(changed, workload.top)[0].numpy()])
+
+    def callers(self, workload: Callers) -> Answer:
+        raise NotImplementedError(W5_REASON)

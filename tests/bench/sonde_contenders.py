@@ -31,8 +31,9 @@ from sonde_server.domain import (
     Target,
     TraceQuestion,
 )
+from sonde_server.scheduler import Scheduler
 
-from tests.bench.workloads import Answer, Caller, Callers, Grid, Heads, Neurons, OneNeuron, Workload
+from tests.bench.workloads import NAMES, Answer, Caller, Callers, Grid, Heads, Neurons, OneNeuron, Workload
 
 LISTENING = re.compile(r"listening on (\S+)")
 
@@ -66,13 +67,13 @@ def serving(model: Path, cache_bytes: int | None = None) -> Iterator[str]:
 class Socket:
     """Sonde as its users have it: the Python client, gRPC, a server process."""
 
-    omitted: Mapping[str, str] = {}
-
-    def __init__(self, address: str, name: str = "sonde, socket") -> None:
+    def __init__(self, address: str, name: str = "Sonde, socket", *, at_once: bool = True) -> None:
         self.name = name
         self.address = address
         self.client = sonde.Client(address)
-        self.at_once = True
+        self.at_once = at_once
+        only = "it is there for W5, to compare with the same requests at once"
+        self.omitted: Mapping[str, str] = {} if at_once else {name: only for name in NAMES if name != "W5"}
 
     def close(self) -> None:
         self.client.close()
@@ -180,15 +181,19 @@ def _cells(workload: Grid, values: "np.ndarray[tuple[int, ...], np.dtype[np.floa
 class InProcess:
     """Sonde without gRPC: questions through the scheduler to the methods."""
 
-    name = "sonde, in process"
+    name = "Sonde, in process"
     omitted: Mapping[str, str] = {}
 
-    def __init__(self, model: Path) -> None:
-        self.server = Server(Settings(model=str(model), port=0, device="cpu", dtype="float32"))
-        self.server.start()
+    def __init__(self, scheduler: Scheduler, close: Callable[[], None]) -> None:
+        self.scheduler = scheduler
+        self.close = close
 
-    def close(self) -> None:
-        self.server.stop(0)
+    @classmethod
+    def hosting(cls, model: Path) -> "InProcess":
+        """Loads a model as the server does."""
+        server = Server(Settings(model=str(model), port=0, device="cpu", dtype="float32"))
+        server.start()
+        return cls(server.scheduler, lambda: server.stop(0))
 
     def grid(self, workload: Grid) -> Answer:
         method = CausalTracing(
@@ -250,5 +255,5 @@ class InProcess:
         return np.concatenate([part.log_probabilities[:, 0] for part in readings]).astype(np.float64)
 
     def _answer(self, method: Callable[..., Iterator[Part]], question: object, caller: str = "bench") -> list[Part]:
-        with self.server.scheduler.session(caller=caller, cancelled=threading.Event()) as session:
+        with self.scheduler.session(caller=caller, cancelled=threading.Event()) as session:
             return list(method(question, session))

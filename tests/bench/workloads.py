@@ -167,8 +167,8 @@ def make(name: str, shape: Shape, sizes: Sizes, length: int, number: int) -> Wor
     tokens = prompt(sizes.vocabulary, length, number)
     match name:
         case "W1":
-            # Of a long prompt every sixteenth position: all contenders then do a sixteenth of the grid.
-            positions = range(length) if length <= 16 else range(7, length, 16)
+            # Of a long prompt every 32nd position, whose suffixes are as long on average as the whole grid's.
+            positions = range(length) if length <= 16 else range(15, length, 32)
             cells = tuple((position, layer) for position in positions for layer in range(sizes.layers))
             return Grid(tokens, cells, 3.0 * sizes.embedding_deviation)
         case "W2":
