@@ -81,15 +81,15 @@ def test_interventions_do_what_they_announced(host: Host) -> None:
 
 
 def test_a_run_restarts_at_its_edit(host: Host) -> None:
-    """Only blocks from the edited one, only positions from the edited one to the one that is read."""
+    """Only blocks from the edited one, positions from the edited one to the one read, in the last block that alone."""
     ids, layers = fresh(8), host.oracle.layers
     host.intervene(wire.intervene(ids, [[Edit(Site("LOGITS"), Scale(1.0))]], TARGET))
     costs = {
         Edit(Site("NEURON", (layers - 1,), (5,), (-1,)), Scale(0.0)): 1,
         Edit(Site("NEURON", (1,), (5,), (-1,)), Scale(0.0)): layers - 1,
-        Edit(Site("RESIDUAL_POST", (1,), (), (3,)), Scale(0.0)): (layers - 2) * 5,
+        Edit(Site("RESIDUAL_POST", (1,), (), (3,)), Scale(0.0)): (layers - 3) * 5 + 1,
         Edit(Site("RESIDUAL_POST", (layers - 1,), (), (7,)), Scale(0.0)): 0,
-        Edit(Site("HEAD_OUT", (0,), (1,)), Scale(0.0)): layers * 8,
+        Edit(Site("HEAD_OUT", (0,), (1,)), Scale(0.0)): (layers - 1) * 8 + 1,
     }
     for edit, expected in costs.items():
         before = counted(host)

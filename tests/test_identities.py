@@ -312,8 +312,9 @@ def untouched(host: Host) -> Iterator[None]:
     implementation = host.server.model.config._attn_implementation
     counted, before = hooks(host.server.model), forward()
     yield
-    # Requests go through one queue: when this one is answered, nothing of an earlier one is still running.
-    clean(host)
+    # A backward pass has the model to itself: when it is answered, nothing of an earlier request is still running.
+    method = pb.TokenProbability(gradient_norms=True)
+    host.trace(pb.TraceRequest(prompt=wire.prompt(IDS), token_probability=method))
     assert hooks(host.server.model) == counted
     assert host.server.model.config._attn_implementation == implementation
     assert torch.equal(forward(), before)

@@ -1,217 +1,250 @@
-"""One thread owns the model; callers take turns, batch by batch.
+"""One thread owns the model; the runs of many callers share its batches.
 
-A session cuts its question's runs into batches and hands in the next only when an earlier answer has been taken,
-so a long sweep holds a few batches at most, and a slow reader slows nobody else. The model thread serves the
-callers round robin: a small question waits for the batch under way and one of each other caller, never for a sweep.
+A session cuts its question's runs into portions and hands in the next only when an earlier answer has been taken,
+so a long sweep holds a few batches at most, and a slow reader slows nobody else. The model thread fills each
+batch from all callers who wait, an equal share each, and what is left over in turn: a small question is in the
+next batch, beside the sweep of somebody else.
 """
 
 import threading
-import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
-from itertools import islice
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
-from .engine import Base, Engine, Result, Run, State
+import torch
+
+from .engine import Engine
 from .engine.layout import Row
-from .errors import Busy, NotServing, Stopped
+from .errors import Busy, InvalidQuestion, NotServing, Stopped, Violation
 
-T = TypeVar("T")
-# Runs that are looked at together, so that those which share positions also share a batch.
-WINDOW = 4096
-# Batches of one session that may be queued or running: the next is ready when one ends.
-AHEAD = 2
+if TYPE_CHECKING:
+    from .session import Session
+
+# What a caller is told to wait before asking again, in seconds.
+RETRY_AFTER = 1.0
 
 
-class _Job(Generic[T]):
-    def __init__(self, work: Callable[[], T], session: "Session") -> None:
-        self.work = work
+class Job:
+    """Something that a session waits for."""
+
+    def __init__(self, session: "Session") -> None:
         self.session = session
-        self.future: Future[T] = Future()
+        self.future: Future[object] = Future()
+
+    def fail(self, error: BaseException) -> None:
+        """Tells who waits; a second failure of the same job is none."""
+        if not self.future.done():
+            self.future.set_exception(_told(error))
+
+
+class Call(Job):
+    """Work that has the model to itself."""
+
+    def __init__(self, session: "Session", work: Callable[[], object]) -> None:
+        super().__init__(session)
+        self._work = work
 
     def do(self) -> None:
-        if not self.future.set_running_or_notify_cancel():
-            return
+        """Does it, on the thread that calls."""
         try:
             self.session.check()
-            self.future.set_result(self.work())
+            result = self._work()
         except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
-            self.future.set_exception(error)
+            self.fail(error)
+        else:
+            self.future.set_result(result)
+
+
+class Portion(Job):
+    """Rows that are waited for together; the model may take them in several batches."""
+
+    def __init__(self, session: "Session", rows: list[Row]) -> None:
+        super().__init__(session)
+        self.waiting = deque(rows)
+        self._unfinished = len(rows)
+
+    def finished(self, row: Row) -> None:
+        """Counts a row that was computed, or dropped because its session stopped."""
+        self._unfinished -= 1
+        if row.dropped:
+            self.fail(Stopped("the caller went away"))
+        elif not self._unfinished and not self.future.done():
+            self.future.set_result(None)
+
+
+Queue = OrderedDict[str, OrderedDict["Session", deque[Job]]]
 
 
 class Scheduler:
-    """The thread that owns the model, and the queue before it."""
+    """The thread that owns the model, and the queue before it.
 
-    def __init__(self, engine: Engine, *, max_waiting: int = 1024) -> None:
+    `max_queued_runs`: runs of all accepted questions that are not done yet; `max_queued_bytes`: what these
+    questions hold in memory, by default half of the device's.
+    """
+
+    def __init__(
+        self, engine: Engine, *, max_queued_runs: int = 1_000_000, max_queued_bytes: int | None = None
+    ) -> None:
         self.engine = engine
-        self.max_waiting = max_waiting
-        self._queues: OrderedDict[str, deque[_Job[object]]] = OrderedDict()
+        self.max_queued_runs = max_queued_runs
+        self.max_queued_bytes = engine.memory.capacity() if max_queued_bytes is None else max_queued_bytes
+        self._queue: Queue = OrderedDict()
+        self._admitted: dict[Session, tuple[int, int]] = {}
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
         self._thread.start()
 
+    @property
+    def queued_runs(self) -> int:
+        """Runs of accepted questions that are not done yet."""
+        with self._changed:
+            return sum(runs for runs, _ in self._admitted.values())
+
     def session(self, *, caller: str, cancelled: threading.Event, deadline: float | None = None) -> "Session":
         """What one request computes through; `deadline` as time.monotonic() gives it."""
+        from .session import Session
+
         return Session(self, caller, cancelled, deadline)
 
-    def enqueue(self, job: _Job[object]) -> None:
-        """Queues a job behind its caller's others. Raises Busy when the queue is full, NotServing when closed."""
+    # ------------------------------------------------------------ admission
+
+    def admit(self, session: "Session", runs: int, held: int) -> None:
+        """Accepts a question of so many runs, that holds so many bytes while it lasts.
+
+        Raises InvalidQuestion when it could never be, Busy when it cannot be now.
+        """
+        with self._changed:
+            others = [admitted for one, admitted in self._admitted.items() if one is not session]
+            for asked, allowed, taken, what in (
+                (runs, self.max_queued_runs, sum(one[0] for one in others), "runs"),
+                (held, self.max_queued_bytes, sum(one[1] for one in others), "bytes of kept activations"),
+            ):
+                if asked > allowed:
+                    raise InvalidQuestion([Violation("prompt", f"takes {asked:,} {what}; at most {allowed:,} fit")])
+                if asked + taken > allowed:
+                    raise Busy(
+                        f"this takes {asked:,} {what}; {taken:,} of {allowed:,} are taken by others now", RETRY_AFTER
+                    )
+            self._admitted[session] = (runs, held)
+
+    def progress(self, session: "Session", runs: int) -> None:
+        """So many of a session's runs are done."""
+        with self._changed:
+            if session in self._admitted:
+                left, held = self._admitted[session]
+                self._admitted[session] = (max(0, left - runs), held)
+
+    # ------------------------------------------------------------ the queue
+
+    def enqueue(self, job: Job) -> None:
+        """Queues a job behind its session's others. Raises NotServing when closed."""
         with self._changed:
             if self._closed:
                 raise NotServing("the server is shutting down")
-            waiting = sum(len(queue) for queue in self._queues.values())
-            if waiting >= self.max_waiting:
-                raise Busy(f"{waiting} batches are waiting, and the queue holds {self.max_waiting}", retry_after=1.0)
-            self._queues.setdefault(job.session.caller, deque()).append(job)
+            sessions = self._queue.setdefault(job.session.caller, OrderedDict())
+            sessions.setdefault(job.session, deque()).append(job)
             self._changed.notify()
 
     def drop(self, session: "Session") -> None:
-        """Forgets what a session has queued."""
+        """Forgets a session and what it has queued."""
         with self._changed:
-            for caller, queue in list(self._queues.items()):
-                kept = deque(job for job in queue if job.session is not session)
-                for job in queue:
-                    if job.session is session:
-                        job.future.cancel()
-                if kept:
-                    self._queues[caller] = kept
-                else:
-                    del self._queues[caller]
+            self._admitted.pop(session, None)
+            sessions = self._queue.get(session.caller, OrderedDict())
+            for job in sessions.pop(session, ()):
+                job.fail(Stopped("the caller went away"))
+            if not sessions:
+                self._queue.pop(session.caller, None)
 
     def stop(self) -> None:
-        """Ends the thread after the batch under way; whatever still waits is cancelled."""
+        """Ends the thread after the batch under way; whatever still waits is turned away."""
         with self._changed:
             self._closed = True
-            for queue in self._queues.values():
-                for job in queue:
-                    job.future.cancel()
-            self._queues.clear()
+            for sessions in self._queue.values():
+                for jobs in sessions.values():
+                    for job in jobs:
+                        job.fail(NotServing("the server is shutting down"))
+            self._queue.clear()
             self._changed.notify()
         self._thread.join()
 
+    # ------------------------------------------------------------ the model's thread
+
     def _serve(self) -> None:
-        while (job := self._next()) is not None:
-            job.do()
+        while (turn := self._next()) is not None:
+            if isinstance(turn, Call):
+                turn.do()
+            else:
+                self._compute(turn)
 
-    def _next(self) -> _Job[object] | None:
-        """The next caller's next job; that caller then goes to the end of the line."""
-        with self._changed:
-            while not self._queues and not self._closed:
-                self._changed.wait()
-            if not self._queues:
-                return None
-            caller, queue = self._queues.popitem(last=False)
-            job = queue.popleft()
-            if queue:
-                self._queues[caller] = queue
-            return job
-
-
-class Session:
-    """One request's way to the engine."""
-
-    def __init__(self, scheduler: Scheduler, caller: str, cancelled: threading.Event, deadline: float | None) -> None:
-        self.scheduler = scheduler
-        self.engine = scheduler.engine
-        self.caller = caller
-        self.cancelled = cancelled
-        self.deadline = deadline
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancelled.set()
-        self.scheduler.drop(self)
-
-    def stopped(self) -> bool:
-        """Whether nobody waits for the answer any more."""
-        return self.cancelled.is_set() or (self.deadline is not None and time.monotonic() >= self.deadline)
-
-    def check(self) -> None:
-        """Raises Stopped when nobody waits any more."""
-        if self.stopped():
-            raise Stopped("the caller went away")
-
-    def call(self, work: Callable[[], T]) -> T:
-        """Does `work` on the model thread. Raises Stopped when the caller goes away meanwhile."""
-        return self._wait(self._submit(work))
-
-    def states(self, bases: Sequence[Base]) -> list[State]:
-        """The states of base runs, from the cache where they are in it."""
-        return self.call(lambda: self._states(bases))
-
-    def run(self, runs: Iterable[Run]) -> Iterator[Result]:
-        """The results of runs, in their order; only a window of runs is held at a time."""
-        source = iter(runs)
-        while window := list(islice(source, WINDOW)):
-            rows = [self.engine.run_row(run) for run in window]
-            order = sorted(range(len(rows)), key=lambda number: (*rows[number].group, rows[number].extent.start))
-            done: dict[int, Result] = {}
-            pending: deque[tuple[list[int], Future[list[Result]]]] = deque()
-            batches = self._batches(rows, order)
-            following = 0
-            while True:
-                while len(pending) < AHEAD and (batch := next(batches, None)) is not None:
-                    pending.append((batch, self._submit_rows([rows[number] for number in batch])))
-                if not pending:
-                    break
-                numbers, future = pending.popleft()
-                results = self._wait(future)
-                done.update(zip(numbers, results, strict=True))
-                while following in done:
-                    yield done.pop(following)
-                    following += 1
-
-    def _submit_rows(self, rows: list[Row]) -> "Future[list[Result]]":
-        return self._submit(lambda: self.engine.execute(rows, self.stopped))
-
-    def _batches(self, rows: list[Row], order: list[int]) -> Iterator[list[int]]:
-        """Cuts runs, in this order, to the engine's batch size; a run costs its tokens, and one for its reading."""
-        batch: list[int] = []
-        size = 0
-        for number in order:
-            length = rows[number].length + 1
-            if batch and size + length > self.engine.batch_tokens:
-                yield batch
-                batch, size = [], 0
-            batch.append(number)
-            size += length
-        if batch:
-            yield batch
-
-    def _states(self, bases: Sequence[Base]) -> list[State]:
-        engine = self.engine
-        known = [engine.cached(base) for base in bases]
-        missing: list[tuple[int, Row]] = []
-        for number, (base, state) in enumerate(zip(bases, known, strict=True)):
-            if state is None:
-                clean = self._states([Base(base.tokens)])[0] if base.corruption is not None else None
-                missing.append((number, engine.base_row(base, clean)))
-        for number, row in missing:
-            # One at a time: a base does not depend, not even in its last bit, on what is computed beside it.
-            engine.execute([row], self.stopped)
-            assert row.state is not None
-            known[number] = row.state
-            engine.keep(bases[number], row.state)
-        return [state for state in known if state is not None]
-
-    def _submit(self, work: Callable[[], T]) -> "Future[T]":
-        self.check()
-        job = _Job(work, self)
-        self.scheduler.enqueue(job)  # type: ignore[arg-type]
-        return job.future
-
-    def _wait(self, future: "Future[T]") -> T:
+    def _compute(self, batch: list[tuple[Portion, Row]]) -> None:
         try:
-            remaining = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-            return future.result(remaining)
-        except TimeoutError as error:
-            raise Stopped("the deadline passed") from error
-        except CancelledError as error:
-            raise NotServing("the server is shutting down") from error
+            self.engine.execute([row for _, row in batch])
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
+            portions = list(dict.fromkeys(portion for portion, _ in batch))
+            if len(portions) == 1:
+                portions[0].fail(error)
+                return
+        else:
+            for portion, row in batch:
+                portion.finished(row)
+            return
+        # What went wrong is one caller's, and nobody knows whose: each alone.
+        for portion in portions:
+            self._compute([(one, row) for one, row in batch if one is portion])
+
+    def _next(self) -> Call | list[tuple[Portion, Row]] | None:
+        """The next caller's work; rows in company. That caller then goes to the end of the line."""
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            if not self._queue:
+                return None
+            caller = next(iter(self._queue))
+            session, jobs = next(iter(self._queue[caller].items()))
+            head = jobs[0]
+            turn: Call | list[tuple[Portion, Row]]
+            if isinstance(head, Call):
+                jobs.popleft()
+                turn = head
+            else:
+                turn = list(self._fill())
+            self._rotate(caller, session)
+            return turn
+
+    def _fill(self) -> Iterator[tuple[Portion, Row]]:
+        """Takes a batch's rows: first each session's share, then what is left over in turn."""
+        left = budget = self.engine.memory.batch_bytes()
+        taken = 0
+        lines = [(len(sessions), jobs) for sessions in self._queue.values() for jobs in sessions.values()]
+        for share in (budget / len(self._queue), budget):
+            for sharing, jobs in lines:
+                mine = share / sharing if share < budget else budget
+                while jobs and isinstance(head := jobs[0], Portion):
+                    size = self.engine.memory.row_bytes(head.waiting[0])
+                    # A row that fits nowhere else has a batch of its own.
+                    if taken and size > min(mine, left):
+                        break
+                    yield head, head.waiting.popleft()
+                    taken, left, mine = taken + 1, left - size, mine - size
+                    if not head.waiting:
+                        jobs.popleft()
+
+    def _rotate(self, caller: str, session: "Session") -> None:
+        for name, sessions in list(self._queue.items()):
+            for one in [one for one, jobs in sessions.items() if not jobs]:
+                del sessions[one]
+            if not sessions:
+                del self._queue[name]
+        if caller in self._queue:
+            self._queue.move_to_end(caller)
+            if session in self._queue[caller]:
+                self._queue[caller].move_to_end(session)
+
+
+def _told(error: BaseException) -> BaseException:
+    """What the one who waits learns of an error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return Busy("the device's memory does not hold one run of this question now", RETRY_AFTER)
+    return error

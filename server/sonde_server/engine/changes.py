@@ -5,39 +5,59 @@ shape are made together: gathered, changed, and put back in one indexing each.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor
 
 from ..domain import Component
 from .layout import Layout, Row
-from .runs import Change, PlacedEdit
+from .runs import Capture, Change, PlacedEdit
+
+Place = tuple[Component, int]
 
 
-def edits_at(rows: Iterable[Row], component: Component, layer: int) -> list[tuple[Row, list[PlacedEdit]]]:
-    """The rows that are edited at a place, each with its edits in order."""
-    found = ((row, row.edits.get((component, layer))) for row in rows)
-    return [(row, edits) for row, edits in found if edits]
+class Visits:
+    """Where the rows of a batch are edited and read, by component and layer."""
 
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._edits: dict[Place, list[tuple[Row, list[PlacedEdit]]]] = defaultdict(list)
+        self._captures: dict[Place, list[tuple[Row, int, Capture]]] = defaultdict(list)
+        for row in rows:
+            for place, edits in row.edits.items():
+                self._edits[place].append((row, edits))
+            for number, capture in enumerate(row.captures):
+                self._captures[capture.component, capture.layer].append((row, number, capture))
 
-def visit(packed: Tensor, layout: Layout, component: Component, layer: int) -> Tensor:
-    """Makes the edits at a place, in the order of each run's list, then copies what is captured there."""
-    edited = edits_at(layout.rows, component, layer)
-    stage = 0
-    while batch := [(row, edits[stage]) for row, edits in edited if stage < len(edits)]:
-        for alike in _alike(batch).values():
-            packed = _change(packed, layout, alike)
-        stage += 1
-    for row in layout.rows:
-        for number, capture in enumerate(row.captures):
-            if capture.component == component and capture.layer == layer:
-                index = torch.tensor([layout.index(row, p) for p in capture.positions], device=packed.device)
-                values = packed[index]
-                if capture.units is not None:
-                    values = values[:, torch.tensor(capture.units, device=packed.device)]
-                row.captured[number] = values
-    return packed
+    def __contains__(self, place: Place) -> bool:
+        return place in self._edits or place in self._captures
+
+    def edits(self, place: Place, among: Container[int]) -> list[tuple[Row, list[PlacedEdit]]]:
+        """The rows that are edited here, each with its edits in order; `among` has the ids of those that count."""
+        return [(row, edits) for row, edits in self._edits.get(place, ()) if id(row) in among]
+
+    def captures(self, place: Place, among: Container[int]) -> list[tuple[Row, int, Capture]]:
+        """The rows that are read here, each with the number of its capture."""
+        return [(row, *rest) for row, *rest in self._captures.get(place, ()) if id(row) in among]  # type: ignore[misc]
+
+    def visit(self, packed: Tensor, layout: Layout, component: Component, layer: int) -> Tensor:
+        """Makes the edits at a place, in the order of each run's list, then copies what is captured there."""
+        place = component, layer
+        if place not in self:
+            return packed
+        edited = self.edits(place, layout.offsets)
+        stage = 0
+        while batch := [(row, edits[stage]) for row, edits in edited if stage < len(edits)]:
+            for alike in _alike(batch).values():
+                packed = _change(packed, layout, alike)
+            stage += 1
+        for row, number, capture in self.captures(place, layout.offsets):
+            index = torch.tensor([layout.index(row, p) for p in capture.positions], device=packed.device)
+            values = packed[index]
+            if capture.units is not None:
+                values = values[:, torch.tensor(capture.units, device=packed.device)]
+            row.captured[number] = values
+        return packed
 
 
 def _alike(batch: list[tuple[Row, PlacedEdit]]) -> dict[object, list[tuple[Row, PlacedEdit]]]:

@@ -1,33 +1,33 @@
 """The engine: turns bases and runs into rows, executes them, keeps the states of recent bases."""
 
-import hashlib
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..domain import Component, Metric, Target
 from ..model.anatomy import Decoder
+from .cache import StateCache
 from .execute import Execution, Work
 from .layout import Row
+from .memory import Memory
 from .plan import Extent, extent
-from .readout import divergence
+from .readout import divergence, read
 from .runs import Base, PlacedEdit, Reading, Result, Run, State
+
+# Positions of a base whose logits are kept beside its state.
+LOGITS_KEPT = 4
 
 
 class Engine:
     """Owns a decoder. Everything that computes must be called from the one thread that owns the model."""
 
-    def __init__(self, decoder: Decoder, *, cache_bytes: int = 1 << 30, batch_tokens: int | None = None) -> None:
+    def __init__(self, decoder: Decoder, *, cache_bytes: int = 1 << 30) -> None:
         self.decoder = decoder
-        self.cache_bytes = cache_bytes
-        self.batch_tokens = batch_tokens or (2048 if decoder.device.type == "cpu" else 16384)
+        self.cache = StateCache(cache_bytes)
+        self.memory = Memory(decoder)
         self.work = Work()
-        self.hits = 0
-        self.misses = 0
-        self._states: OrderedDict[bytes, State] = OrderedDict()
-        self._held = 0
         self._deviation: float | None = None
 
     @property
@@ -37,41 +37,38 @@ class Engine:
 
     def warm_up(self) -> None:
         """One pass over the smallest prompt, so that the first caller does not pay for what is set up lazily."""
-        with torch.inference_mode():
-            row = self.base_row(Base((0, 0)), None)
-            row.reading = Reading(1)
-            self.execute([row])
+        row = self.base_row(Base((0, 0)), None)
+        row.reads = (1,)
+        self.execute([row])
 
     # ------------------------------------------------------------ bases
-
-    def cached(self, base: Base) -> State | None:
-        """The state of a recent base run."""
-        state = self._states.get(_key(base))
-        if state is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._states.move_to_end(_key(base))
-        return state
-
-    def keep(self, base: Base, state: State) -> None:
-        """Remembers a state, forgetting those unused for longest beyond the byte budget."""
-        key = _key(base)
-        if key in self._states or state.bytes > self.cache_bytes:
-            return
-        self._states[key] = state
-        self._held += state.bytes
-        while self._held > self.cache_bytes:
-            _, oldest = self._states.popitem(last=False)
-            self._held -= oldest.bytes
 
     def base_row(self, base: Base, clean: State | None) -> Row:
         """The row that computes a base in full; a corrupted one starts where it differs from its clean state."""
         tokens = len(base.tokens)
         if base.corruption is None:
-            return Row(base.tokens, None, Extent(0, self.layers, 0, tokens), {}, keep=True)
+            return Row(base.tokens, None, Extent.whole(self.layers, tokens), {}, keep=True)
         edits = {(base.corruption.component, 0): [base.corruption]}
-        return Row(base.tokens, clean, Extent(0, self.layers, min(base.corruption.positions), tokens), edits, keep=True)
+        extent = Extent.whole(self.layers, tokens, min(base.corruption.positions))
+        return Row(base.tokens, clean, extent, edits, keep=True)
+
+    def logits(self, state: State, position: int) -> Tensor:
+        """Next-token logits [V] of a base run."""
+        if position not in state.logits:
+            if len(state.logits) >= LOGITS_KEPT:
+                state.logits.pop(next(iter(state.logits)))
+            state.logits[position] = self._unembedded(state.residual[-1][position : position + 1])[0]
+        return state.logits[position]
+
+    def log_probabilities(self, state: State, position: int) -> Tensor:
+        """Next-token log-probabilities [V] of a base run."""
+        with torch.inference_mode():
+            return torch.log_softmax(self.logits(state, position).float(), dim=-1)
+
+    def read(self, states: Sequence[State], reading: Reading) -> list[Result]:
+        """What is read of base runs as they are."""
+        with torch.inference_mode():
+            return read(torch.stack([self.logits(state, reading.position) for state in states]), reading)
 
     # ------------------------------------------------------------ runs
 
@@ -91,32 +88,30 @@ class Engine:
             run.receipts,
         )
 
-    def execute(self, rows: Sequence[Row], stopped: Callable[[], bool] = lambda: False) -> list[Result]:
+    def execute(self, rows: Sequence[Row]) -> None:
         """Computes the rows as one batch, or as two halves where the device's memory does not hold it.
 
-        Raises Stopped when `stopped` says so between two blocks, torch.OutOfMemoryError when not even one row fits.
+        Rows that are abandoned meanwhile are `dropped`, the others have their result and state then. Raises
+        torch.OutOfMemoryError when not even one row fits.
         """
-        rows = list(rows)
         if not rows:
-            return []
+            return
         try:
             with torch.inference_mode():
-                Execution(self.decoder, rows, stopped, self.work).run()
+                Execution(self.decoder, rows, self.work).run()
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
-            for row in rows:
-                row.captured.clear()
-            half = len(rows) // 2
-            return self.execute(rows[:half], stopped) + self.execute(rows[half:], stopped)
-        self.work.batches += 1
-        return [row.result for row in rows]
+        else:
+            self.work.batches += 1
+            self.work.rows += len(rows)
+            return
+        # Outside of the handler, whose traceback holds on to the batch's tensors.
+        half = len(rows) // 2
+        self.execute(rows[:half])
+        self.execute(rows[half:])
 
     # ------------------------------------------------------------ readings of the stream
-
-    def log_probabilities(self, state: State, position: int) -> Tensor:
-        """Next-token log-probabilities [V] of a base run."""
-        return torch.log_softmax(self._unembedded(state.residual[-1][position : position + 1])[0], dim=-1)
 
     def _unembedded(self, stream: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -149,8 +144,8 @@ class Engine:
     ) -> Tensor:
         """L2 norm of d metric(target) / d stream, [depths, positions, targets], by a backward pass a target."""
         with torch.inference_mode(mode=False), torch.enable_grad():
-            row = Row(tokens, None, Extent(0, self.layers, 0, len(tokens)), {})
-            execution = Execution(self.decoder, [row], lambda: False, self.work)
+            row = Row(tokens, None, Extent.whole(self.layers, len(tokens)), {})
+            execution = Execution(self.decoder, [row], self.work)
             execution.tap = []
             execution.run()
             logits = self.decoder.unembed(self.decoder.norm(execution.stream[position : position + 1]))[0].float()
@@ -175,13 +170,3 @@ def _metric(logits: Tensor, target: Target, metric: Metric) -> Tensor:
         return value if target.contrast is None else value - logits[target.contrast]
     log_probability = torch.log_softmax(logits, dim=-1)[target.token]
     return log_probability if metric is Metric.LOG_PROBABILITY else log_probability.exp()
-
-
-def _key(base: Base) -> bytes:
-    digest = hashlib.sha256(repr(base.tokens).encode())
-    edit = base.corruption
-    if edit is not None:
-        digest.update(repr((edit.positions, edit.change.kind)).encode())
-        if isinstance(edit.change.values, Tensor):
-            digest.update(edit.change.values.float().cpu().contiguous().numpy().tobytes())
-    return digest.digest()

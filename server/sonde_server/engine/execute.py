@@ -4,19 +4,17 @@ Going up, each block runs once over a growing batch: what starts later waits in 
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..domain import Component
-from ..errors import Stopped
 from ..model.anatomy import Decoder
-from ..model.attention import attention_by
-from .attention import SharedPrefixAttention
-from .changes import visit
-from .layout import Layout, Row
+from ..model.projections import Rotation
+from .attention import Block, attend
+from .changes import Visits
+from .layout import Layout, Row, Segment
 from .readout import by_reading, read
 from .runs import State
 
@@ -30,32 +28,33 @@ class Work:
 
     token_layers: int = 0
     batches: int = 0
+    rows: int = 0
 
 
 class Execution:
     """One batch on its way up."""
 
-    def __init__(self, decoder: Decoder, rows: list[Row], stopped: Callable[[], bool], work: Work) -> None:
+    def __init__(self, decoder: Decoder, rows: Iterable[Row], work: Work) -> None:
         self.decoder = decoder
-        self.waiting = rows
-        self.stopped = stopped
+        self.waiting = list(rows)
         self.work = work
         self.layout = Layout([])
+        self.segments: list[Segment] = []
         self.stream = torch.empty(0, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
-        self.rotation: dict[str, object] = {}
+        self.rotation: Rotation | None = None
+        self.visits = Visits(self.waiting)
         self.tap: list[Tensor] | None = None
 
     def run(self) -> None:
-        """Computes every row's result. Raises Stopped before the next block when nobody waits any more."""
+        """Computes every row's result; rows that nobody waits for any more are left before the next block."""
         for row in self.waiting:
-            if row.receipts:
-                row.squares = torch.zeros(row.receipts, device=self.decoder.device)
-            if row.keep:
-                row.state = State(row.tokens, torch.empty(0), [], [], [])
+            row.captured.clear()
+            row.squares = torch.zeros(row.receipts, device=self.decoder.device) if row.receipts else None
+            row.state = State(row.tokens, torch.empty(0), [], [], []) if row.keep else None
         last = max(row.extent.stop for row in self.waiting)
         for depth in range(min(row.extent.start for row in self.waiting), last + 1):
-            if self.stopped():
-                raise Stopped("the caller went away")
+            if not self._abandon():
+                return
             self._arrive(depth)
             if depth < last:
                 self._leave(depth)
@@ -66,54 +65,65 @@ class Execution:
             if row.squares is not None:
                 row.result.edit_norms = row.squares.sqrt().cpu()
 
+    def _abandon(self) -> bool:
+        """Drops the rows that nobody waits for; says whether any are left."""
+        answers = {asked: asked() for asked in {row.abandoned for row in self.waiting}}
+        if any(answers.values()):
+            for row in self.waiting:
+                row.dropped = answers[row.abandoned]
+            self.waiting = [row for row in self.waiting if not row.dropped]
+            self._repack([row for row in self.layout.rows if not row.dropped], {})
+        return bool(self.waiting)
+
     def _arrive(self, depth: int) -> None:
         """Joins the rows that start here and makes the edits of the stream between two blocks."""
-        joining = [row for row in self.waiting if row.extent.start == depth and row.length]
+        joining = [row for row in self.waiting if row.extent.start == depth and row.positions]
         if joining:
             self._join(depth, joining)
         if depth:
-            self.stream = visit(self.stream, self.layout, Component.RESIDUAL_POST, depth - 1)
+            self.stream = self._visit(self.stream, Component.RESIDUAL_POST, depth - 1)
         if depth < self.decoder.layers:
-            self.stream = visit(self.stream, self.layout, Component.RESIDUAL_PRE, depth)
+            self.stream = self._visit(self.stream, Component.RESIDUAL_PRE, depth)
         if self.tap is not None:
             if not self.tap:
                 self.stream.requires_grad_()
             self.tap.append(self.stream)
-        for row, values in self._kept(self.stream):
-            if row.state:
-                past = row.prefix.residual[depth][: row.extent.first] if row.prefix else values[:0]
-                row.state.residual.append(torch.cat([past, values]))
+        for row, state in self._keeping():
+            own = self.stream[self.layout.slice(row)]
+            state.residual.append(_behind(row, lambda past: past.residual[depth], own))
 
     def _leave(self, depth: int) -> None:
         """Lets go of the rows that have nothing to do above."""
         staying = [row for row in self.layout.rows if row.extent.stop > depth]
         if len(staying) < len(self.layout.rows):
-            self._repack(Layout(staying), {})
+            self._repack(staying, {})
 
     def _join(self, depth: int, joining: list[Row]) -> None:
         entering: dict[int, Tensor] = {}
         if depth == 0:
             first = Layout(joining)
-            packed = visit(torch.cat([self._embedding(row) for row in first.rows]), first, Component.TOKEN_EMBEDDING, 0)
+            packed = torch.cat([self._embedding(row) for row in first.rows])
+            packed = self.visits.visit(packed, first, Component.TOKEN_EMBEDDING, 0)
             entered = self.decoder.enter(packed, first.positions(packed.device))
             for row in first.rows:
-                cut = slice(first.offsets[id(row)], first.offsets[id(row)] + row.length)
+                cut = first.slice(row)
                 entering[id(row)] = entered[cut]
                 if row.state:
-                    past = row.prefix.embedding[: row.extent.first] if row.prefix else packed[:0]
-                    row.state.embedding = torch.cat([past, packed[cut]])
+                    row.state.embedding = _behind(row, lambda past: past.embedding, packed[cut])
         else:
             for row in joining:
                 assert row.prefix is not None
                 entering[id(row)] = row.prefix.residual[depth][row.extent.first : row.extent.end]
-        self._repack(Layout([*self.layout.rows, *joining]), entering)
+        self._repack([*self.layout.rows, *joining], entering)
 
-    def _repack(self, layout: Layout, entering: dict[int, Tensor]) -> None:
+    def _repack(self, rows: list[Row], entering: dict[int, Tensor]) -> None:
+        layout = Layout(rows, self.layout.spans)
         parts = [self.stream[:0]]
         for row in layout.rows:
-            at = self.layout.offsets.get(id(row))
-            parts.append(entering[id(row)] if at is None else self.stream[at : at + row.length])
+            arriving = entering.get(id(row))
+            parts.append(self.stream[self.layout.slice(row)] if arriving is None else arriving)
         self.layout, self.stream = layout, torch.cat(parts)
+        self.segments = layout.segments(layout)
         self.rotation = self.decoder.rotation(self.stream, layout.positions(self.stream.device))
 
     def _embedding(self, row: Row) -> Tensor:
@@ -125,39 +135,43 @@ class Execution:
     def _block(self, layer: int) -> None:
         if not self.layout.tokens:
             return
-        self.work.token_layers += len(self.stream)
-        attention = SharedPrefixAttention(self.layout)
-        with attention_by(attention):
-            added = self.decoder.attend(layer, self.stream, self.rotation)
-        middle = self.stream + visit(added, self.layout, Component.ATTENTION_OUT, layer)
-        middle = visit(middle, self.layout, Component.RESIDUAL_MID, layer)
-        with ExitStack() as hooks:
-            self._watch_neurons(layer, hooks)
-            transformed = self.decoder.transform(layer, middle)
-        self.stream = middle + visit(transformed, self.layout, Component.MLP_OUT, layer)
-        for values, name in zip(attention.kept.get(layer, ()), ("keys", "values"), strict=False):
-            for row, own in self._kept(values):
-                past = getattr(row.prefix, name)[layer][: row.extent.first] if row.prefix else own[:0]
-                getattr(row.state, name).append(torch.cat([past, own]))
+        decoder = self.decoder
+        query, key, value = decoder.project(layer, self.stream, self.rotation)
+        key = self._visit(key, Component.KEY, layer)
+        value = self._visit(value, Component.VALUE, layer)
+        for row, state in self._keeping():
+            own = self.layout.slice(row)
+            state.keys.append(_behind(row, lambda past: past.keys[layer], key[own]))
+            state.values.append(_behind(row, lambda past: past.values[layer], value[own]))
+        query, segments = self._narrow(layer, query)
+        self.work.token_layers += len(query)
+        query = self._visit(query, Component.QUERY, layer)
+        block = Block(layer, decoder.attention_settings(layer), self.visits)
+        parts = [attend(block, one, query[one.attending], key[one.cut], value[one.cut]) for one in segments]
+        mixed = self._visit(parts[0] if len(parts) == 1 else torch.cat(parts), Component.HEAD_OUT, layer)
+        added = self._visit(decoder.attention_output(layer, mixed), Component.ATTENTION_OUT, layer)
+        middle = self._visit(self.stream + added, Component.RESIDUAL_MID, layer)
+        watched = (Component.NEURON, layer) in self.visits
+        transformed = decoder.mlp_output(
+            layer, middle, (lambda neurons: self._visit(neurons, Component.NEURON, layer)) if watched else None
+        )
+        self.stream = middle + self._visit(transformed, Component.MLP_OUT, layer)
 
-    def _watch_neurons(self, layer: int, hooks: ExitStack) -> None:
-        """Stands before the down projection, only where a row asks for it."""
-        place = (Component.NEURON, layer)
-        captured = any((c.component, c.layer) == place for row in self.layout.rows for c in row.captures)
-        if not captured and not any(place in row.edits for row in self.layout.rows):
-            return
+    def _narrow(self, layer: int, query: Tensor) -> tuple[Tensor, list[Segment]]:
+        """Goes on with those positions of rows in their last block that are looked at there or above."""
+        full = self.layout
+        narrow = full.narrowed(layer)
+        if narrow is full:
+            return query, self.segments
+        picked = full.pick(narrow, query.device)
+        self.layout, self.stream = narrow, self.stream[picked]
+        return query[picked], full.segments(narrow)
 
-        def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (visit(inputs[0][0], self.layout, Component.NEURON, layer).unsqueeze(0), *inputs[1:])
+    def _keeping(self) -> list[tuple[Row, State]]:
+        return [(row, row.state) for row in self.layout.rows if row.state]
 
-        handle = self.decoder.blocks[layer].down_projection.register_forward_pre_hook(before)
-        hooks.callback(handle.remove)
-
-    def _kept(self, packed: Tensor) -> Iterable[tuple[Row, Tensor]]:
-        for row in self.layout.rows:
-            if row.keep:
-                offset = self.layout.offsets[id(row)]
-                yield row, packed[offset : offset + row.length]
+    def _visit(self, packed: Tensor, component: Component, layer: int) -> Tensor:
+        return self.visits.visit(packed, self.layout, component, layer)
 
     def _read(self) -> None:
         limit = max(1, UNEMBEDDING_BYTES // (4 * self.decoder.vocabulary_size))
@@ -175,11 +189,14 @@ class Execution:
             self._read_rows(chunk)
 
     def _read_rows(self, rows: list[Row]) -> None:
-        picked = Picked(rows)
-        where = [self.layout.index(row, position) for row in rows for position in _needed(row)]
-        normed = self.decoder.norm(self.stream[torch.tensor(where, device=self.stream.device)])
-        normed = visit(normed, picked, Component.FINAL_NORM, 0)
-        logits = visit(self.decoder.unembed(normed), picked, Component.LOGITS, 0)
+        # The few positions of each row that go through the final norm and the unembedding.
+        picked = Layout(rows, {id(row): _needed(row) for row in rows})
+        normed = self.decoder.norm(self.stream[self.layout.pick(picked, self.stream.device)])
+        normed = self.visits.visit(normed, picked, Component.FINAL_NORM, 0)
+        logits = self.visits.visit(self.decoder.unembed(normed), picked, Component.LOGITS, 0)
+        for row in rows:
+            for position in row.reads if row.state else ():
+                row.state.logits[position] = logits[picked.index(row, position)].clone()  # type: ignore[union-attr]
         for alike in by_reading(rows).values():
             reading = alike[0].reading
             assert reading is not None
@@ -188,17 +205,9 @@ class Execution:
                 row.result = result
 
 
-class Picked(Layout):
-    """The few positions of each row that go through the final norm and the unembedding."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        self.rows = rows
-        places = [(id(row), position) for row in rows for position in _needed(row)]
-        self.places = {place: number for number, place in enumerate(places)}
-
-    def index(self, row: Row, position: int) -> int:
-        """Where a row's position lies."""
-        return self.places[id(row), position]
+def _behind(row: Row, past: Callable[[State], Tensor], own: Tensor) -> Tensor:
+    """A row's values behind those of the positions that it shares with its base; always a copy."""
+    return own.clone() if row.prefix is None else torch.cat([past(row.prefix)[: row.extent.first], own])
 
 
 def _needed(row: Row) -> list[int]:
@@ -207,6 +216,7 @@ def _needed(row: Row) -> list[int]:
         position for (component, _), edits in row.edits.items() if component in final
         for edit in edits for position in edit.positions
     }  # fmt: skip
+    positions.update(row.reads)
     positions.update(p for capture in row.captures if capture.component in final for p in capture.positions)
     if row.reading is not None:
         positions.add(row.reading.position)

@@ -1,6 +1,8 @@
 """How the tokens of many rows lie in one packed tensor [N, D]."""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -12,7 +14,11 @@ from .runs import Capture, PlacedEdit, Reading, Result, State
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One run in a batch. `prefix` holds the positions before `extent.first`; `keep` asks for a whole State."""
+    """One run in a batch. `prefix` holds the positions before `extent.first`; `keep` asks for a whole State.
+
+    `reads`: positions whose logits the State is to have. `abandoned` is asked between blocks whether anybody still
+    waits for the row.
+    """
 
     tokens: tuple[int, ...]
     prefix: State | None
@@ -22,84 +28,118 @@ class Row:
     reading: Reading | None = None
     receipts: int = 0
     keep: bool = False
+    reads: tuple[int, ...] = ()
+    abandoned: Callable[[], bool] = lambda: False
+    dropped: bool = False
     state: State | None = None
     result: Result = field(default_factory=Result)
     captured: dict[int, Tensor] = field(default_factory=dict)
     squares: Tensor | None = None
 
     @property
-    def length(self) -> int:
-        """Positions this row computes."""
-        return self.extent.end - self.extent.first
+    def positions(self) -> range:
+        """The positions this row computes."""
+        return range(self.extent.first, self.extent.end)
 
     @property
-    def group(self) -> tuple[int, int, int]:
+    def group(self) -> tuple[int, int, tuple[int, ...], int]:
         """Rows of one group share their prefix and their positions, and so their attention."""
-        return (self.extent.first, self.extent.end, id(self.prefix))
+        prefix = id(self.prefix) if self.extent.first else 0
+        return (self.extent.first, self.extent.end, self.extent.last, prefix)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """`rows` neighbouring rows over each of `prefixes`, all with the same positions."""
+    """`rows` neighbouring rows over each of `prefixes`, all with the same positions, `queries` of them attending.
+
+    `offset` is where the segment's positions begin, `target` where those that attend do.
+    """
 
     offset: int
+    target: int
     first: int
     length: int
+    queries: tuple[int, ...]
     prefixes: tuple[State | None, ...]
     rows: int
     members: tuple[Row, ...]
 
     @property
-    def stop(self) -> int:
-        """Where the segment ends."""
-        return self.offset + len(self.prefixes) * self.rows * self.length
+    def cut(self) -> slice:
+        """The segment's positions."""
+        return slice(self.offset, self.offset + len(self.members) * self.length)
+
+    @property
+    def attending(self) -> slice:
+        """Those that attend, among all that attend."""
+        return slice(self.target, self.target + len(self.members) * len(self.queries))
 
 
 class Layout:
-    """Rows in packed order: grouped, so that each group's tokens are neighbours."""
+    """Rows in packed order: grouped, so that each group's tokens are neighbours.
 
-    def __init__(self, rows: list[Row]) -> None:
+    A row has its whole extent in it, or what `spans` names.
+    """
+
+    def __init__(self, rows: Iterable[Row], spans: Mapping[int, Sequence[int]] | None = None) -> None:
         self.rows = sorted(rows, key=lambda row: row.group)
+        self.spans: dict[int, Sequence[int]] = {}
         self.offsets: dict[int, int] = {}
-        total = 0
+        self.tokens = 0
         for row in self.rows:
-            self.offsets[id(row)] = total
-            total += row.length
-        self.tokens = total
-        self.segments = self._segments()
+            span = row.positions if spans is None else spans.get(id(row), row.positions)
+            self.spans[id(row)] = span
+            self.offsets[id(row)] = self.tokens
+            self.tokens += len(span)
 
     def index(self, row: Row, position: int) -> int:
         """Where a row's position lies."""
-        return self.offsets[id(row)] + position - row.extent.first
+        return self.offsets[id(row)] + self.spans[id(row)].index(position)
+
+    def slice(self, row: Row) -> slice:
+        """Where a row's positions lie."""
+        offset = self.offsets[id(row)]
+        return slice(offset, offset + len(self.spans[id(row)]))
 
     def positions(self, device: torch.device) -> Tensor:
         """Each token's position in its prompt, [N]."""
-        ranges = [torch.arange(row.extent.first, row.extent.end) for row in self.rows]
-        return torch.cat(ranges).to(device) if ranges else torch.empty(0, dtype=torch.long, device=device)
+        every = [position for row in self.rows for position in self.spans[id(row)]]
+        return torch.tensor(every, dtype=torch.long, device=device)
 
-    def _segments(self) -> list[Segment]:
-        groups: list[list[Row]] = []
-        for row in self.rows:
-            if groups and groups[-1][0].group == row.group:
-                groups[-1].append(row)
-            else:
-                groups.append([row])
+    def narrowed(self, layer: int) -> "Layout":
+        """The rows that end with this block cut to what is looked at there or above; itself where none is."""
+        spans = {id(row): row.extent.last for row in self.rows if row.extent.stop == layer + 1}
+        if all(len(self.spans[key]) == len(span) for key, span in spans.items()):
+            return self
+        return Layout(self.rows, {**self.spans, **spans})
+
+    def pick(self, narrow: "Layout", device: torch.device) -> Tensor:
+        """Where the tokens of a narrowed layout lie in this one."""
+        places = [self.index(row, position) for row in narrow.rows for position in narrow.spans[id(row)]]
+        return torch.tensor(places, dtype=torch.long, device=device)
+
+    def segments(self, narrow: "Layout") -> list[Segment]:
+        """Neighbouring rows that attend together, when those of `narrow` attend."""
+        groups = [list(rows) for _, rows in groupby(self.rows, key=lambda row: row.group)]
         merged: list[list[list[Row]]] = []
         for group in groups:
             head = merged[-1][0] if merged else None
             # Groups over different bases, alike in all else, share one call of attention.
-            if head and head[0].group[:2] == group[0].group[:2] and len(head) == len(group):
+            if head and head[0].group[:3] == group[0].group[:3] and len(head) == len(group):
                 merged[-1].append(group)
             else:
                 merged.append([group])
-        return [
-            Segment(
-                self.offsets[id(groups[0][0])],
-                groups[0][0].extent.first,
-                groups[0][0].length,
-                tuple(group[0].prefix for group in groups),
-                len(groups[0]),
-                tuple(row for group in groups for row in group),
-            )
-            for groups in merged
-        ]
+        return [self._segment([row for group in groups for row in group], groups, narrow) for groups in merged]
+
+    def _segment(self, members: list[Row], groups: list[list[Row]], narrow: "Layout") -> Segment:
+        head = members[0]
+        return Segment(
+            offset=self.offsets[id(head)],
+            target=narrow.offsets[id(head)],
+            first=head.extent.first,
+            length=len(head.positions),
+            queries=tuple(narrow.spans[id(head)]),
+            prefixes=tuple(group[0].prefix for group in groups),
+            rows=len(groups[0]),
+            members=tuple(members),
+        )

@@ -2,8 +2,9 @@
 
 An edit in block l at position p leaves every block below l and every position before p as they were in the
 base. So a run restarts at its lowest touched block, from its first touched position, and goes no further than
-the last position that is read or edited. A captured place counts as touched: where no shortcut applies, more
-is computed, never something else.
+the last position that is read or edited. In its last block, only what is looked at there or above goes through
+the queries and the MLP. A captured place counts as touched: where no shortcut applies, more is computed, never
+something else.
 """
 
 from collections.abc import Iterable
@@ -15,17 +16,23 @@ from .runs import Capture, PlacedEdit, Run
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Blocks from `start` to before `stop`, positions from `first` to before `end`."""
+    """Blocks from `start` to before `stop`, positions from `first` to before `end`; of the last block, `last`."""
 
     start: int
     stop: int
     first: int
     end: int
+    last: tuple[int, ...]
 
     @property
     def token_layers(self) -> int:
-        """Positions x blocks."""
-        return (self.end - self.first) * (self.stop - self.start)
+        """Positions that go through queries and MLP, summed over the blocks."""
+        return (self.end - self.first) * max(0, self.stop - self.start - 1) + len(self.last) * (self.stop > self.start)
+
+    @classmethod
+    def whole(cls, layers: int, tokens: int, first: int = 0) -> "Extent":
+        """Every block, and every position from `first`."""
+        return cls(0, layers, first, tokens, tuple(range(first, tokens)))
 
 
 def first_block(place: PlacedEdit | Capture, layers: int) -> int:
@@ -58,12 +65,27 @@ def extent_of(
     if read is not None:
         touched.append(read)
     if not touched:
-        return Extent(layers, layers, 0, 0)
+        return Extent(layers, layers, 0, 0, ())
     start = min((first_block(place, layers) for place in places), default=layers)
     # A pattern may be made to look at later positions, and scores are shown against all keys.
     end = tokens if any(place.component in PAIRWISE for place in places) else max(touched) + 1
     stop = layers if read is not None else max(first_block(place, layers) + _runs_its_block(place) for place in places)
-    return Extent(start, stop, min(touched), end)
+    last = {position for place in places if _seen(place, stop) for position in place.positions}
+    if read is not None:
+        last.add(read)
+    return Extent(start, stop, min(touched), end, tuple(sorted(last)))
+
+
+def _seen(place: PlacedEdit | Capture, stop: int) -> bool:
+    """Whether the place lies behind the keys and values of the last of `stop` blocks, or above."""
+    match place.component:
+        case Component.FINAL_NORM | Component.LOGITS:
+            return True
+        case Component.RESIDUAL_PRE:
+            return place.layer == stop
+        case Component.TOKEN_EMBEDDING | Component.KEY | Component.VALUE:
+            return False
+    return place.layer == stop - 1
 
 
 def _runs_its_block(place: PlacedEdit | Capture) -> bool:

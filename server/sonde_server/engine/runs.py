@@ -56,7 +56,7 @@ class State:
     """What is kept of a base run: all that a run over it restarts from.
 
     embedding [T, D]; residual: layers + 1 of [T, D], the stream before each block and after the last;
-    keys and values: one [T, K, d] a layer, as attention received them.
+    keys and values: one [T, K, d] a layer, as attention received them; logits: [V], of the positions that were read.
     """
 
     tokens: tuple[int, ...]
@@ -64,11 +64,12 @@ class State:
     residual: list[Tensor]
     keys: list[Tensor]
     values: list[Tensor]
+    logits: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
         """Memory this state holds."""
-        tensors = [self.embedding, *self.residual, *self.keys, *self.values]
+        tensors = [self.embedding, *self.residual, *self.keys, *self.values, *self.logits.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

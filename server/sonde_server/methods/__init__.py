@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ..answers import Answer
 from ..domain import CausalTracing, InterveneQuestion, TokenProbability, TraceQuestion
-from ..scheduler import Session
+from ..session import Session
 from . import activations, causal_tracing, interventions, prediction, token_probability
 
 __all__ = ["intervene", "trace"]

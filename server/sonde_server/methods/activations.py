@@ -7,7 +7,7 @@ from ..answers import Activation, Answer, Context, Cost
 from ..domain import Activations, Site, TraceQuestion
 from ..engine import Base, Capture, Run
 from ..engine.plan import extent_of
-from ..scheduler import Session
+from ..session import Session
 from .prediction import attention_for, numbers, predict
 
 
@@ -41,7 +41,8 @@ def answer(question: TraceQuestion, method: Activations, session: Session) -> It
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention)
         return
-    state = session.states([Base(tokens)])[0]
+    session.admit(1, bases=[len(tokens)])
+    state = session.states([Base(tokens)], read=position)[0]
     targets, clean = predict(session, state, question.targets, position, question.top_k)
     yield Context(tokens, targets, position, clean, cost, attention)
     for number, capture in wanted:

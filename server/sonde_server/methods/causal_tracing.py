@@ -29,7 +29,7 @@ from ..domain import (
 )
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
 from ..engine.plan import extent_of
-from ..scheduler import Session
+from ..session import Session
 from .prediction import attention_for, numbers, predict
 
 WINDOWED = (Component.MLP_OUT, Component.ATTENTION_OUT)
@@ -82,12 +82,13 @@ def answer(question: TraceQuestion, method: CausalTracing, session: Session) -> 
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention)
         return
-    clean = session.states([Base(tokens)])[0]
+    session.admit(cost.runs, bases=[len(tokens)] * (samples + 2))
+    clean = session.states([Base(tokens)], read=position)[0]
     targets, prediction = predict(session, clean, question.targets, position, question.top_k)
     yield Context(tokens, targets, position, prediction, cost, attention)
-    corrupted = session.states([Base(tokens, edit) for edit in _corruptions(method, noise, session)])
-    reading = Reading(position, targets)
-    baseline = list(session.run([Run(state, reading=reading) for state in corrupted]))
+    corruptions = [Base(tokens, edit) for edit in _corruptions(method, noise, session)]
+    corrupted = session.states(corruptions, read=position)
+    baseline = session.read(corrupted, Reading(position, targets))
     yield _corruption(method, baseline, deviation)
     yield from _grids(question, method, session, clean, corrupted, baseline, targets)
 

@@ -29,7 +29,7 @@ from ..domain import (
 )
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
 from ..engine.plan import extent_of
-from ..scheduler import Session
+from ..session import Session
 from .activations import captures_of, size_of
 from .causal_tracing import window
 from .prediction import attention_for, numbers, predict
@@ -47,7 +47,9 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     if question.dry_run:
         yield Context(tokens, readout.targets, readout.position, None, cost, attention, axes=plan.axes())
         return
-    clean = session.states([Base(tokens)])[0]
+    sources = [len(source.tokens) for source in question.sources]
+    session.admit(cost.runs, bases=[len(tokens), *sources], run_bytes=cost.answer_bytes // (cost.runs + 1))
+    clean = session.states([Base(tokens)], read=readout.position)[0]
     targets, prediction = predict(session, clean, readout.targets, readout.position, readout.top_k)
     yield Context(tokens, targets, readout.position, prediction, cost, attention, axes=plan.axes())
     reference = None

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..answers import Answer, Context, Cost, Floats, Prediction
 from ..domain import PAIRWISE, Component, Target, TraceQuestion
-from ..engine import Base, Reading, Result, Run, State
-from ..scheduler import Session
+from ..engine import Base, Reading, Result, State
+from ..session import Session
 
 
 def attention_for(components: Iterable[Component]) -> str:
@@ -29,11 +29,11 @@ def predict(
     """What the unchanged run predicts; without targets, its own top prediction becomes the one."""
     wanted = max(top_k, 1)
     reading = Reading(position, tuple(targets), wanted)
-    result = next(iter(session.run([Run(state, reading=reading)])))
+    result = session.read([state], reading)[0]
     if not targets:
         assert result.top_tokens is not None
         targets = (Target(int(result.top_tokens[0])),)
-        result = next(iter(session.run([Run(state, reading=Reading(position, targets, wanted))])))
+        result = session.read([state], Reading(position, targets, wanted))[0]
     return tuple(targets), as_prediction(result, top_k)
 
 
@@ -56,6 +56,7 @@ def answer(question: TraceQuestion, session: Session) -> Iterator[Answer]:
     if question.dry_run:
         yield Context(tokens, question.targets, question.position, None, cost, attention_for(()))
         return
-    state = session.states([Base(tokens)])[0]
+    session.admit(1, bases=[len(tokens)])
+    state = session.states([Base(tokens)], read=question.position)[0]
     targets, clean = predict(session, state, question.targets, question.position, question.top_k)
     yield Context(tokens, targets, question.position, clean, cost, attention_for(()))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ..answers import Answer, Context, Cost, LayerReadings
 from ..domain import TokenProbability, TraceQuestion
 from ..engine import Base
-from ..scheduler import Session
+from ..session import Session
 from .prediction import attention_for, numbers, predict
 
 
@@ -28,7 +28,8 @@ def answer(question: TraceQuestion, method: TokenProbability, session: Session) 
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention_for(()))
         return
-    state = session.states([Base(tokens)])[0]
+    session.admit(passes, bases=[len(tokens)] * passes)
+    state = session.states([Base(tokens)], read=position)[0]
     targets, clean = predict(session, state, question.targets, position, question.top_k)
     yield Context(tokens, targets, position, clean, cost, attention_for(()))
     lens = session.call(lambda: engine.lens(state, position, targets, question.top_k))

@@ -1,81 +1,25 @@
-"""Where each component lives in each architecture.
+"""A model taken apart: where each component lies, and how a block is run on packed tokens.
 
 A decoder is seen as: an embedding, an entrance (positions, multipliers), blocks that add attention's and the
 MLP's output to the residual stream, a final norm and an unembedding. A `Family` names the modules that play
 these parts; `Decoder` runs them on packed tokens [N, D]: N tokens of any number of sequences, one after the
-other. Everything but attention treats each token alone, so only attention has to know which belong together.
+other. Everything but attention treats each token alone, so only attention has to know which belong together;
+it lies with the engine, between `project` and `attention_output`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..domain import Component, Sized
 from ..errors import UnsupportedModel
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One architecture: the paths of its modules, and how its tokens enter.
-
-    The paths of `attention_norm` to `down_projection` start at a block, the others at the model.
-    """
-
-    embedding: str
-    blocks: str
-    attention_norm: str
-    attention: str
-    mlp_norm: str
-    mlp: str
-    down_projection: str
-    final_norm: str
-    # Added to the token embeddings, by position, before the first block.
-    position_embedding: str | None = None
-    # Computes what rotary attention needs, by position.
-    rotary: str | None = None
-    # The width of the MLP, from the configuration.
-    neurons: Callable[[PreTrainedConfig], int] = field(default=lambda config: int(config.intermediate_size))
-    # Why a model of this family would not be run exactly, or None.
-    refuse: Callable[[PreTrainedConfig], str | None] = field(default=lambda config: None)
-
-
-def _gpt2_refuse(config: PreTrainedConfig) -> str | None:
-    if config.add_cross_attention:
-        return "add_cross_attention is set; only decoders without an encoder are hosted"
-    if config.reorder_and_upcast_attn:
-        return "reorder_and_upcast_attn is set, which changes how attention is rounded"
-    return None
-
-
-FAMILIES: Mapping[str, Family] = {
-    "gpt2": Family(
-        embedding="transformer.wte",
-        blocks="transformer.h",
-        attention_norm="ln_1",
-        attention="attn",
-        mlp_norm="ln_2",
-        mlp="mlp",
-        down_projection="mlp.c_proj",
-        final_norm="transformer.ln_f",
-        position_embedding="transformer.wpe",
-        neurons=lambda config: int(config.n_inner or 4 * config.hidden_size),
-        refuse=_gpt2_refuse,
-    ),
-    "llama": Family(
-        embedding="model.embed_tokens",
-        blocks="model.layers",
-        attention_norm="input_layernorm",
-        attention="self_attn",
-        mlp_norm="post_attention_layernorm",
-        mlp="mlp",
-        down_projection="mlp.down_proj",
-        final_norm="model.norm",
-        rotary="model.rotary_emb",
-    ),
-}
+from .attention import AttentionSettings
+from .families import Family, family_of
+from .projections import Heads, Projected, Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +28,7 @@ class Block:
 
     attention_norm: nn.Module
     attention: nn.Module
+    output_projection: nn.Module
     mlp_norm: nn.Module
     mlp: nn.Module
     down_projection: nn.Module
@@ -94,21 +39,11 @@ class Block:
         return cls(
             block.get_submodule(family.attention_norm),
             block.get_submodule(family.attention),
+            block.get_submodule(family.output_projection),
             block.get_submodule(family.mlp_norm),
             block.get_submodule(family.mlp),
             block.get_submodule(family.down_projection),
         )
-
-
-def family_of(config: PreTrainedConfig) -> Family:
-    """The entry of a model's architecture. Raises UnsupportedModel, by name, where it would not be run exactly."""
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        known = ", ".join(sorted(FAMILIES))
-        raise UnsupportedModel(f"models of type {config.model_type!r} are not known to this server; known are: {known}")
-    if reason := family.refuse(config):
-        raise UnsupportedModel(f"this {config.model_type} model cannot be hosted: {reason}")
-    return family
 
 
 def _weighted(module: nn.Module) -> nn.Embedding | nn.Linear:
@@ -125,6 +60,7 @@ class Decoder(Sized):
         config = model.config
         family = family_of(config)
         self.model = model
+        self.family = family
         self.embedding = _weighted(model.get_submodule(family.embedding))
         self.blocks = [Block.of(block, family) for block in model.get_submodule(family.blocks).children()]
         self.final_norm = model.get_submodule(family.final_norm)
@@ -162,23 +98,43 @@ class Decoder(Sized):
         added: Tensor = embeddings + self.position_embedding(positions)
         return added
 
-    def rotation(self, like: Tensor, positions: Tensor) -> dict[str, object]:
-        """What the attention modules want to know of the positions [N]."""
+    def rotation(self, like: Tensor, positions: Tensor) -> Rotation | None:
+        """What the projections want to know of the positions [N]."""
         if self.rotary is None:
-            return {}
-        return {"position_embeddings": self.rotary(like.unsqueeze(0), position_ids=positions.unsqueeze(0))}
+            return None
+        cosine, sine = self.rotary(like.unsqueeze(0), position_ids=positions.unsqueeze(0))
+        return Rotation(cosine[0], sine[0])
 
-    def attend(self, layer: int, stream: Tensor, rotation: Mapping[str, object]) -> Tensor:
-        """What attention adds to the residual stream [N, D]."""
+    def project(self, layer: int, stream: Tensor, rotation: Rotation | None) -> Projected:
+        """Queries [N, H, d], keys and values [N, K, d] of the residual stream [N, D], as the scores use them."""
         parts = self.blocks[layer]
-        normed = parts.attention_norm(stream.unsqueeze(0))
-        output: Tensor = parts.attention(hidden_states=normed, attention_mask=None, **rotation)[0]
-        return output[0]
+        heads = Heads(self.heads, self.key_value_heads, self.head_size)
+        query, key, value = self.family.project(parts.attention, parts.attention_norm(stream), heads)
+        if self.family.rotate is not None and rotation is not None:
+            query, key = self.family.rotate(query, rotation), self.family.rotate(key, rotation)
+        return query, key, value
 
-    def transform(self, layer: int, stream: Tensor) -> Tensor:
-        """What the MLP adds to the residual stream [N, D]."""
+    def attention_settings(self, layer: int) -> AttentionSettings:
+        """How queries, keys and values are put together in this block."""
+        return AttentionSettings(float(self.blocks[layer].attention.scaling))  # type: ignore[arg-type]
+
+    def attention_output(self, layer: int, mixed: Tensor) -> Tensor:
+        """What attention adds to the residual stream [N, D], from its heads' mixes of values [N, H, d]."""
+        output: Tensor = self.blocks[layer].output_projection(mixed.flatten(1))
+        return output
+
+    def mlp_output(self, layer: int, stream: Tensor, neurons: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """What the MLP adds to the residual stream [N, D]; `neurons` sees and may change its neurons [N, F]."""
         parts = self.blocks[layer]
-        output: Tensor = parts.mlp(parts.mlp_norm(stream.unsqueeze(0)))
+        with ExitStack() as hooks:
+            if neurons is not None:
+                visit = neurons  # what the hook below calls is never None
+
+                def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                    return (visit(inputs[0][0]).unsqueeze(0), *inputs[1:])
+
+                hooks.callback(parts.down_projection.register_forward_pre_hook(before).remove)
+            output: Tensor = parts.mlp(parts.mlp_norm(stream).unsqueeze(0))
         return output[0]
 
     def norm(self, stream: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 from ..builtin import ATLAS_DIRECTORY
 from ..domain import ModelDescription
 from ..errors import UnsupportedModel
-from .anatomy import Decoder, family_of
-from .attention import ATTENTION, register
+from .anatomy import Decoder
+from .families import family_of
 from .vocabulary import Vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,7 +40,6 @@ def load(name: str, *, revision: str | None = None, device: str = "auto", dtype:
     Raises UnsupportedModel, with what would do, for an unknown family, a checkpoint that is not safetensors, or
     a name that leads nowhere.
     """
-    register()
     transformers_logging.disable_progress_bar()
     source = str(ATLAS_DIRECTORY) if name == "atlas" else name
     place = torch.device(_device(device))
@@ -54,7 +53,6 @@ def load(name: str, *, revision: str | None = None, device: str = "auto", dtype:
             dtype=chosen,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation=ATTENTION,
         )
     except OSError as error:
         raise UnsupportedModel(f"cannot load {name!r} as safetensors: {error}") from error

@@ -1,0 +1,65 @@
+"""How much may be computed at once: a batch's bytes, against what the device has free."""
+
+from math import inf
+
+import psutil
+import torch
+
+from ..domain import PAIRWISE
+from ..model.anatomy import Decoder
+from .layout import Row
+
+# Of the memory that is free, how much a batch may take; the rest is for what is estimated too low.
+SHARE = 0.5
+# On a CPU nothing is gained by batches beyond this many positions, and whoever waits would wait longer.
+CPU_TOKENS = 2048
+
+
+class Memory:
+    """Estimates of what rows take while they run, from the model's shape."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        size = torch.finfo(decoder.dtype).bits // 8
+        attention = (decoder.heads + 2 * decoder.key_value_heads) * decoder.head_size
+        # The stream and its norm, attention and its output; the MLP between its two halves, gated as in most families.
+        self._token = size * (6 * decoder.hidden_size + 2 * attention + 3 * decoder.neurons)
+        self._state = size * (
+            decoder.hidden_size * (decoder.layers + 1)
+            + 2 * decoder.key_value_heads * decoder.head_size * decoder.layers
+        )
+        self._pair = decoder.heads * (2 * size + 4)
+        self._logits = 3 * 4 * decoder.vocabulary_size
+
+    def state_bytes(self, tokens: int) -> int:
+        """What is kept of a base run of so many tokens."""
+        return tokens * self._state
+
+    def row_bytes(self, row: Row) -> int:
+        """What a row takes while it runs."""
+        length, explicit = len(row.positions), row.extent.first or any(place[0] in PAIRWISE for place in row.edits)
+        result = length * self._token + (self._logits if row.reading is not None else 0)
+        if explicit:
+            result += length * row.extent.end * self._pair
+        if row.keep:
+            result += self.state_bytes(len(row.tokens))
+        return result
+
+    def batch_bytes(self) -> float:
+        """What a batch may take now."""
+        limit = CPU_TOKENS * self._token if self.decoder.device.type == "cpu" else inf
+        return max(float(self._token), min(limit, SHARE * self._free()))
+
+    def capacity(self) -> int:
+        """What all accepted questions together may hold."""
+        device = self.decoder.device
+        total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
+        return int(SHARE * total)
+
+    def _free(self) -> float:
+        device = self.decoder.device
+        if device.type != "cuda":
+            return float(psutil.virtual_memory().available)
+        free, _ = torch.cuda.mem_get_info(device)
+        # What the allocator holds but nobody uses is free as well.
+        return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
