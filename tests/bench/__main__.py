@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +15,11 @@ import torch
 from tests.bench.agreement import TOLERANCE, Disagreement
 from tests.bench.field import PEERS, taking_part
 from tests.bench.minimum import rates
+from tests.bench.profile import profiled
 from tests.bench.report import Outcome, Setting, markdown, omissions, write_json
 from tests.bench.rounds import Numbers, Plan, measure
 from tests.bench.shapes import SHAPES, load, save
-from tests.bench.sonde_contenders import Socket
+from tests.bench.sonde_in_process import InProcess
 from tests.bench.workloads import NAMES, Sizes, make
 
 THREADS = 2
@@ -66,8 +67,8 @@ def _measure_shape(name: str, options: argparse.Namespace, settings: list[Settin
         del plain
         with taking_part(directory, options.peers) as entries:
             numbers = Numbers()
-            socket = entries[0].contender
-            assert isinstance(socket, Socket)
+            in_process = entries[1].contender
+            assert isinstance(in_process, InProcess)
             for length in options.lengths:
                 settings.append(Setting(name, shape.title, length, measured[length]))
                 for workload in options.only:
@@ -80,9 +81,12 @@ def _measure_shape(name: str, options: argparse.Namespace, settings: list[Settin
                         numbers,
                     )
                     timings = measure(plan, entries, workload, _say)
-                    token_layers, readings = socket.cost(plan.make(numbers()))
+                    token_layers, readings = in_process.cost(plan.make(numbers()))
                     minimum = measured[length].minimum(token_layers, readings)
-                    outcomes.append(Outcome(name, length, workload, tuple(timings), token_layers, readings, minimum))
+                    seen = profiled(workload, in_process, plan.make(numbers()), sizes.vocabulary)
+                    outcomes.append(
+                        Outcome(name, length, workload, tuple(timings), token_layers, readings, minimum, seen)
+                    )
 
 
 def _say(text: str) -> None:
@@ -106,13 +110,16 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _among(names: Sequence[str]):  # type: ignore[no-untyped-def]
+def _among(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """Reads "a,b"; "none" is nobody. W4 stands for both of its questions."""
+
     def parse(text: str) -> list[str]:
-        if text == "none":
-            return []
-        chosen = [name for part in text.split(",") for name in names if name == part or name.startswith(f"{part} ")]
-        if len({name.split()[0] for name in chosen}) < len(text.split(",")) and " " not in text:
-            raise argparse.ArgumentTypeError(f"{text!r}: give some of {', '.join(names)}, with commas between")
+        chosen: list[str] = []
+        for part in [] if text == "none" else text.split(","):
+            found = [name for name in names if name == part or name.startswith(f"{part} ")]
+            if not found:
+                raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(names)}")
+            chosen += found
         return chosen
 
     return parse

@@ -7,6 +7,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from tests.bench.report import Outcome, Setting
 
@@ -38,7 +39,7 @@ def draw(path: Path, settings: Sequence[Setting], outcomes: Sequence[Outcome]) -
             if not found:
                 panel.set_axis_off()
                 continue
-            _panel(panel, found[0])
+            _panel(panel, found[0], most)
             if row == 0:
                 panel.set_title(
                     f"{setting.shape}, {setting.length} tokens\n\n{workload}", loc="left", fontweight="bold"
@@ -50,23 +51,31 @@ def draw(path: Path, settings: Sequence[Setting], outcomes: Sequence[Outcome]) -
     figure.savefig(path, dpi=110)
 
 
-def _panel(panel: Axes, outcome: Outcome) -> None:
+def _panel(panel: Axes, outcome: Outcome, most: int) -> None:
     timings = sorted(outcome.timings, key=lambda one: -one.median)
     sonde = outcome.sonde.median
     names = [timing.entry.contender.name for timing in timings]
     medians = [timing.median for timing in timings]
-    bars = panel.barh(names, medians, color=[COLOURS[timing.entry.kind] for timing in timings], height=0.7)
-    panel.bar_label(
+    panel.axvline(outcome.minimum, color="black", linestyle=":", linewidth=1)
+    bars = panel.barh(names, medians, color=[COLOURS[timing.entry.kind] for timing in timings], height=0.7, zorder=2)
+    labels = panel.bar_label(
         bars,
-        [f"{median:.3g} s" + ("" if median == sonde else f"  ({median / sonde:.2g}x)") for median in medians],
+        [_time(median) + ("" if median == sonde else f"  ({median / sonde:.2g}x)") for median in medians],
         padding=3,
         fontsize=7,
     )
-    panel.axvline(outcome.minimum, color="black", linestyle=":", linewidth=1)
+    for label in labels:
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     panel.set_xscale("log")
     low, high = min(outcome.minimum, *medians), max(medians)
     # A bar has no zero on a logarithmic axis: the shortest is given some length, and the labels room.
-    panel.set_xlim(low / 2, high * (high / low) ** 0.35 * 3)
+    panel.set_xlim(low / 2, high * (high / low) ** 0.5 * 4)
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.set_ylim(len(timings) - 0.4 - most, len(timings) - 0.4)
     panel.tick_params(axis="y", length=0)
     panel.spines[["top", "right"]].set_visible(False)
     panel.set_xlabel("seconds")
+
+
+def _time(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms" if seconds < 1.0 else f"{seconds:.1f} s" if seconds < 100.0 else f"{seconds:.0f} s"

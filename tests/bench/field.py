@@ -10,7 +10,8 @@ from tests.bench.contender import Entry
 from tests.bench.plain import PrefixCache
 from tests.bench.rome_script import RomeScript
 from tests.bench.shapes import load
-from tests.bench.sonde_contenders import InProcess, Socket, serving
+from tests.bench.sonde_in_process import InProcess
+from tests.bench.sonde_socket import Socket, serving
 
 PEERS = ("plain", "rome", "nnsight", "transformer-lens", "pyvene")
 

@@ -31,8 +31,8 @@ def rates(model: PreTrainedModel, length: int, tokens: int = 2048) -> Rates:
     """Measures the plain model with prompts of this length."""
     modules, vocabulary = modules_of(model), int(model.config.vocab_size)
     rows = max(1, tokens // length)
-    ids = torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
-    states = torch.randn(256, int(model.config.hidden_size), generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(rows * length, device=model.device).view(rows, length) % vocabulary
+    states = torch.ones(256, int(model.config.hidden_size), device=model.device, dtype=model.dtype)
     return Rates(
         _best(lambda: model.base_model(ids, use_cache=False)) / (rows * length * len(modules.blocks)),
         _best(lambda: modules.unembedding(states)) / len(states),
@@ -46,5 +46,7 @@ def _best(call: Callable[[], object], times: int = 3) -> float:
     for _ in range(times):
         start = time.perf_counter()
         call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
     return min(taken)

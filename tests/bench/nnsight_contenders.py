@@ -42,7 +42,7 @@ class _Wrapped:
 
     def ids(self, tokens: Sequence[int], rows: int = 1) -> Tensor:
         """[rows, T]."""
-        return torch.tensor([tokens]).expand(rows, -1)
+        return torch.tensor([tokens], device=self.model.device).expand(rows, -1)
 
     def residuals(self, tokens: Sequence[int]) -> list[Tensor]:
         """What leaves each block, [1, T, D]."""
@@ -64,7 +64,7 @@ class Skipping:
     @torch.no_grad()
     def grid(self, workload: Grid) -> Answer:
         on, where = self.on, list(workload.subject)
-        noise = workload.noise(on.model.config.hidden_size)
+        noise = workload.noise(on.model.config.hidden_size).to(on.model.device, on.model.dtype)
         with on.envoy.trace(input_ids=on.ids(workload.tokens, 1 + workload.samples)):
             on.embedding.output[1:, where] += noise
             states = nnsight.save([block.output for block in on.blocks])
@@ -88,7 +88,7 @@ class Skipping:
         with on.envoy.trace(input_ids=on.ids(tokens, len(entering))):
             for below in range(layer + 1):
                 on.blocks[below].skip(entering)
-            final = on.norm.output[:, -1].save()
+            final: Tensor = on.norm.output[:, -1].save()
         return final
 
     @torch.no_grad()
@@ -166,7 +166,7 @@ class Loop:
     def grid(self, workload: Grid) -> Answer:
         on, where = self.on, list(workload.subject)
         states = on.residuals(workload.tokens)
-        noise = workload.noise(on.model.config.hidden_size)
+        noise = workload.noise(on.model.config.hidden_size).to(on.model.device, on.model.dtype)
         batch = on.ids(workload.tokens, workload.samples)
         answer = np.empty(len(workload))
         for number, (position, layer) in enumerate(workload.cells):

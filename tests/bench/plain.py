@@ -34,8 +34,8 @@ class PrefixCache:
     @torch.no_grad()
     def grid(self, workload: Grid) -> Answer:
         samples, first = workload.samples, min(workload.subject)
-        embedded = self.modules.embedding(torch.tensor(workload.tokens)).repeat(1 + samples, 1, 1)
-        embedded[1:, list(workload.subject)] += workload.noise(self.model.config.hidden_size)
+        embedded = self.modules.embedding(self._ids(workload.tokens)[0]).repeat(1 + samples, 1, 1)
+        embedded[1:, list(workload.subject)] += workload.noise(self.model.config.hidden_size).to(embedded)
         states: list[Tensor] = []
         with _hooked(self.modules.blocks, lambda layer, value: states.append(value) or value):  # type: ignore[func-returns-value]
             cache = DynamicCache(config=self.model.config)
@@ -59,11 +59,12 @@ class PrefixCache:
 
     @torch.no_grad()
     def neurons(self, workload: Neurons) -> Answer:
-        ids = torch.tensor([workload.tokens])
+        ids = self._ids(workload.tokens)
         cache = DynamicCache(config=self.model.config)
         self._final(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
         answer = np.full(len(workload), np.nan)
-        for some in chunks(range(len(workload)), 2):
+        # Each row copies the prefix: beyond some rows that costs more than larger products gain.
+        for some in chunks(range(len(workload)), max(8, len(workload.tokens) // 4)):
             places = [workload.neurons[number] for number in some]
 
             def ablate(layer: int, value: Tensor, places: list[tuple[int, int]] = places) -> Tensor:
@@ -92,7 +93,7 @@ class PrefixCache:
                 return value
 
             with _entered(self.modules.attention_projection, ablate):
-                ids = torch.tensor([workload.tokens]).expand(len(some), -1)
+                ids = self._ids(workload.tokens).expand(len(some), -1)
                 final = self._final(input_ids=ids, use_cache=False)
             answer[some] = log_probabilities(self._logits(final), workload.target).numpy()
         return answer
@@ -107,7 +108,7 @@ class PrefixCache:
             return value
 
         with _entered(self.modules.mlp_projection, scale):
-            ids = torch.tensor([workload.tokens]).expand(1 if known is not None else 2, -1)
+            ids = self._ids(workload.tokens).expand(1 if known is not None else 2, -1)
             final = self._final(input_ids=ids, use_cache=False)
         read = top(self._logits(final), workload.top)
         both = read if known is None else torch.stack([known, read[0]])
@@ -116,6 +117,10 @@ class PrefixCache:
 
     def callers(self, workload: Callers) -> Answer:
         raise NotImplementedError(self.omitted["W5"])
+
+    def _ids(self, tokens: Sequence[int]) -> Tensor:
+        """[1, T]."""
+        return torch.tensor([tokens], device=self.model.device)
 
     def _final(self, **inputs: Any) -> Tensor:
         """The final norm at the last position, [rows, D]."""
@@ -130,7 +135,7 @@ class PrefixCache:
 def _prefix(model: PreTrainedModel, cache: DynamicCache, length: int, rows: Sequence[int]) -> DynamicCache:
     """A cache with the first `length` positions of these rows of another."""
     # The cache concatenates what comes, so that an expanded view costs nothing before the first block that runs.
-    index = None if len(set(rows)) == 1 else torch.tensor(rows)
+    index = None if len(set(rows)) == 1 else torch.tensor(rows, device=model.device)
     prefix = DynamicCache(config=model.config)
     for number, layer in enumerate(cache.layers):
         parts = [part[:, :, :length] for part in (layer.keys, layer.values)]

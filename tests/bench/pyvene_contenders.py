@@ -25,7 +25,7 @@ class _Apply(pyvene.ConstantSourceIntervention, pyvene.LocalistRepresentationInt
         super().__init__(**kwargs)
         self.change: Callable[[Tensor], Tensor] = lambda value: value
 
-    def forward(self, base: Tensor, source: object = None, subspaces: object = None, **_: object) -> Tensor:
+    def forward(self, base: Tensor, *_: object, **__: object) -> Tensor:
         return self.change(base)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from tests.bench.minimum import Rates
+from tests.bench.profile import Profile
 from tests.bench.rounds import Timing
-from tests.bench.targets import GROUPS, fastest, targets
+from tests.bench.targets import GROUPS, Target, fastest, targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,20 @@ class Outcome:
     readings: int
     minimum: float
     """Seconds of the counted minimum."""
+    profile: Profile | None = None
+    """Of Sonde in process."""
+    judged: bool = True
+    """Whether the targets are meant for it."""
 
     @property
     def sonde(self) -> Timing:
         """Over the socket."""
         return next(timing for timing in self.timings if timing.entry.kind == "sonde")
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What is to be reached."""
+        return targets(self.workload, self.length) if self.judged else ()
 
     def ratio(self, group: str) -> float | None:
         """How many times as long the fastest of a group takes."""
@@ -60,14 +70,17 @@ def markdown(settings: Sequence[Setting], outcomes: Sequence[Outcome]) -> str:
         )
         parts += [*_ratios(chosen), ""]
         parts += [*_times(chosen), ""]
+        if profiles := [one.profile.line() for one in chosen if one.profile]:
+            parts.append("Where the time of Sonde in process goes, from a profile of the model's thread:\n")
+            parts += [*(f"- {line}" for line in profiles), ""]
     return "\n".join(parts)
 
 
 def _ratios(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    yield "| workload | Sonde, socket | compared with | its time | ratio | target | |"
+    yield "| workload | Sonde | compared with | its time | ratio | target | |"
     yield "|---|---:|---|---:|---:|---:|---|"
     for outcome in outcomes:
-        wanted = {target.group: target.ratio for target in targets(outcome.workload, outcome.length)}
+        wanted = {target.group: target.ratio for target in outcome.targets}
         for group, title in GROUPS.items():
             other, ratio = fastest(group, outcome.timings), outcome.ratio(group)
             if other is None or ratio is None or (group not in wanted and group in ("peer", "loop")):
@@ -94,9 +107,9 @@ def _times(outcomes: Sequence[Outcome]) -> Iterator[str]:
             samples = ", ".join(_seconds(sample.seconds) for sample in timing.samples)
             part = "all" if timing.part == timing.cells else f"{timing.part} of {timing.cells} cells"
             worst = max(sample.disturbance for sample in timing.samples)
+            name, median = timing.entry.contender.name, _seconds(timing.median)
             yield (
-                f"| {outcome.workload} | {timing.entry.contender.name} | {_seconds(timing.median)} | {samples} | {part} "
-                f"| {timing.error:.1e} | {worst:.0%} |"
+                f"| {outcome.workload} | {name} | {median} | {samples} | {part} | {timing.error:.1e} | {worst:.0%} |"
             )
 
 
@@ -124,8 +137,9 @@ def write_json(path: Path, settings: Sequence[Setting], outcomes: Sequence[Outco
                 "token_layers": one.token_layers,
                 "readings": one.readings,
                 "minimum_seconds": one.minimum,
+                "profile": None if one.profile is None else asdict(one.profile),
                 "ratios": {group: one.ratio(group) for group in GROUPS},
-                "targets": {target.group: target.ratio for target in targets(one.workload, one.length)},
+                "targets": {target.group: target.ratio for target in one.targets},
                 "contenders": [
                     {
                         "name": timing.entry.contender.name,

@@ -43,6 +43,22 @@ def _llama() -> LlamaConfig:
     )
 
 
+def _llama_8b() -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        initializer_range=0.03,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
 def _tiny_gpt2() -> GPT2Config:
     return GPT2Config(
         vocab_size=300, n_positions=64, n_embd=48, n_layer=4, n_head=4, initializer_range=0.2, bos_token_id=0,
@@ -68,6 +84,7 @@ def _tiny_llama() -> LlamaConfig:
 SHAPES: dict[str, Shape] = {
     "gpt2": Shape("gpt2", "GPT-2 small (12 blocks, D 768, vocabulary 50257)", _gpt2),
     "llama": Shape("llama", "Llama shape (12 blocks, D 768, MLP 2048, vocabulary 32000)", _llama),
+    "llama-8b": Shape("llama-8b", "Llama shape of 8B parameters (32 blocks, D 4096)", _llama_8b, (5, 16, 27), 16),
     "tiny-gpt2": Shape("tiny-gpt2", "a tiny GPT-2", _tiny_gpt2, (0, 2), 1),
     "tiny-llama": Shape("tiny-llama", "a tiny Llama", _tiny_llama, (0, 2), 1),
 }

@@ -46,7 +46,7 @@ class Loop:
         _, cache = self.bridge.run_with_cache(torch.tensor([workload.tokens]), names_filter=names)
         batch = torch.tensor([workload.tokens]).expand(workload.samples, -1)
 
-        def corrupt(value: Tensor, hook: Any) -> Tensor:
+        def corrupt(value: Tensor, **_: Any) -> Tensor:
             value = value.clone()
             value[:, where] += noise
             return value
@@ -67,7 +67,7 @@ class Loop:
 
     @torch.no_grad()
     def neurons(self, workload: Neurons) -> Answer:
-        def ablate(value: Tensor, hook: Any, unit: int) -> Tensor:
+        def ablate(value: Tensor, unit: int, **_: Any) -> Tensor:
             value[:, -1, unit] = 0.0
             return value
 
@@ -79,7 +79,7 @@ class Loop:
 
     @torch.no_grad()
     def heads(self, workload: Heads) -> Answer:
-        def ablate(value: Tensor, hook: Any, unit: int) -> Tensor:
+        def ablate(value: Tensor, unit: int, **_: Any) -> Tensor:
             value[:, :, unit] = 0.0
             return value
 
@@ -91,7 +91,7 @@ class Loop:
 
     @torch.no_grad()
     def one_neuron(self, workload: OneNeuron) -> Answer:
-        def scale(value: Tensor, hook: Any) -> Tensor:
+        def scale(value: Tensor, **_: Any) -> Tensor:
             value[:, :, workload.neuron] *= workload.factor
             return value
 

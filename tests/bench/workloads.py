@@ -190,3 +190,18 @@ def _caller(sizes: Sizes, length: int, number: int) -> Caller:
     neurons = tuple(int(unit) for unit in drawn.choice(sizes.neurons, min(16, sizes.neurons), replace=False))
     layer, head = int(drawn.randint(sizes.layers)), int(drawn.randint(sizes.heads))
     return Caller(prompt(sizes.vocabulary, length, 100_000 + number), layer, neurons, head)
+
+
+def axes(places: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """The two axes of a full product of blocks and units."""
+    layers = list(dict.fromkeys(layer for layer, _ in places))
+    units = list(dict.fromkeys(unit for _, unit in places))
+    assert list(places) == [(layer, unit) for layer in layers for unit in units]
+    return layers, units
+
+
+def cells(workload: Grid, values: npt.NDArray[np.float32]) -> Answer:
+    """The workload's cells of a grid [positions, layers]."""
+    rows = {position: number for number, position in enumerate(workload.positions)}
+    columns = {layer: number for number, layer in enumerate(workload.layers)}
+    return np.array([values[rows[position], columns[layer]] for position, layer in workload.cells], dtype=np.float64)
