@@ -1,7 +1,7 @@
 """Who takes part."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -52,15 +52,18 @@ _MAKERS: dict[str, Callable[[PreTrainedModel, Path], list[Entry]]] = {
 
 
 @contextmanager
-def taking_part(directory: Path, peers: Sequence[str]) -> Iterator[list[Entry]]:
+def taking_part(
+    directory: Path, peers: Sequence[str], serve: Callable[[Path], AbstractContextManager[str]] = serving
+) -> Iterator[list[Entry]]:
     """Sonde over the socket and in process, and these peers, each with a model of its own, of the same weights.
 
-    Sonde answers requests one after the other from a second server, whose cache the others have not filled.
+    Sonde answers requests one after the other from a second server, whose cache the first one's have not filled.
+    `serve` starts a server of the model's directory and gives its address.
     """
     with ExitStack() as stack:
         entries = []
         for name, at_once in (("Sonde, socket", True), ("Sonde, one request after the other", False)):
-            socket = Socket(stack.enter_context(serving(directory)), name, at_once=at_once)
+            socket = Socket(stack.enter_context(serve(directory)), name, at_once=at_once)
             stack.callback(socket.close)
             entries.append(Entry(socket, "sonde" if at_once else "serial"))
         in_process = InProcess.hosting(directory)

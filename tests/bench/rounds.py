@@ -19,6 +19,8 @@ REPEATS = 2
 LOOP_SECONDS = 2.0
 BATCHED_SECONDS = 15.0
 SMALLEST_SHARE = 8
+# Cells that Sonde is asked for before anything is timed.
+WARM_UP = 4
 # A question of milliseconds is asked so often within one sample.
 SHORT_REPEATS = 5
 
@@ -50,6 +52,8 @@ class Plan:
     rounds: int
     tolerance: float
     numbers: "Numbers"
+    disturbed: float = DISTURBED
+    """The share of the machine in others' hands beyond which a sample is taken again."""
 
 
 class Numbers:
@@ -98,7 +102,8 @@ def _warm_up(plan: Plan, timings: Mapping[str, Timing]) -> None:
                 share *= 2
             timing.part = timing.cells // share
         else:
-            ask(contender, workload)
+            # The first few are of one position or of one block: a product of axes, as sweeps are.
+            ask(contender, workload.part(range(WARM_UP)))
 
 
 def _round(plan: Plan, timings: Sequence[Timing]) -> None:
@@ -115,7 +120,7 @@ def _round(plan: Plan, timings: Sequence[Timing]) -> None:
             full[chosen] = answer
         answers[timing.entry.contender.name] = full
         for _ in range(REPEATS):
-            if sample.disturbance <= DISTURBED:
+            if sample.disturbance <= plan.disturbed:
                 break
             _, again = _sample(plan, timing, plan.make(plan.numbers()), chosen)
             sample = min(sample, again, key=lambda one: one.disturbance)

@@ -18,29 +18,29 @@ LISTENING = re.compile(r"listening on (\S+)")
 
 
 @contextmanager
-def serving(model: Path, cache_bytes: int | None = None) -> Iterator[str]:
+def serving(model: Path) -> Iterator[str]:
     """A server in a process of its own, on a free port of the loopback. Gives its address once it serves."""
     command = [sys.executable, "-m", "sonde_server.cli", "--model", str(model), "--port", "0", "--device", "cpu"]
-    if cache_bytes is not None:
-        command += ["--cache-bytes", str(cache_bytes)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        lines: list[str] = []
-        for line in process.stderr:
-            lines.append(line)
-            if found := LISTENING.search(line):
-                break
-        else:
-            raise RuntimeError("the server did not start: " + "".join(lines))
-        # Whatever it says from now on must not fill the pipe.
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        with sonde.Client(found[1]) as client:
-            client.wait_until_serving()
-        yield found[1]
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said: list[str] = []
+        try:
+            for line in process.stderr:
+                said.append(line)
+                if found := LISTENING.search(line):
+                    break
+            else:
+                raise RuntimeError("the server did not start: " + "".join(said))
+            # Whatever it says from now on must not fill the pipe.
+            reader = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
+            reader.start()
+            with sonde.Client(found[1]) as client:
+                client.wait_until_serving()
+            yield found[1]
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+        reader.join()
 
 
 class Socket:
