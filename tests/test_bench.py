@@ -14,6 +14,7 @@ from sonde_server.config import Settings
 
 from tests.bench.agreement import Disagreement, check
 from tests.bench.contender import Entry
+from tests.bench.disturbance import Sample
 from tests.bench.field import taking_part
 from tests.bench.gpu import main as gpu
 from tests.bench.minimum import rates
@@ -105,7 +106,7 @@ def test_cells_left_out_are_not_compared() -> None:
 def test_the_fastest_of_a_group_is_the_one_with_the_least_median() -> None:
     def timing(kind: str, *, loop: bool, seconds: Sequence[float]) -> Timing:
         entry = SimpleNamespace(kind=kind, loop=loop)
-        return Timing(entry, [SimpleNamespace(seconds=one) for one in seconds])  # type: ignore[arg-type, list-item]
+        return Timing(entry, [Sample(one, 0.0) for one in seconds])  # type: ignore[arg-type]
 
     slow = timing("library", loop=True, seconds=[3.0, 3.0, 9.0])
     quick = timing("library", loop=False, seconds=[1.0, 2.0, 50.0])

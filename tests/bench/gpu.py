@@ -84,7 +84,8 @@ def _draw(name: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
     torch.manual_seed(0)
     with torch.device(device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(SHAPES[name].config(), dtype=dtype)
-    return model.eval().requires_grad_(requires_grad=False)
+    model.eval().requires_grad_(requires_grad=False)
+    return model
 
 
 def _nnsight(model: PreTrainedModel) -> list[Entry]:

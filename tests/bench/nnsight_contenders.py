@@ -5,6 +5,7 @@ by hand: what `logits_to_keep` would do, without its slow product over a strided
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import nnsight
 import numpy as np
@@ -30,7 +31,7 @@ class _Wrapped:
         self.blocks = base.h if gpt2 else base.layers
         self.embedding = base.wte if gpt2 else base.embed_tokens
         self.norm = base.ln_f if gpt2 else base.norm
-        self.head = self.envoy.lm_head if whole else None
+        self.head: Any = self.envoy.lm_head if whole else None
         self.down = [block.mlp.c_proj if gpt2 else block.mlp.down_proj for block in self.blocks]
         self.out = [block.attn.c_proj if gpt2 else block.self_attn.o_proj for block in self.blocks]
         self.head_size = model.config.hidden_size // model.config.num_attention_heads
@@ -38,7 +39,8 @@ class _Wrapped:
 
     def logits(self, final: Tensor) -> Tensor:
         """[rows, V] of the final norm's [rows, D]."""
-        return self.model.lm_head(final.contiguous())
+        logits: Tensor = self.model.lm_head(final.contiguous())
+        return logits
 
     def ids(self, tokens: Sequence[int], rows: int = 1) -> Tensor:
         """[rows, T]."""

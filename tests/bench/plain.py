@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from tests.bench.batches import chunks, log_probabilities, top
 from tests.bench.workloads import Answer, Callers, Grid, Heads, Neurons, OneNeuron
@@ -37,7 +38,12 @@ class PrefixCache:
         embedded = self.modules.embedding(self._ids(workload.tokens)[0]).repeat(1 + samples, 1, 1)
         embedded[1:, list(workload.subject)] += workload.noise(self.model.config.hidden_size).to(embedded)
         states: list[Tensor] = []
-        with _hooked(self.modules.blocks, lambda layer, value: states.append(value) or value):  # type: ignore[func-returns-value]
+
+        def keep(_: int, value: Tensor) -> Tensor:
+            states.append(value)
+            return value
+
+        with _hooked(self.modules.blocks, keep):
             cache = DynamicCache(config=self.model.config)
             final = self._final(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
         baseline = log_probabilities(self._logits(final[1:]), workload.target).exp().mean()
@@ -138,6 +144,9 @@ def _prefix(model: PreTrainedModel, cache: DynamicCache, length: int, rows: Sequ
     index = None if len(set(rows)) == 1 else torch.tensor(rows, device=model.device)
     prefix = DynamicCache(config=model.config)
     for number, layer in enumerate(cache.layers):
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
         parts = [part[:, :, :length] for part in (layer.keys, layer.values)]
         if index is None:
             parts = [part[rows[0] : rows[0] + 1].expand(len(rows), -1, -1, -1) for part in parts]

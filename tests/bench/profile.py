@@ -1,6 +1,5 @@
 """Where Sonde's time goes, workload by workload: operators of the model's thread, grouped by what they are for."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,12 +57,14 @@ def profiled(name: str, sonde: InProcess, workload: Workload, vocabulary: int) -
         _, sample = timed(lambda: ask(sonde, workload))
     finally:
         sonde.on_model_thread(lambda: recorder.__exit__(None, None, None))
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = {}
     for event in recorder.key_averages(group_by_input_shape=True):
         if event.self_cpu_time_total:
-            spent[_group(event, vocabulary)] += event.self_cpu_time_total / 1e6
+            group = _group(event, vocabulary)
+            spent[group] = spent.get(group, 0.0) + event.self_cpu_time_total / 1e6
     spent[OUTSIDE] = max(0.0, sample.seconds - sum(spent.values()))
-    return Profile(name, sample.seconds, dict(spent.most_common()))
+    largest_first = sorted(spent.items(), key=lambda pair: -pair[1])
+    return Profile(name, sample.seconds, dict(largest_first))
 
 
 def _group(event: Any, vocabulary: int) -> str:

@@ -70,9 +70,7 @@ class Loop:
             clean = states[layer][:, position : position + 1]
             model = self.on(("block_input", 0, "pos"), ("block_output", layer, "pos"))
             units = [list(workload.subject), [position]]
-            logits = self._run(
-                model, batch, units, lambda value: value + noise, lambda value, clean=clean: clean.expand_as(value)
-            )
+            logits = self._run(model, batch, units, noise.add, clean.expand_as)
             answer[number] = log_probabilities(logits, workload.target).exp().mean()
         return answer
 

@@ -1,5 +1,6 @@
 """Interleaved timing: round after round, every contender once, each round on a prompt that nobody has seen."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,8 +12,9 @@ from tests.bench.contender import PEERS, Entry, ask
 from tests.bench.disturbance import Sample, timed
 from tests.bench.workloads import Answer, Callers, OneNeuron, Workload
 
-# Beyond this share of the machine in others' hands a sample is taken again, so many times at most.
+# Beyond this share of the machine in others' hands a sample is taken again, within so many seconds.
 DISTURBED = 0.10
+REPEATING_SECONDS = 10.0
 REPEATS = 2
 # Seconds that a peer's sample may take; from that follows the part of the cells that it is measured on. A batched peer
 # is measured on all cells where it can be, else on a half, a quarter or an eighth, so that its batches stay as full.
@@ -119,8 +121,10 @@ def _round(plan: Plan, timings: Sequence[Timing]) -> None:
         else:
             full[chosen] = answer
         answers[timing.entry.contender.name] = full
+        began = time.perf_counter()
         for _ in range(REPEATS):
-            if sample.disturbance <= plan.disturbed:
+            spent = time.perf_counter() - began
+            if sample.disturbance <= plan.disturbed or spent > REPEATING_SECONDS:
                 break
             _, again = _sample(plan, timing, plan.make(plan.numbers()), chosen)
             sample = min(sample, again, key=lambda one: one.disturbance)

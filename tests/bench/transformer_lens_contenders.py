@@ -4,7 +4,7 @@ https://github.com/TransformerLensOrg/TransformerLens. The bridge wraps the same
 explicit form, so that its hooks can see scores and patterns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Loop:
 
         answer = np.empty(len(workload))
         for number, (position, layer) in enumerate(workload.cells):
-            hooks = [
+            hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
                 ("hook_embed", corrupt),
                 (f"blocks.{layer}.hook_resid_post", partial(restore, position=position)),
             ]

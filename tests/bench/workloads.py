@@ -151,12 +151,13 @@ class Sizes:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Sizes":
         """Read off a plain model."""
-        modules = modules_of(model)
+        modules, gpt2 = modules_of(model), model.config.model_type == "gpt2"
+        weight = modules.mlp_projection[0].weight
+        assert isinstance(weight, torch.Tensor)
         return cls(
             len(modules.blocks),
             int(model.config.num_attention_heads),
-            int(getattr(model.config, "n_inner", None) or getattr(model.config, "intermediate_size", 0))
-            or 4 * int(model.config.hidden_size),
+            int(weight.shape[0 if gpt2 else 1]),
             int(model.config.vocab_size),
             float(modules.embedding.weight.double().std()),
         )
