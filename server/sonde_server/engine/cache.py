@@ -34,6 +34,8 @@ class StateCache:
                 self.misses += 1
                 return None
             self.hits += 1
+            # What has been read of it since is held as well.
+            self._sizes[key] = state.bytes
             self._states.move_to_end(key)
             return state
 
