@@ -111,7 +111,8 @@ def test_a_long_sweep_holds_no_more_than_a_window(wide: Host) -> None:
             next(iter(call))
             gc.collect()
             alive = sum(type(one) is Row for one in gc.get_objects())
-            assert alive <= WINDOW + 64
+            # A window, and the batch that the model's thread has just computed.
+            assert alive <= 2 * WINDOW
 
 
 def test_a_slow_reader_slows_only_itself(wide: Host) -> None:
