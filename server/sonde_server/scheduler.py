@@ -8,7 +8,7 @@ next batch, beside the sweep of somebody else.
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -138,13 +138,14 @@ class Scheduler:
 
     # ------------------------------------------------------------ the queue
 
-    def enqueue(self, job: Job) -> None:
-        """Queues a job behind its session's others. Raises NotServing when closed."""
+    def enqueue(self, jobs: Iterable[Job]) -> None:
+        """Queues jobs behind their session's others, all at once. Raises NotServing when closed."""
         with self._changed:
             if self._closed:
                 raise NotServing("the server is shutting down")
-            sessions = self._queue.setdefault(job.session.caller, OrderedDict())
-            sessions.setdefault(job.session, deque()).append(job)
+            for job in jobs:
+                sessions = self._queue.setdefault(job.session.caller, OrderedDict())
+                sessions.setdefault(job.session, deque()).append(job)
             self._changed.notify()
 
     def drop(self, session: "Session") -> None:

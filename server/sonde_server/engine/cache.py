@@ -34,6 +34,8 @@ class StateCache:
                 self.misses += 1
                 return None
             self.hits += 1
+            # What has been read of it since is held as well.
+            self._sizes[key] = state.bytes
             self._states.move_to_end(key)
             return state
 
@@ -48,6 +50,12 @@ class StateCache:
             while sum(self._sizes.values()) > self.limit:
                 oldest, _ = self._states.popitem(last=False)
                 del self._sizes[oldest]
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._states.clear()
+            self._sizes.clear()
 
 
 def key_of(base: Base) -> bytes:

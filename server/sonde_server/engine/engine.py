@@ -47,10 +47,10 @@ class Engine:
         """The row that computes a base in full; a corrupted one starts where it differs from its clean state."""
         tokens = len(base.tokens)
         if base.corruption is None:
-            return Row(base.tokens, None, Extent.whole(self.layers, tokens), {}, keep=True)
+            return Row(base.tokens, None, Extent.whole(self.layers, tokens), {}, state=State(base.tokens))
         edits = {(base.corruption.component, 0): [base.corruption]}
         extent = Extent.whole(self.layers, tokens, min(base.corruption.positions))
-        return Row(base.tokens, clean, extent, edits, keep=True)
+        return Row(base.tokens, clean, extent, edits, state=State(base.tokens))
 
     def logits(self, state: State, position: int) -> Tensor:
         """Next-token logits [V] of a base run."""

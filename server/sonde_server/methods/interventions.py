@@ -36,6 +36,8 @@ from .prediction import attention_for, numbers, predict
 
 # Results are handed on in groups of this many runs.
 GROUP = 64
+# So few runs are computed beside the unchanged run; more would keep the caller waiting for its prediction.
+TOGETHER = 64
 
 
 def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
@@ -49,21 +51,24 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
         return
     sources = [len(source.tokens) for source in question.sources]
     session.admit(cost.runs, bases=[len(tokens), *sources], run_bytes=cost.answer_bytes // (cost.runs + 1))
-    clean = session.states([Base(tokens)], read=readout.position)[0]
-    targets, prediction = predict(session, clean, readout.targets, readout.position, readout.top_k)
-    yield Context(tokens, targets, readout.position, prediction, cost, attention, axes=plan.axes())
-    reference = None
-    if readout.kl_divergence:
-        reference = session.call(lambda: session.engine.log_probabilities(clean, readout.position))
-    reading = Reading(readout.position, targets, readout.top_k, reference)
+    clean = session.start(Base(tokens), read=readout.position)
     captures = captures_of(readout.activations, len(tokens))
     wanted = tuple(capture for _, capture in captures)
+    results = None
+    if plan.count <= TOGETHER and readout.targets and not readout.kl_divergence and not wanted:
+        # Nothing of the clean run has to be known before: the runs share its batch.
+        results = _run(plan, clean, Reading(readout.position, readout.targets, readout.top_k), ())
+    session.ready([clean])
+    targets, prediction = predict(session, clean, readout.targets, readout.position, readout.top_k)
+    yield Context(tokens, targets, readout.position, prediction, cost, attention, axes=plan.axes())
     if wanted:
         unchanged = next(iter(session.run([Run(clean, captures=wanted)])))
         yield from _activations(-1, captures, unchanged)
-    plan.read_sources()
-    receipts = plan.receipts
-    results = session.run(Run(clean, plan.place(edits), reading, wanted, receipts) for edits in plan.runs())
+    if results is None:
+        reference = None
+        if readout.kl_divergence:
+            reference = session.call(lambda: session.engine.log_probabilities(clean, readout.position))
+        results = _run(plan, clean, Reading(readout.position, targets, readout.top_k, reference), wanted)
     offset = 0
     while group := list(islice(results, GROUP)):
         yield _readings(offset, group, kl=readout.kl_divergence)
@@ -71,6 +76,12 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
             yield from _activations(offset + number, captures, result)
         offset += len(group)
         yield Progress(offset, plan.count)
+
+
+def _run(plan: "Plan", clean: State, reading: Reading, wanted: tuple[Capture, ...]) -> Iterator[Result]:
+    plan.read_sources()
+    receipts = plan.receipts
+    return plan.session.run(Run(clean, plan.place(edits), reading, wanted, receipts) for edits in plan.runs())
 
 
 class Plan:
@@ -133,14 +144,15 @@ class Plan:
         work = full
         if captures:
             work += extent_of((), captures, None, self.tokens, self.layers).token_layers
-        nothing = Change("multiply", 1.0)
+        known: dict[object, int] = {}
         for edits in self.runs():
-            placed = [
-                PlacedEdit(edit.site.component, layer, edit.site.positions_within(self.tokens), None, nothing)
-                for edit in edits
-                for layer in edit.site.layers
-            ]
-            work += extent_of(placed, captures, readout.position, self.tokens, self.layers).token_layers
+            # Runs of a sweep differ mostly in their units, of which the work does not depend.
+            key = tuple(
+                (edit.site.component, edit.site.layers, edit.site.positions, edit.site.from_position) for edit in edits
+            )
+            if key not in known:
+                known[key] = self._work(edits, captures)
+            work += known[key]
         others = sum(len(tokens) * self.layers for tokens in self._other_prompts()) + self._source_work()
         work += others
         total = full * (self.count + 1 + bool(captures)) + others
@@ -148,6 +160,16 @@ class Plan:
         size = 4 * self.count * columns
         size += (self.count + 1) * size_of(self.session, readout.activations, self.tokens)
         return Cost(self.count, work, total, size)
+
+    def _work(self, edits: tuple[Edit, ...], captures: list[Capture]) -> int:
+        """Positions x blocks of one run."""
+        nothing = Change("multiply", 1.0)
+        placed = [
+            PlacedEdit(edit.site.component, layer, edit.site.positions_within(self.tokens), None, nothing)
+            for edit in edits
+            for layer in edit.site.layers
+        ]
+        return extent_of(placed, captures, self.question.readout.position, self.tokens, self.layers).token_layers
 
     def _other_prompts(self) -> set[tuple[int, ...]]:
         """The sources that are not the prompt itself, each once."""

@@ -20,6 +20,7 @@ from ..domain import ModelDescription
 from ..errors import UnsupportedModel
 from .anatomy import Decoder
 from .families import family_of
+from .kernels import fuse_activations
 from .vocabulary import Vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,6 +59,7 @@ def load(name: str, *, revision: str | None = None, device: str = "auto", dtype:
         raise UnsupportedModel(f"cannot load {name!r} as safetensors: {error}") from error
     model.to(place)  # type: ignore[arg-type]
     model.eval().requires_grad_(requires_grad=False)
+    fuse_activations(model)
     decoder = Decoder(model)
     vocabulary = Vocabulary(_tokenizer(source, revision), decoder.vocabulary_size)
     return LoadedModel(decoder, vocabulary, _describe(name, revision, decoder, str(place)))
