@@ -12,9 +12,12 @@ from sonde._version import __version__
 from sonde.v1 import inspection_pb2
 from sonde.v1.inspection_pb2_grpc import add_InspectionServiceServicer_to_server
 
-from .config import Settings
-from .guards import ErrorGuard
+from .certificates import CertificateError, Certificates
+from .config import Settings, is_loopback
+from .guards import AuthenticationGuard, ErrorGuard, RequestGuard, WatchGuard
+from .logs import CallLog
 from .service import Hosted, InspectionServicer
+from .tokens import TokenFileError, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +26,7 @@ if TYPE_CHECKING:
     from .scheduler import Scheduler
 
 SERVICE = inspection_pb2.DESCRIPTOR.services_by_name["InspectionService"].full_name
-# Requests carry tensors: noise to replay, directions, values to set.
-LARGEST_REQUEST = 64 << 20
+_HEALTH_WORKERS = 2
 
 _log = logging.getLogger(__name__)
 
@@ -37,19 +39,28 @@ class Server:
     """
 
     def __init__(self, settings: Settings) -> None:
+        """Raises TokenFileError and CertificateError."""
         self.settings = settings
+        self._tokens = None if settings.tokens is None else Tokens(settings.tokens)
+        self._certificates = _certificates(settings)
         self._health = health.HealthServicer()
         self._servicer = InspectionServicer()
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="sonde-call")
         self._grpc = grpc.server(
             self._pool,
-            interceptors=[ErrorGuard(f"/{SERVICE}/")],
-            # Two servers on one port would share its calls unnoticed.
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", LARGEST_REQUEST)],
+            interceptors=[
+                WatchGuard([CallLog()]),
+                ErrorGuard(),
+                AuthenticationGuard(self._tokens),
+                RequestGuard(settings.max_request_bytes),
+            ],
+            options=_options(settings),
         )
+        self._probes: grpc.Server | None = None
         self._loaded: LoadedModel | None = None
         self._scheduler: Scheduler | None = None
         self._port: int | None = None
+        self._health_port: int | None = None
         self._stopped = False
 
     @property
@@ -58,6 +69,13 @@ class Server:
         if self._port is None:
             raise RuntimeError("the server does not listen yet")
         return _join(self.settings.host, self._port)
+
+    @property
+    def health_address(self) -> str:
+        """Where health alone is answered."""
+        if self._health_port is None:
+            raise RuntimeError("the server has no port for health alone, or does not listen yet")
+        return _join(self.settings.host, self._health_port)
 
     @property
     def model(self) -> "PreTrainedModel":
@@ -75,20 +93,36 @@ class Server:
 
     def listen(self) -> None:
         """Binds the port and answers calls, all but health and reflection with NotServing. Raises OSError."""
-        wanted = _join(self.settings.host, self.settings.port)
+        settings = self.settings
         add_InspectionServiceServicer_to_server(self._servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        if self.settings.reflection:
+        if settings.reflection:
             reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        try:
-            self._port = self._grpc.add_insecure_port(wanted)
-        except RuntimeError as error:
-            raise OSError(
-                f"cannot listen on {wanted}: the port is in use or the address is not this machine's"
-            ) from error
+        credentials = None if self._certificates is None else self._certificates.credentials()
+        self._port = _bind(self._grpc, settings.host, settings.port, credentials)
+        if settings.health_port is not None:
+            self._probes = grpc.server(
+                ThreadPoolExecutor(_HEALTH_WORKERS, thread_name_prefix="sonde-health"),
+                options=[("grpc.so_reuseport", 0)],
+            )
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
+            self._health_port = _bind(self._probes, settings.host, settings.health_port, None)
+            self._probes.start()
         self._grpc.start()
         _log.info("listening on %s", self.address)
+        if self._tokens is not None and credentials is None and not is_loopback(settings.host):
+            _log.warning("tokens travel unencrypted: give --tls-cert and --tls-key, unless a proxy in front encrypts")
+
+    def reload(self) -> None:
+        """Reads tokens and certificates again; a file that cannot be used is logged, and what was read before stays."""
+        for name, source in (("tokens", self._tokens), ("certificates", self._certificates)):
+            try:
+                if source is not None:
+                    source.reload()
+                    _log.info("read the %s again", name)
+            except (TokenFileError, CertificateError) as error:
+                _log.error("kept the %s as they were: %s", name, error)
 
     def load(self) -> None:
         """Loads the model and runs it once; then the server is SERVING. Raises UnsupportedModel."""
@@ -143,6 +177,8 @@ class Server:
         self._health.enter_graceful_shutdown()
         stopped = self._grpc.stop(self.settings.grace if grace is None else grace)
         stopped.wait()
+        if self._probes is not None:
+            self._probes.stop(None).wait()
         self._servicer.host(None)
         if self._scheduler is not None:
             self._scheduler.stop()
@@ -160,6 +196,34 @@ class Server:
     def _set_health(self, status: Any) -> None:
         for service in ("", SERVICE):
             self._health.set(service, status)
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        # Two servers on one port would share its calls unnoticed.
+        ("grpc.so_reuseport", 0),
+        # What is a little too large is refused by a guard, with the numbers; what is much too large is not even taken.
+        ("grpc.max_receive_message_length", min(2 * settings.max_request_bytes, 2**31 - 1)),
+        # A caller whose machine has vanished is noticed, and what it asked for is dropped.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.max_concurrent_streams", 256),
+    ]
+
+
+def _certificates(settings: Settings) -> Certificates | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+
+
+def _bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+    """The port that it listens on. Raises OSError."""
+    wanted = _join(host, port)
+    try:
+        return server.add_insecure_port(wanted) if credentials is None else server.add_secure_port(wanted, credentials)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {wanted}: the port is in use or the address is not this machine's") from error
 
 
 def _join(host: str, port: int) -> str:

@@ -1,5 +1,6 @@
 """The `sonde-server` command."""
 
+import argparse
 import importlib.util
 import logging
 import signal
@@ -8,27 +9,30 @@ import threading
 from collections.abc import Sequence
 from types import FrameType
 
+from .certificates import CertificateError
 from .config import SettingError, Settings
 from .errors import UnsupportedModel
+from .logs import configure
+from .tokens import TokenFileError, make_token
 
 NEEDED = ("torch", "transformers", "grpc_health", "grpc_reflection")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT, then lets calls in progress finish. Returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["token"]:
+        return _token(given[1:])
     try:
-        settings = Settings.from_environment_and_flags(sys.argv[1:] if arguments is None else arguments)
+        settings = Settings.from_environment_and_flags(given)
     except SettingError as error:
         return _fail(str(error), code=2)
     if any(importlib.util.find_spec(name) is None for name in NEEDED):
         return _fail("needs its extra: pip install 'sonde[server]'", separator=" ")
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    # Libraries speak up only when something is wrong.
-    for name in ("httpx", "huggingface_hub", "transformers"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    configure(settings.log_format)
     try:
         return _serve(settings)
-    except (OSError, UnsupportedModel) as error:
+    except (OSError, UnsupportedModel, TokenFileError, CertificateError) as error:
         return _fail(" ".join(str(error).split()))
 
 
@@ -50,9 +54,13 @@ def _serve(settings: Settings) -> int:
         if loading:
             raise _Interrupted
 
+    def reload(_number: int, _frame: FrameType | None) -> None:
+        server.reload()
+
+    server = Server(settings)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    server = Server(settings)
+    signal.signal(signal.SIGHUP, reload)
     try:
         server.start()
         loading = False
@@ -62,6 +70,23 @@ def _serve(settings: Settings) -> int:
     stopping.wait()
     logging.getLogger(__name__).info("stopping: calls in progress have %g seconds", settings.grace)
     server.stop()
+    return 0
+
+
+def _token(arguments: Sequence[str]) -> int:
+    """Makes a token: its line for the file to standard output, the token itself to standard error."""
+    parser = argparse.ArgumentParser(
+        prog="sonde-server token",
+        description="Makes a bearer token. Standard output is the line for the file of --tokens; the token is shown "
+        "once, on standard error.",
+    )
+    parser.add_argument("name", metavar="NAME", help="whose it is: what logs and metrics call its owner")
+    try:
+        token, line = make_token(parser.parse_args(arguments).name)
+    except TokenFileError as error:
+        return _fail(str(error), code=2)
+    print(line)
+    print(token, file=sys.stderr)
     return 0
 
 

@@ -16,6 +16,7 @@ from .answers import Answer
 from .config import Limits
 from .domain import InterveneQuestion, ModelDescription, TraceQuestion
 from .errors import NotServing
+from .guards.calls import current_call
 from .wire import decode_intervene, decode_trace, encode_intervene, encode_model, encode_trace
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class InspectionServicer(InspectionServiceServicer):
 
 
 def _session(hosted: Hosted, context: grpc.ServicerContext) -> AbstractContextManager[Any]:
+    call = current_call()
+    caller = "" if call is None else call.caller
     cancelled = threading.Event()
     # gRPC never stops a handler: it calls back, or says that the call is over already.
     if not context.add_callback(cancelled.set):
@@ -90,9 +93,4 @@ def _session(hosted: Hosted, context: grpc.ServicerContext) -> AbstractContextMa
     remaining: Any = context.time_remaining()
     finite = remaining is not None and math.isfinite(remaining) and remaining < threading.TIMEOUT_MAX
     deadline = time.monotonic() + remaining if finite else None
-    return hosted.scheduler.session(caller=_caller(context.peer()), cancelled=cancelled, deadline=deadline)
-
-
-def _caller(peer: str) -> str:
-    """One name for all connections of a host: "ipv4:127.0.0.1:4711" without its port."""
-    return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
+    return hosted.scheduler.session(caller=caller, cancelled=cancelled, deadline=deadline)

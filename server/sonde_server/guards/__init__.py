@@ -1,5 +1,18 @@
 """Interceptors: what stands between the wire and the servicer."""
 
+from .authentication import AuthenticationGuard
+from .calls import Call, begin_call, current_call
 from .errors import ErrorGuard
+from .requests import RequestGuard
+from .watching import Observer, WatchGuard
 
-__all__ = ["ErrorGuard"]
+__all__ = [
+    "AuthenticationGuard",
+    "Call",
+    "ErrorGuard",
+    "Observer",
+    "RequestGuard",
+    "WatchGuard",
+    "begin_call",
+    "current_call",
+]
