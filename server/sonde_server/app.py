@@ -14,8 +14,9 @@ from sonde.v1.inspection_pb2_grpc import add_InspectionServiceServicer_to_server
 
 from .certificates import CertificateError, Certificates
 from .config import Settings, is_loopback
-from .guards import AuthenticationGuard, ErrorGuard, RequestGuard, WatchGuard
+from .guards import AdmissionGuard, AuthenticationGuard, ErrorGuard, RequestGuard, WatchGuard
 from .logs import CallLog
+from .quota import RunQuota
 from .service import Hosted, InspectionServicer
 from .tokens import TokenFileError, Tokens
 
@@ -45,6 +46,12 @@ class Server:
         self._certificates = _certificates(settings)
         self._health = health.HealthServicer()
         self._servicer = InspectionServicer()
+        self._admission = AdmissionGuard(
+            frozenset(f"/{SERVICE}/{name}" for name in ("Trace", "Intervene")),
+            workers=settings.workers,
+            most=settings.max_requests,
+            seconds=settings.max_seconds,
+        )
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="sonde-call")
         self._grpc = grpc.server(
             self._pool,
@@ -52,6 +59,7 @@ class Server:
                 WatchGuard([CallLog()]),
                 ErrorGuard(),
                 AuthenticationGuard(self._tokens),
+                self._admission,
                 RequestGuard(settings.max_request_bytes),
             ],
             options=_options(settings),
@@ -137,12 +145,13 @@ class Server:
         self._loaded = loaded
         engine = Engine(loaded.decoder, cache_bytes=settings.cache_bytes)
         engine.warm_up()
-        self._scheduler = Scheduler(engine)
+        self._scheduler = Scheduler(engine, max_waiting=settings.max_queued_runs)
         self._servicer.host(
             Hosted(
                 loaded.description,
                 loaded.vocabulary,
                 settings.limits,
+                RunQuota(settings.max_runs_per_second),
                 __version__,
                 self._scheduler,
                 methods.trace,
@@ -183,6 +192,7 @@ class Server:
         if self._scheduler is not None:
             self._scheduler.stop()
         self._pool.shutdown()
+        self._admission.stop()
 
     def __enter__(self) -> Self:
         self.start()

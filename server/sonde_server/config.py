@@ -20,6 +20,7 @@ class Limits:
     max_prompt_tokens: int = 0
     max_runs: int = 0
     max_answer_bytes: int = 0
+    max_working_bytes: int = 0
 
 
 class SettingError(ValueError):
@@ -47,6 +48,15 @@ class Settings:
     max_prompt_tokens: int = _setting(8192, "most tokens of a prompt; 0 leaves it to the model", least=0)
     max_runs: int = _setting(200_000, "most runs of one request; 0 is no limit", least=0)
     max_answer_bytes: int = _setting(256 << 20, "most bytes of one answer; 0 is no limit", least=0)
+    max_working_bytes: int = _setting(
+        8 << 30, "most bytes that one request may hold beside the weights; 0 is no limit", least=0
+    )
+    max_requests: int = _setting(32, "most requests that one caller may have in progress; 0 is no limit", least=0)
+    max_runs_per_second: float = _setting(
+        0.0, "most runs a second that one caller may ask for in the long run; 0 is no limit", least=0
+    )
+    max_seconds: float = _setting(3600.0, "most seconds that a request may take, whatever its deadline", least=0.1)
+    max_queued_runs: int = _setting(65_536, "most runs that may wait for the model, of all callers", least=1)
     cache_bytes: int = _setting(1 << 30, "bytes kept of recent prompts' unchanged runs", least=0)
     workers: int = _setting(64, "threads that serve calls; each call holds one while it lasts", least=2, most=4096)
     grace: float = _setting(30.0, "seconds that calls in progress have to finish after SIGTERM", least=0)
@@ -96,7 +106,7 @@ class Settings:
     @property
     def limits(self) -> Limits:
         """What one request may ask for."""
-        return Limits(self.max_prompt_tokens, self.max_runs, self.max_answer_bytes)
+        return Limits(self.max_prompt_tokens, self.max_runs, self.max_answer_bytes, self.max_working_bytes)
 
     @classmethod
     def from_environment_and_flags(cls, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Self:

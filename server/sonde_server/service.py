@@ -16,7 +16,9 @@ from .answers import Answer
 from .config import Limits
 from .domain import InterveneQuestion, ModelDescription, TraceQuestion
 from .errors import NotServing
+from .estimates import runs_of
 from .guards.calls import current_call
+from .quota import RunQuota
 from .wire import decode_intervene, decode_trace, encode_intervene, encode_model, encode_trace
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Hosted:
     description: ModelDescription
     vocabulary: "Vocabulary"
     limits: Limits
+    quota: RunQuota
     version: str
     scheduler: Sessions
     trace: Callable[[TraceQuestion, Any], Iterator[Answer]]
@@ -64,7 +67,7 @@ class InspectionServicer(InspectionServiceServicer):
         """Reports how a prediction comes about."""
         hosted = self._ready()
         question = decode_trace(request, hosted.description, hosted.vocabulary, hosted.limits)
-        with _session(hosted, context) as session:
+        with _session(hosted, question, context) as session:
             answers = hosted.trace(question, session)
             yield from encode_trace(answers, hosted.description, hosted.vocabulary, hosted.version)
 
@@ -72,7 +75,7 @@ class InspectionServicer(InspectionServiceServicer):
         """Reports what each intervention did to the prediction."""
         hosted = self._ready()
         question = decode_intervene(request, hosted.description, hosted.vocabulary, hosted.limits)
-        with _session(hosted, context) as session:
+        with _session(hosted, question, context) as session:
             answers = hosted.intervene(question, session)
             yield from encode_intervene(answers, hosted.description, hosted.vocabulary, hosted.version)
 
@@ -82,9 +85,14 @@ class InspectionServicer(InspectionServiceServicer):
         return self._hosted
 
 
-def _session(hosted: Hosted, context: grpc.ServicerContext) -> AbstractContextManager[Any]:
+def _session(
+    hosted: Hosted, question: TraceQuestion | InterveneQuestion, context: grpc.ServicerContext
+) -> AbstractContextManager[Any]:
     call = current_call()
-    caller = "" if call is None else call.caller
+    assert call is not None
+    if not question.dry_run:
+        call.runs = runs_of(question)
+        hosted.quota.take(call.caller, call.runs)
     cancelled = threading.Event()
     # gRPC never stops a handler: it calls back, or says that the call is over already.
     if not context.add_callback(cancelled.set):
@@ -92,5 +100,7 @@ def _session(hosted: Hosted, context: grpc.ServicerContext) -> AbstractContextMa
     # The stubs promise a deadline, gRPC gives None where the caller set none.
     remaining: Any = context.time_remaining()
     finite = remaining is not None and math.isfinite(remaining) and remaining < threading.TIMEOUT_MAX
-    deadline = time.monotonic() + remaining if finite else None
-    return hosted.scheduler.session(caller=caller, cancelled=cancelled, deadline=deadline)
+    ends = [time.monotonic() + remaining] if finite else []
+    if call.ends is not None:
+        ends.append(call.ends)
+    return hosted.scheduler.session(caller=call.caller, cancelled=cancelled, deadline=min(ends, default=None))

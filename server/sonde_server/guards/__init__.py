@@ -1,5 +1,6 @@
 """Interceptors: what stands between the wire and the servicer."""
 
+from .admission import AdmissionGuard
 from .authentication import AuthenticationGuard
 from .calls import Call, begin_call, current_call
 from .errors import ErrorGuard
@@ -7,6 +8,7 @@ from .requests import RequestGuard
 from .watching import Observer, WatchGuard
 
 __all__ = [
+    "AdmissionGuard",
     "AuthenticationGuard",
     "Call",
     "ErrorGuard",

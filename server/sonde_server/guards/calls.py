@@ -28,11 +28,21 @@ class Call:
     runs: int = 0
     """How many runs it was counted for."""
     began: float = field(default_factory=time.monotonic)
+    """When it came, as time.monotonic() tells it."""
+    ends: float | None = None
+    """When it has to be over, whatever the caller's own deadline."""
 
     @property
     def name(self) -> str:
         """The method without its service."""
         return self.method.rpartition("/")[2]
+
+    def expired(self, context: Any) -> bool:
+        """Whether its time is over: the caller's deadline has passed, or the server's own."""
+        remaining = context.time_remaining()
+        if remaining is not None and remaining <= 0:
+            return True
+        return self.ends is not None and time.monotonic() >= self.ends
 
 
 def begin_call(details: grpc.HandlerCallDetails) -> Call:

@@ -50,6 +50,7 @@ def status_of(error: SondeServerError, *, expired: bool = False, request_id: str
             metadata |= {name: f"{number:.15g}" for name, number in numbers.items() if number is not None}
         case Stopped() if expired:
             entry = DEADLINE_EXCEEDED
+            text = entry.text
     if request_id:
         details.append(error_details_pb2.RequestInfo(request_id=request_id))
     return _status(entry, _shorten(text), metadata, details)
@@ -90,8 +91,7 @@ class ErrorGuard(Guard):
         if ours is not None:
             if ours is not error:
                 _log.warning("request %s: %s (%s)", call.id, ours, type(error).__name__)
-            remaining = context.time_remaining()
-            status = status_of(ours, expired=remaining is not None and remaining <= 0, request_id=call.id)
+            status = status_of(ours, expired=call.expired(context), request_id=call.id)
         elif context.code() is not None:
             # context.abort raises a bare Exception: this call is answered already.
             raise error

@@ -43,26 +43,24 @@ class WatchGuard(Guard):
         try:
             yield
         except BaseException:
-            code = _code_of(context)
+            code = _code_of(context, call)
             raise
         finally:
             if code is grpc.StatusCode.OK and not context.is_active():
-                code = _ended_by_caller(context)
+                code = _ended_by_caller(context, call)
             seconds = time.monotonic() - call.began
             for observer in reversed(self._observers):
                 observer.ended(call, code, seconds)
 
 
-def _code_of(context: Any) -> grpc.StatusCode:
+def _code_of(context: Any, call: Call) -> grpc.StatusCode:
     """The status that a call was aborted with; without one the caller has gone, for that ends a generator too."""
     code = context.code()
     if isinstance(code, grpc.StatusCode):
         return code
     known = {int(status.value[0]): status for status in grpc.StatusCode}
-    return _ended_by_caller(context) if code is None else known.get(int(code), grpc.StatusCode.UNKNOWN)
+    return _ended_by_caller(context, call) if code is None else known.get(int(code), grpc.StatusCode.UNKNOWN)
 
 
-def _ended_by_caller(context: Any) -> grpc.StatusCode:
-    remaining = context.time_remaining()
-    expired = remaining is not None and remaining <= 0
-    return grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+def _ended_by_caller(context: Any, call: Call) -> grpc.StatusCode:
+    return grpc.StatusCode.DEADLINE_EXCEEDED if call.expired(context) else grpc.StatusCode.CANCELLED
