@@ -1,6 +1,9 @@
 """The server: listens at once, loads the model, serves it, and goes without dropping what is in progress."""
 
 import logging
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -14,6 +17,7 @@ from sonde.v1.inspection_pb2_grpc import add_InspectionServiceServicer_to_server
 
 from .certificates import CertificateError, Certificates
 from .config import Settings, is_loopback
+from .faults import Probe, translate
 from .guards import AdmissionGuard, AuthenticationGuard, ErrorGuard, RequestGuard, WatchGuard
 from .logs import CallLog
 from .quota import RunQuota
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from .scheduler import Scheduler
 
 SERVICE = inspection_pb2.DESCRIPTOR.services_by_name["InspectionService"].full_name
+PROBE_SECONDS = 60.0
 _HEALTH_WORKERS = 2
 
 _log = logging.getLogger(__name__)
@@ -39,9 +44,12 @@ class Server:
     bound until a warm-up pass has run, and again from the beginning of the shutdown.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises TokenFileError and CertificateError."""
+    def __init__(self, settings: Settings, on_failure: Callable[[], None] | None = None) -> None:
+        """Raises TokenFileError and CertificateError. `on_failure` is called when the model cannot run any more."""
         self.settings = settings
+        self.failed = False
+        self._on_failure = on_failure
+        self._probe = Probe(self._run_once, self._fail)
         self._tokens = None if settings.tokens is None else Tokens(settings.tokens)
         self._certificates = _certificates(settings)
         self._health = health.HealthServicer()
@@ -57,7 +65,7 @@ class Server:
             self._pool,
             interceptors=[
                 WatchGuard([CallLog()]),
-                ErrorGuard(),
+                ErrorGuard(translate=translate, unexpected=self._probe.suspect),
                 AuthenticationGuard(self._tokens),
                 self._admission,
                 RequestGuard(settings.max_request_bytes),
@@ -202,6 +210,21 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop(0)
+
+    def _run_once(self) -> None:
+        """The smallest pass of the model, by the way that questions take."""
+        never = threading.Event()
+        deadline = time.monotonic() + PROBE_SECONDS
+        with self.scheduler.session(caller="probe", cancelled=never, deadline=deadline) as session:
+            session.call(session.engine.warm_up)
+
+    def _fail(self) -> None:
+        """The process is of no use any more: nobody is let in, and whoever runs it is told."""
+        self.failed = True
+        self._health.enter_graceful_shutdown()
+        self._servicer.host(None)
+        if self._on_failure is not None:
+            self._on_failure()
 
     def _set_health(self, status: Any) -> None:
         for service in ("", SERVICE):

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import logging
+import os
 import signal
 import sys
 import threading
@@ -36,6 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(" ".join(str(error).split()))
 
 
+# With a model that does not run there is little to wait for.
+FAILED_GRACE = 5.0
+# After the grace period, for the batch under way to notice that nobody waits for it.
+OVERTIME_SECONDS = 10.0
+
+
 class _Interrupted(BaseException):
     """A signal came while the model was loading."""
 
@@ -57,7 +64,7 @@ def _serve(settings: Settings) -> int:
     def reload(_number: int, _frame: FrameType | None) -> None:
         server.reload()
 
-    server = Server(settings)
+    server = Server(settings, on_failure=stopping.set)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGHUP, reload)
@@ -68,9 +75,21 @@ def _serve(settings: Settings) -> int:
         server.stop(0)
         return 0
     stopping.wait()
-    logging.getLogger(__name__).info("stopping: calls in progress have %g seconds", settings.grace)
-    server.stop()
-    return 0
+    code, grace = (1, min(settings.grace, FAILED_GRACE)) if server.failed else (0, settings.grace)
+    logging.getLogger(__name__).info("stopping: calls in progress have %g seconds", grace)
+    # What does not end when it is told to, such as a pass that cannot be broken off, is not waited for for ever.
+    overdue = threading.Timer(grace + OVERTIME_SECONDS, _give_up, (code,))
+    overdue.daemon = True
+    overdue.start()
+    server.stop(grace)
+    overdue.cancel()
+    return code
+
+
+def _give_up(code: int) -> None:
+    logging.getLogger(__name__).warning("what is in progress does not end; leaving it")
+    logging.shutdown()
+    os._exit(code)
 
 
 def _token(arguments: Sequence[str]) -> int:
