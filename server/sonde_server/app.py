@@ -18,8 +18,9 @@ from sonde.v1.inspection_pb2_grpc import add_InspectionServiceServicer_to_server
 from .certificates import CertificateError, Certificates
 from .config import Settings, is_loopback
 from .faults import Probe, translate
-from .guards import AdmissionGuard, AuthenticationGuard, ErrorGuard, RequestGuard, WatchGuard
+from .guards import AdmissionGuard, AuthenticationGuard, ErrorGuard, Observer, RequestGuard, WatchGuard
 from .logs import CallLog
+from .metrics import Metrics
 from .quota import RunQuota
 from .service import Hosted, InspectionServicer
 from .tokens import TokenFileError, Tokens
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from .model.loading import LoadedModel
     from .scheduler import Scheduler
+    from .telemetry import Telemetry
 
 SERVICE = inspection_pb2.DESCRIPTOR.services_by_name["InspectionService"].full_name
 PROBE_SECONDS = 60.0
@@ -60,11 +62,13 @@ class Server:
             most=settings.max_requests,
             seconds=settings.max_seconds,
         )
+        self._metrics = Metrics() if settings.metrics_port is not None else None
+        self._telemetry = _telemetry() if settings.telemetry else None
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="sonde-call")
         self._grpc = grpc.server(
             self._pool,
             interceptors=[
-                WatchGuard([CallLog()]),
+                WatchGuard(self._observers()),
                 ErrorGuard(translate=translate, unexpected=self._probe.suspect),
                 AuthenticationGuard(self._tokens),
                 self._admission,
@@ -85,6 +89,13 @@ class Server:
         if self._port is None:
             raise RuntimeError("the server does not listen yet")
         return _join(self.settings.host, self._port)
+
+    @property
+    def metrics_address(self) -> str:
+        """Where Prometheus is answered."""
+        if self._metrics is None or self._metrics.port is None:
+            raise RuntimeError("the server has no port for metrics, or does not listen yet")
+        return _join(self.settings.host, self._metrics.port)
 
     @property
     def health_address(self) -> str:
@@ -125,6 +136,12 @@ class Server:
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
             self._health_port = _bind(self._probes, settings.host, settings.health_port, None)
             self._probes.start()
+        if self._metrics is not None and settings.metrics_port is not None:
+            try:
+                self._metrics.serve(settings.host, settings.metrics_port)
+            except OSError as error:
+                wanted = _join(settings.host, settings.metrics_port)
+                raise OSError(f"cannot listen on {wanted}: {error.strerror}") from error
         self._grpc.start()
         _log.info("listening on %s", self.address)
         if self._tokens is not None and credentials is None and not is_loopback(settings.host):
@@ -153,7 +170,9 @@ class Server:
         self._loaded = loaded
         engine = Engine(loaded.decoder, cache_bytes=settings.cache_bytes)
         engine.warm_up()
-        self._scheduler = Scheduler(engine, max_waiting=settings.max_queued_runs)
+        self._scheduler = Scheduler(engine, max_waiting=settings.max_queued_runs, **self._listeners())
+        if self._metrics is not None:
+            self._metrics.watch(loaded.description, __version__, self._scheduler.statistics)
         self._servicer.host(
             Hosted(
                 loaded.description,
@@ -201,6 +220,9 @@ class Server:
             self._scheduler.stop()
         self._pool.shutdown()
         self._admission.stop()
+        for watcher in (self._metrics, self._telemetry):
+            if watcher is not None:
+                watcher.stop()
 
     def __enter__(self) -> Self:
         self.start()
@@ -210,6 +232,14 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop(0)
+
+    def _observers(self) -> list[Observer]:
+        # What comes first begins first and ends last: the log line has the trace that telemetry began.
+        watchers = (self._telemetry, self._metrics, CallLog())
+        return [watcher for watcher in watchers if watcher is not None]
+
+    def _listeners(self) -> dict[str, Callable[[int], None]]:
+        return {} if self._metrics is None else {"on_batch": self._metrics.batch}
 
     def _run_once(self) -> None:
         """The smallest pass of the model, by the way that questions take."""
@@ -229,6 +259,13 @@ class Server:
     def _set_health(self, status: Any) -> None:
         for service in ("", SERVICE):
             self._health.set(service, status)
+
+
+def _telemetry() -> "Telemetry":
+    # An extra.
+    from .telemetry import Telemetry
+
+    return Telemetry(__version__)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

@@ -16,7 +16,7 @@ from .errors import UnsupportedModel
 from .logs import configure
 from .tokens import TokenFileError, make_token
 
-NEEDED = ("torch", "transformers", "grpc_health", "grpc_reflection")
+NEEDED = ("torch", "transformers", "grpc_health", "grpc_reflection", "prometheus_client")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), code=2)
     if any(importlib.util.find_spec(name) is None for name in NEEDED):
         return _fail("needs its extra: pip install 'sonde[server]'", separator=" ")
+    if settings.telemetry and importlib.util.find_spec("opentelemetry") is None:
+        return _fail("--telemetry needs its extra: pip install 'sonde[server,telemetry]'")
     configure(settings.log_format)
     try:
         return _serve(settings)

@@ -71,6 +71,10 @@ class Settings:
     )
     insecure: bool = _setting(False, "listen beyond this machine although nobody has to say who they are")
     log_format: str = _setting("human", "how log lines are written", choices=LOG_FORMATS)
+    metrics_port: int | None = _setting(
+        None, "a port that answers Prometheus, without TLS or token", kind=int, least=0, most=65535
+    )
+    telemetry: bool = _setting(False, "send spans by OpenTelemetry, as the OTEL_... variables say")
     health_port: int | None = _setting(
         None, "a port that answers health alone, without TLS or token, for probes", kind=int, least=0, most=65535
     )

@@ -31,6 +31,8 @@ class JsonFormatter(logging.Formatter):
         call = current_call()
         if call is not None:
             line |= {"request_id": call.id, "caller": call.caller, "method": call.name}
+            if call.trace_id:
+                line["trace_id"] = call.trace_id
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -17,6 +17,7 @@ from typing import Generic, Self, TypeVar
 from .engine import Base, Engine, Result, Run, State
 from .engine.layout import Row
 from .errors import Busy, NotServing, Stopped
+from .statistics import Statistics, device_memory
 
 T = TypeVar("T")
 # Runs that are looked at together, so that those which share positions also share a batch.
@@ -44,8 +45,14 @@ class _Job(Generic[T]):
 class Scheduler:
     """The thread that owns the model, and the queue before it."""
 
-    def __init__(self, engine: Engine, *, max_waiting: int = 1024) -> None:
+    def __init__(
+        self, engine: Engine, *, max_waiting: int = 1024, on_batch: Callable[[int], None] = lambda rows: None
+    ) -> None:
+        """`on_batch` is told, on the model's thread, how many runs each batch had."""
         self.engine = engine
+        self.on_batch = on_batch
+        self.rows = 0
+        self.token_layers_saved = 0
         self.max_waiting = max_waiting
         self._queues: OrderedDict[str, deque[_Job[object]]] = OrderedDict()
         self._changed = threading.Condition()
@@ -80,6 +87,33 @@ class Scheduler:
                     self._queues[caller] = kept
                 else:
                     del self._queues[caller]
+
+    def statistics(self) -> Statistics:
+        """What was done so far, and what waits."""
+        with self._changed:
+            waiting = sum(len(queue) for queue in self._queues.values())
+        engine = self.engine
+        device_bytes, device_total_bytes = device_memory(engine.decoder.device)
+        return Statistics(
+            waiting_runs=waiting,
+            batches=engine.work.batches,
+            rows=self.rows,
+            token_layers=engine.work.token_layers,
+            token_layers_saved=self.token_layers_saved,
+            cache_hits=engine.hits,
+            cache_misses=engine.misses,
+            cache_bytes=engine._held,  # noqa: SLF001
+            device_bytes=device_bytes,
+            device_total_bytes=device_total_bytes,
+        )
+
+    def execute(self, rows: list[Row], stopped: Callable[[], bool]) -> list[Result]:
+        """One batch, counted. On the model's thread."""
+        results = self.engine.execute(rows, stopped)
+        self.rows += len(rows)
+        self.token_layers_saved += sum(len(row.tokens) * self.engine.layers - row.extent.token_layers for row in rows)
+        self.on_batch(len(rows))
+        return results
 
     def stop(self) -> None:
         """Ends the thread after the batch under way; whatever still waits is cancelled."""
@@ -169,7 +203,7 @@ class Session:
                     following += 1
 
     def _submit_rows(self, rows: list[Row]) -> "Future[list[Result]]":
-        return self._submit(lambda: self.engine.execute(rows, self.stopped))
+        return self._submit(lambda: self.scheduler.execute(rows, self.stopped))
 
     def _batches(self, rows: list[Row], order: list[int]) -> Iterator[list[int]]:
         """Cuts runs, in this order, to the engine's batch size; a run costs its tokens, and one for its reading."""

@@ -25,6 +25,8 @@ class Call:
     """Who makes it: the name of a token or certificate, else the host it comes from."""
     authenticated: bool = False
     """Whether that is a name rather than a host."""
+    trace_id: str = ""
+    """Of the distributed trace it belongs to, where there is one."""
     runs: int = 0
     """How many runs it was counted for."""
     began: float = field(default_factory=time.monotonic)
