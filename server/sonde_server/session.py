@@ -43,17 +43,27 @@ class _Starting:
 class Session:
     """Everything that one request has the model do. As a context manager it forgets what is left at the end."""
 
-    def __init__(self, scheduler: Scheduler, caller: str, cancelled: threading.Event, deadline: float | None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        caller: str,
+        cancelled: threading.Event,
+        deadline: float | None,
+        wanted: tuple[int, int],
+    ) -> None:
         self.scheduler = scheduler
         self.engine: Engine = scheduler.engine
         self.caller = caller
         self.cancelled = cancelled
         self.deadline = deadline
+        self._wanted = wanted
         self._starting: dict[bytes, _Starting] = {}
         self._held: list[Job] = []
         self._captured: dict[tuple[int, Capture], Tensor] = {}
 
     def __enter__(self) -> Self:
+        """Raises InvalidQuestion and QueueFull."""
+        self.scheduler.admit(self, *self._wanted)
         return self
 
     def __exit__(
@@ -70,14 +80,6 @@ class Session:
         """Raises Stopped when nobody waits any more."""
         if self.stopped():
             raise Stopped("the caller went away")
-
-    def admit(self, runs: int, *, bases: Sequence[int] = (), run_bytes: int = 0) -> None:
-        """Asks for room: so many runs, base runs of so many tokens each, so many bytes of results a run.
-
-        Raises InvalidQuestion when that could never be, Busy when it cannot be now.
-        """
-        held = sum(map(self.engine.memory.state_bytes, bases)) + min(runs, WINDOW) * run_bytes
-        self.scheduler.admit(self, runs, held)
 
     def call(self, work: Callable[[], T]) -> T:
         """Does `work` on the model thread. Raises Stopped when the caller goes away meanwhile."""

@@ -51,8 +51,6 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     if question.dry_run:
         yield Context(tokens, readout.targets, readout.position, None, cost, attention, axes=plan.axes())
         return
-    sources = [len(source.tokens) for source in question.sources]
-    session.admit(cost.runs, bases=[len(tokens), *sources], run_bytes=cost.answer_bytes // (cost.runs + 1))
     captures = captures_of(readout.activations, len(tokens))
     wanted = tuple(capture for _, capture in captures)
     clean = session.start(Base(tokens), read=readout.position, captures=(*wanted, *plan.captures(tokens)))
