@@ -8,8 +8,11 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, as_completed
+from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ import pytest
 import sonde
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sonde.v1 import inspection_pb2 as pb
+from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.app import SERVICE, Server
 from sonde_server.config import Settings
 
@@ -227,3 +232,132 @@ def test_a_request_id_is_in_the_log_and_in_the_error(serving: Any, caplog: pytes
     assert caught.value.request_id
     assert f"{caught.value.request_id} Trace INVALID_ARGUMENT by ipv4:127.0.0.1" in caplog.text
     assert math.isfinite(float(caplog.text.rpartition(" in ")[2].split()[0]))
+
+
+# ------------------------------------------------------------------ deadlines in each phase, and a full queue
+
+
+class Gate:
+    """Planted before every module: the model's thread waits there while it is shut."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.reached = threading.Event()
+        self.passed = 0
+
+    def __call__(self) -> None:
+        if not self.open.is_set():
+            self.reached.set()
+            assert self.open.wait(60)
+        self.passed += 1
+
+
+@pytest.fixture
+def gated(serving: Any) -> Iterator[tuple[Server, sonde.Client, Gate]]:
+    server, client, _ = serving
+    gate = Gate()
+    with planted(server.model, gate):
+        yield server, client, gate
+        gate.open.set()
+
+
+def in_background(work: Callable[[], Any]) -> "Future[Any]":
+    """Runs it in a thread of its own."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def test_a_deadline_that_passes_while_it_runs_stops_it_before_the_next_block(gated: Any) -> None:
+    _, client, gate = gated
+    before = values(client)
+    gate.open.clear()
+    running = in_background(lambda: client.trace(PROMPT, timeout=0.5))
+    assert gate.reached.wait(30)
+    with pytest.raises(sonde.DeadlineExceeded):
+        running.result(30)
+    passed = gate.passed
+    gate.open.set()
+    # What is in the middle of a block finishes it: a few modules. Five blocks would be several times that.
+    again = values(client)
+    whole = gate.passed
+    values(client)
+    assert whole - passed < (gate.passed - whole) + 20
+    assert (again == before).all()
+
+
+def test_a_deadline_that_passes_in_the_queue_means_it_never_runs(gated: Any) -> None:
+    server, client, gate = gated
+    before = values(client)
+    gate.open.clear()
+    first = in_background(lambda: values(client))
+    assert gate.reached.wait(30)
+    work = server.scheduler.engine.work.token_layers
+    with pytest.raises(sonde.DeadlineExceeded):
+        client.trace([41, 42, 43], timeout=0.5)
+    gate.open.set()
+    assert (first.result(30) == before).all()
+    # The first one's own five blocks of its five tokens, and its 80 runs of two; nothing of the three tokens.
+    assert server.scheduler.engine.work.token_layers - work <= 25 + 160
+    assert server.scheduler.statistics().waiting_runs == 0
+
+
+def test_a_deadline_that_passes_while_it_is_sent_frees_its_place(model: Path) -> None:
+    settings = Settings(model=str(model), port=0, device="cpu", workers=5)
+    sites = [pb.Site(component=pb.COMPONENT_LOGITS)] * 600
+    request = pb.TraceRequest(
+        prompt=pb.Prompt(token_ids=pb.TokenIds(ids=PROMPT * 10)), activations=pb.Activations(sites=sites)
+    )
+    with Server(settings) as server, grpc.insecure_channel(server.address) as channel:
+        stub = InspectionServiceStub(channel)
+        slow = stub.Trace(request, timeout=1.5)
+        next(slow)
+        with sonde.Client(server.address, timeout=60) as client:
+            # Room for one: everybody else is told to come back, and the reader does not read.
+            with pytest.raises(sonde.Busy):
+                client.trace(PROMPT)
+            assert eventually(lambda: len(client.trace(PROMPT).tokens) == len(PROMPT))
+        with pytest.raises(grpc.RpcError) as caught:
+            list(slow)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def eventually(check: Callable[[], bool]) -> bool:
+    """Tries again while the server is busy."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        with suppress(sonde.Busy):
+            return check()
+    return False
+
+
+def test_a_full_queue_turns_away_what_does_not_fit_and_answers_the_rest(model: Path) -> None:
+    gate = Gate()
+    settings = Settings(model=str(model), port=0, device="cpu", cache_bytes=0, max_queued_runs=3)
+    with Server(settings) as server, sonde.Client(server.address, timeout=60) as client:
+        before = client.trace(PROMPT, targets=[41]).prediction.probabilities
+        with planted(server.model, gate):
+            gate.open.clear()
+            first = in_background(lambda: client.trace(PROMPT, targets=[41]))
+            assert gate.reached.wait(30)
+            asked = [in_background(lambda: client.trace(PROMPT, targets=[41])) for _ in range(12)]
+            # Nothing moves on, so what is done is refused.
+            refused = [one.exception() for one in islice(as_completed(asked, timeout=30), 12 - 3)]
+            gate.open.set()
+            answers = [one.result(30) for one in [first, *asked] if one.exception(30) is None]
+        assert len(refused) == 12 - 3
+        for error in refused:
+            assert isinstance(error, sonde.Busy)
+            assert error.retry_after is not None
+            assert error.retry_after > 0
+        assert len(answers) == 1 + 3
+        assert all((answer.prediction.probabilities == before).all() for answer in answers)
+        assert (client.trace(PROMPT, targets=[41]).prediction.probabilities == before).all()
