@@ -124,11 +124,13 @@ def omissions(outcomes: Sequence[Outcome]) -> list[str]:
     """Who left out what, and why."""
     entries = [timing.entry for one in outcomes for timing in one.timings if timing.entry.kind in PEERS]
     contenders = {entry.contender.name: entry.contender for entry in entries}
+    measured = {one.workload for one in outcomes}
     lines = []
-    for name, contender in contenders.items():
+    for title, contender in contenders.items():
         for reason in dict.fromkeys(contender.omitted.values()):
-            without = [workload for workload, why in contender.omitted.items() if why == reason]
-            lines.append(f"{name} takes no part in {', '.join(without)}: {reason}.")
+            without = [name for name, why in contender.omitted.items() if why == reason and name in measured]
+            if without:
+                lines.append(f"{title} takes no part in {', '.join(without)}: {reason}.")
     return lines
 
 
