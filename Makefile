@@ -86,7 +86,7 @@ $(BENCH_VENV)/.installed: .ci/make_venv.sh pyproject.toml constraints.txt client
 	@touch $@
 
 bench: $(BENCH_VENV)/.installed ## Measure Sonde beside its peers, as in `make bench ARGS="--quick"`; see tests/bench.
-	@$(BENCH_VENV)/bin/python -m tests.bench $(ARGS)
+	@KINETO_LOG_LEVEL=99 $(BENCH_VENV)/bin/python -m tests.bench $(ARGS)
 
 bench-gpu: $(BENCH_VENV)/.installed ## The same for a model of 8B parameters, where there is a GPU.
 	@$(BENCH_VENV)/bin/python -m tests.bench.gpu $(ARGS)
