@@ -4,12 +4,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
-from .engine import Base, Engine, Reading, Result, Run, State
+from torch import Tensor
+
+from .engine import Base, Capture, Engine, Reading, Result, Run, State
+from .engine.cache import key_of
 from .engine.layout import Row
+from .engine.plan import KEPT
 from .errors import Stopped
 from .scheduler import Call, Job, Portion, Scheduler
 
@@ -21,17 +26,44 @@ WINDOW = 4096
 AHEAD = 2
 
 
+@dataclass(frozen=True, slots=True)
+class _Starting:
+    """A base run that has been handed in, or will be with the next job."""
+
+    base: Base
+    state: State
+    row: Row
+    portion: Portion
+
+    def captured(self) -> Iterator[tuple[Capture, Tensor]]:
+        """What was asked for beside the state, once it has been computed."""
+        yield from zip(self.row.captures, self.row.result.captures, strict=True)
+
+
 class Session:
     """Everything that one request has the model do. As a context manager it forgets what is left at the end."""
 
-    def __init__(self, scheduler: Scheduler, caller: str, cancelled: threading.Event, deadline: float | None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        caller: str,
+        cancelled: threading.Event,
+        deadline: float | None,
+        wanted: tuple[int, int],
+    ) -> None:
         self.scheduler = scheduler
         self.engine: Engine = scheduler.engine
         self.caller = caller
         self.cancelled = cancelled
         self.deadline = deadline
+        self._wanted = wanted
+        self._starting: dict[bytes, _Starting] = {}
+        self._held: list[Job] = []
+        self._captured: dict[tuple[int, Capture], Tensor] = {}
 
     def __enter__(self) -> Self:
+        """Raises InvalidQuestion and QueueFull."""
+        self.scheduler.admit(self, *self._wanted)
         return self
 
     def __exit__(
@@ -49,35 +81,54 @@ class Session:
         if self.stopped():
             raise Stopped("the caller went away")
 
-    def admit(self, runs: int, *, bases: Sequence[int] = (), run_bytes: int = 0) -> None:
-        """Asks for room: so many runs, base runs of so many tokens each, so many bytes of results a run.
-
-        Raises InvalidQuestion when that could never be, Busy when it cannot be now.
-        """
-        held = sum(map(self.engine.memory.state_bytes, bases)) + min(runs, WINDOW) * run_bytes
-        self.scheduler.admit(self, runs, held)
-
     def call(self, work: Callable[[], T]) -> T:
         """Does `work` on the model thread. Raises Stopped when the caller goes away meanwhile."""
-        return cast("T", self._wait(self._submit(Call(self, work))))
+        return cast("T", self.wait(self._submit(Call(self, work))))
+
+    def start(self, base: Base, *, read: int | None = None, captures: Iterable[Capture] = ()) -> State:
+        """The state of a base run, which may still be empty: it is computed with the next that is waited for.
+
+        Runs over it may be handed in at once and then share its batch. `read`: where its prediction will be read;
+        `captures`: which of its `values` will be asked for.
+        """
+        key = key_of(base)
+        if key in self._starting:
+            return self._starting[key].state
+        if (known := self.engine.cache.find(base)) is not None:
+            return known
+        clean = None if base.corruption is None else self.start(Base(base.tokens))
+        row = self.engine.base_row(base, clean)
+        row.reads = (read,) if read is not None and read in row.positions else ()
+        row.captures = tuple(dict.fromkeys(one for one in captures if one.component not in KEPT))
+        assert row.state is not None
+        self._starting[key] = _Starting(base, row.state, row, self._hold(self._portion([row])))
+        return row.state
+
+    def ready(self, states: Iterable[State]) -> None:
+        """Waits until states have been computed, and keeps them for later questions."""
+        wanted = {id(state) for state in states}
+        waiting = [(key, one) for key, one in self._starting.items() if id(one.state) in wanted]
+        if waiting and self._held:
+            self._send()
+        for key, one in waiting:
+            self.wait(one.portion)
+            self.engine.cache.keep(one.base, one.state)
+            self._captured.update(((id(one.state), capture), value) for capture, value in one.captured())
+            del self._starting[key]
 
     def states(self, bases: Sequence[Base], *, read: int | None = None) -> list[State]:
         """The states of base runs, from the cache where they are in it; `read`: where they will be read."""
-        found = [self.engine.cache.find(base) for base in bases]
-        missing: list[tuple[int, Row]] = []
-        for number, base in enumerate(bases):
-            if found[number] is None:
-                clean = self.states([Base(base.tokens)])[0] if base.corruption is not None else None
-                row = self.engine.base_row(base, clean)
-                row.reads = (read,) if read is not None and read in row.positions else ()
-                missing.append((number, row))
-        if missing:
-            self._wait(self._submit(self._portion([row for _, row in missing])))
-        for number, row in missing:
-            assert row.state is not None
-            found[number] = row.state
-            self.engine.cache.keep(bases[number], row.state)
-        return [state for state in found if state is not None]
+        states = [self.start(base, read=read) for base in bases]
+        self.ready(states)
+        return states
+
+    def values(self, state: State, captures: Sequence[Capture]) -> list[Tensor]:
+        """Values of a base run, on the CPU in float32; only what is neither kept nor was asked for before is run."""
+        found = {one: self.engine.kept(state, one) for one in captures if one.component in KEPT}
+        found.update((one, self._captured[id(state), one]) for one in captures if (id(state), one) in self._captured)
+        if missing := tuple(dict.fromkeys(one for one in captures if one not in found)):
+            found.update(zip(missing, next(self.run([Run(state, captures=missing)])).captures, strict=True))
+        return [found[one] for one in captures]
 
     def read(self, states: Sequence[State], reading: Reading) -> list[Result]:
         """What is read of base runs as they are; where their logits are kept, nothing is computed for it."""
@@ -86,37 +137,92 @@ class Session:
         return self.call(lambda: self.engine.read(states, reading))
 
     def run(self, runs: Iterable[Run]) -> Iterator[Result]:
-        """The results of runs, in their order; only a window of runs is held at a time."""
+        """The results of runs, in their order; only a window of runs is held at a time. The first are handed in now."""
         source = iter(runs)
-        while window := list(islice(source, WINDOW)):
-            rows = [self.engine.run_row(run) for run in window]
-            order = sorted(range(len(rows)), key=lambda number: (*rows[number].group, rows[number].extent.start))
-            ready = [False] * len(rows)
-            following = 0
-            pending: deque[tuple[list[int], Portion]] = deque()
-            portions = self._portions(rows, order)
-            while True:
-                while len(pending) < AHEAD and (numbers := next(portions, None)) is not None:
-                    pending.append((numbers, self._submit(self._portion([rows[number] for number in numbers]))))
-                if not pending:
-                    break
-                numbers, portion = pending.popleft()
-                self._wait(portion)
-                self.scheduler.progress(self, len(numbers))
-                for number in numbers:
-                    ready[number] = True
-                while following < len(rows) and ready[following]:
-                    yield rows[following].result
-                    rows[following].result = Result()
-                    following += 1
+        return self._results(source, self._window(source))
 
-    def _portions(self, rows: list[Row], order: list[int]) -> Iterator[list[int]]:
+    def _results(self, source: Iterator[Run], window: "_Window | None") -> Iterator[Result]:
+        while window is not None:
+            yield from window.results()
+            window = None  # its rows go before the next are made
+            window = self._window(source)
+
+    def _window(self, source: Iterator[Run]) -> "_Window | None":
+        rows = [self.engine.run_row(run) for run in islice(source, WINDOW)]
+        return _Window(self, rows) if rows else None
+
+    def submit(self, rows: list[Row]) -> Portion:
+        """Hands in rows."""
+        return self._submit(self._portion(rows))
+
+    def _portion(self, rows: list[Row]) -> Portion:
+        for row in rows:
+            row.abandoned = self.stopped
+        return Portion(self, rows)
+
+    def _hold(self, job: J) -> J:
+        """Hands a job in with the next one that is sent."""
+        self._held.append(job)
+        return job
+
+    def _submit(self, job: J) -> J:
+        self._hold(job)
+        self._send()
+        return job
+
+    def _send(self) -> None:
+        self.check()
+        held, self._held = self._held, []
+        self.scheduler.enqueue(held)
+
+    def wait(self, job: Job) -> object:
+        """What a job gives. Raises what it raised, and Stopped when the deadline passes meanwhile."""
+        try:
+            remaining = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+            return job.future.result(remaining)
+        except TimeoutError as error:
+            raise Stopped("the deadline passed") from error
+
+
+class _Window:
+    """So many runs as are looked at together; results come in the order of the runs."""
+
+    def __init__(self, session: Session, rows: list[Row]) -> None:
+        self._session = session
+        self._rows = rows
+        order = sorted(range(len(rows)), key=lambda number: (*rows[number].group, rows[number].extent.start))
+        self._portions = self._cut(order)
+        self._pending: deque[tuple[list[int], Portion]] = deque()
+        self._submit()
+
+    def results(self) -> Iterator[Result]:
+        """The results; the next portion is handed in when one has been taken."""
+        ready: set[int] = set()
+        following = 0
+        while self._pending:
+            numbers, portion = self._pending.popleft()
+            self._session.wait(portion)
+            self._session.scheduler.progress(self._session, len(numbers))
+            ready.update(numbers)
+            while following in ready:
+                yield self._rows[following].result
+                self._rows[following].result = Result()
+                following += 1
+            self._submit()
+
+    def _submit(self) -> None:
+        while len(self._pending) < AHEAD and (numbers := next(self._portions, None)) is not None:
+            portion = self._session.submit([self._rows[number] for number in numbers])
+            self._pending.append((numbers, portion))
+
+    def _cut(self, order: list[int]) -> Iterator[list[int]]:
         """Cuts runs, in this order, to what the device computes at once."""
-        budget = self.engine.memory.batch_bytes()
+        memory = self._session.engine.memory
+        budget = memory.batch_bytes()
         portion: list[int] = []
         size = 0
         for number in order:
-            needed = self.engine.memory.row_bytes(rows[number])
+            needed = memory.row_bytes(self._rows[number])
             if portion and size + needed > budget:
                 yield portion
                 portion, size = [], 0
@@ -124,20 +230,3 @@ class Session:
             size += needed
         if portion:
             yield portion
-
-    def _portion(self, rows: list[Row]) -> Portion:
-        for row in rows:
-            row.abandoned = self.stopped
-        return Portion(self, rows)
-
-    def _submit(self, job: J) -> J:
-        self.check()
-        self.scheduler.enqueue(job)
-        return job
-
-    def _wait(self, job: Job) -> object:
-        try:
-            remaining = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-            return job.future.result(remaining)
-        except TimeoutError as error:
-            raise Stopped("the deadline passed") from error

@@ -50,7 +50,8 @@ class Execution:
         for row in self.waiting:
             row.captured.clear()
             row.squares = torch.zeros(row.receipts, device=self.decoder.device) if row.receipts else None
-            row.state = State(row.tokens, torch.empty(0), [], [], []) if row.keep else None
+            if row.state is not None:
+                row.state.clear()
         last = max(row.extent.stop for row in self.waiting)
         for depth in range(min(row.extent.start for row in self.waiting), last + 1):
             if not self._abandon():
@@ -76,22 +77,43 @@ class Execution:
         return bool(self.waiting)
 
     def _arrive(self, depth: int) -> None:
-        """Joins the rows that start here and makes the edits of the stream between two blocks."""
-        self.stream = self.decoder.place(self.stream, depth)
+        """Makes the edits of the stream between two blocks, and joins the rows that start here."""
+        self.stream = self._between(depth, self.layout, self.decoder.place(self.stream, depth))
         joining = [row for row in self.waiting if row.extent.start == depth and row.positions]
         if joining:
-            self._join(depth, joining)
-        if depth:
-            self.stream = self._visit(self.stream, Component.RESIDUAL_POST, depth - 1)
-        if depth < self.decoder.layers:
-            self.stream = self._visit(self.stream, Component.RESIDUAL_PRE, depth)
+            entering: dict[int, Tensor] = {}
+            # Rows over the base run of another row of this batch come after it.
+            for wave in ([row for row in joining if row.prefix is None], [row for row in joining if row.prefix]):
+                layout = Layout(wave)
+                packed = self._between(depth, layout, self._entering(depth, layout))
+                entering.update((id(row), packed[layout.slice(row)]) for row in wave)
+            self._repack([*self.layout.rows, *joining], entering)
         if self.tap is not None:
             if not self.tap:
                 self.stream.requires_grad_()
             self.tap.append(self.stream)
-        for row, state in self._keeping():
-            own = self.stream[self.layout.slice(row)]
-            state.residual.append(_behind(row, lambda past: past.residual[depth], own))
+
+    def _between(self, depth: int, layout: Layout, stream: Tensor) -> Tensor:
+        """The stream between two blocks as the rows have edited it; kept for those that keep it."""
+        if depth:
+            stream = self.visits.visit(stream, layout, Component.RESIDUAL_POST, depth - 1)
+        if depth < self.decoder.layers:
+            stream = self.visits.visit(stream, layout, Component.RESIDUAL_PRE, depth)
+        for row, state in _keeping(layout):
+            state.residual.append(_behind(row, lambda past: past.residual[depth], stream[layout.slice(row)]))
+        return stream
+
+    def _entering(self, depth: int, layout: Layout) -> Tensor:
+        """The stream of rows that start here, as it is in their bases."""
+        if depth:
+            parts = [row.prefix.residual[depth][row.extent.first : row.extent.end] for row in layout.rows if row.prefix]
+            return torch.cat([self.stream[:0], *parts])
+        none = self.stream[:0].to(self.decoder.device)
+        packed = torch.cat([none, *(self._embedding(row) for row in layout.rows)])
+        packed = self.visits.visit(packed, layout, Component.TOKEN_EMBEDDING, 0)
+        for row, state in _keeping(layout):
+            state.embedding = _behind(row, lambda past: past.embedding, packed[layout.slice(row)])
+        return self.decoder.place(self.decoder.enter(packed, layout.positions(packed.device)), depth)
 
     def _leave(self, depth: int) -> None:
         """Lets go of the rows that have nothing to do above."""
@@ -99,30 +121,12 @@ class Execution:
         if len(staying) < len(self.layout.rows):
             self._repack(staying, {})
 
-    def _join(self, depth: int, joining: list[Row]) -> None:
-        entering: dict[int, Tensor] = {}
-        if depth == 0:
-            first = Layout(joining)
-            packed = torch.cat([self._embedding(row) for row in first.rows])
-            packed = self.visits.visit(packed, first, Component.TOKEN_EMBEDDING, 0)
-            entered = self.decoder.enter(packed, first.positions(packed.device))
-            for row in first.rows:
-                cut = first.slice(row)
-                entering[id(row)] = entered[cut]
-                if row.state:
-                    row.state.embedding = _behind(row, lambda past: past.embedding, packed[cut])
-        else:
-            for row in joining:
-                assert row.prefix is not None
-                entering[id(row)] = row.prefix.residual[depth][row.extent.first : row.extent.end]
-        self._repack([*self.layout.rows, *joining], entering)
-
     def _repack(self, rows: list[Row], entering: dict[int, Tensor]) -> None:
         layout = Layout(rows, self.layout.spans)
         parts = [self.stream[:0]]
         for row in layout.rows:
             arriving = entering.get(id(row))
-            parts.append(self.stream[self.layout.slice(row)] if arriving is None else arriving.to(self.stream.device))
+            parts.append(self.stream[self.layout.slice(row)] if arriving is None else arriving)
         self.layout, self.stream = layout, torch.cat(parts)
         self.segments = layout.segments(layout)
         self.rotation = self.decoder.rotation(self.stream, layout.positions(self.stream.device), layout.lengths)
@@ -140,7 +144,7 @@ class Execution:
         query, key, value = decoder.project(layer, self.stream, self.rotation)
         key = self._visit(key, Component.KEY, layer)
         value = self._visit(value, Component.VALUE, layer)
-        for row, state in self._keeping():
+        for row, state in _keeping(self.layout):
             own = self.layout.slice(row)
             state.keys.append(_behind(row, lambda past: past.keys[layer], key[own]))
             state.values.append(_behind(row, lambda past: past.values[layer], value[own]))
@@ -170,9 +174,6 @@ class Execution:
         self.layout, self.stream = narrow, self.stream[picked]
         return query[picked], full.segments(narrow)
 
-    def _keeping(self) -> list[tuple[Row, State]]:
-        return [(row, row.state) for row in self.layout.rows if row.state]
-
     def _visit(self, packed: Tensor, component: Component, layer: int) -> Tensor:
         return self.visits.visit(packed, self.layout, component, layer)
 
@@ -198,19 +199,28 @@ class Execution:
         normed = self.visits.visit(normed, picked, Component.FINAL_NORM, 0)
         logits = self.visits.visit(self.decoder.unembed(normed), picked, Component.LOGITS, 0)
         for row in rows:
-            for position in row.reads if row.state else ():
-                row.state.logits[position] = logits[picked.index(row, position)].clone()  # type: ignore[union-attr]
+            for position in row.reads:
+                assert row.state is not None
+                row.state.logits[position] = logits[picked.index(row, position)].clone()
         for alike in by_reading(rows).values():
             reading = alike[0].reading
             assert reading is not None
-            index = torch.tensor([picked.index(row, reading.position) for row in alike], device=logits.device)
-            for row, result in zip(alike, read(logits[index], reading), strict=True):
+            index = [picked.index(row, reading.position) for row in alike]
+            # Mostly all rows are read alike, and their logits, which are large, need not be copied.
+            chosen = logits if index == list(range(len(logits))) else logits[torch.tensor(index, device=logits.device)]
+            for row, result in zip(alike, read(chosen, reading), strict=True):
                 row.result = result
+
+
+def _keeping(layout: Layout) -> list[tuple[Row, State]]:
+    return [(row, row.state) for row in layout.rows if row.state]
 
 
 def _behind(row: Row, past: Callable[[State], Tensor], own: Tensor) -> Tensor:
     """A row's values behind those of the positions that it shares with its base; always a copy."""
-    return own.clone() if row.prefix is None else torch.cat([past(row.prefix)[: row.extent.first], own])
+    if row.prefix is None or not row.extent.first:
+        return own.clone()
+    return torch.cat([past(row.prefix)[: row.extent.first], own])
 
 
 def _needed(row: Row) -> list[int]:

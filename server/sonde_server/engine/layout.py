@@ -14,10 +14,11 @@ from .runs import Capture, PlacedEdit, Reading, Result, State
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One run in a batch. `prefix` holds the positions before `extent.first`; `keep` asks for a whole State.
+    """One run in a batch. `prefix` holds the positions before `extent.first`; `state` asks for all that it computes.
 
-    `reads`: positions whose logits the State is to have. `abandoned` is asked between blocks whether anybody still
-    waits for the row.
+    A prefix may be the state of another row of the same batch, if that row stands before this one. `reads`:
+    positions whose logits the state is to have. `abandoned` is asked between blocks whether anybody still waits
+    for the row; `dropped` says that nobody did.
     """
 
     tokens: tuple[int, ...]
@@ -27,11 +28,10 @@ class Row:
     captures: tuple[Capture, ...] = ()
     reading: Reading | None = None
     receipts: int = 0
-    keep: bool = False
+    state: State | None = None
     reads: tuple[int, ...] = ()
     abandoned: Callable[[], bool] = lambda: False
     dropped: bool = False
-    state: State | None = None
     result: Result = field(default_factory=Result)
     captured: dict[int, Tensor] = field(default_factory=dict)
     squares: Tensor | None = None

@@ -45,7 +45,7 @@ class Memory:
         result = length * self._token + (self._logits if row.reading is not None else 0)
         if explicit:
             result += length * row.extent.end * self._pair
-        if row.keep:
+        if row.state is not None:
             result += self.state_bytes(len(row.tokens))
         return result
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..domain import Component, Target
@@ -57,14 +58,20 @@ class State:
 
     embedding [T, D]; residual: layers + 1 of [T, D], the stream before each block and after the last;
     keys and values: one [T, K, d] a layer, as attention received them; logits: [V], of the positions that were read.
+    A state that is still to be computed is empty.
     """
 
     tokens: tuple[int, ...]
-    embedding: Tensor
-    residual: list[Tensor]
-    keys: list[Tensor]
-    values: list[Tensor]
+    embedding: Tensor = field(default_factory=lambda: torch.empty(0))
+    residual: list[Tensor] = field(default_factory=list)
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
     logits: dict[int, Tensor] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Empties it, to be computed anew."""
+        for part in (self.residual, self.keys, self.values, self.logits):
+            part.clear()
 
     @property
     def bytes(self) -> int:

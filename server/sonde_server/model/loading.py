@@ -21,9 +21,15 @@ from ..domain import ModelDescription
 from ..errors import UnsupportedModel
 from .anatomy import Decoder
 from .families import family_of
+from .kernels import fuse_activations
 from .spreading import check_tied, offload_folder, places, read_device_map
 from .vocabulary import Vocabulary
 
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_CONVERT = (
+    'to convert a checkpoint that you trust: python -c "from transformers import AutoModelForCausalLM as Model, '
+    "AutoTokenizer as Tokenizer; [kind.from_pretrained('OLD').save_pretrained('NEW') for kind in (Model, Tokenizer)]\""
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,6 +60,7 @@ def load(
     source = str(ATLAS_DIRECTORY) if name == "atlas" else name
     place = torch.device(_device(device))
     config = _config(source, revision)
+    _refuse_pickles(source)
     options = {"revision": revision, "config": config, "dtype": _dtype(dtype, place, getattr(config, "dtype", None))}
     try:
         if device_map is None:
@@ -62,8 +69,9 @@ def load(
         else:
             model = _spread(source, options, device_map)
     except OSError as error:
-        raise UnsupportedModel(f"cannot load {name!r} as safetensors: {error}") from error
+        raise UnsupportedModel(f"cannot load {name!r} as safetensors: {error}; {_CONVERT}") from error
     model.eval().requires_grad_(requires_grad=False)
+    fuse_activations(model)
     decoder = Decoder(model)
     vocabulary = Vocabulary(_tokenizer(source, revision), decoder.vocabulary_size)
     where = str(place) if device_map is None else places(model)
@@ -98,6 +106,18 @@ def _config(source: str, revision: str | None) -> PreTrainedConfig:
         ) from error
     family_of(config)  # refused before its weights are read
     return config
+
+
+def _refuse_pickles(source: str) -> None:
+    """Says what to do with a directory whose weights are pickles, which can run code when they are read."""
+    directory = Path(source)
+    if not directory.is_dir() or any(directory.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
+    if pickles:
+        raise UnsupportedModel(
+            f"{source!r} has its weights as pickles ({pickles[0]}), which can run code when they are read; {_CONVERT}"
+        )
 
 
 def _device(device: str) -> str:
