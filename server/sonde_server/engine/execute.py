@@ -83,7 +83,8 @@ class Execution:
         if joining:
             entering: dict[int, Tensor] = {}
             # Rows over the base run of another row of this batch come after it.
-            for wave in ([row for row in joining if row.prefix is None], [row for row in joining if row.prefix]):
+            waves = [row for row in joining if row.prefix is None], [row for row in joining if row.prefix]
+            for wave in filter(None, waves):
                 layout = Layout(wave)
                 packed = self._between(depth, layout, self._entering(depth, layout))
                 entering.update((id(row), packed[layout.slice(row)]) for row in wave)
@@ -107,9 +108,8 @@ class Execution:
         """The stream of rows that start here, as it is in their bases."""
         if depth:
             parts = [row.prefix.residual[depth][row.extent.first : row.extent.end] for row in layout.rows if row.prefix]
-            return torch.cat([self.stream[:0], *parts])
-        none = self.stream[:0].to(self.decoder.device)
-        packed = torch.cat([none, *(self._embedding(row) for row in layout.rows)])
+            return torch.cat(parts)
+        packed = torch.cat([self._embedding(row) for row in layout.rows])
         packed = self.visits.visit(packed, layout, Component.TOKEN_EMBEDDING, 0)
         for row, state in _keeping(layout):
             state.embedding = _behind(row, lambda past: past.embedding, packed[layout.slice(row)])
