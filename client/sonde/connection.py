@@ -132,6 +132,9 @@ class Connection:
             # after which the usual load balancers forget a silent connection.
             ("grpc.keepalive_time_ms", 320_000),
             ("grpc.keepalive_timeout_ms", 20_000),
+            # A server that restarts is found again within seconds, not after gRPC's two minutes.
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 3_000),
             ("grpc.primary_user_agent", f"sonde-python/{__version__}"),
         ]
         if is_loopback(self.address):

@@ -74,7 +74,7 @@ def _ask(
         while not over.is_set():
             name = draws.choice(list(QUESTIONS))
             try:
-                answer = QUESTIONS[name](client, 60.0)
+                answer = QUESTIONS[name](client, 10.0)
             except sonde.SondeError as error:
                 with lock:
                     report.ended[type(error).__name__] += 1
