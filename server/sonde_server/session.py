@@ -62,12 +62,14 @@ class Session:
         if self.stopped():
             raise Stopped("the caller went away")
 
-    def admit(self, runs: int, *, bases: Sequence[int] = (), run_bytes: int = 0) -> None:
+    def admit(self, runs: int, *, bases: Sequence[int] = (), run_bytes: int = 0, held: int = 0) -> None:
         """Asks for room: so many runs, base runs of so many tokens each, so many bytes of results a run.
+
+        `held`: the bytes of what else is kept meanwhile.
 
         Raises InvalidQuestion when that could never be, Busy when it cannot be now.
         """
-        held = sum(map(self.engine.memory.state_bytes, bases)) + min(runs, WINDOW) * run_bytes
+        held += sum(map(self.engine.memory.state_bytes, bases)) + min(runs, WINDOW) * run_bytes
         self.scheduler.admit(self, runs, held)
 
     def call(self, work: Callable[[], T]) -> T:
@@ -119,6 +121,14 @@ class Session:
         source = iter(runs)
         return self._results(source, self._window(source))
 
+    def compute(self, rows: list[Row]) -> Iterator[Result]:
+        """The results of rows, in their order; `finish` says when runs are done."""
+        return _Window(self, rows, counted=False).results() if rows else iter(())
+
+    def finish(self, runs: int) -> None:
+        """So many runs are done."""
+        self.scheduler.progress(self, runs)
+
     def _results(self, source: Iterator[Run], window: "_Window | None") -> Iterator[Result]:
         while window is not None:
             yield from window.results()
@@ -164,8 +174,9 @@ class Session:
 class _Window:
     """So many runs as are looked at together; results come in the order of the runs."""
 
-    def __init__(self, session: Session, rows: list[Row]) -> None:
+    def __init__(self, session: Session, rows: list[Row], *, counted: bool = True) -> None:
         self._session = session
+        self._counted = counted
         self._rows = rows
         order = sorted(range(len(rows)), key=lambda number: (*rows[number].group, rows[number].extent.start))
         self._portions = self._cut(order)
@@ -179,7 +190,8 @@ class _Window:
         while self._pending:
             numbers, portion = self._pending.popleft()
             self._session.wait(portion)
-            self._session.scheduler.progress(self._session, len(numbers))
+            if self._counted:
+                self._session.finish(len(numbers))
             ready.update(numbers)
             while following in ready:
                 yield self._rows[following].result

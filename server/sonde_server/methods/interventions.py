@@ -30,6 +30,7 @@ from ..domain import (
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
 from ..engine.plan import extent_of
 from ..session import Session
+from . import generation
 from .activations import captures_of, size_of
 from .causal_tracing import window
 from .prediction import attention_for, numbers, predict
@@ -50,12 +51,14 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
         yield Context(tokens, readout.targets, readout.position, None, cost, attention, axes=plan.axes())
         return
     sources = [len(source.tokens) for source in question.sources]
-    session.admit(cost.runs, bases=[len(tokens), *sources], run_bytes=cost.answer_bytes // (cost.runs + 1))
+    held = 0 if readout.generation is None else generation.held_bytes(session.engine, cost.runs, tokens, readout)
+    session.admit(cost.runs, bases=[len(tokens), *sources], run_bytes=cost.answer_bytes // (cost.runs + 1), held=held)
     clean = session.start(Base(tokens), read=readout.position)
     captures = captures_of(readout.activations, len(tokens))
     wanted = tuple(capture for _, capture in captures)
     results = None
-    if plan.count <= TOGETHER and readout.targets and not readout.kl_divergence and not wanted:
+    alone = readout.targets and not readout.kl_divergence and not wanted and readout.generation is None
+    if plan.count <= TOGETHER and alone:
         # Nothing of the clean run has to be known before: the runs share its batch.
         results = _run(plan, clean, Reading(readout.position, readout.targets, readout.top_k), ())
     session.ready([clean])
@@ -64,16 +67,25 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     if wanted:
         unchanged = next(iter(session.run([Run(clean, captures=wanted)])))
         yield from _activations(-1, captures, unchanged)
+
+    def report(offset: int, group: list[Result]) -> Iterator[Answer]:
+        yield _readings(offset, group, kl=readout.kl_divergence)
+        for number, result in enumerate(group):
+            yield from _activations(offset + number, captures, result)
+
     if results is None:
         reference = None
         if readout.kl_divergence:
             reference = session.call(lambda: session.engine.log_probabilities(clean, readout.position))
-        results = _run(plan, clean, Reading(readout.position, targets, readout.top_k, reference), wanted)
+        reading = Reading(readout.position, targets, readout.top_k, reference)
+        if readout.generation is not None:
+            runs = _continued(plan, clean, reading, wanted)
+            yield from generation.answer(session, clean, runs, plan.count, readout.generation, report)
+            return
+        results = _run(plan, clean, reading, wanted)
     offset = 0
     while group := list(islice(results, GROUP)):
-        yield _readings(offset, group, kl=readout.kl_divergence)
-        for number, result in enumerate(group):
-            yield from _activations(offset + number, captures, result)
+        yield from report(offset, group)
         offset += len(group)
         yield Progress(offset, plan.count)
 
@@ -82,6 +94,18 @@ def _run(plan: "Plan", clean: State, reading: Reading, wanted: tuple[Capture, ..
     plan.read_sources()
     receipts = plan.receipts
     return plan.session.run(Run(clean, plan.place(edits), reading, wanted, receipts) for edits in plan.runs())
+
+
+def _continued(
+    plan: "Plan", clean: State, reading: Reading, wanted: tuple[Capture, ...]
+) -> Iterator[generation.Continued]:
+    """The unchanged run and the changed ones, to be continued."""
+    plan.read_sources()
+    yield generation.Continued(generation.CLEAN, Run(clean))
+    for number, edits in enumerate(plan.runs()):
+        placed = plan.place(edits)
+        run = Run(clean, placed, reading, wanted, plan.receipts)
+        yield generation.Continued(number, run, generation.lasting(edits, placed))
 
 
 class Plan:
@@ -137,7 +161,7 @@ class Plan:
         return {site.component for site in (*(edit.site for edit in edits), *self.question.readout.activations)}
 
     def cost(self) -> Cost:
-        """Exact before anything runs; an answer from a cached base costs less."""
+        """Exact before anything runs; an answer from a cached base, or one that an end token ends, costs less."""
         readout = self.question.readout
         captures = [capture for _, capture in captures_of(readout.activations, self.tokens)]
         full = self.tokens * self.layers
@@ -151,13 +175,20 @@ class Plan:
                 for edit in edits
                 for layer in edit.site.layers
             ]
-            work += extent_of(placed, captures, readout.position, self.tokens, self.layers).token_layers
+            work += extent_of(
+                placed, captures, readout.position, self.tokens, self.layers, continued=readout.generation is not None
+            ).token_layers
         others = sum(len(tokens) * self.layers for tokens in self._other_prompts()) + self._source_work()
         work += others
         total = full * (self.count + 1 + bool(captures)) + others
+        if readout.generation is not None:
+            added = generation.token_layers(self.count + 1, self.tokens, self.layers, readout.generation)
+            work, total = work + added[0], total + added[1]
         columns = 2 * max(1, len(readout.targets)) + readout.kl_divergence + 2 * readout.top_k + self.receipts
         size = 4 * self.count * columns
         size += (self.count + 1) * size_of(self.session, readout.activations, self.tokens)
+        if readout.generation is not None:
+            size += (self.count + 1) * readout.generation.answer_bytes
         return Cost(self.count, work, total, size)
 
     def _other_prompts(self) -> set[tuple[int, ...]]:

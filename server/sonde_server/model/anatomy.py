@@ -77,6 +77,15 @@ class Decoder(Sized):
         self.unavailable: dict[Component, str] = {}
 
     @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens after which the model has nothing more to say."""
+        defaults = self.model.generation_config
+        ends = None if defaults is None else defaults.eos_token_id
+        if ends is None:
+            return frozenset()
+        return frozenset([int(ends)] if isinstance(ends, int) else [int(end) for end in ends])
+
+    @property
     def device(self) -> torch.device:
         """Where the tokens enter."""
         return self.embedding.weight.device
