@@ -178,10 +178,14 @@ class Multiply:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """x -> its value in the unchanged runs of these sources, averaged; `positions` pair with the site's."""
+    """x -> its value in the unchanged runs of these sources, averaged; `positions` pair with the site's.
+
+    `layer`: where in the sources; None stands for the site's own.
+    """
 
     sources: tuple[int, ...]
     positions: tuple[int, ...] | None = None
+    layer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,11 @@ class Choice:
 def choose(logits: Tensor, choice: Choice) -> list[int]:
     """A token for each row of logits [R, V]; of equals the first."""
     if choice.noise is None:
-        return logits.argmax(-1).tolist()  # type: ignore[no-any-return]
+        return [int(token) for token in logits.argmax(-1).tolist()]
     wide = logits.double()
     # Less the largest, so that no temperature is too low to divide by.
     scores = (wide - wide.amax(-1, keepdim=True)) / choice.temperature + choice.noise.to(logits.device)
-    return scores.argmax(-1).tolist()  # type: ignore[no-any-return]
+    return [int(token) for token in scores.argmax(-1).tolist()]
 
 
 def by_choice(rows: "Iterable[Row]") -> "dict[int, list[Row]]":

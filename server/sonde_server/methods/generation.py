@@ -130,15 +130,15 @@ def _window(
         if offset:
             choice = chooser.at(tokens + offset - 1)
             stepping = [
-                engine.step_row(clean, one.slot, one.token, one.continued.edits_at(choice.position), choice)
-                for one in threads
+                engine.step_row(clean, thread.slot, thread.token, thread.continued.edits_at(choice.position), choice)
+                for thread in threads
             ]
-            for one, result in zip(threads, session.compute(stepping), strict=True):
+            for thread, result in zip(threads, session.compute(stepping), strict=True):
                 assert result.token is not None
-                one.token = result.token
+                thread.token = result.token
         generated = _step(offset, threads, ends, generation)
         yield generated
-        threads = [one for one, reason in zip(threads, generated.reasons, strict=True) if reason is None]
+        threads = [thread for thread, reason in zip(threads, generated.reasons, strict=True) if reason is None]
         session.finish(len(generated.runs) - len(threads))
         if not threads:
             break

@@ -1,6 +1,7 @@
 """Interventions: one run unchanged, and one for every set of edits, from a list or a sweep."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -198,7 +199,7 @@ class Plan:
     def _source_work(self) -> int:
         """Positions x blocks for the values that the patches take from the sources, beside their base runs."""
         places = {
-            (source, edit.site.component, layer)
+            (source, edit.site.component, layer if edit.operation.layer is None else edit.operation.layer)
             for edits in self.runs()
             for edit in edits
             if isinstance(edit.operation, Patch)
@@ -269,6 +270,7 @@ class Plan:
     def _patch(self, site: Site, patch: Patch, layer: int) -> Tensor:
         """Mean over the sources of the site's value, in the shape that the run selects."""
         positions = patch.positions if patch.positions is not None else site.positions_within(self.tokens)
+        layer = layer if patch.layer is None else patch.layer
         values = [_select(self._captured(source, site.component, layer), site, positions) for source in patch.sources]
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
@@ -303,7 +305,7 @@ class Plan:
         operation = plan.edit.operation
         if isinstance(operation, Patch) and operation.positions is not None and plan.positions and positions:
             paired = dict(zip(plan.positions, operation.positions, strict=True))
-            return Patch(operation.sources, tuple(paired[position] for position in positions))
+            return replace(operation, positions=tuple(paired[position] for position in positions))
         return operation
 
 

@@ -79,8 +79,7 @@ class Decoder(Sized):
     @property
     def end_tokens(self) -> frozenset[int]:
         """The tokens after which the model has nothing more to say."""
-        defaults = self.model.generation_config
-        ends = None if defaults is None else defaults.eos_token_id
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
         if ends is None:
             return frozenset()
         return frozenset([int(ends)] if isinstance(ends, int) else [int(end) for end in ends])

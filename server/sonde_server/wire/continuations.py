@@ -1,6 +1,5 @@
 """What runs go on to say, token by token, as text that joins."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -49,7 +48,7 @@ class Continuations:
         if last:
             del self._runs[run]
         # Not by its length: a character that was unfinished has another text now.
-        return after[len(os.path.commonprefix([before, after])) :]
+        return after[next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(before)) :]
 
 
 def encode_generated(step: answers.Generated, texts: Mapping[int, str], said: Continuations) -> Iterator[pb.Generated]:

@@ -8,6 +8,7 @@ import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
 from ..domain import (
+    LAYERLESS,
     PAIRWISE,
     Add,
     Axis,
@@ -184,7 +185,17 @@ def _read_patch(message: pb.Patch, path: str, reader: Reader, site: Site | None,
         positions = _read_source_positions(message, path, reader, site, scene, lengths)
     elif site is not None and scene.tokens is not None and site.from_position is None:
         _check_positions_exist(site, scene.tokens, lengths, path, reader)
-    return Patch(tuple(sources), positions)
+    layer = None
+    if message.HasField("source_layer"):
+        layer = _read_source_layer(message.source_layer, f"{path}.source_layer", reader, site)
+    return Patch(tuple(sources), positions, layer)
+
+
+def _read_source_layer(value: int, path: str, reader: Reader, site: Site | None) -> int | None:
+    if site is not None and site.component in LAYERLESS:
+        reader.problems.add(path, f"{site.component.name} takes no layer; leave it unset")
+        return None
+    return reader.index(value, reader.model.layers, path, "layer")
 
 
 def _check_positions_exist(site: Site, tokens: int, lengths: Sequence[int], path: str, reader: Reader) -> None:
