@@ -132,6 +132,7 @@ class Session:
     def _results(self, source: Iterator[Run], window: "_Window | None") -> Iterator[Result]:
         while window is not None:
             yield from window.results()
+            window = None  # its rows go before the next are made
             window = self._window(source)
 
     def _window(self, source: Iterator[Run]) -> "_Window | None":

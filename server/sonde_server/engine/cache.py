@@ -51,6 +51,12 @@ class StateCache:
                 oldest, _ = self._states.popitem(last=False)
                 del self._sizes[oldest]
 
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._states.clear()
+            self._sizes.clear()
+
 
 def key_of(base: Base) -> bytes:
     """What tells one base from another: its tokens, and what corrupts them."""

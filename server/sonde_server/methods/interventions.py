@@ -169,16 +169,15 @@ class Plan:
         work = full
         if captures:
             work += extent_of((), captures, None, self.tokens, self.layers).token_layers
-        nothing = Change("multiply", 1.0)
+        known: dict[object, int] = {}
         for edits in self.runs():
-            placed = [
-                PlacedEdit(edit.site.component, layer, edit.site.positions_within(self.tokens), None, nothing)
-                for edit in edits
-                for layer in edit.site.layers
-            ]
-            work += extent_of(
-                placed, captures, readout.position, self.tokens, self.layers, continued=readout.generation is not None
-            ).token_layers
+            # Runs of a sweep differ mostly in their units, of which the work does not depend.
+            key = tuple(
+                (edit.site.component, edit.site.layers, edit.site.positions, edit.site.from_position) for edit in edits
+            )
+            if key not in known:
+                known[key] = self._work(edits, captures)
+            work += known[key]
         others = sum(len(tokens) * self.layers for tokens in self._other_prompts()) + self._source_work()
         work += others
         total = full * (self.count + 1 + bool(captures)) + others
@@ -191,6 +190,18 @@ class Plan:
         if readout.generation is not None:
             size += (self.count + 1) * readout.generation.answer_bytes
         return Cost(self.count, work, total, size)
+
+    def _work(self, edits: tuple[Edit, ...], captures: list[Capture]) -> int:
+        """Positions x blocks of one run."""
+        nothing = Change("multiply", 1.0)
+        placed = [
+            PlacedEdit(edit.site.component, layer, edit.site.positions_within(self.tokens), None, nothing)
+            for edit in edits
+            for layer in edit.site.layers
+        ]
+        readout = self.question.readout
+        continued = readout.generation is not None
+        return extent_of(placed, captures, readout.position, self.tokens, self.layers, continued=continued).token_layers
 
     def _other_prompts(self) -> set[tuple[int, ...]]:
         """The sources that are not the prompt itself, each once."""
