@@ -1,5 +1,6 @@
 """Generation under intervention, against transformers' own generate and against full recomputation by hand."""
 
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,15 @@ import hypothesis
 import numpy as np
 import numpy.typing as npt
 import pytest
+import sonde
 import torch
 from hypothesis import strategies as st
+from sonde import cli
+from sonde.arrays import visible
 from sonde.v1 import inspection_pb2 as pb
+from sonde_server import estimates
 from sonde_server.domain import Component
 from sonde_server.engine import Base, Change, Choice, PlacedEdit, Reading, Run
-from sonde_server.methods import generation
 from torch import Tensor
 
 from tests import oracle, strategies, wire
@@ -399,7 +403,7 @@ def test_tokens_come_one_by_one_in_their_order(host: Host) -> None:
 def test_runs_beyond_what_goes_on_together_are_the_same(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = Sweep(Edit(Site("HEAD_OUT", (0, 2)), oracle.Scale(0.0)), frozenset({"POSITION"}))
     whole = said(host, sweep, temperature=1.0)
-    monkeypatch.setattr(generation, "MOST_TOGETHER", 3)
+    monkeypatch.setattr(estimates, "MOST_TOGETHER", 3)
     assert said(host, sweep, temperature=1.0) == whole
 
 
@@ -485,3 +489,37 @@ def test_values_by_key_cannot_go_on(host: Host) -> None:
     assert "list.interventions[0].edits[0].project_out" in refused(host, asked([[direction]]))
     # Without generation there is nothing to go on to.
     assert host.intervene(wire.intervene(IDS, [[by_key]], [Target(41)]))
+
+
+# ------------------------------------------------------------------ the command
+
+
+def test_the_command_prints_tokens_as_they_come(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SONDE_ADDRESS", host.server.address)
+    writes: list[str] = []
+    monkeypatch.setattr("sys.stdout.write", writes.append)
+    prompt = "Paris is the capital of"
+    assert cli.main(["generate", prompt, "--tokens", "8", "--ignore-end-token", "--mlp", "1", "--scale", "0.5"]) == 0
+    edit = sonde.scale(sonde.site("mlp_out", layers=[1], from_position=0), 0.5)
+    with sonde.Client(host.server.address) as client:
+        result = client.intervene(prompt, edit, generation=sonde.Generation(8, ignore_end_token=True))
+    said, clean = result.generated[0], result.clean.continuation
+    assert said is not None
+    assert clean is not None
+    whole = "".join(c if c == "\n" else visible(c) for c in f"{said.text}\n\nunchanged:\n{clean.text}\n")
+    assert "".join(writes) == whole
+    # One write a token: text that comes all at once was not streamed.
+    assert len([text for text in writes if text]) >= len([token for token in said.tokens if token.text.isprintable()])
+
+
+def test_the_command_without_an_edit_is_generate(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SONDE_ADDRESS", host.server.address)
+    prompt = "Paris is the capital of"
+    assert cli.main(["generate", prompt, "--tokens", "6", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    tokens = [token["id"] for token in found["continuations"][0]["tokens"]]
+    assert tokens == plain(host, host.ids(prompt), 6)
+    assert cli.main(["generate", prompt, "--tokens", "6", "--dry-run"]) == 0
+    assert "token-layers" in capsys.readouterr().out

@@ -17,14 +17,10 @@ import numpy as np
 import torch
 
 from ..answers import Answer, FinishReason, Generated, Progress
-from ..domain import Edit, Generation, Readout
-from ..engine import Choice, Engine, PlacedEdit, Result, Run, Slot, State
+from ..domain import Edit, Generation
+from ..engine import Choice, PlacedEdit, Result, Run, Slot, State
+from ..estimates import together
 from ..session import Session
-
-# Of the memory that all questions may hold, what one may hold in keys and values of runs that it continues.
-SHARE = 0.25
-# More runs than this gain nothing from going on beside each other.
-MOST_TOGETHER = 512
 
 Report = Callable[[int, list[Result]], Iterator[Answer]]
 CLEAN = -1
@@ -52,19 +48,6 @@ class _Thread:
     token: int
 
 
-def together(engine: Engine, runs: int, tokens: int, generation: Generation) -> int:
-    """How many runs, the unchanged one among them, go on beside each other."""
-    each = engine.memory.cache_bytes(tokens + generation.max_new_tokens)
-    return max(1, min(runs + 1, MOST_TOGETHER, int(SHARE * engine.memory.capacity()) // each))
-
-
-def held_bytes(engine: Engine, runs: int, tokens: Sequence[int], readout: Readout) -> int:
-    """What the keys and values of the runs that go on beside each other take."""
-    assert readout.generation is not None
-    size = together(engine, runs, len(tokens), readout.generation)
-    return size * engine.memory.cache_bytes(len(tokens) + readout.generation.max_new_tokens)
-
-
 def token_layers(runs: int, tokens: int, layers: int, generation: Generation) -> tuple[int, int]:
     """Positions x blocks for the tokens after the first, of so many runs: with the cache, and recomputed in full.
 
@@ -87,7 +70,8 @@ def answer(
 
     `runs` is the unchanged run and the `count` changed ones, each with a choice at the prompt's last position.
     """
-    size = together(session.engine, count, len(clean.tokens), generation)
+    each = session.engine.memory.cache_bytes(len(clean.tokens) + generation.max_new_tokens)
+    size = together(count + 1, each, session.engine.decoder.device.type)
     source = iter(runs)
     steps = _Steps(-(-(count + 1) // size) * generation.max_new_tokens)
     while window := list(islice(source, size)):
