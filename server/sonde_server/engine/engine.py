@@ -184,13 +184,15 @@ class Engine:
                 value = _metric(logits, target, metric)
                 last = number == len(targets) - 1
                 gradients = torch.autograd.grad(value, execution.tap, retain_graph=not last)
-                columns.append(torch.stack([gradient.float().norm(dim=-1) for gradient in gradients]))
-            return torch.stack(columns, dim=-1).detach().cpu()
+                # Of blocks on several devices.
+                columns.append(torch.stack([gradient.float().norm(dim=-1).cpu() for gradient in gradients]))
+            return torch.stack(columns, dim=-1).detach()
 
     def embedding_deviation(self) -> float:
-        """Unbiased standard deviation of all entries of the token embedding."""
+        """Unbiased standard deviation of all entries of all tokens' embeddings."""
         if self._deviation is None:
-            self._deviation = float(self.decoder.embedding.weight.double().std())
+            with torch.inference_mode():
+                self._deviation = self.decoder.embedding_deviation()
         return self._deviation
 
 

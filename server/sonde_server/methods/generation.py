@@ -18,7 +18,8 @@ import torch
 
 from ..answers import Answer, FinishReason, Generated, Progress
 from ..domain import Edit, Generation
-from ..engine import Choice, PlacedEdit, Result, Run, Slot, State
+from ..engine import Choice, Engine, PlacedEdit, Result, Run, Slot, State
+from ..errors import Unsupported
 from ..estimates import together
 from ..session import Session
 
@@ -76,6 +77,17 @@ def answer(
     steps = _Steps(-(-(count + 1) // size) * generation.max_new_tokens)
     while window := list(islice(source, size)):
         yield from _window(session, clean, window, generation, report, steps)
+
+
+def check(engine: Engine, tokens: int, generation: Generation) -> None:
+    """Raises Unsupported where a text would grow past the length at which what is cached was turned otherwise."""
+    longest = engine.decoder.longest_alike
+    if longest is not None and tokens <= longest < tokens + generation.max_new_tokens - 1:
+        raise Unsupported(
+            "readout.generation.max_new_tokens",
+            f"this model turns keys otherwise in texts of more than {longest} tokens; "
+            f"give at most {longest - tokens + 1} for a prompt of {tokens}, or a longer prompt",
+        )
 
 
 @dataclass(slots=True)

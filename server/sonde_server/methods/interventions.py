@@ -47,6 +47,8 @@ TOGETHER = 64
 def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     """Context, then readings and activations run by run, with the progress."""
     readout, tokens = question.readout, question.prompt.tokens
+    if readout.generation is not None:
+        generation.check(session.engine, len(tokens), readout.generation)
     plan = Plan(question, session)
     attention = attention_for(plan.components())
     cost = plan.cost()
