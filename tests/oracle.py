@@ -70,6 +70,7 @@ class ProjectOut:
 class Patch:
     sources: tuple[int, ...]
     source_positions: tuple[int, ...] = ()
+    source_layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -273,12 +274,13 @@ class Oracle:
             case Noise(standard_deviation, seed):
                 draw = np.random.RandomState(1 if seed is None else seed).randn(*before.shape)
                 return before + torch.from_numpy((standard_deviation * draw).astype(np.float32))
-            case Patch(sources, source_positions):
+            case Patch(sources, source_positions, source_layer):
                 # Unless paired with others, the source's positions are the same absolute ones.
                 named = replace(edit.site, positions=source_positions or edit.site.positions)
                 taken = []
                 for source in sources:
-                    other = source_runs[source].values[edit.site.component, layer]
+                    taken_at = layer if source_layer is None else source_layer
+                    other = source_runs[source].values[edit.site.component, taken_at]
                     taken.append(other[self.selection(named, _length(edit.site, other))].double())
                 return torch.stack(taken).mean(0).float()
         raise TypeError(edit.operation)

@@ -19,6 +19,7 @@ from sonde.v1 import inspection_pb2 as pb
 from tests import oracle, rome, wire
 from tests.architectures import ARCHITECTURES
 from tests.conftest import DEADLINE, Host, Hosts
+from tests.generating import continued_logits
 from tests.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Site, Sweep, Target
 from tests.tolerance import assert_close
 
@@ -183,3 +184,31 @@ def test_the_attention_that_was_used_is_told(host: Host) -> None:
     scores = pb.Activations(sites=[wire.site(Site("ATTENTION_SCORES", (0,)))])
     asked = host.trace(pb.TraceRequest(prompt=wire.prompt(IDS), activations=scores))
     assert asked.context.provenance.attention == "eager"
+
+
+def test_the_text_goes_on_as_recomputed_in_full(host: Host) -> None:
+    """Sliding windows, biases by distance, capped scores: all over the cache, every component edited as it goes on."""
+    plan = [
+        [Edit(Site(name, () if name in UNLAYERED else (LAYER,), from_position=first), oracle.Scale(-0.5))]
+        for name in host.oracle.components
+        for first in (2, len(LONGER) + 1)
+    ]
+    plan.append([Edit(Site("RESIDUAL_POST", (LAYER,), positions=(3,)), oracle.Scale(-2.0))])
+    generation = pb.Generation(max_new_tokens=8, ignore_end_token=True)
+    answer = host.intervene(wire.intervene(LONGER, plan, TARGETS, generation=generation))
+    for run, edited in enumerate([*plan, []]):
+        tokens = answer.said[run if edited else -1].tokens
+        logits = continued_logits(host.oracle, LONGER, tokens[:-1], edited).double().numpy()
+        for token, row in zip(tokens, logits, strict=True):
+            assert row[token] >= row.max() - 1e-4 * max(1.0, np.abs(row).max())
+
+
+def test_a_text_that_would_be_turned_otherwise_is_refused(host: Host) -> None:
+    plan = [[Edit(Site("RESIDUAL_POST", (LAYER,)), oracle.Scale(1.0))]]
+    request = wire.intervene(IDS, plan, TARGETS, generation=pb.Generation(max_new_tokens=4))
+    if host.family == "phi3-longrope":
+        found = wire.refusal(host.stub.Intervene(request, timeout=DEADLINE))
+        assert found.code is grpc.StatusCode.UNIMPLEMENTED
+        assert "at most 2" in found.message
+    else:
+        assert host.intervene(request).said[0].tokens

@@ -27,6 +27,9 @@ from .domain import (
 FLOAT, DOUBLE = 4, 8
 # Runs whose changed values are held at a time.
 HELD_RUNS = 4096
+# What one question may keep in keys and values of the runs that it continues, and how many go on beside each other.
+CONTINUED_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
+MOST_TOGETHER = 512
 
 
 def count_runs(plan: Sequence[Intervention] | Sweep) -> int:
@@ -65,6 +68,10 @@ def working_bytes(question: TraceQuestion | InterveneQuestion, model: ModelDescr
     held = state_bytes(tokens, model)
     if isinstance(question, InterveneQuestion):
         held += sum(state_bytes(len(source), model) for source in {source.tokens for source in question.sources})
+        generation = question.readout.generation
+        if generation is not None:
+            each = cache_bytes(tokens + generation.max_new_tokens, model)
+            held += each * together(1 + count_runs(question.plan), each, model.device)
         return held + _edited_bytes(question, model)
     method = question.method
     if isinstance(method, CausalTracing):
@@ -80,6 +87,18 @@ def working_bytes(question: TraceQuestion | InterveneQuestion, model: ModelDescr
         compared = max(1, len(question.targets)) + 3 * FLOAT
         held += (model.layers + 1) * model.vocabulary_size * compared
     return held
+
+
+def together(runs: int, each: int, device: str) -> int:
+    """How many runs are continued beside each other, when one takes `each` bytes; at least one is."""
+    budget = CONTINUED_BYTES["cuda" if device.startswith("cuda") else "cpu"]
+    return max(1, min(runs, MOST_TOGETHER, budget // max(1, each)))
+
+
+def cache_bytes(tokens: int, model: ModelDescription) -> int:
+    """Bytes of the keys and values of so many positions at every block."""
+    item = FLOAT if model.data_type == "float32" else 2
+    return tokens * 2 * model.layers * model.key_value_heads * model.head_size * item
 
 
 def state_bytes(tokens: int, model: ModelDescription) -> int:

@@ -141,6 +141,14 @@ class Session:
         source = iter(runs)
         return self._results(source, self._window(source))
 
+    def compute(self, rows: list[Row]) -> Iterator[Result]:
+        """The results of rows, in their order; `finish` says when runs are done."""
+        return _Window(self, rows, counted=False).results() if rows else iter(())
+
+    def finish(self, runs: int) -> None:
+        """So many runs are done."""
+        self.scheduler.progress(self, runs)
+
     def _results(self, source: Iterator[Run], window: "_Window | None") -> Iterator[Result]:
         while window is not None:
             yield from window.results()
@@ -187,8 +195,9 @@ class Session:
 class _Window:
     """So many runs as are looked at together; results come in the order of the runs."""
 
-    def __init__(self, session: Session, rows: list[Row]) -> None:
+    def __init__(self, session: Session, rows: list[Row], *, counted: bool = True) -> None:
         self._session = session
+        self._counted = counted
         self._rows = rows
         order = sorted(range(len(rows)), key=lambda number: (*rows[number].group, rows[number].extent.start))
         self._portions = self._cut(order)
@@ -202,7 +211,8 @@ class _Window:
         while self._pending:
             numbers, portion = self._pending.popleft()
             self._session.wait(portion)
-            self._session.scheduler.progress(self._session, len(numbers))
+            if self._counted:
+                self._session.finish(len(numbers))
             ready.update(numbers)
             while following in ready:
                 yield self._rows[following].result

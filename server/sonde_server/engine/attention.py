@@ -27,7 +27,7 @@ class Block:
 
 
 def attend(block: Block, segment: Segment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Each head's mix of values for queries [rows x queries, H, d]; keys and values are [rows x positions, K, d]."""
+    """Each head's mix of values for queries [rows x queries, H, d]; own keys and values are [rows, length, K, d]."""
     if not segment.queries:
         return query
     settings = block.settings
@@ -35,8 +35,7 @@ def attend(block: Block, segment: Segment, query: Tensor, key: Tensor, value: Te
         return _explicit(block, segment, query, key, value)
     rows = len(segment.members)
     q = query.reshape(rows, len(segment.queries), *query.shape[1:]).transpose(1, 2)
-    k, v = (tensor.reshape(rows, segment.length, *tensor.shape[1:]).transpose(1, 2) for tensor in (key, value))
-    return _plain(segment, q, k, v, settings).transpose(1, 2).flatten(0, 1)
+    return _plain(segment, q, key.transpose(1, 2), value.transpose(1, 2), settings).transpose(1, 2).flatten(0, 1)
 
 
 def _plain(segment: Segment, query: Tensor, key: Tensor, value: Tensor, settings: AttentionSettings) -> Tensor:
@@ -76,7 +75,7 @@ def _explicit(block: Block, segment: Segment, query: Tensor, key: Tensor, value:
     """B bases x R rows x n queries of m positions, P positions before them; K key heads of G query heads each."""
     settings = block.settings
     bases, rows, length, first = len(segment.prefixes), segment.rows, segment.length, segment.first
-    heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[2]
+    heads, kv_heads, size = query.shape[1], key.shape[2], query.shape[2]
     group, queries = heads // kv_heads, len(segment.queries)
     q = query.reshape(bases, rows, queries, kv_heads, group, size).permute(0, 3, 1, 4, 2, 5)  # [B, K, R, G, n, d]
     k = key.reshape(bases, rows, length, kv_heads, size).permute(0, 3, 1, 2, 4).unsqueeze(3)  # [B, K, R, 1, m, d]

@@ -132,7 +132,8 @@ class Check:
         stream = decoder.place(plain.before[layer], layer)
         layout = Layout([self.row(())])
         query, key, value = decoder.project(layer, stream, self._rotations(stream, layout))
-        mixed = attend(Block(layer, decoder.attention_settings(layer), Visits([])), *_one(layout), query, key, value)
+        block = Block(layer, decoder.attention_settings(layer), Visits([]))
+        mixed = attend(block, *_one(layout), query, key[None], value[None])
         attention = decoder.attention_output(layer, mixed)
         middle = stream if decoder.family.parallel else stream + attention
         seen: list[Tensor] = []
@@ -157,8 +158,9 @@ class Check:
     def _pattern(self, layer: int, projected: tuple[Tensor, Tensor, Tensor], mixed: Tensor, findings: Findings) -> None:
         asked = self.row((Capture(Component.ATTENTION_PATTERN, layer, tuple(range(len(self.tokens)))),))
         block = Block(layer, self.decoder.attention_settings(layer), Visits([asked]))
-        attend(block, *_one(Layout([asked])), *projected)
-        values = projected[2].repeat_interleave(self.decoder.heads // self.decoder.key_value_heads, dim=1)
+        query, key, value = projected
+        attend(block, *_one(Layout([asked])), query, key[None], value[None])
+        values = value.repeat_interleave(self.decoder.heads // self.decoder.key_value_heads, dim=1)
         pattern = asked.captured[0].to(values.dtype)
         findings.patterns.see(layer, torch.einsum("hqk,khd->qhd", pattern, values), mixed)
 

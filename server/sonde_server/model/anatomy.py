@@ -114,6 +114,19 @@ class Decoder(Sized):
         # Prompts of more tokens than this are rotated otherwise than shorter ones.
         self._threshold = scalings(config).get("longrope")
 
+    @property
+    def longest_alike(self) -> int | None:
+        """Prompts of more tokens than this have other rotary angles at every position; None: all have the same."""
+        return self._threshold
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens after which the model has nothing more to say."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        if ends is None:
+            return frozenset()
+        return frozenset([int(ends)] if isinstance(ends, int) else [int(end) for end in ends])
+
     def place(self, stream: Tensor, depth: int) -> Tensor:
         """The stream [N, D] where the block at `depth` computes."""
         return stream.to(self.devices[depth])

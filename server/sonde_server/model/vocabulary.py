@@ -1,5 +1,6 @@
 """Text to tokens and back, with each token's place in the text."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
@@ -58,6 +59,13 @@ class Vocabulary:
         anchor = self._anchor()
         before, both = self._decode(anchor), self._decode(anchor, token)
         return both[len(before) :] if both.startswith(before) else self._decode(token)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of several tokens; special ones have none."""
+        if self.tokenizer is None:
+            return "".join(map(self.text, tokens))
+        decoded = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(decoded)
 
     def _decode(self, *tokens: int) -> str:
         return str(self._required().decode(list(tokens), clean_up_tokenization_spaces=False))

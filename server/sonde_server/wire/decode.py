@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sonde.v1 import inspection_pb2 as pb
@@ -26,6 +27,7 @@ from ..domain import (
 )
 from ..estimates import count_runs, working_bytes
 from .edits import Scene, read_edit
+from .generating import read_generation
 from .inputs import Role, read_metric, read_prompt, read_site, read_targets
 from .reading import MOST_EDITS, MOST_LISTED, MOST_SITES, MOST_VALUES_TOGETHER, Reader
 from .tracing import read_causal_tracing
@@ -68,7 +70,7 @@ def decode_intervene(
     tokens = None if prompt is None else len(prompt.tokens)
     sources = _read_sources(request.sources, reader)
     readout = _read_readout(request.readout, tokens, reader)
-    plan = _read_plan(request, reader, Scene(tokens, sources))
+    plan = _read_plan(request, reader, Scene(tokens, sources, generating=request.readout.HasField("generation")))
     runs = count_runs(plan)
     if isinstance(plan, Sweep):
         reader.runs(runs, "sweep")
@@ -130,14 +132,17 @@ def _read_sites(messages: Sequence[pb.Site], path: str, tokens: int | None, read
 
 
 def _read_readout(message: pb.Readout, tokens: int | None, reader: Reader) -> Readout | None:
-    if message.HasField("generation"):
-        reader.problems.refuse("readout.generation", "this server does not generate yet")
     targets = read_targets(message.targets, "readout.targets", reader)
     given = message.position if message.HasField("position") else -1
     position = reader.position(given, tokens, "readout.position")
     top_k = reader.top_k(message.top_k, "readout.top_k")
     sites = _read_sites(message.activations, "readout.activations", tokens, reader)
-    return None if position is None else Readout(targets, position, top_k, message.kl_divergence, sites)
+    generation = None
+    if message.HasField("generation"):
+        generation = read_generation(message.generation, "readout.generation", tokens, reader)
+    if position is None:
+        return None
+    return Readout(targets, position, top_k, message.kl_divergence, sites, generation)
 
 
 def _read_plan(request: pb.InterveneRequest, reader: Reader, scene: Scene) -> tuple[Intervention, ...] | Sweep:
@@ -180,7 +185,7 @@ def _read_sweep(message: pb.Sweep, path: str, reader: Reader, scene: Scene) -> S
     if not message.HasField("edit"):
         reader.problems.add(f"{path}.edit", "the edit is missing; say what to do at each place")
         return None
-    swept = Scene(scene.tokens, scene.sources, Role.SWEEP, together)
+    swept = replace(scene, role=Role.SWEEP, together=together)
     edit = read_edit(message.edit, f"{path}.edit", reader, swept)
     if edit is None:
         return None
@@ -217,7 +222,8 @@ def _bytes_per_run(
         edits = max((len(intervention.edits) for intervention in plan), default=0)
     targets = max(1, len(request.readout.targets))
     numbers = 2 * targets + 2 * readout.top_k + int(readout.kl_divergence) + edits
-    return numbers * FLOAT + sum(_site_bytes(site, tokens, reader) for site in readout.activations)
+    generated = 0 if readout.generation is None else readout.generation.answer_bytes
+    return numbers * FLOAT + generated + sum(_site_bytes(site, tokens, reader) for site in readout.activations)
 
 
 def _site_bytes(site: Site, tokens: int, reader: Reader) -> int:
