@@ -80,6 +80,17 @@ class Sized:
             return self.neurons
         return self.vocabulary_size if component is Component.LOGITS else self.hidden_size
 
+    def edges(self, *, parallel: bool) -> int:
+        """How many edges lead from heads, MLPs and the embedding to those that can read them, and to the logits.
+
+        `parallel`: MLPs do not read what attention writes in the same block.
+        """
+        written = self.heads + 1
+        below = sum(1 + layer * written for layer in range(self.layers))
+        into_block = (self.heads + 2 * self.key_value_heads + 1) * below
+        within = 0 if parallel else self.heads * self.layers
+        return into_block + within + 1 + self.layers * written
+
     def selected_shape(
         self, component: Component, units: Sequence[int] | None, positions: int, tokens: int
     ) -> tuple[int, ...]:
@@ -306,13 +317,37 @@ class CausalTracing:
 
 
 @dataclass(frozen=True, slots=True)
+class AttributionPatching:
+    """Estimate what patching each place from `source` would do. `edges`: how many are answered; 0: all, None: none."""
+
+    source: Prompt
+    components: tuple[Component, ...]
+    integration_steps: int
+    metric: Metric
+    verify_top: int
+    recompute_softmax: bool = False
+    drop_layers: bool = False
+    edges: int | None = None
+
+    def runs(self, targets: int, layers: int) -> int:
+        """Passes through the model, forwards or backwards, whole or in part."""
+        integrated = self.integration_steps > 1
+        # The two prompts, and once more the values that are patched; the prompt's own come with its gradient.
+        prompts = 4 if integrated else 3
+        forward = 2 if integrated else 1
+        backward = targets * (layers if self.drop_layers else 1)
+        verified = self.verify_top + 1 if self.verify_top else 0
+        return prompts + self.integration_steps * (forward + backward) + verified
+
+
+@dataclass(frozen=True, slots=True)
 class Activations:
     """The values at these sites."""
 
     sites: tuple[Site, ...]
 
 
-Method = TokenProbability | CausalTracing | Activations
+Method = TokenProbability | CausalTracing | AttributionPatching | Activations
 
 
 @dataclass(frozen=True, slots=True)

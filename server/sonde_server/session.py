@@ -62,12 +62,12 @@ class Session:
         if self.stopped():
             raise Stopped("the caller went away")
 
-    def admit(self, runs: int, *, bases: Sequence[int] = (), run_bytes: int = 0) -> None:
-        """Asks for room: so many runs, base runs of so many tokens each, so many bytes of results a run.
+    def admit(self, runs: int, *, bases: Sequence[int] = (), run_bytes: int = 0, other_bytes: int = 0) -> None:
+        """Asks for room: so many runs, base runs of so many tokens each, so many bytes of results a run and besides.
 
         Raises InvalidQuestion when that could never be, Busy when it cannot be now.
         """
-        held = sum(map(self.engine.memory.state_bytes, bases)) + min(runs, WINDOW) * run_bytes
+        held = sum(map(self.engine.memory.state_bytes, bases)) + min(runs, WINDOW) * run_bytes + other_bytes
         self.scheduler.admit(self, runs, held)
 
     def call(self, work: Callable[[], T]) -> T:

@@ -24,6 +24,7 @@ from ..domain import (
     TokenProbability,
     TraceQuestion,
 )
+from .attributing import read_attribution_patching
 from .edits import Scene, read_edit
 from .inputs import Role, read_metric, read_prompt, read_site, read_targets
 from .reading import MOST_VALUES_TOGETHER, Reader
@@ -99,8 +100,8 @@ def _read_method(request: pb.TraceRequest, prompt: Prompt | None, targets: int, 
         case "causal_tracing":
             return read_causal_tracing(request.causal_tracing, "causal_tracing", prompt, targets, reader)
         case "attribution_patching":
-            reader.problems.refuse("attribution_patching", "this server does not estimate attributions yet")
-            return None
+            asked = request.attribution_patching
+            return read_attribution_patching(asked, "attribution_patching", prompt, targets, reader)
         case "activations":
             path = "activations.sites"
             if not request.activations.sites:

@@ -1,0 +1,45 @@
+"""What patching one query or one key does to the pattern, with the softmax recomputed, times the pattern's gradient.
+
+Kramar, Lieberum, Shah, Nanda, "AtP*: An efficient and scalable method for localizing LLM behaviour to components"
+(2024, arXiv 2403.00745), section 3.1.1. The scores are those that attention itself makes of the patched queries and
+keys, so that masks, windows and caps hold.
+"""
+
+import torch
+from torch import Tensor
+
+from .gradients import Descent
+
+# A pattern that sums to less than 1 by more than this has a sink; what is less is the softmax's own rounding.
+SINK = 1e-5
+
+
+def query_effects(descent: Descent, layer: int, query: Tensor, key: Tensor, source: Tensor, gradient: Tensor) -> Tensor:
+    """Effects [G, n, H] of taking each query from `source` [n, H, d]; `gradient` [G, H, n, n] is the pattern's."""
+    _, pattern = descent.pairs(layer, query, key)
+    _, patched = descent.pairs(layer, source, key)
+    return ((patched - pattern) * gradient).sum(-1).transpose(-1, -2)
+
+
+def key_effects(descent: Descent, layer: int, query: Tensor, key: Tensor, source: Tensor, gradient: Tensor) -> Tensor:
+    """Effects [G, n, K] of taking each key alone from `source` [n, K, d], for all queries of its heads.
+
+    With one score s of a row replaced by s', its weight p becomes w / (w + r): w = exp(s') and r, the others' sum,
+    both by the row's old sum. All weights then move the metric by (w - p) (g - a) / (w + r), where g is the key's
+    gradient and a the row's mean of gradients by p.
+    """
+    scores, pattern = (part.double() for part in descent.pairs(layer, query, key))
+    patched = descent.pairs(layer, query, source)[0].double()
+    total = pattern.sum(-1, keepdim=True)
+    sink = torch.where(total < 1 - SINK, 1 - total, 0.0)
+    # The largest weight says what the row was divided by, whatever else took part in the sum.
+    largest = scores.argmax(-1, keepdim=True)
+    divisor = scores.gather(-1, largest) - (pattern.gather(-1, largest) / (total + sink)).log()
+    pattern = pattern / (total + sink)
+    others = pattern.sum(-1, keepdim=True) - pattern + sink / (total + sink)
+    weight = (patched - divisor).exp()
+    moved = torch.where(weight.isinf(), 1.0, (weight - pattern) / (weight + others)).nan_to_num(0.0)
+    g = gradient.double()
+    effects = (moved * (g - (pattern * g).sum(-1, keepdim=True))).sum(-2)  # [G, H, n]
+    by_key: Tensor = effects.unflatten(1, (key.shape[1], -1)).sum(2).transpose(-1, -2)
+    return by_key
