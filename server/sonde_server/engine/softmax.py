@@ -24,22 +24,22 @@ def query_effects(descent: Descent, layer: int, query: Tensor, key: Tensor, sour
 def key_effects(descent: Descent, layer: int, query: Tensor, key: Tensor, source: Tensor, gradient: Tensor) -> Tensor:
     """Effects [G, n, K] of taking each key alone from `source` [n, K, d], for all queries of its heads.
 
-    With one score s of a row replaced by s', its weight p becomes w / (w + r): w = exp(s') and r, the others' sum,
-    both by the row's old sum. All weights then move the metric by (w - p) (g - a) / (w + r), where g is the key's
-    gradient and a the row's mean of gradients by p.
+    With one score s of a row replaced by s', its weight p becomes w / (w + r), where w = p exp(s' - s) and r is what
+    the others weigh. All weights of the row then move the metric by (w - p) (g - a) / (w + r), where g is the
+    gradient of the key's weight and a the mean of the row's gradients by p.
     """
     scores, pattern = (part.double() for part in descent.pairs(layer, query, key))
-    patched = descent.pairs(layer, query, source)[0].double()
+    change = descent.pairs(layer, query, source)[0].double() - scores
     total = pattern.sum(-1, keepdim=True)
     sink = torch.where(total < 1 - SINK, 1 - total, 0.0)
     # The largest weight says what the row was divided by, whatever else took part in the sum.
     largest = scores.argmax(-1, keepdim=True)
-    divisor = scores.gather(-1, largest) - (pattern.gather(-1, largest) / (total + sink)).log()
-    pattern = pattern / (total + sink)
-    others = pattern.sum(-1, keepdim=True) - pattern + sink / (total + sink)
-    weight = (patched - divisor).exp()
-    moved = torch.where(weight.isinf(), 1.0, (weight - pattern) / (weight + others)).nan_to_num(0.0)
+    weight = (scores - scores.gather(-1, largest)).exp() * pattern.gather(-1, largest) / (total + sink)
+    others = weight.sum(-1, keepdim=True) - weight + sink
+    moved = weight * change.expm1() / (weight * change.exp() + others)
+    # Infinity: the key takes all of the row. No number: it is masked, or alone.
+    moved = torch.where((weight * change.exp()).isinf(), 1.0, moved).nan_to_num(0.0)
     g = gradient.double()
-    effects = (moved * (g - (pattern * g).sum(-1, keepdim=True))).sum(-2)  # [G, H, n]
+    effects = (moved * (g - (weight * g).sum(-1, keepdim=True))).sum(-2)  # [G, H, n]
     by_key: Tensor = effects.unflatten(1, (key.shape[1], -1)).sum(2).transpose(-1, -2)
     return by_key

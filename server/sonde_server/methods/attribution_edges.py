@@ -100,15 +100,19 @@ class Edges:
             _add(self._into_logits, written, self._top[:, None, cut])
 
     def _written(self, layer: int, block: _Block, cut: slice) -> Tensor:
-        """What a difference in each head's mix alone adds to the stream, [H, c, D]."""
-        heads = self.decoder.heads
-        alone = torch.eye(heads, device=block.heads.device, dtype=block.heads.dtype)[:, None, :, None]
-        tangents = (block.heads[None, cut] * alone).flatten(0, 1)
-        mixed = block.mixed[cut].repeat(heads, 1, 1)
-        written: Tensor = torch.func.jvp(lambda mix: self.decoder.attention_output(layer, mix), (mixed,), (tangents,))[
-            1
-        ]
-        return written.view(heads, -1, written.shape[-1]).float()
+        """What a difference in each head's mix alone adds to the stream, to first order, [H, c, D]."""
+        with torch.enable_grad():
+            mixed = block.mixed[cut].clone().requires_grad_()
+            output = self.decoder.attention_output(layer, mixed)
+            # The backward pass is linear in what it is given, and its own backward pass is the derivative forwards.
+            given = torch.zeros_like(output).requires_grad_()
+            (backward,) = torch.autograd.grad(output, mixed, given, create_graph=True)
+            written: list[Tensor] = []
+            for head in range(self.decoder.heads):
+                alone = torch.zeros_like(mixed)
+                alone[:, head] = block.heads[cut, head]
+                written += torch.autograd.grad(backward, given, alone, retain_graph=True)
+        return torch.stack(written).float()
 
     def _read(self, layer: int, stream: Tensor, block: _Block, first: int) -> Tensor:
         """Gradients [M, R, c, D] of the stream as each query, key and value head alone reads it."""
