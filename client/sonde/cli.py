@@ -121,7 +121,7 @@ def _method(options: argparse.Namespace) -> AttributionPatching | CausalTracing 
     if len(given) > 1:
         raise errors.InvalidRequest.at(given[0], f"it is another method than {given[1]}; ask for one at a time")
     if options.attribute_from is not None:
-        components = options.component
+        components: list[ComponentName] = options.component or []
         if not components and options.edges is None:
             components = ["residual_post", "attention_out", "mlp_out"]
         return AttributionPatching(

@@ -87,10 +87,11 @@ class Edges:
         cut = slice(first, min(first + self.chunk, self.length))
         with torch.inference_mode(mode=False):
             entering = source.state.residual[0][cut] - base.state.residual[0][cut]
-            senders = [entering[None].float()]
+            senders = [entering[None]]
             for layer, block in sorted(self._blocks.items()):
-                senders += [self._written(layer, block, cut), block.mlp[None, cut].float()]
-            written = torch.cat(senders)
+                senders += [self._written(layer, block, cut), block.mlp[None, cut]]
+            # Blocks may lie on several devices.
+            written = torch.cat([sender.to(entering.device).float() for sender in senders])
             for layer, block in self._blocks.items():
                 stream = descent.state.residual[layer][cut].clone()
                 into = self._into_attention[layer]
@@ -112,7 +113,7 @@ class Edges:
                 alone = torch.zeros_like(mixed)
                 alone[:, head] = block.heads[cut, head]
                 written += torch.autograd.grad(backward, given, alone, retain_graph=True)
-        return torch.stack(written).float()
+        return torch.stack(written)
 
     def _read(self, layer: int, stream: Tensor, block: _Block, first: int) -> Tensor:
         """Gradients [M, R, c, D] of the stream as each query, key and value head alone reads it."""
@@ -162,5 +163,5 @@ class Edges:
 
 def _add(into: NDArray[np.float64], written: Tensor, read: Tensor) -> None:
     """Adds the products of the first senders [S, c, D] and of receivers [M, R, c, D]."""
-    products = torch.einsum("scd,mrcd->srm", written[: len(into)], read.float())
+    products = torch.einsum("scd,mrcd->srm", written[: len(into)], read.to(written.device).float())
     into += products.double().cpu().numpy()

@@ -181,7 +181,8 @@ class Estimation:
                 self.edges.take(layer, done, prompt, source)
         below = passes.of(done.below)
         if self.method.drop_layers:
-            dropped = above.values[:1]
+            # Blocks may lie on several devices.
+            dropped = above.values[:1].to(below.values.device)
             below = Gradients(torch.cat([below.values, dropped]), (*below.weights, 1.0))
             if Component.RESIDUAL_MID in self.method.components:
                 ends = prompt[Component.RESIDUAL_MID], source[Component.RESIDUAL_MID]
