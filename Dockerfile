@@ -52,6 +52,7 @@ ENV PATH=/opt/sonde/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     SONDE_HOST=0.0.0.0 \
     SONDE_PORT=50051 \
+    SONDE_HEALTH_PORT=50052 \
     HF_HOME=/tmp/huggingface \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

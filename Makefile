@@ -3,7 +3,7 @@
 PYTHON ?= python3
 # Extra arguments for pip, such as an index that has the CPU build of torch.
 PIP_ARGS ?=
-# Arguments for `make serve` and for pytest.
+# Arguments for `make demo`, `make serve` and `make bench`, and for pytest.
 ARGS ?=
 PYTEST_ARGS ?=
 # A file for pytest's exit status; when it is given, `make test` leaves judging it to the caller (.ci/run).
@@ -11,6 +11,7 @@ PYTEST_STATUS ?=
 
 VENV := .venv
 PROTO_VENV := .venv-proto
+BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 SOURCES := client server tests examples proto
@@ -21,7 +22,7 @@ TYPED_SCRIPTS := proto/generate.py proto/check.py
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: help demo serve test check format-check lint types contract drift proto format clean
+.PHONY: help demo serve test soak check format-check lint types contract drift bench bench-gpu proto format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ serve: $(VENV)/.installed ## Serve a model: the embedded one, or as in `make ser
 test: check ## Everything that must hold: format, lint, types, contract, drift, tests.
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(if $(PYTEST_STATUS),|| echo $$? > $(PYTEST_STATUS))
 
+soak: $(VENV)/.installed-dev ## The long proofs, half an hour and more; shorter as in `make soak ARGS="--requests 5000 --minutes 1 --kills 3"`.
+	@PYTHONPATH=.:client:server OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
+
 check: format-check lint types contract drift ## All of `make test` but the tests.
 
 format-check: $(VENV)/.installed-dev
@@ -76,6 +80,17 @@ drift: $(PROTO_VENV)/.installed ## Check that client/sonde/v1 is what the contra
 	@echo "== drift"
 	@$(PROTO_VENV)/bin/python proto/generate.py --check
 
+$(BENCH_VENV)/.installed: .ci/make_venv.sh pyproject.toml constraints.txt client/sonde/_version.py tests/bench/requirements.txt
+	@sh .ci/make_venv.sh $(BENCH_VENV) $(PYTHON)
+	$(BENCH_VENV)/bin/python $(PIP_INSTALL) --editable '.[server,plot]' --requirement tests/bench/requirements.txt
+	@touch $@
+
+bench: $(BENCH_VENV)/.installed ## Measure Sonde beside its peers, as in `make bench ARGS="--quick"`; see tests/bench.
+	@KINETO_LOG_LEVEL=99 $(BENCH_VENV)/bin/python -m tests.bench $(ARGS)
+
+bench-gpu: $(BENCH_VENV)/.installed ## The same for a model of 8B parameters, where there is a GPU.
+	@$(BENCH_VENV)/bin/python -m tests.bench.gpu $(ARGS)
+
 proto: $(PROTO_VENV)/.installed ## Generate client/sonde/v1 from the contract.
 	@$(PROTO_VENV)/bin/python proto/generate.py
 
@@ -85,5 +100,5 @@ format: $(VENV)/.installed-dev ## Format the Python code and the contract, and m
 	@cd proto && ../$(BIN)/buf format --write
 
 clean: ## Remove the environments, caches and everything built.
-	rm -rf $(VENV) $(PROTO_VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PROTO_VENV) $(BENCH_VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find client server tests examples proto -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -118,6 +118,12 @@ def _gpt2(vocabulary: int) -> GPT2Config:
     )
 
 
+def _gpt2_wide(vocabulary: int) -> GPT2Config:
+    config = _gpt2(vocabulary)
+    config.n_inner = 416
+    return config
+
+
 def _llama(vocabulary: int) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=vocabulary + EXTRA_VOCABULARY,
@@ -144,6 +150,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(_gpt2, byte_level_tokenizer),
+    "gpt2-wide": Family(_gpt2_wide, byte_level_tokenizer),
     "llama": Family(_llama, lambda: byte_level_tokenizer("<s>")),
     "llama-metaspace": Family(_llama, metaspace_tokenizer),
 }

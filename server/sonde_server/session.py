@@ -9,9 +9,12 @@ from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
-from .engine import Base, Engine, Reading, Result, Run, State
+from torch import Tensor
+
+from .engine import Base, Capture, Engine, Reading, Result, Run, State
 from .engine.cache import key_of
 from .engine.layout import Row
+from .engine.plan import KEPT
 from .errors import Stopped
 from .scheduler import Call, Job, Portion, Scheduler
 
@@ -29,22 +32,38 @@ class _Starting:
 
     base: Base
     state: State
+    row: Row
     portion: Portion
+
+    def captured(self) -> Iterator[tuple[Capture, Tensor]]:
+        """What was asked for beside the state, once it has been computed."""
+        yield from zip(self.row.captures, self.row.result.captures, strict=True)
 
 
 class Session:
     """Everything that one request has the model do. As a context manager it forgets what is left at the end."""
 
-    def __init__(self, scheduler: Scheduler, caller: str, cancelled: threading.Event, deadline: float | None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        caller: str,
+        cancelled: threading.Event,
+        deadline: float | None,
+        wanted: tuple[int, int],
+    ) -> None:
         self.scheduler = scheduler
         self.engine: Engine = scheduler.engine
         self.caller = caller
         self.cancelled = cancelled
         self.deadline = deadline
+        self._wanted = wanted
         self._starting: dict[bytes, _Starting] = {}
         self._held: list[Job] = []
+        self._captured: dict[tuple[int, Capture], Tensor] = {}
 
     def __enter__(self) -> Self:
+        """Raises InvalidQuestion and QueueFull."""
+        self.scheduler.admit(self, *self._wanted)
         return self
 
     def __exit__(
@@ -62,22 +81,15 @@ class Session:
         if self.stopped():
             raise Stopped("the caller went away")
 
-    def admit(self, runs: int, *, bases: Sequence[int] = (), run_bytes: int = 0, other_bytes: int = 0) -> None:
-        """Asks for room: so many runs, base runs of so many tokens each, so many bytes of results a run and besides.
-
-        Raises InvalidQuestion when that could never be, Busy when it cannot be now.
-        """
-        held = sum(map(self.engine.memory.state_bytes, bases)) + min(runs, WINDOW) * run_bytes + other_bytes
-        self.scheduler.admit(self, runs, held)
-
     def call(self, work: Callable[[], T]) -> T:
         """Does `work` on the model thread. Raises Stopped when the caller goes away meanwhile."""
         return cast("T", self.wait(self._submit(Call(self, work))))
 
-    def start(self, base: Base, *, read: int | None = None) -> State:
+    def start(self, base: Base, *, read: int | None = None, captures: Iterable[Capture] = ()) -> State:
         """The state of a base run, which may still be empty: it is computed with the next that is waited for.
 
-        Runs over it may be handed in at once and then share its batch. `read`: where its prediction will be read.
+        Runs over it may be handed in at once and then share its batch. `read`: where its prediction will be read;
+        `captures`: which of its `values` will be asked for.
         """
         key = key_of(base)
         if key in self._starting:
@@ -87,8 +99,9 @@ class Session:
         clean = None if base.corruption is None else self.start(Base(base.tokens))
         row = self.engine.base_row(base, clean)
         row.reads = (read,) if read is not None and read in row.positions else ()
+        row.captures = tuple(dict.fromkeys(one for one in captures if one.component not in KEPT))
         assert row.state is not None
-        self._starting[key] = _Starting(base, row.state, self._hold(self._portion([row])))
+        self._starting[key] = _Starting(base, row.state, row, self._hold(self._portion([row])))
         return row.state
 
     def ready(self, states: Iterable[State]) -> None:
@@ -100,6 +113,7 @@ class Session:
             if id(one.state) in wanted:
                 self.wait(one.portion)
                 self.engine.cache.keep(one.base, one.state)
+                self._captured.update(((id(one.state), capture), value) for capture, value in one.captured())
                 del self._starting[key]
 
     def states(self, bases: Sequence[Base], *, read: int | None = None) -> list[State]:
@@ -107,6 +121,14 @@ class Session:
         states = [self.start(base, read=read) for base in bases]
         self.ready(states)
         return states
+
+    def values(self, state: State, captures: Sequence[Capture]) -> list[Tensor]:
+        """Values of a base run, on the CPU in float32; only what is neither kept nor was asked for before is run."""
+        found = {one: self.engine.kept(state, one) for one in captures if one.component in KEPT}
+        found.update((one, self._captured[id(state), one]) for one in captures if (id(state), one) in self._captured)
+        if missing := tuple(dict.fromkeys(one for one in captures if one not in found)):
+            found.update(zip(missing, next(self.run([Run(state, captures=missing)])).captures, strict=True))
+        return [found[one] for one in captures]
 
     def read(self, states: Sequence[State], reading: Reading) -> list[Result]:
         """What is read of base runs as they are; where their logits are kept, nothing is computed for it."""
@@ -122,6 +144,7 @@ class Session:
     def _results(self, source: Iterator[Run], window: "_Window | None") -> Iterator[Result]:
         while window is not None:
             yield from window.results()
+            window = None  # its rows go before the next are made
             window = self._window(source)
 
     def _window(self, source: Iterator[Run]) -> "_Window | None":

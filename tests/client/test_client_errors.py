@@ -96,6 +96,14 @@ def test_an_error_in_the_middle_of_a_stream_is_an_error(peer: Any, fail: Any, an
     assert len(peer.requests) == 1, "an answer that has begun was asked for again"
 
 
+def test_a_proxy_that_lost_its_server_is_one_that_does_not_serve(peer: Any, fail: Any) -> None:
+    gone = "Received RST_STREAM with error code 2"
+    error = failure(peer, lambda context: context.abort(grpc.StatusCode.INTERNAL, gone))
+    assert (type(error), error.retryable) == (sonde.NotServing, True)
+    ours = failure(peer, fail(grpc.StatusCode.INTERNAL, gone, INFO))
+    assert (type(ours), ours.retryable) == (sonde.InternalError, False)
+
+
 def test_nobody_there() -> None:
     with sonde.Client("127.0.0.1:1") as client, pytest.raises(sonde.NotServing, match=r"no server .* 127\.0\.0\.1:1"):
         client.trace("x")

@@ -14,7 +14,7 @@ from .layout import Row
 from .memory import Memory
 from .plan import Extent, extent
 from .readout import divergence, read
-from .runs import Base, PlacedEdit, Reading, Result, Run, State
+from .runs import Base, Capture, PlacedEdit, Reading, Result, Run, State
 
 # Positions of a base whose logits are kept beside its state.
 LOGITS_KEPT = 4
@@ -51,6 +51,18 @@ class Engine:
         edits = {(base.corruption.component, 0): [base.corruption]}
         extent = Extent.whole(self.layers, tokens, min(base.corruption.positions))
         return Row(base.tokens, clean, extent, edits, state=State(base.tokens))
+
+    def kept(self, state: State, capture: Capture) -> Tensor:
+        """The values of a component that is kept of every base run (plan.KEPT), on the CPU in float32."""
+        parts = {
+            Component.TOKEN_EMBEDDING: lambda: state.embedding,
+            Component.RESIDUAL_PRE: lambda: state.residual[capture.layer],
+            Component.RESIDUAL_POST: lambda: state.residual[capture.layer + 1],
+            Component.KEY: lambda: state.keys[capture.layer],
+            Component.VALUE: lambda: state.values[capture.layer],
+        }
+        values = parts[capture.component]()[list(capture.positions)]
+        return (values if capture.units is None else values[:, list(capture.units)]).float().cpu()
 
     def logits(self, state: State, position: int) -> Tensor:
         """Next-token logits [V] of a base run."""

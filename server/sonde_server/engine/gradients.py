@@ -101,8 +101,9 @@ class Descent:
         self, layer: int, above: Tensor, wanted: frozenset[Component], *, mlp_input: bool = False
     ) -> Differentiated:
         """One block: `above` [G, n, D] are gradients of the stream that leaves it."""
-        parallel = Component.RESIDUAL_MID in self.decoder.unavailable
-        between = frozenset({Component.MLP_OUT} if parallel else {Component.MLP_OUT, Component.RESIDUAL_MID})
+        between = frozenset(
+            {Component.MLP_OUT} if self.decoder.parallel else {Component.MLP_OUT, Component.RESIDUAL_MID}
+        )
         with torch.inference_mode(mode=False), torch.enable_grad():
             taps, stream = self._run(layer, wanted | between if mlp_input else wanted)
             assert taps.entry is not None

@@ -13,6 +13,15 @@ from dataclasses import dataclass
 from ..domain import LAYERLESS, PAIRWISE, Component
 from .runs import Capture, PlacedEdit, Run
 
+# What is kept of every base run: reading it runs nothing.
+KEPT = (
+    Component.TOKEN_EMBEDDING,
+    Component.RESIDUAL_PRE,
+    Component.RESIDUAL_POST,
+    Component.KEY,
+    Component.VALUE,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Extent:

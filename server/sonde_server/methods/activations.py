@@ -1,12 +1,12 @@
 """The values at chosen sites of the unchanged run."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from math import prod
 
 from ..answers import Activation, Answer, Context, Cost
 from ..domain import Activations, Site, TraceQuestion
-from ..engine import Base, Capture, Run
-from ..engine.plan import extent_of
+from ..engine import Base, Capture
 from ..session import Session
 from .prediction import attention_for, numbers, predict
 
@@ -32,20 +32,22 @@ def size_of(session: Session, sites: tuple[Site, ...], tokens: int) -> int:
 def answer(question: TraceQuestion, method: Activations, session: Session) -> Iterator[Answer]:
     """Context, then every site's values, layer by layer."""
     tokens, position = question.prompt.tokens, question.position
-    layers = session.engine.layers
     wanted = captures_of(method.sites, len(tokens))
-    again = sum(extent_of((), (capture,), None, len(tokens), layers).token_layers for _, capture in wanted)
-    work = len(tokens) * layers
-    cost = Cost(1, work + again, work * (1 + len(wanted)), size_of(session, method.sites, len(tokens)))
+    work = len(tokens) * session.engine.layers
+    cost = Cost(1, work, work, size_of(session, method.sites, len(tokens)))
     attention = attention_for(site.component for site in method.sites)
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention)
         return
-    session.admit(1, bases=[len(tokens)])
-    state = session.states([Base(tokens)], read=position)[0]
+    state = session.start(Base(tokens), read=position, captures=[capture for _, capture in wanted])
+    session.ready([state])
     targets, clean = predict(session, state, question.targets, position, question.top_k)
     yield Context(tokens, targets, position, clean, cost, attention)
-    for number, capture in wanted:
-        # One layer at a time, so that a large answer leaves as it is read.
-        result = next(iter(session.run([Run(state, captures=(capture,))])))
-        yield Activation(-1, number, capture.layer, numbers(result.captures[0]))
+    wanted.sort(key=lambda one: one[1].layer)
+    for _, layer in groupby(wanted, key=lambda one: one[1].layer):
+        # One layer at a time, so that a large answer of a kept base leaves as it is read, and no block runs twice.
+        sites = list(layer)
+        for (number, capture), values in zip(
+            sites, session.values(state, [capture for _, capture in sites]), strict=True
+        ):
+            yield Activation(-1, number, capture.layer, numbers(values))

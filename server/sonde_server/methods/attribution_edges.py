@@ -22,13 +22,10 @@ from torch import Tensor
 from ..answers import EdgeAttributions
 from ..domain import Component
 from ..engine.gradients import Descent, Differentiated, Values
-from ..model.anatomy import Decoder
+from ..estimates import EDGE_CHUNK_BYTES
 from ..session import Session
 
-ENDS = frozenset({Component.HEAD_OUT, Component.QUERY, Component.KEY, Component.VALUE, Component.MLP_OUT})
 READERS = (Component.QUERY, Component.KEY, Component.VALUE)
-# What all senders write, and what a block's receivers read, at the positions that are looked at together.
-CHUNK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,30 +39,20 @@ class _Block:
     mlp_input: Tensor
 
 
-def size_of(decoder: Decoder, length: int, targets: int) -> int:
-    """Bytes that are held for the edges of so many positions and targets."""
-    size = torch.finfo(decoder.dtype).bits // 8
-    heads = decoder.head_size * (2 * decoder.heads + targets * (decoder.heads + 2 * decoder.key_value_heads))
-    kept = length * decoder.layers * (heads + decoder.hidden_size * (1 + targets))
-    parallel = Component.RESIDUAL_MID in decoder.unavailable
-    return size * kept + 2 * CHUNK_BYTES + 8 * targets * decoder.edges(parallel=parallel)
-
-
 class Edges:
     """The sums of all edges: for each receiver's group, [senders below, receivers, targets]."""
 
     def __init__(self, session: Session, length: int, targets: int) -> None:
         self.decoder = decoder = session.engine.decoder
         self.length = length
-        self.parallel = Component.RESIDUAL_MID in decoder.unavailable
         self.attention = decoder.heads + 2 * decoder.key_value_heads
         widest = max(1 + decoder.layers * (decoder.heads + 1), self.attention * targets)
-        self.chunk = max(1, CHUNK_BYTES // (4 * widest * decoder.hidden_size))
+        self.chunk = max(1, EDGE_CHUNK_BYTES // (4 * widest * decoder.hidden_size))
         self._blocks: dict[int, _Block] = {}
         self._top = torch.empty(0)
         below = [1 + layer * (decoder.heads + 1) for layer in range(decoder.layers + 1)]
         self._into_attention = [np.zeros((count, self.attention, targets)) for count in below[:-1]]
-        within = 0 if self.parallel else decoder.heads
+        within = 0 if decoder.parallel else decoder.heads
         self._into_mlp = [np.zeros((count + within, 1, targets)) for count in below[:-1]]
         self._into_logits = np.zeros((below[-1], 1, targets))
 

@@ -14,24 +14,14 @@ from ..engine import Base, Change, PlacedEdit, State
 from ..engine.gradients import Descent, Differentiated, Values
 from ..engine.softmax import key_effects, query_effects
 from ..session import Session
-from .attribution_edges import ENDS, Edges
+from .attribution_edges import Edges
 
-# What a kept run has of itself; everything else of a layer lies within a block, which is run again for it.
-KEPT = frozenset({Component.RESIDUAL_PRE, Component.RESIDUAL_POST}) | LAYERLESS
-RECOMPUTED = frozenset({Component.QUERY, Component.KEY})
-
-
-def inside(method: AttributionPatching) -> frozenset[Component]:
-    """The components within a block whose values are compared."""
-    wanted = frozenset(method.components) - KEPT
-    if method.recompute_softmax:
-        wanted |= RECOMPUTED
-    return wanted if method.edges is None else wanted | ENDS
+RECOMPUTED = (Component.QUERY, Component.KEY)
 
 
 def bottom(method: AttributionPatching, layers: int) -> int:
     """The lowest block that gradients have to go through; `layers`: none."""
-    if inside(method) or {Component.RESIDUAL_PRE, Component.TOKEN_EMBEDDING} & set(method.components):
+    if method.inside or {Component.RESIDUAL_PRE, Component.TOKEN_EMBEDDING} & set(method.components):
         return 0
     return min(1, layers) if Component.RESIDUAL_POST in method.components else layers
 
@@ -109,7 +99,7 @@ class Estimation:
         self.source = Descent(self.engine.decoder, self.engine.work, source, self.length)
         self.estimates = Estimates(method, session, len(base.tokens), len(targets))
         self.edges = Edges(session, self.length, len(targets)) if method.edges is not None else None
-        self._inside = inside(method)
+        self._inside = method.inside
         self._prompts: dict[int, tuple[Values, Values]] = {}
         self._factor = 1 / method.integration_steps
         if method.drop_layers:

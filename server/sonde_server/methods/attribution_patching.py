@@ -22,16 +22,15 @@ before. Products for edges are not blocks, and not counted.
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..answers import Answer, Context, Cost, Floats, VerifiedEffect
-from ..domain import LAYERLESS, UNIT_SWEPT, AttributionPatching, Component, Metric, Site, TraceQuestion
+from ..domain import AttributionPatching, Component, Metric, Site, TraceQuestion
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
 from ..engine.plan import extent_of
+from ..estimates import attribution_bytes
 from ..session import Session
-from .attribution_edges import size_of as size_of_edges
-from .attribution_estimates import Estimation, bottom, inside
+from .attribution_estimates import Estimation, bottom
 from .prediction import attention_for, numbers, predict
 
 
@@ -44,8 +43,6 @@ def answer(question: TraceQuestion, method: AttributionPatching, session: Sessio
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention)
         return
-    runs = 3 if method.integration_steps > 1 else 2
-    session.admit(cost.runs, bases=[len(tokens)] * runs, other_bytes=_held(question, method, session))
     base = session.states([Base(tokens)], read=position)[0]
     source = session.states([Base(method.source.tokens)])[0]
     targets, clean = predict(session, base, question.targets, position, question.top_k)
@@ -66,7 +63,7 @@ def _verified(
 ) -> Iterator[VerifiedEffect]:
     """Patches each place for itself, and says by how much the metric moved."""
     captures = tuple(Capture(site.component, site.layers[0], site.positions or (), site.units) for site, _ in places)
-    values = next(iter(session.run([Run(source, captures=captures)]))).captures
+    values = session.values(source, captures)
     before = _metric(session.read([base], reading)[0], metric)
     runs = (
         Run(base, [PlacedEdit(one.component, one.layer, one.positions, one.units, Change("set", value))], reading)
@@ -95,12 +92,12 @@ def _cost(question: TraceQuestion, method: AttributionPatching, session: Session
     if method.integration_steps > 1:
         differing = [number for number, pair in enumerate(zip(tokens, source, strict=True)) if pair[0] != pair[1]]
         work += method.integration_steps * (len(tokens) - min(differing, default=len(tokens))) * layers
-    if inside(method):
+    if method.inside:
         work += length * layers * (2 if method.integration_steps > 1 else 1)
     if method.verify_top:
         work += _most(method, question, layers)
     runs = method.runs(targets, layers)
-    return Cost(runs, work, runs * full, _answer_bytes(question, method, session))
+    return Cost(runs, work, runs * full, attribution_bytes(method, len(tokens), targets, session.engine.decoder))
 
 
 def _most(method: AttributionPatching, question: TraceQuestion, layers: int) -> int:
@@ -111,31 +108,3 @@ def _most(method: AttributionPatching, question: TraceQuestion, layers: int) -> 
         edits = [PlacedEdit(component, 0, (0,), None, nothing)]
         runs.append(extent_of(edits, (), question.position, tokens, layers).token_layers)
     return method.verify_top * max(runs) + tokens * layers
-
-
-def _answer_bytes(question: TraceQuestion, method: AttributionPatching, session: Session) -> int:
-    decoder, targets = session.engine.decoder, max(1, len(question.targets))
-    values = 0
-    for component in method.components:
-        units = decoder.units(component) if component in UNIT_SWEPT else 1
-        values += (1 if component in LAYERLESS else decoder.layers) * len(question.prompt.tokens) * units * targets
-    values += 2 * method.verify_top * targets
-    edges = 0
-    if method.edges is not None:
-        every = decoder.edges(parallel=Component.RESIDUAL_MID in decoder.unavailable)
-        edges = min(method.edges or every, every) * (6 + targets)
-    return 4 * (values + edges)
-
-
-def _held(question: TraceQuestion, method: AttributionPatching, session: Session) -> int:
-    """Bytes beside the kept runs: the answer, the gradients on their way, the values that several steps share."""
-    decoder, targets = session.engine.decoder, max(1, len(question.targets))
-    size, length = torch.finfo(decoder.dtype).bits // 8, question.position + 1
-    passes = decoder.layers if method.drop_layers else 1
-    held = passes * targets * length * decoder.hidden_size
-    if method.integration_steps > 1:
-        for component in inside(method):
-            values = decoder.selected_shape(component, None, length, length)
-            held += 2 * decoder.layers * int(np.prod(values))
-    edges = 0 if method.edges is None else size_of_edges(decoder, length, targets)
-    return _answer_bytes(question, method, session) + size * held + edges

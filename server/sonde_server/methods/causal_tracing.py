@@ -82,8 +82,8 @@ def answer(question: TraceQuestion, method: CausalTracing, session: Session) -> 
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention)
         return
-    session.admit(cost.runs, bases=[len(tokens)] * (samples + 2))
-    clean = session.states([Base(tokens)], read=position)[0]
+    clean = session.start(Base(tokens), read=position, captures=_restored(method, grid))
+    session.ready([clean])
     targets, prediction = predict(session, clean, question.targets, position, question.top_k)
     yield Context(tokens, targets, position, prediction, cost, attention)
     corruptions = [Base(tokens, edit) for edit in _corruptions(method, noise, session)]
@@ -104,7 +104,9 @@ def _grids(
 ) -> Iterator[Answer]:
     grid = cells(method, session.engine.layers)
     reading = Reading(question.position, targets)
-    values = _clean_values(method, session, clean)
+    restored = _restored(method, grid)
+    values = {(one.component, one.layer): value
+              for one, value in zip(restored, session.values(clean, restored), strict=True)}  # fmt: skip
     row_of = {position: number for number, position in enumerate(method.positions)}
 
     def runs() -> Iterator[Run]:
@@ -201,23 +203,16 @@ def _corruptions(method: CausalTracing, noise: list[Tensor | None], session: Ses
     ]
 
 
-def _clean_values(method: CausalTracing, session: Session, clean: State) -> dict[tuple[Component, int], Tensor]:
+def _restored(method: CausalTracing, grid: list[Cell]) -> list[Capture]:
     """The clean run's values, [positions, ...], of every component and layer that is restored."""
-    places = sorted(
-        {(cell.component, layer) for cell in cells(method, session.engine.layers) for layer in cell.restored}
-    )
-    wanted = tuple(Capture(component, layer, method.positions) for component, layer in places)
-    result = next(iter(session.run([Run(clean, captures=wanted)])))
-    return dict(zip(places, result.captures, strict=True))
+    places = sorted({(cell.component, layer) for cell in grid for layer in cell.restored})
+    return [Capture(component, layer, method.positions) for component, layer in places]
 
 
 def _cost(question: TraceQuestion, method: CausalTracing, grid: list[Cell], samples: int, session: Session) -> Cost:
     engine, tokens = session.engine, len(question.prompt.tokens)
     layers = engine.layers
-    places = {(cell.component, layer) for cell in grid for layer in cell.restored}
-    wanted = [Capture(component, layer, method.positions) for component, layer in places]
-    work = tokens * layers + extent_of((), wanted, None, tokens, layers).token_layers
-    work += samples * (tokens - min(method.subject)) * layers
+    work = tokens * layers + samples * (tokens - min(method.subject)) * layers
     if isinstance(method.corruption, Counterfactual):
         work += tokens * layers
     nothing = Change("multiply", 1.0)
@@ -227,4 +222,9 @@ def _cost(question: TraceQuestion, method: CausalTracing, grid: list[Cell], samp
             work += samples * extent_of(edits, (), question.position, tokens, layers).token_layers
     runs = samples * (len(grid) + 1)
     columns = max(1, len(question.targets)) * (3 + (samples if method.per_sample else 0))
-    return Cost(runs, work, (runs + 3) * tokens * layers, 4 * len(grid) * columns)
+    return Cost(
+        runs,
+        work,
+        (runs + 1 + isinstance(method.corruption, Counterfactual)) * tokens * layers,
+        4 * len(grid) * columns,
+    )

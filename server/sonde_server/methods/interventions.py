@@ -1,6 +1,8 @@
 """Interventions: one run unchanged, and one for every set of edits, from a list or a sweep."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -49,11 +51,9 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     if question.dry_run:
         yield Context(tokens, readout.targets, readout.position, None, cost, attention, axes=plan.axes())
         return
-    sources = [len(source.tokens) for source in question.sources]
-    session.admit(cost.runs, bases=[len(tokens), *sources], run_bytes=cost.answer_bytes // (cost.runs + 1))
-    clean = session.start(Base(tokens), read=readout.position)
     captures = captures_of(readout.activations, len(tokens))
     wanted = tuple(capture for _, capture in captures)
+    clean = session.start(Base(tokens), read=readout.position, captures=(*wanted, *plan.captures(tokens)))
     results = None
     if plan.count <= TOGETHER and readout.targets and not readout.kl_divergence and not wanted:
         # Nothing of the clean run has to be known before: the runs share its batch.
@@ -62,8 +62,7 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     targets, prediction = predict(session, clean, readout.targets, readout.position, readout.top_k)
     yield Context(tokens, targets, readout.position, prediction, cost, attention, axes=plan.axes())
     if wanted:
-        unchanged = next(iter(session.run([Run(clean, captures=wanted)])))
-        yield from _activations(-1, captures, unchanged)
+        yield from _activations(-1, captures, session.values(clean, wanted))
     if results is None:
         reference = None
         if readout.kl_divergence:
@@ -73,7 +72,7 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     while group := list(islice(results, GROUP)):
         yield _readings(offset, group, kl=readout.kl_divergence)
         for number, result in enumerate(group):
-            yield from _activations(offset + number, captures, result)
+            yield from _activations(offset + number, captures, result.captures)
         offset += len(group)
         yield Progress(offset, plan.count)
 
@@ -93,7 +92,7 @@ class Plan:
         self.tokens = len(question.prompt.tokens)
         self.layers = session.engine.layers
         self.sources: list[State] = []
-        self._sourced: dict[tuple[int, Component, int], Tensor] = {}
+        self._sourced: dict[tuple[int, Capture], Tensor] = {}
         self._values: dict[int, Tensor] = {}
         plan = question.plan
         if isinstance(plan, Sweep):
@@ -142,51 +141,68 @@ class Plan:
         captures = [capture for _, capture in captures_of(readout.activations, self.tokens)]
         full = self.tokens * self.layers
         work = full
-        if captures:
-            work += extent_of((), captures, None, self.tokens, self.layers).token_layers
-        nothing = Change("multiply", 1.0)
+        known: dict[object, int] = {}
         for edits in self.runs():
-            placed = [
-                PlacedEdit(edit.site.component, layer, edit.site.positions_within(self.tokens), None, nothing)
-                for edit in edits
-                for layer in edit.site.layers
-            ]
-            work += extent_of(placed, captures, readout.position, self.tokens, self.layers).token_layers
-        others = sum(len(tokens) * self.layers for tokens in self._other_prompts()) + self._source_work()
+            # Runs of a sweep differ mostly in their units, of which the work does not depend.
+            key = tuple(
+                (edit.site.component, edit.site.layers, edit.site.positions, edit.site.from_position) for edit in edits
+            )
+            if key not in known:
+                known[key] = self._work(edits, captures)
+            work += known[key]
+        others = sum(len(tokens) * self.layers for tokens in self._other_prompts())
         work += others
-        total = full * (self.count + 1 + bool(captures)) + others
+        total = full * (self.count + 1) + others
         columns = 2 * max(1, len(readout.targets)) + readout.kl_divergence + 2 * readout.top_k + self.receipts
         size = 4 * self.count * columns
         size += (self.count + 1) * size_of(self.session, readout.activations, self.tokens)
         return Cost(self.count, work, total, size)
 
+    def _work(self, edits: tuple[Edit, ...], captures: list[Capture]) -> int:
+        """Positions x blocks of one run."""
+        nothing = Change("multiply", 1.0)
+        placed = [
+            PlacedEdit(edit.site.component, layer, edit.site.positions_within(self.tokens), None, nothing)
+            for edit in edits
+            for layer in edit.site.layers
+        ]
+        return extent_of(placed, captures, self.question.readout.position, self.tokens, self.layers).token_layers
+
     def _other_prompts(self) -> set[tuple[int, ...]]:
         """The sources that are not the prompt itself, each once."""
         return {source.tokens for source in self.question.sources} - {self.question.prompt.tokens}
 
-    def _source_work(self) -> int:
-        """Positions x blocks for the values that the patches take from the sources, beside their base runs."""
-        places = {
-            (source, edit.site.component, layer)
-            for edits in self.runs()
-            for edit in edits
-            if isinstance(edit.operation, Patch)
-            for source in edit.operation.sources
-            for layer in edit.site.layers
-        }
-        work = 0
-        for source, component, layer in places:
-            tokens = len(self.question.sources[source].tokens)
-            capture = Capture(component, layer, tuple(range(tokens)))
-            work += extent_of((), (capture,), None, tokens, self.layers).token_layers
-        return work
+    def captures(self, tokens: tuple[int, ...]) -> list[Capture]:
+        """What the patches take from the source that these tokens are."""
+        return [
+            capture for (source, *_), capture in self._taken.items() if self.question.sources[source].tokens == tokens
+        ]
+
+    @cached_property
+    def _taken(self) -> dict[tuple[int, Component, int], Capture]:
+        """By source, component and layer: the positions that the patches take."""
+        positions: dict[tuple[int, Component, int], set[int]] = defaultdict(set)
+        for edits in self.runs():
+            for edit in edits:
+                if isinstance(edit.operation, Patch):
+                    taken = self._positions(edit.site, edit.operation)
+                    for source in edit.operation.sources:
+                        for layer in edit.site.layers:
+                            positions[source, edit.site.component, layer].update(taken)
+        return {key: Capture(key[1], key[2], tuple(sorted(taken))) for key, taken in positions.items()}
+
+    def _positions(self, site: Site, patch: Patch) -> tuple[int, ...]:
+        return patch.positions if patch.positions is not None else site.positions_within(self.tokens)
 
     # ------------------------------------------------------------ where it lies in the model
 
     def read_sources(self) -> None:
         """Runs the sources, whose values the patches need."""
-        if self.question.sources:
-            self.sources = self.session.states([Base(source.tokens) for source in self.question.sources])
+        self.sources = [
+            self.session.start(Base(source.tokens), captures=self.captures(source.tokens))
+            for source in self.question.sources
+        ]
+        self.session.ready(self.sources)
 
     def place(self, edits: tuple[Edit, ...]) -> list[PlacedEdit]:
         """The edits of one run, layer by layer, each with the number of its receipt."""
@@ -237,17 +253,14 @@ class Plan:
 
     def _patch(self, site: Site, patch: Patch, layer: int) -> Tensor:
         """Mean over the sources of the site's value, in the shape that the run selects."""
-        positions = patch.positions if patch.positions is not None else site.positions_within(self.tokens)
-        values = [_select(self._captured(source, site.component, layer), site, positions) for source in patch.sources]
+        values = []
+        for source in patch.sources:
+            capture = self._taken[source, site.component, layer]
+            if (source, capture) not in self._sourced:
+                self._sourced[source, capture] = self.session.values(self.sources[source], [capture])[0]
+            rows = [capture.positions.index(position) for position in self._positions(site, patch)]
+            values.append(_select(self._sourced[source, capture], site, rows))
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)
-
-    def _captured(self, source: int, component: Component, layer: int) -> Tensor:
-        key = (source, component, layer)
-        if key not in self._sourced:
-            state = self.sources[source]
-            capture = Capture(component, layer, tuple(range(len(state.tokens))))
-            self._sourced[key] = next(iter(self.session.run([Run(state, captures=(capture,))]))).captures[0]
-        return self._sourced[key]
 
     # ------------------------------------------------------------ the axes of a sweep
 
@@ -276,7 +289,7 @@ class Plan:
         return operation
 
 
-def _select(values: Tensor, site: Site, positions: tuple[int, ...]) -> Tensor:
+def _select(values: Tensor, site: Site, positions: Sequence[int]) -> Tensor:
     rows = torch.tensor(positions, device=values.device)
     units = None if site.units is None else torch.tensor(site.units, device=values.device)
     if site.component in PAIRWISE:
@@ -286,8 +299,8 @@ def _select(values: Tensor, site: Site, positions: tuple[int, ...]) -> Tensor:
     return chosen if units is None else chosen[:, units]
 
 
-def _activations(run: int, captures: list[tuple[int, Capture]], result: Result) -> Iterator[Activation]:
-    for (site, capture), values in zip(captures, result.captures, strict=True):
+def _activations(run: int, captures: list[tuple[int, Capture]], read: list[Tensor]) -> Iterator[Activation]:
+    for (site, capture), values in zip(captures, read, strict=True):
         yield Activation(run, site, capture.layer, numbers(values))
 
 

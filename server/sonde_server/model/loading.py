@@ -23,6 +23,11 @@ from .families import family_of
 from .kernels import fuse_activations
 from .vocabulary import Vocabulary
 
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_CONVERT = (
+    'to convert a checkpoint that you trust: python -c "from transformers import AutoModelForCausalLM as Model, '
+    "AutoTokenizer as Tokenizer; [kind.from_pretrained('OLD').save_pretrained('NEW') for kind in (Model, Tokenizer)]\""
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -45,6 +50,7 @@ def load(name: str, *, revision: str | None = None, device: str = "auto", dtype:
     source = str(ATLAS_DIRECTORY) if name == "atlas" else name
     place = torch.device(_device(device))
     config = _config(source, revision)
+    _refuse_pickles(source)
     chosen = _dtype(dtype, place, getattr(config, "dtype", None))
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -56,7 +62,7 @@ def load(name: str, *, revision: str | None = None, device: str = "auto", dtype:
             trust_remote_code=False,
         )
     except OSError as error:
-        raise UnsupportedModel(f"cannot load {name!r} as safetensors: {error}") from error
+        raise UnsupportedModel(f"cannot load {name!r} as safetensors: {error}; {_CONVERT}") from error
     model.to(place)  # type: ignore[arg-type]
     model.eval().requires_grad_(requires_grad=False)
     fuse_activations(model)
@@ -74,6 +80,18 @@ def _config(source: str, revision: str | None) -> PreTrainedConfig:
         ) from error
     family_of(config)  # refused before its weights are read
     return config
+
+
+def _refuse_pickles(source: str) -> None:
+    """Says what to do with a directory whose weights are pickles, which can run code when they are read."""
+    directory = Path(source)
+    if not directory.is_dir() or any(directory.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
+    if pickles:
+        raise UnsupportedModel(
+            f"{source!r} has its weights as pickles ({pickles[0]}), which can run code when they are read; {_CONVERT}"
+        )
 
 
 def _device(device: str) -> str:

@@ -1,5 +1,7 @@
 """Text to tokens and back, with each token's place in the text."""
 
+from functools import cached_property
+
 from transformers import PreTrainedTokenizerBase
 
 from ..domain import Prompt
@@ -11,6 +13,11 @@ class Vocabulary:
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, size: int) -> None:
         self.tokenizer = tokenizer
         self.size = size
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest token: no text of n tokens has more than n times as many."""
+        return max(map(len, self._required().get_vocab()))
 
     def encode(self, text: str) -> Prompt:
         """The prompt that a text is, with special tokens as the tokenizer adds them."""

@@ -2,13 +2,10 @@
 
 from sonde.v1 import inspection_pb2 as pb
 
-from ..domain import LAYERLESS, UNIT_SWEPT, AttributionPatching, Component, Metric, Prompt
+from ..domain import EDGE_ENDS, UNIT_SWEPT, AttributionPatching, Component, Metric, Prompt
+from ..estimates import attribution_bytes
 from .inputs import read_component, read_metric, read_prompt
-from .reading import MOST_VALUES_TOGETHER, Reader
-
-# Without one of these there are no edges; whether attention and MLP run in parallel makes no difference.
-_ENDS = (Component.HEAD_OUT, Component.QUERY, Component.KEY, Component.VALUE, Component.MLP_OUT)
-FLOAT = 4
+from .reading import MOST_LISTED, MOST_VALUES_TOGETHER, Reader
 
 
 def read_attribution_patching(
@@ -55,6 +52,8 @@ def _read_components(message: pb.AttributionPatching, path: str, reader: Reader)
         reader.problems.add(field, "no component was given; give at least one, or ask for edges")
     if not message.components and message.verify_top > 0:
         reader.problems.add(f"{path}.verify_top", "edges are not verified; give components, whose places are")
+    if not reader.listed(len(message.components), MOST_LISTED, field, "components"):
+        return ()
     components: list[int | None] = []
     for i, number in enumerate(message.components):
         components.append(read_component(number, f"{field}[{i}]", reader))
@@ -71,7 +70,7 @@ def _count(value: int, path: str, reader: Reader) -> int:
 def _read_edges(message: pb.AttributionPatching, path: str, reader: Reader) -> int | None:
     if not message.HasField("edges"):
         return None
-    for component in _ENDS:
+    for component in sorted(EDGE_ENDS):
         if reason := reader.model.unavailable.get(component):
             reader.problems.refuse(path, f"{component.name}: {reason}")
     return _count(message.edges.top, f"{path}.top", reader)
@@ -97,19 +96,13 @@ def _check_corrections(
 
 
 def _check_size(question: AttributionPatching, path: str, tokens: int, targets: int, reader: Reader) -> None:
-    model = reader.model
-    size = 0
     for component in question.components:
-        units = model.units(component) if component in UNIT_SWEPT else 1
+        units = reader.model.units(component) if component in UNIT_SWEPT else 1
         if units * targets > MOST_VALUES_TOGETHER:
             reader.problems.add(
                 f"{path}.components",
                 f"{units} units of {component.name} x {targets} targets are more than {MOST_VALUES_TOGETHER} at a "
                 "position; give fewer targets",
             )
-        size += (1 if component in LAYERLESS else model.layers) * tokens * units * targets * FLOAT
-    if question.edges is not None:
-        every = model.edges(parallel=Component.RESIDUAL_MID in model.unavailable)
-        size += min(question.edges or every, every) * (6 + targets) * FLOAT
-    reader.answer(size + question.verify_top * 2 * targets * FLOAT, path)
-    reader.runs(question.runs(targets, model.layers), path)
+    reader.answer(attribution_bytes(question, tokens, targets, reader.model), path)
+    reader.runs(question.runs(targets, reader.model.layers), path)

@@ -25,7 +25,7 @@ from ..domain import (
     Site,
 )
 from .inputs import Role, read_site
-from .reading import Reader
+from .reading import MOST_LISTED, Reader
 from .tensors import check_broadcasts, decode_tensor
 
 _OPERATIONS = "scale, set, add, multiply, patch, noise, project_out or knockout"
@@ -138,7 +138,8 @@ def _read_patch(message: pb.Patch, path: str, reader: Reader, site: Site | None,
         )
     sources: list[int] = []
     lengths: list[int] = []
-    for i, value in enumerate(message.sources):
+    listed = reader.listed(len(message.sources), MOST_LISTED, f"{path}.sources", "sources")
+    for i, value in enumerate(message.sources if listed else ()):
         index = reader.index(value, len(scene.sources), f"{path}.sources[{i}]", "source")
         if index is None:
             continue
@@ -182,6 +183,7 @@ def _read_source_positions(
             reader.problems.add(
                 field, f"{given} were given and the site names {wanted} positions; give one for each, or none"
             )
+            return ()
     if not lengths:
         return ()
     resolved: list[int] = []

@@ -1,0 +1,138 @@
+"""`python -m tests.bench`: measures Sonde and its peers, prints a table, and writes JSON and a chart."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from tests.bench.agreement import TOLERANCE, Disagreement
+from tests.bench.chart import draw
+from tests.bench.field import PEERS, taking_part
+from tests.bench.minimum import rates
+from tests.bench.profile import profiled
+from tests.bench.report import Outcome, Setting, markdown, omissions, write_json
+from tests.bench.rounds import Numbers, Plan, measure
+from tests.bench.shapes import SHAPES, load, save
+from tests.bench.sonde_in_process import InProcess
+from tests.bench.workloads import NAMES, Sizes, make
+
+THREADS = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 1 when two contenders disagree."""
+    options = _options(sys.argv[1:] if arguments is None else arguments)
+    torch.set_num_threads(THREADS)
+    # The servers take it from here.
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    # Ends the servers too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    began = time.monotonic()
+    settings: list[Setting] = []
+    outcomes: list[Outcome] = []
+    try:
+        for shape in options.shapes:
+            _measure_shape(shape, options, settings, outcomes)
+    except Disagreement as error:
+        print(f"disagreement: {error}", file=sys.stderr)
+        return 1
+    text = markdown(settings, outcomes)
+    if left_out := omissions(outcomes):
+        text += "\n".join(("## Left out", "", *(f"- {line}" for line in left_out))) + "\n"
+    print(text)
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_json(options.output / "results.json", settings, outcomes)
+    _write_page(options.output / "results.md", text, settings, outcomes)
+    if options.keep:
+        _write_page(Path(__file__).with_name("RESULTS.md"), text, settings, outcomes)
+    print(f"{time.monotonic() - began:.0f} s; everybody agreed; written to {options.output}/")
+    return 0
+
+
+def _write_page(page: Path, text: str, settings: Sequence[Setting], outcomes: Sequence[Outcome]) -> None:
+    """The tables, and the chart beside them."""
+    chart = page.with_suffix(".png")
+    page.write_text(f"# Results\n\n![Times of every contender]({chart.name})\n\n{text}", encoding="utf-8")
+    draw(chart, settings, outcomes)
+
+
+def _measure_shape(name: str, options: argparse.Namespace, settings: list[Setting], outcomes: list[Outcome]) -> None:
+    shape = SHAPES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        directory = save(shape, Path(folder))
+        plain = load(directory)
+        sizes = Sizes.of(plain)
+        measured = {length: rates(plain, length) for length in options.lengths}
+        del plain
+        with taking_part(directory, options.peers) as entries:
+            numbers = Numbers()
+            in_process = entries[1].contender
+            assert isinstance(in_process, InProcess)
+            for length in options.lengths:
+                settings.append(Setting(name, shape.title, length, measured[length]))
+                for workload in options.only:
+                    _say(f"{name}, {length} tokens, {workload}")
+                    rounds = options.rounds or (3 if length <= 16 else 2)
+                    plan = Plan(
+                        lambda number, workload=workload, length=length: make(workload, shape, sizes, length, number),  # type: ignore[misc]
+                        rounds,
+                        TOLERANCE,
+                        numbers,
+                    )
+                    timings = measure(plan, entries, workload, _say)
+                    token_layers, readings = in_process.cost(plan.make(numbers()))
+                    minimum = measured[length].minimum(token_layers, readings)
+                    seen = profiled(workload, in_process, plan.make(numbers()), sizes.vocabulary)
+                    outcomes.append(
+                        Outcome(name, length, workload, tuple(timings), token_layers, readings, minimum, seen)
+                    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round, 16 tokens, the GPT-2 shape")
+    parser.add_argument("--only", type=_among(NAMES), default=list(NAMES), help=f"of {', '.join(NAMES)}; W4 is both")
+    parser.add_argument("--peers", type=_among(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}; or none")
+    parser.add_argument("--shapes", type=_among(tuple(SHAPES)), help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")], help="tokens")
+    parser.add_argument("--rounds", type=int, help="default: 3, of long prompts 2")
+    parser.add_argument("--output", type=Path, default=Path("out/bench"))
+    parser.add_argument("--keep", action="store_true", help="also write tests/bench/RESULTS.md and its chart")
+    options = parser.parse_args(arguments)
+    options.shapes = options.shapes or (["gpt2"] if options.quick else ["gpt2", "llama"])
+    options.lengths = options.lengths or ([16] if options.quick else [16, 128])
+    options.rounds = options.rounds or (1 if options.quick else None)
+    return options
+
+
+def _among(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """Reads "a,b"; "none" is nobody. W4 stands for both of its questions."""
+
+    def parse(text: str) -> list[str]:
+        chosen: list[str] = []
+        for part in [] if text == "none" else text.split(","):
+            found = [name for name in names if name == part or name.startswith(f"{part} ")]
+            if not found:
+                raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(names)}")
+            chosen += found
+        return chosen
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

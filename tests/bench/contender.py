@@ -1,0 +1,68 @@
+"""What a contender is: something that answers workloads with the array that is due."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from tests.bench.workloads import Answer, Callers, Grid, Heads, Neurons, OneNeuron, Workload
+
+
+class Contender(Protocol):
+    """One way to compute the workloads.
+
+    W1 gives [cells], W2 [neurons], W3 [heads], W4 [2, top] and W5 [callers, runs]. What a contender cannot do stands
+    in `omitted`, by the workload's name, with the reason.
+    """
+
+    @property
+    def name(self) -> str:
+        """As it stands in the table."""
+
+    @property
+    def omitted(self) -> Mapping[str, str]:
+        """Reasons by workload."""
+
+    def grid(self, workload: Grid) -> Answer:
+        """W1."""
+
+    def neurons(self, workload: Neurons) -> Answer:
+        """W2."""
+
+    def heads(self, workload: Heads) -> Answer:
+        """W3."""
+
+    def one_neuron(self, workload: OneNeuron) -> Answer:
+        """W4."""
+
+    def callers(self, workload: Callers) -> Answer:
+        """W5."""
+
+
+PEERS = ("library", "hand", "script")
+"""Kinds of those that Sonde is compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A contender in the field, and how it is measured."""
+
+    contender: Contender
+    kind: str
+    """`sonde`, `library`, `hand` (written by hand), `script` (ROME's) or `serial`: whom the ratios compare."""
+    loop: bool = False
+    """One forward pass a cell: its time is measured on a part of the cells and scaled."""
+
+
+def ask(contender: Contender, workload: Workload) -> Answer:
+    """The contender's answer."""
+    match workload:
+        case Grid():
+            return contender.grid(workload)
+        case Neurons():
+            return contender.neurons(workload)
+        case Heads():
+            return contender.heads(workload)
+        case OneNeuron():
+            return contender.one_neuron(workload)
+        case Callers():
+            return contender.callers(workload)
