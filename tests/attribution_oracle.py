@@ -64,7 +64,8 @@ def graph(
         if component in ("ATTENTION_OUT", "MLP_OUT") and layer == dropped:
             value = value.detach()
         values[place] = value
-        return value
+        # A copy goes on: Falcon adds to what its MLP gave in place.
+        return value.clone()
 
     with torch.enable_grad(), attach(model, visit):
         logits = model(torch.tensor([list(ids)]), use_cache=False).logits[0, position]

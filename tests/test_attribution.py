@@ -25,7 +25,7 @@ from tests import oracle, wire
 from tests.attribution_oracle import Question
 from tests.conftest import DEADLINE, EFFORT, Host
 from tests.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Oracle, Site, Target
-from tests.tolerance import assert_close
+from tests.tolerance import assert_close, assert_near
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 OTHER = [8, 131, 70, 12, 299, 261, 40]
@@ -66,13 +66,6 @@ def available(host: Host) -> list[str]:
 
 def parallel(host: Host) -> bool:
     return "RESIDUAL_MID" not in available(host)
-
-
-def assert_near(actual: npt.ArrayLike, expected: npt.ArrayLike, what: str = "") -> None:
-    """Equal within float32's rounding of the largest of them, for sums of many products that cancel."""
-    first, second = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    assert first.shape == second.shape, f"{what}: shape {first.shape}, expected {second.shape}"
-    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(second).max()), err_msg=what)
 
 
 @pytest.mark.parametrize("metric", METRICS)

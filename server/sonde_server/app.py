@@ -1,5 +1,6 @@
 """The server: listens at once, loads the model, serves it, and goes without dropping what is in progress."""
 
+import dataclasses
 import logging
 import threading
 import time
@@ -162,13 +163,23 @@ class Server:
         # These bring torch along, which takes seconds: the port is bound before.
         from . import methods
         from .engine import Engine
+        from .engine.selfcheck import verify
         from .model.loading import load
         from .scheduler import Scheduler
 
         settings = self.settings
-        loaded = load(settings.model, revision=settings.revision, device=settings.device, dtype=settings.dtype)
-        self._loaded = loaded
+        loaded = load(
+            settings.model,
+            revision=settings.revision,
+            device=settings.device,
+            dtype=settings.dtype,
+            device_map=settings.device_map,
+        )
         engine = Engine(loaded.decoder, cache_bytes=settings.cache_bytes)
+        verify(engine)
+        # What failed is not offered.
+        description = dataclasses.replace(loaded.description, unavailable=dict(loaded.decoder.unavailable))
+        self._loaded = loaded
         engine.warm_up()
         self._scheduler = Scheduler(
             engine,
@@ -180,7 +191,7 @@ class Server:
             self._metrics.watch(loaded.description, __version__, self._scheduler.statistics)
         self._servicer.host(
             Hosted(
-                loaded.description,
+                description,
                 loaded.vocabulary,
                 settings.limits,
                 RunQuota(settings.max_runs_per_second),
@@ -191,7 +202,6 @@ class Server:
             )
         )
         self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        description = loaded.description
         _log.info(
             "serving %s (%s, %s parameters, %s) on %s",
             description.name,

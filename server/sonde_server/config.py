@@ -40,6 +40,11 @@ class Settings:
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every interface of this machine")
     port: int = _setting(50051, "port to listen on; 0 takes a free one", least=0, most=65535)
     device: str = _setting("auto", "torch device, such as cpu, cuda or cuda:1; auto takes a GPU where there is one")
+    device_map: str | None = _setting(
+        None,
+        "spread a model that one device does not hold: auto, balanced, sequential, or a JSON file of module names "
+        "and their devices, disk among them; goes with --device auto",
+    )
     dtype: str = _setting(
         "auto", "data type of the weights; auto is the checkpoint's on a GPU, float32 elsewhere", choices=DTYPES
     )
@@ -113,6 +118,11 @@ class Settings:
             raise SettingError(
                 f"--host: {self.host} can be reached from other machines, and anybody could use the model; "
                 "give --tokens or --tls-client-ca, or --insecure to let everybody in"
+            )
+
+        if self.device_map is not None and self.device != "auto":
+            raise SettingError(
+                f"--device: {self.device!r} says where all of the model lies; leave it out or --device-map"
             )
 
     @property

@@ -106,15 +106,15 @@ class Session:
 
     def ready(self, states: Iterable[State]) -> None:
         """Waits until states have been computed, and keeps them for later questions."""
-        if self._held:
-            self._send()
         wanted = {id(state) for state in states}
-        for key, one in list(self._starting.items()):
-            if id(one.state) in wanted:
-                self.wait(one.portion)
-                self.engine.cache.keep(one.base, one.state)
-                self._captured.update(((id(one.state), capture), value) for capture, value in one.captured())
-                del self._starting[key]
+        waiting = [(key, one) for key, one in self._starting.items() if id(one.state) in wanted]
+        if waiting and self._held:
+            self._send()
+        for key, one in waiting:
+            self.wait(one.portion)
+            self.engine.cache.keep(one.base, one.state)
+            self._captured.update(((id(one.state), capture), value) for capture, value in one.captured())
+            del self._starting[key]
 
     def states(self, bases: Sequence[Base], *, read: int | None = None) -> list[State]:
         """The states of base runs, from the cache where they are in it; `read`: where they will be read."""

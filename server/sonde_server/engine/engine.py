@@ -152,7 +152,8 @@ class Engine:
         return tuple(part.cpu() for part in parts)  # type: ignore[return-value]
 
     def embedding_deviation(self) -> float:
-        """Unbiased standard deviation of all entries of the token embedding."""
+        """Unbiased standard deviation of all entries of all tokens' embeddings."""
         if self._deviation is None:
-            self._deviation = float(self.decoder.embedding.weight.double().std())
+            with torch.inference_mode():
+                self._deviation = self.decoder.embedding_deviation()
         return self._deviation

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..domain import Component
 from ..model.anatomy import Decoder
-from ..model.projections import Rotation
+from ..model.rotary import Rotations
 from .attention import Block, attend
 from .changes import Visits
 from .layout import Layout, Row, Segment
@@ -41,7 +41,7 @@ class Execution:
         self.layout = Layout([])
         self.segments: list[Segment] = []
         self.stream = torch.empty(0, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
-        self.rotation: Rotation | None = None
+        self.rotation: Rotations | None = None
         self.visits = Visits(self.waiting)
 
     def run(self) -> None:
@@ -77,12 +77,13 @@ class Execution:
 
     def _arrive(self, depth: int) -> None:
         """Makes the edits of the stream between two blocks, and joins the rows that start here."""
-        self.stream = self._between(depth, self.layout, self.stream)
+        self.stream = self._between(depth, self.layout, self.decoder.place(self.stream, depth))
         joining = [row for row in self.waiting if row.extent.start == depth and row.positions]
         if joining:
             entering: dict[int, Tensor] = {}
             # Rows over the base run of another row of this batch come after it.
-            for wave in ([row for row in joining if row.prefix is None], [row for row in joining if row.prefix]):
+            waves = [row for row in joining if row.prefix is None], [row for row in joining if row.prefix]
+            for wave in filter(None, waves):
                 layout = Layout(wave)
                 packed = self._between(depth, layout, self._entering(depth, layout))
                 entering.update((id(row), packed[layout.slice(row)]) for row in wave)
@@ -102,8 +103,8 @@ class Execution:
         """The stream of rows that start here, as it is in their bases."""
         if depth:
             parts = [row.prefix.residual[depth][row.extent.first : row.extent.end] for row in layout.rows if row.prefix]
-            return torch.cat([self.stream[:0], *parts])
-        packed = torch.cat([self.stream[:0], *(self._embedding(row) for row in layout.rows)])
+            return torch.cat(parts)
+        packed = torch.cat([self._embedding(row) for row in layout.rows])
         packed = self.visits.visit(packed, layout, Component.TOKEN_EMBEDDING, 0)
         for row, state in _keeping(layout):
             state.embedding = _behind(row, lambda past: past.embedding, packed[layout.slice(row)])
@@ -120,10 +121,10 @@ class Execution:
         parts = [self.stream[:0]]
         for row in layout.rows:
             arriving = entering.get(id(row))
-            parts.append(self.stream[self.layout.slice(row)] if arriving is None else arriving)
+            parts.append(self.stream[self.layout.slice(row)] if arriving is None else arriving.to(self.stream.device))
         self.layout, self.stream = layout, torch.cat(parts)
         self.segments = layout.segments(layout)
-        self.rotation = self.decoder.rotation(self.stream, layout.positions(self.stream.device))
+        self.rotation = self.decoder.rotation(self.stream, layout.positions(self.stream.device), layout.lengths)
 
     def _embedding(self, row: Row) -> Tensor:
         cut = slice(row.extent.first, row.extent.end)
@@ -152,7 +153,9 @@ class Execution:
         middle = self._visit(self.stream + added, Component.RESIDUAL_MID, layer)
         watched = (Component.NEURON, layer) in self.visits
         transformed = decoder.mlp_output(
-            layer, middle, (lambda neurons: self._visit(neurons, Component.NEURON, layer)) if watched else None
+            layer,
+            self.stream if decoder.family.parallel else middle,
+            (lambda neurons: self._visit(neurons, Component.NEURON, layer)) if watched else None,
         )
         self.stream = middle + self._visit(transformed, Component.MLP_OUT, layer)
 

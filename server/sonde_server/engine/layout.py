@@ -106,6 +106,11 @@ class Layout:
         every = [position for row in self.rows for position in self.spans[id(row)]]
         return torch.tensor(every, dtype=torch.long, device=device)
 
+    def lengths(self, device: torch.device) -> Tensor:
+        """How many tokens each token's prompt has, [N]."""
+        every = [len(row.tokens) for row in self.rows for _ in self.spans[id(row)]]
+        return torch.tensor(every, dtype=torch.long, device=device)
+
     def narrowed(self, layer: int) -> "Layout":
         """The rows that end with this block cut to what is looked at there or above; itself where none is."""
         spans = {id(row): row.extent.last for row in self.rows if row.extent.stop == layer + 1}

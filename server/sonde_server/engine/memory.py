@@ -23,7 +23,9 @@ class Memory:
         size = torch.finfo(decoder.dtype).bits // 8
         attention = (decoder.heads + 2 * decoder.key_value_heads) * decoder.head_size
         # The stream and its norm, attention and its output; the MLP between its two halves, gated as in most families.
-        self._token = size * (6 * decoder.hidden_size + 2 * attention + 3 * decoder.neurons)
+        self._token = size * (
+            6 * decoder.hidden_size + 2 * attention + 3 * max(decoder.neurons, 4 * decoder.hidden_size)
+        )
         self._state = size * (
             decoder.hidden_size * (decoder.layers + 1)
             + 2 * decoder.key_value_heads * decoder.head_size * decoder.layers
@@ -37,7 +39,9 @@ class Memory:
 
     def row_bytes(self, row: Row) -> int:
         """What a row takes while it runs."""
-        length, explicit = len(row.positions), row.extent.first or any(place[0] in PAIRWISE for place in row.edits)
+        length = len(row.positions)
+        pairs = any(place[0] in PAIRWISE for place in row.edits)
+        explicit = row.extent.first or pairs or self.decoder.attention == "eager"
         result = length * self._token + (self._logits if row.reading is not None else 0)
         if explicit:
             result += length * row.extent.end * self._pair

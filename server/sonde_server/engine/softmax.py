@@ -10,9 +10,6 @@ from torch import Tensor
 
 from .gradients import Descent
 
-# A pattern that sums to less than 1 by more than this has a sink; what is less is the softmax's own rounding.
-SINK = 1e-5
-
 
 def query_effects(descent: Descent, layer: int, query: Tensor, key: Tensor, source: Tensor, gradient: Tensor) -> Tensor:
     """Effects [G, n, H] of taking each query from `source` [n, H, d]; `gradient` [G, H, n, n] is the pattern's."""
@@ -31,7 +28,9 @@ def key_effects(descent: Descent, layer: int, query: Tensor, key: Tensor, source
     scores, pattern = (part.double() for part in descent.pairs(layer, query, key))
     change = descent.pairs(layer, query, source)[0].double() - scores
     total = pattern.sum(-1, keepdim=True)
-    sink = torch.where(total < 1 - SINK, 1 - total, 0.0)
+    # What a pattern lacks of 1 is its own rounding, but where a sink takes its share.
+    sinks = descent.decoder.attention_settings(layer).sinks
+    sink = torch.zeros_like(total) if sinks is None else 1 - total
     # The largest weight says what the row was divided by, whatever else took part in the sum.
     largest = scores.argmax(-1, keepdim=True)
     weight = (scores - scores.gather(-1, largest)).exp() * pattern.gather(-1, largest) / (total + sink)

@@ -82,7 +82,7 @@ class Edges:
             for layer, block in self._blocks.items():
                 stream = descent.state.residual[layer][cut].clone()
                 into = self._into_attention[layer]
-                _add(into, written, self._read(layer, stream, block, first))
+                _add(into, written, self._read(layer, stream, block, first, len(descent.state.tokens)))
                 into = self._into_mlp[layer]
                 _add(into, written, block.mlp_input[:, None, cut])
             _add(self._into_logits, written, self._top[:, None, cut])
@@ -102,12 +102,14 @@ class Edges:
                 written += torch.autograd.grad(backward, given, alone, retain_graph=True)
         return torch.stack(written)
 
-    def _read(self, layer: int, stream: Tensor, block: _Block, first: int) -> Tensor:
-        """Gradients [M, R, c, D] of the stream as each query, key and value head alone reads it."""
+    def _read(self, layer: int, stream: Tensor, block: _Block, first: int, tokens: int) -> Tensor:
+        """Gradients [M, R, c, D] of the stream of a prompt of so many tokens, as each head alone reads it."""
         positions = torch.arange(first, first + len(stream), device=stream.device).repeat(self.attention)
         with torch.enable_grad():
             repeated = stream.repeat(self.attention, 1).requires_grad_()
-            projected = self.decoder.project(layer, repeated, self.decoder.rotation(repeated, positions))
+            lengths = torch.full_like(positions, tokens)
+            rotation = self.decoder.rotation(repeated, positions, lengths.to)
+            projected = self.decoder.project(layer, repeated, rotation)
             found = []
             for target in range(len(self._top)):
                 alone, offset = [], 0
