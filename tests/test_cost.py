@@ -40,6 +40,23 @@ TRACES = {
             ]
         )
     },
+    **{
+        f"attribution_patching {name}": {
+            "attribution_patching": pb.AttributionPatching(
+                components=[wire.component(one) for one in components],
+                **fields,  # type: ignore[arg-type]
+            )
+        }
+        for name, (components, fields) in {
+            "of the stream": (["RESIDUAL_POST"], {}),
+            "of the end": (["FINAL_NORM"], {}),
+            "of everything": (["TOKEN_EMBEDDING", "RESIDUAL_PRE", "NEURON", "ATTENTION_PATTERN", "LOGITS"], {}),
+            "recomputed": (["KEY"], {"recompute_softmax": True}),
+            "integrated": (["HEAD_OUT"], {"integration_steps": 3}),
+            "dropped": (["MLP_OUT"], {"drop_layers": True}),
+            "edges": ([], {"edges": pb.AttributionPatching.Edges(top=5), "integration_steps": 2}),
+        }.items()
+    },
     "causal_tracing": {
         "causal_tracing": pb.CausalTracing(
             gaussian=pb.CausalTracing.Gaussian(samples=3), subject_positions=pb.PositionList(positions=[2, 3]), window=2
@@ -51,6 +68,8 @@ TRACES = {
 @pytest.mark.parametrize("method", TRACES)
 def test_a_trace_does_what_it_announced(host: Host, method: str) -> None:
     request = traced(fresh(7), **TRACES[method])
+    if request.HasField("attribution_patching"):
+        request.attribution_patching.source.CopyFrom(wire.prompt(fresh(7)))
     request.dry_run = True
     announced = host.trace(request).context.cost
     before = counted(host)
@@ -112,6 +131,26 @@ def test_restorations_that_change_nothing_are_not_run(host: Host) -> None:
     # The clean run, and two corrupted runs from the subject on; no cell.
     assert counted(host) - before == len(ids) * layers + 2 * 2 * layers
     assert answer.context.cost.token_layers == counted(host) - before
+
+
+def test_attributions_are_announced_for_the_position_that_is_read(host: Host) -> None:
+    ids, source, layers = fresh(7), fresh(7), host.oracle.layers
+    source = [*ids[:2], *source[2:]]
+    method = pb.AttributionPatching(source=wire.prompt(source), components=[pb.COMPONENT_QUERY], integration_steps=2)
+    request = traced(ids, attribution_patching=method, position=4)
+    before = counted(host)
+    cost = host.trace(request).context.cost
+    # Two prompts; the values of both; then each step's run from the third token on, and each block there and back.
+    expected = (2 * 7 + 2 * 5 + 2 * (5 + 2 * 5)) * layers
+    assert counted(host) - before == cost.token_layers == expected
+
+
+def test_what_is_verified_takes_no_more_than_announced(host: Host) -> None:
+    components = [pb.COMPONENT_RESIDUAL_PRE, pb.COMPONENT_NEURON, pb.COMPONENT_ATTENTION_PATTERN]
+    method = pb.AttributionPatching(source=wire.prompt(fresh(7)), components=components, verify_top=9)
+    before = counted(host)
+    cost = host.trace(traced(fresh(7), attribution_patching=method)).context.cost
+    assert counted(host) - before <= cost.token_layers <= cost.full_token_layers
 
 
 def test_a_new_prompt_and_its_run_are_one_batch(host: Host) -> None:

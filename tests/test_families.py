@@ -1,8 +1,8 @@
 """Every architecture over the wire, against the oracle and against plain transformers.
 
 The whole suite runs on GPT-2 and Llama. Here every other family, in each of its variants, is asked the same kinds of
-questions once: every component edited and read, a sweep, a causal trace, the lens, gradients, prompts of several
-lengths at once.
+questions once: every component edited and read, a sweep, a causal trace, the lens, gradients, attributions,
+generation, prompts of several lengths at once.
 """
 
 import tempfile
@@ -16,12 +16,13 @@ import pytest
 import torch
 from sonde.v1 import inspection_pb2 as pb
 
+from tests import attribution_oracle as plain
 from tests import oracle, rome, wire
 from tests.architectures import ARCHITECTURES
 from tests.conftest import DEADLINE, Host, Hosts
 from tests.generating import continued_logits
 from tests.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Site, Sweep, Target
-from tests.tolerance import assert_close
+from tests.tolerance import assert_close, assert_near
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 SOURCES = [[8, 131, 70, 12, 299, 261, 40], [17, 18, 250, 305, 61, 2, 99, 101, 307]]
@@ -212,3 +213,39 @@ def test_a_text_that_would_be_turned_otherwise_is_refused(host: Host) -> None:
         assert "at most 2" in found.message
     else:
         assert host.intervene(request).said[0].tokens
+
+
+def attributed(host: Host, components: list[str], ids: list[int] = IDS, **fields: object) -> wire.Answer:
+    method = pb.AttributionPatching(
+        source=wire.prompt(SOURCES[0][: len(ids)]),
+        components=[wire.component(name) for name in components],
+        **fields,  # type: ignore[arg-type]
+    )
+    targets = [wire.target(one) for one in TARGETS]
+    return host.trace(pb.TraceRequest(prompt=wire.prompt(ids), targets=targets, attribution_patching=method))
+
+
+def test_attributions(host: Host) -> None:
+    names = list(host.oracle.components)
+    found = attributed(host, names).estimates
+    question = plain.Question(IDS, SOURCES[0], TARGETS)
+    for name in names:
+        assert_near(found[name], plain.estimates(host.oracle, question, name), name)
+
+
+def test_attributions_with_the_softmax_recomputed(host: Host) -> None:
+    names, ids = ["QUERY", "KEY"], IDS[:4]
+    found = attributed(host, names, ids, recompute_softmax=True).estimates
+    question = plain.Question(ids, SOURCES[0][:4], TARGETS)
+    for name in names:
+        assert_near(found[name], plain.recomputed(host.oracle, question, name), name)
+
+
+def test_attributed_edges(host: Host) -> None:
+    found = attributed(host, [], edges=pb.AttributionPatching.Edges()).edges
+    question = plain.Question(IDS, SOURCES[0], TARGETS)
+    parallel = "RESIDUAL_MID" not in host.oracle.components
+    expected = plain.edges(host.oracle, question, parallel=parallel)
+    assert set(found) == set(expected)
+    order = list(found)
+    assert_near(np.array([found[edge] for edge in order]), np.array([expected[edge] for edge in order]))

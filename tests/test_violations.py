@@ -565,25 +565,54 @@ def test_a_stack_that_the_model_does_not_have(host: Host, stack: int) -> None:
     assert refused.reasons
 
 
-UNIMPLEMENTED: dict[str, Request] = {
-    "attribution_patching": traced(
-        attribution_patching=pb.AttributionPatching(source=wire.prompt(IDS), components=[pb.COMPONENT_MLP_OUT])
+def attributed(**fields: Any) -> pb.TraceRequest:
+    """An attribution patching of MLPs, with some fields otherwise."""
+    given = {"source": wire.prompt(IDS), "components": [pb.COMPONENT_MLP_OUT], **fields}
+    return traced(attribution_patching=pb.AttributionPatching(**given))
+
+
+A = "attribution_patching"
+EDGES = pb.AttributionPatching.Edges()
+ATTRIBUTIONS = [
+    Case("no source", attributed(source=None), f"{A}.source"),
+    Case("source of another length", attributed(source=wire.prompt(SHORT)), f"{A}.source", ("3", "7")),
+    Case(
+        "token of the source beyond", attributed(source=wire.prompt([1] * 6 + [10**6])), f"{A}.source.token_ids.ids[6]"
     ),
-}
+    Case("no component", attributed(components=[]), f"{A}.components", ("edges",)),
+    Case("unspecified component", attributed(components=[0]), f"{A}.components[0]"),
+    Case("unknown component", attributed(components=[6, 77]), f"{A}.components[1]", ("77",)),
+    Case("component twice", attributed(components=[6, 5, 6]), f"{A}.components[2]", ("twice",)),
+    Case("negative steps", attributed(integration_steps=-1), f"{A}.integration_steps", ("-1",)),
+    Case("too many steps", attributed(integration_steps=2**30), A, ("runs",)),
+    Case("unknown metric", attributed(metric=9), f"{A}.metric", ("9",)),
+    Case("negative verification", attributed(verify_top=-2), f"{A}.verify_top", ("-2",)),
+    Case("edges verified", attributed(components=[], edges=EDGES, verify_top=2), f"{A}.verify_top"),
+    Case("negative edges", attributed(edges=pb.AttributionPatching.Edges(top=-1)), f"{A}.edges.top", ("-1",)),
+    Case("softmax of neither", attributed(recompute_softmax=True), f"{A}.recompute_softmax", ("QUERY", "KEY")),
+    Case("dropped and integrated", attributed(drop_layers=True, integration_steps=2), f"{A}.drop_layers"),
+    Case("dropped edges", attributed(drop_layers=True, edges=EDGES), f"{A}.drop_layers"),
+    Case(
+        "more at a position than a message holds",
+        traced(
+            targets=[pb.Target(id=41)] * 4000,
+            attribution_patching=pb.AttributionPatching(source=wire.prompt(IDS), components=[pb.COMPONENT_LOGITS, 13]),
+        ),
+        f"{A}.components",
+        ("4000",),
+    ),
+]
 
 
-@pytest.mark.parametrize("method", UNIMPLEMENTED)
-def test_what_is_not_there_yet_says_so(host: Host, method: str) -> None:
-    refused = wire.refusal(call(host, UNIMPLEMENTED[method]))
-    assert refused.code == grpc.StatusCode.UNIMPLEMENTED
-    assert refused.reasons
-    assert method.replace("_", " ") in refused.message.replace("_", " ")
+@pytest.mark.parametrize("case", ATTRIBUTIONS, ids=lambda case: case.name)
+def test_attributions(host: Host, case: Case) -> None:
+    check(host, case)
 
 
 def test_the_server_serves_on_after_every_refusal(host: Host) -> None:
     valid = listed(scaled(mlp()))
     before = host.intervene(copy.deepcopy(valid)).columns["log_probabilities"]
-    for case in (*SITES, *OPERATIONS, *TRACINGS):
+    for case in (*SITES, *OPERATIONS, *TRACINGS, *ATTRIBUTIONS):
         wire.refusal(call(host, case.request(host) if callable(case.request) else case.request))
     np.testing.assert_array_equal(host.intervene(valid).columns["log_probabilities"], before)
 

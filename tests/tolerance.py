@@ -23,3 +23,10 @@ def assert_same_ranking(
     assert len(set(ids.tolist())) == len(ids), f"{what}: a token twice"
     assert_close(values, everything[ids], what)
     assert_close(values, np.sort(everything)[::-1][: len(ids)], what)
+
+
+def assert_near(actual: npt.ArrayLike, expected: npt.ArrayLike, what: str = "") -> None:
+    """Equal within float32's rounding of the largest of them, for sums of many products that cancel."""
+    first, second = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert first.shape == second.shape, f"{what}: shape {first.shape}, expected {second.shape}"
+    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(second).max()), err_msg=what)

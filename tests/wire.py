@@ -125,6 +125,10 @@ def intervene(
     return request
 
 
+End = tuple[str, int, int]
+"""Of an edge: component, layer and head."""
+
+
 @dataclass
 class Answer:
     """A joined stream."""
@@ -143,6 +147,11 @@ class Answer:
     corruption: pb.Corruption | None = None
     cells: dict[str, dict[tuple[int, int], dict[str, npt.NDArray[Any]]]] = field(default_factory=dict)
     """Of grids: by component and (position, layer), each field by target; layer -1 where there is none."""
+    estimates: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    """By component: [layers, positions, targets], or with units before the targets."""
+    edges: dict[tuple[End, End], npt.NDArray[Any]] = field(default_factory=dict)
+    """By sender and receiver, in the order of the answer."""
+    verified: list[pb.VerifiedEffect] = field(default_factory=list)
 
     def grid(self, name: str, column: str, layers: Sequence[int], positions: Sequence[int]) -> npt.NDArray[Any]:
         """[positions, layers, ...] of one field of one component."""
@@ -250,6 +259,7 @@ def join_trace(stream: Iterable[pb.TraceResponse]) -> Answer:
     """Joins the stream of Trace."""
     messages = list(stream)
     answer, slices, activations = _started(messages), _Slices(), _Activations()
+    cells: dict[str, dict[tuple[int, int], npt.NDArray[Any]]] = {}
     for message in messages:
         layers: Any = message.layers
         for name in LAYERS:
@@ -261,14 +271,52 @@ def join_trace(stream: Iterable[pb.TraceResponse]) -> Answer:
             answer.corruption = message.corruption
         for grid in message.grids:
             _put_grid(answer, grid)
+        for estimates in message.attributions:
+            _put_estimates(answer, estimates, cells)
+        for edges in message.edges:
+            _put_edges(answer, edges)
+        answer.verified.extend(message.verified)
         for part in message.activations:
             activations.put(part)
     answer.columns, answer.activations = slices.columns(), activations.joined()
+    for name, found in cells.items():
+        layers, positions = (1 + max(place[axis] for place in found) for axis in (0, 1))
+        assert len(found) == layers * positions, f"{name}: estimates are missing"
+        answer.estimates[name] = np.array(
+            [[found[layer, position] for position in range(positions)] for layer in range(layers)]
+        )
     return answer
 
 
+def _put_estimates(answer: Answer, part: Any, cells: dict[str, dict[tuple[int, int], npt.NDArray[Any]]]) -> None:
+    name = _name(part.component)
+    assert bool(part.layers) == (name not in oracle.UNLAYERED), f"{name}: layers {list(part.layers)}"
+    found, values = cells.setdefault(name, {}), array(part.estimates)
+    layers = list(part.layers) or [0]
+    assert values.shape[:2] == (len(layers), len(part.positions)), f"{name}: estimates that do not fit their axes"
+    assert values.shape[-1] == max(1, len(answer.context.targets))
+    for row, layer in enumerate(layers):
+        for column, position in enumerate(part.positions):
+            assert (layer, position) not in found, f"{name}: {layer}, {position} came twice"
+            found[layer, position] = values[row, column]
+
+
+def _put_edges(answer: Answer, part: Any) -> None:
+    senders, receivers, values = array(part.senders), array(part.receivers), array(part.estimates)
+    assert senders.shape == receivers.shape == (len(values), 3)
+    assert part.offset == len(answer.edges), "edges came out of order"
+    for sender, receiver, row in zip(senders.tolist(), receivers.tolist(), values, strict=True):
+        edge = (_name(sender[0]), *sender[1:]), (_name(receiver[0]), *receiver[1:])
+        assert edge not in answer.edges, f"the edge {edge} came twice"
+        answer.edges[edge] = row
+
+
+def _name(number: Any) -> str:
+    return pb.Component.Name(number).removeprefix("COMPONENT_")
+
+
 def _put_grid(answer: Answer, grid: Any) -> None:
-    cells = answer.cells.setdefault(pb.Component.Name(grid.component).removeprefix("COMPONENT_"), {})
+    cells = answer.cells.setdefault(_name(grid.component), {})
     layers = list(grid.layers) or [-1]
     columns = {name: array(getattr(grid, name)) for name in GRID if grid.HasField(name)}
     for values in columns.values():

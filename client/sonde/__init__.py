@@ -17,6 +17,7 @@ from sonde._version import __version__
 from sonde.aio import AsyncClient
 from sonde.client import Client
 from sonde.connection import TLS
+from sonde.edges import Edge, Edges
 from sonde.edits import Edit, add, knockout, multiply, noise, patch, project_out, replace, scale
 from sonde.errors import (
     Busy,
@@ -62,6 +63,8 @@ __all__ = [
     "Change",
     "Client",
     "DeadlineExceeded",
+    "Edge",
+    "Edges",
     "Edit",
     "Generation",
     "InternalError",

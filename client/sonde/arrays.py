@@ -54,6 +54,23 @@ def largest(values: Floats, count: int) -> list[tuple[int, ...]]:
     return [tuple(int(i) for i in np.unravel_index(flat, values.shape)) for flat in order if size[flat] >= 0]
 
 
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rank correlation, equal values sharing their mean rank; NaN where either side is one value."""
+    if not len(first):
+        return float("nan")
+    ranks = [_ranks(np.asarray(values, np.float64)) for values in (first, second)]
+    centred = [values - values.mean() for values in ranks]
+    scale = np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
+    return float((centred[0] * centred[1]).sum() / scale) if scale else float("nan")
+
+
+def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean: npt.NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
+    return mean
+
+
 def visible(text: str) -> str:
     """A token's text on one line, with line breaks and other control characters written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -16,8 +16,8 @@ from sonde.client import Client
 from sonde.connection import DEFAULT_ADDRESS, TLS
 from sonde.edits import Edit, add, noise, patch, replace, scale
 from sonde.interventions import InterventionResult
-from sonde.methods import CausalTracing, TokenProbability
-from sonde.names import COMPONENTS, ComponentName
+from sonde.methods import AttributionPatching, CausalTracing, TokenProbability
+from sonde.names import COMPONENTS, METRICS, ComponentName
 from sonde.plans import Generation, Plan, Sweep, sweep
 from sonde.prompts import Target
 from sonde.sites import Site, site
@@ -112,13 +112,27 @@ def _trace(options: argparse.Namespace) -> None:
             progress=_progress(options),
         )
     _draw(options, result)
-    _show(options, lambda: report.trace_text(result), lambda: report.result_json(result))
+    _show(options, lambda: report.trace_text(result, options.top), lambda: report.result_json(result))
 
 
-def _method(options: argparse.Namespace) -> CausalTracing | TokenProbability | None:
+def _method(options: argparse.Namespace) -> AttributionPatching | CausalTracing | TokenProbability | None:
     tracing = options.subject is not None or options.counterfactual is not None
-    if options.lens and tracing:
-        raise errors.InvalidRequest.at("--lens", "it is another method than --subject; ask for one at a time")
+    asked = {"--lens": options.lens, "--subject": tracing, "--attribute-from": options.attribute_from is not None}
+    given = [name for name, wanted in asked.items() if wanted]
+    if len(given) > 1:
+        raise errors.InvalidRequest.at(given[0], f"it is another method than {given[1]}; ask for one at a time")
+    if options.attribute_from is not None:
+        components: list[ComponentName] = options.component or []
+        if not components and options.edges is None:
+            components = ["residual_post", "attention_out", "mlp_out"]
+        return AttributionPatching(
+            source=options.attribute_from,
+            components=components,
+            integration_steps=options.steps,
+            metric=options.metric,
+            verify_top=options.verify,
+            edges=options.edges,
+        )
     if options.lens:
         return TokenProbability(gradient_norms=options.gradients)
     if not tracing:
@@ -262,7 +276,9 @@ def _draw(options: argparse.Namespace, result: TraceResult | InterventionResult)
         return
     plot = getattr(result, "plot", None)
     if plot is None:
-        raise errors.InvalidRequest.at("--plot", "a prediction alone has no figure; --subject or --lens has")
+        raise errors.InvalidRequest.at(
+            "--plot", "a prediction alone has no figure; --subject, --lens or --attribute-from has"
+        )
     try:
         plot(options.plot)
     except ValueError as error:  # An ending that matplotlib does not know.
@@ -387,8 +403,16 @@ def _add_trace(commands: Any) -> None:
         action="append",
         choices=list(COMPONENTS),
         metavar="NAME",
-        help="restore this one; again for more",
+        help="restore this one, or attribute to it; again for more",
     )
+    attribution = parser.add_argument_group("attribution patching")
+    attribution.add_argument(
+        "--attribute-from", metavar="PROMPT", help="estimate what patching each place from this prompt would do"
+    )
+    attribution.add_argument("--steps", type=int, help="gradients between the two prompts that are averaged (1)")
+    attribution.add_argument("--metric", choices=list(METRICS), help="what is differentiated (logit)")
+    attribution.add_argument("--edges", type=int, metavar="K", help="the K largest edges between components")
+    attribution.add_argument("--verify", type=int, default=0, metavar="K", help="really patch the K largest")
 
 
 def _add_intervene(commands: Any) -> None:

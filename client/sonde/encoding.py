@@ -253,7 +253,12 @@ def _attribution_patching(method: AttributionPatching) -> pb.AttributionPatching
         if method.integration_steps is None
         else index(method.integration_steps, "integration_steps"),
         verify_top=index(method.verify_top, "verify_top"),
+        recompute_softmax=method.recompute_softmax,
+        drop_layers=method.drop_layers,
     )
+    if method.edges is not None:
+        message.edges.top = 0 if method.edges == "all" else index(method.edges, "edges")
+        message.edges.SetInParent()
     if method.metric is not None:
         message.metric = METRICS[method.metric]
     return message

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, SupportsIndex, TypeVar
 
 import numpy.typing as npt
 
 from sonde.errors import InvalidRequest
-from sonde.indices import Indices, indices
+from sonde.indices import Indices, index, indices
 from sonde.names import METRICS, ComponentName, MetricName, check_name
 from sonde.prompts import PromptLike
 from sonde.sites import Site, component_names
@@ -111,9 +111,17 @@ class AttributionPatching(Method["AttributionPatchingResult"]):
     """Unset: the logit."""
     verify_top: int = 0
     """Really patch this many of the largest estimates and report both numbers."""
+    recompute_softmax: bool = False
+    """At query and key: what patching really does to the pattern, times the pattern's gradient (AtP*)."""
+    drop_layers: bool = False
+    """Sizes averaged over gradients, in each of which one layer's writes have none (GradDrop of AtP*)."""
+    edges: int | Literal["all"] | None = None
+    """Also what one component writes and another reads: the so many largest of these, or all (EAP, EAP-IG)."""
 
     def __post_init__(self) -> None:
         _freeze(self, "components", component_names(self.components))
+        if self.edges is not None and self.edges != "all" and index(self.edges, "edges") < 1:
+            raise InvalidRequest.at("edges", f"{self.edges} was given; a number from 1 on, or 'all', would do")
         if self.metric is not None:
             check_name(self.metric, METRICS, "metric")
 

@@ -196,7 +196,11 @@ def interventions(result: "InterventionResult", *, target: int = 0) -> "Figure":
 
 
 def attributions(result: "AttributionPatchingResult", *, target: int = 0) -> "Figure":
-    """Estimates by layer and position, one panel per component; units are summed."""
+    """Estimates by layer and position, one panel per component; units are summed. Of edges alone, the largest."""
+    if not result.estimates and len(result.edges):
+        some = result.edges[:_MANY]
+        shown = f"the {len(some)} largest of {len(result.edges):,} edges" if len(some) < len(result.edges) else "edges"
+        return _bars(shown, [str(edge) for edge in some], some.estimates[:, target])
     grids: dict[ComponentName, Floats] = {name: e[..., target] for name, e in result.estimates.items()}
     grids = {name: g.sum(axis=-1) if g.ndim > 2 else g for name, g in grids.items()}
     high = max((float(np.nanmax(np.abs(g), initial=1e-12)) for g in grids.values()), default=1.0)

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from sonde.arrays import visible
+from sonde.arrays import Label, visible
 from sonde.interventions import InterventionResult
 from sonde.model import Model
 from sonde.predictions import TokenPrediction
 from sonde.results import Result
+from sonde.sites import Site
 from sonde.terminal import bar, causal_tracing, table
-from sonde.traces import CausalTracingResult, TokenProbabilityResult, TraceResult
+from sonde.traces import AttributionPatchingResult, CausalTracingResult, TokenProbabilityResult, TraceResult
 
 # ---------------------------------------------------------------------- for people
 
@@ -23,7 +24,7 @@ def model_text(model: Model) -> str:
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in model.rows())
 
 
-def trace_text(result: TraceResult) -> str:
+def trace_text(result: TraceResult, count: int = 10) -> str:
     """A trace, as its method is read best."""
     if result.dry_run:
         return cost_text(result)
@@ -40,7 +41,39 @@ def trace_text(result: TraceResult) -> str:
             for c in result.strongest(5)
         ]
         parts.append("restorations with the largest effect\n" + table(header, rows))
+    if isinstance(result, AttributionPatchingResult):
+        parts += _attributions(result, count)
     return "\n\n".join(parts)
+
+
+def _attributions(result: AttributionPatchingResult, count: int) -> list[str]:
+    parts = []
+    if result.estimates:
+        header = ["component", "layer", "position", "token", "unit", "estimate"]
+        rows = [
+            [p.component, _or_dash(p.layer), p.position, repr(visible(p.token)), _or_dash(p.unit), p.estimate]
+            for p in result.strongest(count)
+        ]
+        parts.append("the largest estimates, none of them a measurement\n" + table(header, rows))
+    if len(result.edges):
+        rows = [[str(edge.sender), str(edge.receiver), float(edge.estimates[0])] for edge in result.edges[:count]]
+        parts.append(
+            "the largest edges, none of them a measurement\n" + table(["sender", "receiver", "estimate"], rows)
+        )
+    if result.verified:
+        rows = [[_place(one.site), float(one.estimated[0]), float(one.measured[0])] for one in result.verified]
+        title = f"really patched; rank correlation {result.rank_correlation():.2f}"
+        parts.append(f"{title}\n" + table(["place", "estimated", "measured"], rows))
+    return parts
+
+
+def _place(site: Site) -> str:
+    parts = {"layer": site.layers, "unit": site.units, "position": site.positions}
+    return " ".join([site.component, *(f"{name} {entries[0]}" for name, entries in parts.items() if entries)])
+
+
+def _or_dash(label: Label) -> Label:
+    return "-" if label is None else label
 
 
 def interventions_text(result: InterventionResult, count: int) -> str:

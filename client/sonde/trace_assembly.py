@@ -8,6 +8,7 @@ from sonde.arrays import Booleans, Floats, Integers
 from sonde.assembly import Stream
 from sonde.captured import Captured
 from sonde.context import Context
+from sonde.edges import Edges, no_edges
 from sonde.errors import ProtocolError
 from sonde.methods import Activations, Method
 from sonde.names import COMPONENT_NAMES, WITHOUT_LAYER, ComponentName
@@ -15,7 +16,7 @@ from sonde.parts import CLEAN, Grid, Values, missing
 from sonde.predictions import Prediction, Token
 from sonde.results import Cost, Provenance
 from sonde.sites import Site
-from sonde.tensors import floats
+from sonde.tensors import floats, integers
 from sonde.traces import (
     ActivationsResult,
     AttributionPatchingResult,
@@ -51,6 +52,7 @@ class TraceAssembler(Stream):
         self._corruption: pb.Corruption | None = None
         self._grids: dict[ComponentName, dict[str, Grid]] = {}
         self._attributions: dict[ComponentName, Grid] = {}
+        self._edges: list[pb.EdgeAttributions] = []
         self._verified: list[VerifiedEffect] = []
 
     def feed(self, message: pb.TraceResponse) -> None:
@@ -67,6 +69,7 @@ class TraceAssembler(Stream):
             self._take_grid(context, grid)
         for estimates in message.attributions:
             self._take_attributions(estimates)
+        self._edges.extend(message.edges)
         for part in message.activations:
             self._values.add(part)
         self._verified.extend(map(_verified, message.verified))
@@ -78,7 +81,7 @@ class TraceAssembler(Stream):
         ready = {
             "token_probability": bool(self._lens),
             "causal_tracing": self._corruption is not None and bool(self._grids),
-            "attribution_patching": bool(self._attributions),
+            "attribution_patching": bool(self._attributions or self._edges),
         }
         method = self._request.WhichOneof("method") or ""
         return self._build(self._context) if self._dry_run or ready.get(method, True) else None
@@ -161,9 +164,11 @@ class TraceAssembler(Stream):
                     raise missing(f"{int(arrived.sum())} cells of {name} came")
 
     def _check_attributions(self) -> None:
-        wanted = {_known(component) for component in self._request.attribution_patching.components}
-        if not self._attributions or wanted - set(self._attributions):
+        asked = self._request.attribution_patching
+        if {_known(component) for component in asked.components} - set(self._attributions):
             raise missing("some components' estimates did not come")
+        if asked.HasField("edges") and not self._edges:
+            raise missing("the edges did not come")
         for name, grid in self._attributions.items():
             if not grid.join()[2].all():
                 raise missing(f"some estimates of {name} did not come")
@@ -260,7 +265,29 @@ class TraceAssembler(Stream):
             targets = tuple(target.text for target in context.targets)
             axes[name] = {"layer": labels, "position": positions, **units, "target": targets}
             estimates[name] = values.astype(np.float32, copy=False)
-        return AttributionPatchingResult(*common, axes=axes, estimates=estimates, verified=tuple(self._verified))
+        edges = self._joined_edges(len(context.targets))
+        return AttributionPatchingResult(
+            *common,
+            axes=axes,
+            estimates=estimates,
+            edges=edges,
+            verified=tuple(self._verified),
+            sizes=self._request.attribution_patching.drop_layers,
+        )
+
+    def _joined_edges(self, targets: int) -> Edges:
+        if not self._edges:
+            return no_edges(targets)
+        parts = sorted(self._edges, key=lambda part: part.offset)
+        estimates = [floats(part.estimates) for part in parts]
+        ends = [[integers(getattr(part, name)) for part in parts] for name in ("senders", "receivers")]
+        following = 0
+        for part, values, *rows in zip(parts, estimates, *ends, strict=True):
+            fits = values.shape == (len(values), targets) and all(one.shape == (len(values), 3) for one in rows)
+            if part.offset != following or not fits:
+                raise ProtocolError(f"the answer has edges that do not follow upon each other, at {part.offset}")
+            following += len(values)
+        return Edges(np.concatenate(ends[0]), np.concatenate(ends[1]), np.concatenate(estimates))
 
 
 def _known(component: pb.Component.ValueType) -> ComponentName:

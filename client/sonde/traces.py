@@ -7,9 +7,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import Axes, Booleans, Floats, Integers, Label, data_frame, largest, long_form, visible
+from sonde.arrays import (
+    Axes,
+    Booleans,
+    Floats,
+    Integers,
+    Label,
+    data_frame,
+    largest,
+    long_form,
+    rank_correlation,
+    visible,
+)
 from sonde.captured import Captured
 from sonde.display import heatmap_html, html_table, ranking_html
+from sonde.edges import Edges
 from sonde.names import ComponentName
 from sonde.predictions import TokenPrediction
 from sonde.results import Result
@@ -280,17 +292,61 @@ class VerifiedEffect:
     """[target]"""
 
 
+@dataclass(frozen=True, slots=True)
+class AttributedPlace:
+    """A place, and what patching it is estimated to do to a target's metric."""
+
+    component: ComponentName
+    layer: Label
+    position: int
+    token: str
+    unit: Label
+    """A head or neuron; None where the component has none."""
+    estimate: float
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class AttributionPatchingResult(TraceResult):
-    """First-order estimates by component: [layer, position, target], or [layer, position, unit, target]."""
+    """First-order estimates by component: [layer, position, target], or [layer, position, unit, target].
+
+    `axes[component]` says what the entries stand for. A component that takes no layer has a layer axis of 1.
+    """
 
     axes: Mapping[ComponentName, Axes]
     estimates: Mapping[ComponentName, Floats]
+    edges: Edges
+    """What one component writes and another reads, the largest first; empty unless asked for."""
     verified: tuple[VerifiedEffect, ...]
     """The places that were really patched, if asked for."""
+    sizes: bool = False
+    """Whether estimates are sizes without a sign, as `drop_layers` makes them."""
+
+    def strongest(
+        self, count: int = 5, *, component: ComponentName | None = None, target: int = 0
+    ) -> list[AttributedPlace]:
+        """The places of the largest estimates, up or down."""
+        places: list[AttributedPlace] = []
+        chosen: Iterable[ComponentName] = [component] if component else self.estimates
+        for name in chosen:
+            estimates, (layers, positions, *units) = self.estimates[name][..., target], list(self.axes[name].values())
+            for layer, column, *unit in largest(estimates, count):
+                position = int(positions[column] or 0)
+                of = units[0][unit[0]] if unit else None
+                value = float(estimates[(layer, column, *unit)])
+                places.append(AttributedPlace(name, layers[layer], position, self.tokens[position].text, of, value))
+        return sorted(places, key=lambda place: -abs(place.estimate))[:count]
+
+    def rank_correlation(self, target: int = 0) -> float:
+        """Spearman's, of the estimates that were verified with what was measured, or with its size.
+
+        NaN where fewer than two values were verified.
+        """
+        estimated = [float(one.estimated[target]) for one in self.verified]
+        measured = [float(one.measured[target]) for one in self.verified]
+        return rank_correlation(estimated, [abs(value) for value in measured] if self.sizes else measured)
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row per component, place and target (needs pandas)."""
+        """One row per component, place and target (needs pandas); `edges` have their own."""
         table: dict[str, list[object]] = {}
         names = ("component", "layer", "position", "unit", "target", "estimate")
         for name, estimates in self.estimates.items():
@@ -302,18 +358,33 @@ class AttributionPatchingResult(TraceResult):
         return data_frame(table)
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
-        """Draw the estimates, one panel per component, summed over units (needs matplotlib)."""
+        """Draw the estimates, one panel per component, summed over units; of edges alone, the largest.
+
+        Needs matplotlib.
+        """
         from sonde import plotting
 
         return plotting.save(plotting.attributions(self, target=target), path)
 
     def _summary(self) -> str:
-        return "".join(f", {name} {' x '.join(map(str, e.shape[:-1]))}" for name, e in self.estimates.items())
+        parts = [f"{name} {' x '.join(map(str, e.shape[:-1]))}" for name, e in self.estimates.items()]
+        if len(self.edges):
+            parts.append(f"{len(self.edges):,} edges")
+        return "".join(f", {part}" for part in parts)
 
     def _repr_png_(self) -> bytes | None:
         from sonde import plotting
 
         return None if self.dry_run else plotting.png(lambda: plotting.attributions(self))
+
+    def _repr_html_(self) -> str | None:
+        if self.dry_run:
+            return super()._repr_html_()
+        header = ["component", "layer", "position", "token", "unit", "estimate"]
+        rows = [[p.component, p.layer, p.position, repr(p.token), p.unit, p.estimate] for p in self.strongest(10)]
+        shown = html_table("the largest estimates", header, rows) if rows else ""
+        edges = [[str(edge.sender), str(edge.receiver), float(edge.estimates[0])] for edge in self.edges[:10]]
+        return shown + (html_table("the largest edges", ["sender", "receiver", "estimate"], edges) if edges else "")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .domain import Component, Target
+from .domain import Component, Site, Target
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
@@ -145,4 +145,45 @@ class Generated:
     reasons: tuple[FinishReason | None, ...]
 
 
-Answer = Context | Progress | Readings | Activation | Generated | LayerReadings | Corruption | RestorationGrid
+@dataclass(frozen=True, slots=True, eq=False)
+class Attributions:
+    """A part of one component's estimates: [layers, positions, targets], units before targets where it has any."""
+
+    component: Component
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    estimates: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EdgeAttributions:
+    """Edges from `offset` on in their order: component, layer and head of both ends [n, 3], estimates [n, targets]."""
+
+    offset: int
+    senders: Integers
+    receivers: Integers
+    estimates: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VerifiedEffect:
+    """One place's estimate, and what patching it did, by target."""
+
+    site: Site
+    estimated: Floats
+    measured: Floats
+
+
+Answer = (
+    Context
+    | Progress
+    | Readings
+    | Activation
+    | Generated
+    | LayerReadings
+    | Corruption
+    | RestorationGrid
+    | Attributions
+    | EdgeAttributions
+    | VerifiedEffect
+)

@@ -37,6 +37,8 @@ class Component(enum.IntEnum):
 LAYERLESS = frozenset({Component.TOKEN_EMBEDDING, Component.FINAL_NORM, Component.LOGITS})
 HEADED = frozenset({Component.HEAD_OUT, Component.QUERY, Component.KEY, Component.VALUE})
 PAIRWISE = frozenset({Component.ATTENTION_SCORES, Component.ATTENTION_PATTERN})
+# What the senders and receivers of edges are made of, within a block.
+EDGE_ENDS = frozenset({Component.HEAD_OUT, Component.QUERY, Component.KEY, Component.VALUE, Component.MLP_OUT})
 # A sweep goes over the units of these when it names none; the units of the others are edited together.
 UNIT_SWEPT = HEADED | PAIRWISE | {Component.NEURON}
 
@@ -69,6 +71,12 @@ class Sized:
     head_size: int
     neurons: int
     vocabulary_size: int
+    unavailable: Mapping[Component, str]
+
+    @property
+    def parallel(self) -> bool:
+        """Whether MLPs do not read what attention writes in the same block."""
+        return Component.RESIDUAL_MID in self.unavailable
 
     def units(self, component: Component) -> int:
         """How many units a site of this component can name."""
@@ -79,6 +87,14 @@ class Sized:
         if component is Component.NEURON:
             return self.neurons
         return self.vocabulary_size if component is Component.LOGITS else self.hidden_size
+
+    def edges(self) -> int:
+        """How many edges lead from heads, MLPs and the embedding to those that can read them, and to the logits."""
+        written = self.heads + 1
+        below = sum(1 + layer * written for layer in range(self.layers))
+        into_block = (self.heads + 2 * self.key_value_heads + 1) * below
+        within = 0 if self.parallel else self.heads * self.layers
+        return into_block + within + 1 + self.layers * written
 
     def selected_shape(
         self, component: Component, units: Sequence[int] | None, positions: int, tokens: int
@@ -326,13 +342,45 @@ class CausalTracing:
 
 
 @dataclass(frozen=True, slots=True)
+class AttributionPatching:
+    """Estimate what patching each place from `source` would do. `edges`: how many are answered; 0: all, None: none."""
+
+    source: Prompt
+    components: tuple[Component, ...]
+    integration_steps: int
+    metric: Metric
+    verify_top: int
+    recompute_softmax: bool = False
+    drop_layers: bool = False
+    edges: int | None = None
+
+    @property
+    def inside(self) -> frozenset[Component]:
+        """The components within a block whose values are compared; a kept run has the others of itself."""
+        wanted = frozenset(self.components) - {Component.RESIDUAL_PRE, Component.RESIDUAL_POST} - LAYERLESS
+        if self.recompute_softmax:
+            wanted |= {Component.QUERY, Component.KEY}
+        return wanted if self.edges is None else wanted | EDGE_ENDS
+
+    def runs(self, targets: int, layers: int) -> int:
+        """Passes through the model, forwards or backwards, whole or in part."""
+        integrated = self.integration_steps > 1
+        # The two prompts, and once more the values that are patched; the prompt's own come with its gradient.
+        prompts = 4 if integrated else 3
+        forward = 2 if integrated else 1
+        backward = targets * (layers if self.drop_layers else 1)
+        verified = self.verify_top + 1 if self.verify_top else 0
+        return prompts + self.integration_steps * (forward + backward) + verified
+
+
+@dataclass(frozen=True, slots=True)
 class Activations:
     """The values at these sites."""
 
     sites: tuple[Site, ...]
 
 
-Method = TokenProbability | CausalTracing | Activations
+Method = TokenProbability | CausalTracing | AttributionPatching | Activations
 
 
 @dataclass(frozen=True, slots=True)

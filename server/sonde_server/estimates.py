@@ -8,6 +8,9 @@ import math
 from collections.abc import Iterable, Sequence
 
 from .domain import (
+    LAYERLESS,
+    UNIT_SWEPT,
+    AttributionPatching,
     Axis,
     CausalTracing,
     Counterfactual,
@@ -19,12 +22,15 @@ from .domain import (
     Noise,
     Patch,
     Site,
+    Sized,
     Sweep,
     TokenProbability,
     TraceQuestion,
 )
 
 FLOAT, DOUBLE = 4, 8
+# What all senders of edges write, or what their receivers read, at the positions that are looked at together.
+EDGE_CHUNK_BYTES = 32 << 20
 # Runs whose changed values are held at a time.
 HELD_RUNS = 4096
 # What one question may keep in keys and values of the runs that it continues, and how many go on beside each other.
@@ -40,7 +46,7 @@ def count_runs(plan: Sequence[Intervention] | Sweep) -> int:
     return math.prod(len(values) for axis, values in axes if values is not None and axis not in plan.together)
 
 
-def runs_of(question: TraceQuestion | InterveneQuestion) -> int:
+def runs_of(question: TraceQuestion | InterveneQuestion, model: ModelDescription) -> int:
     """How many runs a question comes to, those of its prompt and sources included."""
     if isinstance(question, InterveneQuestion):
         return 1 + count_runs(question.plan) + len({source.tokens for source in question.sources})
@@ -48,6 +54,8 @@ def runs_of(question: TraceQuestion | InterveneQuestion) -> int:
         layers = max(1, len(question.method.layers))
         cells = len(question.method.components) * layers * len(question.method.positions)
         return 1 + samples_of(question.method) * (cells + 1)
+    if isinstance(question.method, AttributionPatching):
+        return question.method.runs(max(1, len(question.targets)), model.layers)
     return 1
 
 
@@ -82,6 +90,8 @@ def working_bytes(question: TraceQuestion | InterveneQuestion, model: ModelDescr
         for component in method.components:
             shape = model.selected_shape(component, None, len(method.positions), tokens)
             held += FLOAT * model.layers * math.prod(shape)
+    elif isinstance(method, AttributionPatching):
+        held += _attributed_bytes(question, method, model)
     elif isinstance(method, TokenProbability):
         # The ranks compare every target with the whole vocabulary, at every depth.
         compared = max(1, len(question.targets)) + 3 * FLOAT
@@ -99,6 +109,36 @@ def cache_bytes(tokens: int, model: ModelDescription) -> int:
     """Bytes of the keys and values of so many positions at every block."""
     item = FLOAT if model.data_type == "float32" else 2
     return tokens * 2 * model.layers * model.key_value_heads * model.head_size * item
+
+
+def attribution_bytes(method: AttributionPatching, tokens: int, targets: int, model: Sized) -> int:
+    """Bytes of the answer to attribution patching."""
+    numbers = 2 * method.verify_top * targets
+    for component in method.components:
+        units = model.units(component) if component in UNIT_SWEPT else 1
+        numbers += (1 if component in LAYERLESS else model.layers) * tokens * units * targets
+    if method.edges is not None:
+        numbers += min(method.edges or model.edges(), model.edges()) * (6 + targets)
+    return FLOAT * numbers
+
+
+def _attributed_bytes(question: TraceQuestion, method: AttributionPatching, model: ModelDescription) -> int:
+    """The source's run and that of a step, the answer, gradients on their way, and what several steps share."""
+    tokens, targets, length = len(question.prompt.tokens), max(1, len(question.targets)), question.position + 1
+    integrated = method.integration_steps > 1
+    passes = targets * (model.layers if method.drop_layers else 1)
+    held = 2 * passes * length * model.hidden_size
+    for component in method.inside:
+        values = math.prod(model.selected_shape(component, None, length, length))
+        # One block's values of both runs and their gradients; with several steps, every block's values.
+        held += values * (2 + passes + (2 * model.layers if integrated else 0))
+    if method.edges is not None:
+        written = model.heads * model.head_size + model.hidden_size
+        read = (model.heads + 2 * model.key_value_heads) * model.head_size + model.hidden_size
+        held += model.layers * length * (2 * written + targets * read)
+    total = (1 + integrated) * state_bytes(tokens, model) + FLOAT * held
+    sums = 0 if method.edges is None else 2 * EDGE_CHUNK_BYTES + DOUBLE * targets * model.edges()
+    return total + sums + attribution_bytes(method, tokens, targets, model)
 
 
 def state_bytes(tokens: int, model: ModelDescription) -> int:

@@ -92,7 +92,7 @@ def _session(
     assert call is not None
     held = 0
     if not question.dry_run:
-        call.runs, held = runs_of(question), working_bytes(question, hosted.description)
+        call.runs, held = runs_of(question, hosted.description), working_bytes(question, hosted.description)
         hosted.quota.take(call.caller, call.runs)
     cancelled = threading.Event()
     # gRPC never stops a handler: it calls back, or says that the call is over already.

@@ -383,3 +383,49 @@ def test_attributions_join(answers: Any) -> None:
     assert list(result.axes["head_out"]) == ["layer", "position", "unit", "target"]
     assert result.verified[0].site == sonde.head(layer=1, unit=2, position=3)
     assert len(result.to_dataframe()) == 48
+    (first, *_) = result.strongest(1)
+    assert (first.layer, first.position, first.unit, first.estimate) == (1, 7, 2, 47.0)
+    assert np.isnan(result.rank_correlation())
+
+
+def edges_from(answers: Any, offset: int, estimates: list[float]) -> pb.EdgeAttributions:
+    count = len(estimates)
+    return pb.EdgeAttributions(
+        offset=offset,
+        senders=answers.tensor(np.tile([pb.COMPONENT_HEAD_OUT, 2, 1], (count, 1)), "int32"),
+        receivers=answers.tensor(np.tile([pb.COMPONENT_LOGITS, 0, 0], (count, 1)), "int32"),
+        estimates=answers.tensor(np.array(estimates)[:, None]),
+    )
+
+
+def test_edges_join(answers: Any) -> None:
+    method = sonde.AttributionPatching("other", edges=3)
+    parts = [edges_from(answers, 2, [0.5]), edges_from(answers, 0, [-2.0, 1.0])]
+    result = trace(method, [pb.TraceResponse(context=answers.context(), edges=parts)])
+    assert [float(edge.estimates[0]) for edge in result.edges] == [-2.0, 1.0, 0.5]
+    assert str(result.edges[0]) == "head out 2.1 → logits"
+    assert (result.edges[0].receiver.layer, result.edges[0].sender.head) == (None, 1)
+    assert len(result.edges[1:]) == 2
+    assert result.edges.to_dataframe()["sender_layer"].tolist() == [2, 2, 2]
+    assert "3 edges" in repr(result)
+    with pytest.raises(sonde.ProtocolError, match="follow"):
+        trace(method, [pb.TraceResponse(context=answers.context(), edges=parts[:1])])
+    with pytest.raises(sonde.ProtocolError, match="edges"):
+        trace(method, [pb.TraceResponse(context=answers.context())])
+
+
+def test_ranks_of_estimates_and_measurements(answers: Any) -> None:
+    def verified(estimated: float, measured: float) -> pb.VerifiedEffect:
+        site = pb.Site(component=pb.COMPONENT_FINAL_NORM, positions=[3])
+        return pb.VerifiedEffect(site=site, estimated=[estimated], measured=[measured])
+
+    part = pb.Attributions(
+        component=pb.COMPONENT_FINAL_NORM, positions=range(8), estimates=answers.tensor(np.zeros((1, 8, 1)))
+    )
+    effects = [verified(5.0, 0.1), verified(4.0, 0.3), verified(-3.0, 0.3), verified(-9.0, -0.2)]
+    message = pb.TraceResponse(context=answers.context(), attributions=[part], verified=effects)
+    result = trace(sonde.AttributionPatching("other", "final_norm", verify_top=4), [message])
+    # Ranks 4, 3, 2, 1 and 2, 3.5, 3.5, 1: Pearson's correlation of these.
+    assert result.rank_correlation() == pytest.approx(np.corrcoef([4, 3, 2, 1], [2, 3.5, 3.5, 1])[0, 1])
+    sizes = trace(sonde.AttributionPatching("other", "final_norm", verify_top=4, drop_layers=True), [message])
+    assert sizes.rank_correlation() == pytest.approx(np.corrcoef([4, 3, 2, 1], [1, 3.5, 3.5, 2])[0, 1])

@@ -84,6 +84,36 @@ def test_lens(peer: Any, answers: Any, capsys: Any) -> None:
     assert peer.requests[0].token_probability.gradient_norms
 
 
+def test_attributions(peer: Any, answers: Any, capsys: Any) -> None:
+    part = pb.Attributions(
+        component=pb.COMPONENT_HEAD_OUT,
+        layers=[0, 1],
+        positions=range(8),
+        estimates=answers.tensor(np.arange(48, dtype=np.float32).reshape(2, 8, 3, 1)),
+    )
+    edges = pb.EdgeAttributions(
+        senders=answers.tensor(np.array([[pb.COMPONENT_TOKEN_EMBEDDING, 0, 0]]), "int32"),
+        receivers=answers.tensor(np.array([[pb.COMPONENT_QUERY, 3, 1]]), "int32"),
+        estimates=answers.tensor(np.array([[0.5]])),
+    )
+    site = pb.Site(component=pb.COMPONENT_HEAD_OUT, layers=[1], units=[2], positions=[7])
+    verified = pb.VerifiedEffect(site=site, estimated=[47.0], measured=[3.0])
+    message = pb.TraceResponse(context=answers.context(), attributions=[part], edges=[edges], verified=[verified])
+    peer.steps = [message]
+    arguments = ("trace", "x", "--attribute-from", "y", "--component", "head_out", "--edges", "1", "--verify", "1")
+    status, out, _ = run(capsys, *arguments, "--steps", "4", "--metric", "probability")
+    assert status == 0
+    assert "token embedding  query 3.1" in out
+    assert "head_out layer 1 unit 2 position 7" in out
+    asked = peer.requests[0].attribution_patching
+    assert (asked.source.text, list(asked.components)) == ("y", [pb.COMPONENT_HEAD_OUT])
+    assert (asked.integration_steps, asked.metric, asked.verify_top) == (4, pb.METRIC_PROBABILITY, 1)
+    assert asked.edges.top == 1
+    described = json.loads(run(capsys, *arguments, "--json")[1])
+    assert described["edges"]["estimates"] == [[0.5]]
+    assert run(capsys, "trace", "x", "--attribute-from", "y", "--lens")[0] == 2
+
+
 def test_a_prediction_alone(peer: Any, answers: Any, capsys: Any) -> None:
     peer.steps = [pb.TraceResponse(context=answers.context())]
     assert "' Paris'     0.9" in run(capsys, "trace", "x", "--top", "2")[1]

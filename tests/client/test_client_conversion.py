@@ -147,6 +147,8 @@ def everything() -> list[Message]:
         trace_of(sonde.CausalTracing(subject=[1], noise=np.zeros((1, 1, 4)))),
         trace_of(sonde.CausalTracing(counterfactual="other")),
         trace_of(sonde.AttributionPatching("other", ["mlp_out"], 5, "probability", 3)),
+        trace_of(sonde.AttributionPatching("other", "key", recompute_softmax=True, drop_layers=True)),
+        trace_of(sonde.AttributionPatching("other", edges=7)),
         trace_of(sonde.Activations(everywhere)),
     ]
 
@@ -272,3 +274,12 @@ def test_what_is_wrong_by_itself_is_refused_at_once(make: Any, field: str) -> No
     with pytest.raises(sonde.InvalidRequest) as caught:
         make()
     assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_edges_are_all_or_so_many() -> None:
+    asked = [trace_of(sonde.AttributionPatching("other", edges=given)) for given in (None, "all", 3)]
+    assert [one.attribution_patching.HasField("edges") for one in asked] == [False, True, True]
+    assert [one.attribution_patching.edges.top for one in asked] == [0, 0, 3]
+    for wrong in (0, -1):
+        with pytest.raises(sonde.InvalidRequest, match="edges"):
+            sonde.AttributionPatching("other", edges=wrong)

@@ -113,6 +113,19 @@ def test_lens_and_attributions_are_drawn(layers: Any, answers: Any) -> None:
     assert np.allclose(drawn, 3.0)
 
 
+def test_edges_alone_are_drawn_as_bars(answers: Any) -> None:
+    pytest.importorskip("matplotlib")
+    part = pb.EdgeAttributions(
+        senders=answers.tensor(np.array([[pb.COMPONENT_MLP_OUT, 1, 0]] * 2), "int32"),
+        receivers=answers.tensor(np.array([[pb.COMPONENT_KEY, 3, 1]] * 2), "int32"),
+        estimates=answers.tensor(np.array([[-2.0], [1.0]])),
+    )
+    message = pb.TraceResponse(context=answers.context(), edges=[part])
+    result = traced(sonde.AttributionPatching("other", edges="all"), [message])
+    assert [bar.get_width() for bar in result.plot().axes[0].patches] == [-2.0, 1.0]
+    assert "mlp out 1" in result._repr_html_()
+
+
 def test_without_matplotlib_a_notebook_gets_a_table(grids: Any, layers: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert grids._repr_png_() is None

@@ -1037,11 +1037,37 @@ class AttributionPatching(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class Edges(_message.Message):
+        """Estimates for the edges between what heads, MLPs and the embedding write and what heads, MLPs and the logits read:
+        the sender's (source - prompt), times the gradient at the receiver's own input in the prompt's run, summed over
+        positions (EAP, Syed et al. 2023; with `integration_steps` EAP-IG, Hanna et al. 2024).
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TOP_FIELD_NUMBER: _builtins.int
+        top: _builtins.int
+        """How many are answered, those of the largest estimates by the first target. 0: all."""
+        def __init__(
+            self,
+            *,
+            top: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["top", b"top"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SOURCE_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
     INTEGRATION_STEPS_FIELD_NUMBER: _builtins.int
     METRIC_FIELD_NUMBER: _builtins.int
     VERIFY_TOP_FIELD_NUMBER: _builtins.int
+    RECOMPUTE_SOFTMAX_FIELD_NUMBER: _builtins.int
+    DROP_LAYERS_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
     integration_steps: _builtins.int
     """0 or 1: the plain gradient. More: that many gradients, averaged along the straight line between the two prompts'
     embeddings by the midpoint rule.
@@ -1052,13 +1078,26 @@ class AttributionPatching(_message.Message):
     """How many of the places of the largest estimates, by the first target, are really patched, to report both numbers.
     0: none.
     """
+    recompute_softmax: _builtins.bool
+    """Whether estimates at QUERY and KEY put the source's value through the softmax, and are what that changes in the
+    pattern times the gradient of the pattern (AtP*, Kramar et al. 2024). Needs one of the two.
+    """
+    drop_layers: _builtins.bool
+    """Whether estimates are sizes averaged over one gradient for each layer, in which what that layer's attention and MLP
+    write has no gradient: sum over layers of |estimate|, divided by layers - 1 (GradDrop of AtP*, Kramar et al. 2024).
+    Goes with neither `integration_steps` of more than 1 nor `edges`.
+    """
     @_builtins.property
     def source(self) -> Global___Prompt:
         """The prompt that values are patched from, of as many tokens. Required."""
 
     @_builtins.property
     def components(self) -> _containers.RepeatedScalarFieldContainer[Global___Component.ValueType]:
-        """Where the estimates are made. At least one, each of which the model has."""
+        """Where the estimates are made. At least one, each of which the model has; none will do with `edges`."""
+
+    @_builtins.property
+    def edges(self) -> Global___AttributionPatching.Edges:
+        """Estimates for edges. Unset: none."""
 
     def __init__(
         self,
@@ -1068,10 +1107,13 @@ class AttributionPatching(_message.Message):
         integration_steps: _builtins.int = ...,
         metric: Global___Metric.ValueType = ...,
         verify_top: _builtins.int = ...,
+        recompute_softmax: _builtins.bool = ...,
+        drop_layers: _builtins.bool = ...,
+        edges: Global___AttributionPatching.Edges | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "integration_steps", b"integration_steps", "metric", b"metric", "source", b"source", "verify_top", b"verify_top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "drop_layers", b"drop_layers", "edges", b"edges", "integration_steps", b"integration_steps", "metric", b"metric", "recompute_softmax", b"recompute_softmax", "source", b"source", "verify_top", b"verify_top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1140,7 +1182,7 @@ class TraceRequest(_message.Message):
 
     @_builtins.property
     def attribution_patching(self) -> Global___AttributionPatching:
-        """Estimates of patching every place, answered in `attributions` and `verified`."""
+        """Estimates of patching every place, answered in `attributions`, `edges` and `verified`."""
 
     @_builtins.property
     def activations(self) -> Global___Activations:
@@ -1915,6 +1957,7 @@ Global___RestorationGrid: _TypeAlias = RestorationGrid  # noqa: Y015
 class Attributions(_message.Message):
     """A part of the estimates of one component: float32 [layers, positions, targets], or with units, for heads and
     neurons, [layers, positions, units, targets]. A component that takes no layer has none listed and an axis of 1.
+    Scores and patterns count as heads, at the positions of their queries.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1990,6 +2033,50 @@ class VerifiedEffect(_message.Message):
 Global___VerifiedEffect: _TypeAlias = VerifiedEffect  # noqa: Y015
 
 @_typing.final
+class EdgeAttributions(_message.Message):
+    """Some of the estimated edges, those of the largest estimates by the first target first. A sender is TOKEN_EMBEDDING
+    (whatever enters the first block), a head of HEAD_OUT or an MLP_OUT; a receiver is a head of QUERY, KEY or VALUE, an
+    MLP (its input, though named MLP_OUT) or LOGITS. A sender's layer is below the receiver's, or the same where an MLP
+    reads what the heads of its own block write.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SENDERS_FIELD_NUMBER: _builtins.int
+    RECEIVERS_FIELD_NUMBER: _builtins.int
+    ESTIMATES_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """The first edge here, counted from 0 in their order."""
+    @_builtins.property
+    def senders(self) -> Global___Tensor:
+        """int32 [edges, 3]: the sender's Component, layer and head, 0 where it has none."""
+
+    @_builtins.property
+    def receivers(self) -> Global___Tensor:
+        """int32 [edges, 3]: the receiver's, likewise."""
+
+    @_builtins.property
+    def estimates(self) -> Global___Tensor:
+        """float32 [edges, targets]: the estimated changes of the metric, in its units."""
+
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        senders: Global___Tensor | None = ...,
+        receivers: Global___Tensor | None = ...,
+        estimates: Global___Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimates", b"estimates", "receivers", b"receivers", "senders", b"senders"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimates", b"estimates", "offset", b"offset", "receivers", b"receivers", "senders", b"senders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EdgeAttributions: _TypeAlias = EdgeAttributions  # noqa: Y015
+
+@_typing.final
 class TraceResponse(_message.Message):
     """A part of the answer to a TraceRequest."""
 
@@ -2003,6 +2090,7 @@ class TraceResponse(_message.Message):
     ATTRIBUTIONS_FIELD_NUMBER: _builtins.int
     VERIFIED_FIELD_NUMBER: _builtins.int
     ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def context(self) -> Global___RunContext:
         """What is needed to read the rest. Set in the first message only."""
@@ -2035,6 +2123,10 @@ class TraceResponse(_message.Message):
     def activations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ActivationSlice]:
         """Of Activations: parts of the activations."""
 
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedCompositeFieldContainer[Global___EdgeAttributions]:
+        """Of AttributionPatching.edges: parts of the edges."""
+
     def __init__(
         self,
         *,
@@ -2046,10 +2138,11 @@ class TraceResponse(_message.Message):
         attributions: _abc.Iterable[Global___Attributions] | None = ...,
         verified: _abc.Iterable[Global___VerifiedEffect] | None = ...,
         activations: _abc.Iterable[Global___ActivationSlice] | None = ...,
+        edges: _abc.Iterable[Global___EdgeAttributions] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "corruption", b"corruption", "layers", b"layers", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "attributions", b"attributions", "context", b"context", "corruption", b"corruption", "grids", b"grids", "layers", b"layers", "progress", b"progress", "verified", b"verified"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "attributions", b"attributions", "context", b"context", "corruption", b"corruption", "edges", b"edges", "grids", b"grids", "layers", b"layers", "progress", b"progress", "verified", b"verified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,9 +40,9 @@ class InspectionServiceStub:
 
     Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
     joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, activations and generated are slices that say where they belong. A small answer (a prediction, a dry
-    run, a few interventions) is exactly one message. The same request to the same build, model and device gives the
-    same values, up to the noise of the data type when it shares a batch with others.
+    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
+    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
+    the same values, up to the noise of the data type when it shares a batch with others.
 
     Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
     its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
@@ -65,9 +65,9 @@ class InspectionServiceAsyncStub(InspectionServiceStub):
 
     Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
     joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, activations and generated are slices that say where they belong. A small answer (a prediction, a dry
-    run, a few interventions) is exactly one message. The same request to the same build, model and device gives the
-    same values, up to the noise of the data type when it shares a batch with others.
+    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
+    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
+    the same values, up to the noise of the data type when it shares a batch with others.
 
     Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
     its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
@@ -86,9 +86,9 @@ class InspectionServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
     joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, activations and generated are slices that say where they belong. A small answer (a prediction, a dry
-    run, a few interventions) is exactly one message. The same request to the same build, model and device gives the
-    same values, up to the noise of the data type when it shares a batch with others.
+    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
+    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
+    the same values, up to the noise of the data type when it shares a batch with others.
 
     Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
     its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.

@@ -67,8 +67,11 @@ def _mask(segment: Segment, settings: AttentionSettings, query: Tensor) -> Tenso
 def _pairs_are_visited(block: Block, segment: Segment) -> bool:
     """Whether a row's scores or patterns are edited or read."""
     members = {id(row) for row in segment.members}
-    places = [(component, block.layer) for component in PAIRWISE if (component, block.layer) in block.visits]
-    return any(block.visits.edits(place, members) or block.visits.captures(place, members) for place in places)
+    visits = block.visits
+    places = [(component, block.layer) for component in PAIRWISE if (component, block.layer) in visits]
+    return any(
+        place in visits.watched or visits.edits(place, members) or visits.captures(place, members) for place in places
+    )
 
 
 def _explicit(block: Block, segment: Segment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -177,6 +180,8 @@ def _visit_pairs(block: Block, segment: Segment, pairs: Tensor, component: Compo
     for row, index, capture in block.visits.captures(place, number):
         where = _pair_index(pairs, segment, number[id(row)], capture.units, capture.positions)
         row.captured[index] = pairs[where]
+    if place in block.visits.watched:
+        block.visits.seen[place] = pairs
     return pairs
 
 

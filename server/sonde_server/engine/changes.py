@@ -21,6 +21,9 @@ class Visits:
     """Where the rows of a batch are edited and read, by component and layer."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
+        # Scores and patterns of all rows [rows, H, n, T] that somebody wants to see, and what has been seen of them.
+        self.watched: frozenset[Place] = frozenset()
+        self.seen: dict[Place, Tensor] = {}
         self._edits: dict[Place, list[tuple[Row, list[PlacedEdit]]]] = defaultdict(list)
         self._captures: dict[Place, list[tuple[Row, int, Capture]]] = defaultdict(list)
         for row in rows:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..domain import Component, Metric, Target
+from ..domain import Component, Target
 from ..model.anatomy import Decoder
 from .cache import StateCache
 from .continuation import Slot, allot
@@ -169,25 +169,6 @@ class Engine:
         parts = (spread[:, index], values, ranks, kl, top.indices.int(), top.values)
         return tuple(part.cpu() for part in parts)  # type: ignore[return-value]
 
-    def gradient_norms(
-        self, tokens: tuple[int, ...], position: int, targets: Sequence[Target], metric: Metric
-    ) -> Tensor:
-        """L2 norm of d metric(target) / d stream, [depths, positions, targets], by a backward pass a target."""
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            row = Row(tokens, None, Extent.whole(self.layers, len(tokens)), {})
-            execution = Execution(self.decoder, [row], self.work)
-            execution.tap = []
-            execution.run()
-            logits = self.decoder.unembed(self.decoder.norm(execution.stream[position : position + 1]))[0].float()
-            columns = []
-            for number, target in enumerate(targets):
-                value = _metric(logits, target, metric)
-                last = number == len(targets) - 1
-                gradients = torch.autograd.grad(value, execution.tap, retain_graph=not last)
-                # Of blocks on several devices.
-                columns.append(torch.stack([gradient.float().norm(dim=-1).cpu() for gradient in gradients]))
-            return torch.stack(columns, dim=-1).detach()
-
     def embedding_deviation(self) -> float:
         """Unbiased standard deviation of all entries of all tokens' embeddings."""
         if self._deviation is None:
@@ -202,11 +183,3 @@ def _by_place(edits: Iterable[PlacedEdit]) -> dict[tuple[Component, int], list[P
         if edit.positions:
             placed[edit.component, edit.layer].append(edit)
     return dict(placed)
-
-
-def _metric(logits: Tensor, target: Target, metric: Metric) -> Tensor:
-    if metric is Metric.LOGIT:
-        value = logits[target.token]
-        return value if target.contrast is None else value - logits[target.contrast]
-    log_probability = torch.log_softmax(logits, dim=-1)[target.token]
-    return log_probability if metric is Metric.LOG_PROBABILITY else log_probability.exp()

@@ -45,7 +45,6 @@ class Execution:
         self.stream = torch.empty(0, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
         self.rotation: Rotations | None = None
         self.visits = Visits(self.waiting)
-        self.tap: list[Tensor] | None = None
 
     def run(self) -> None:
         """Computes every row's result; rows that nobody waits for any more are left before the next block."""
@@ -93,10 +92,6 @@ class Execution:
             self._repack([*self.layout.rows, *joining], entering)
             for row in joining:
                 adopt(row)
-        if self.tap is not None:
-            if not self.tap:
-                self.stream.requires_grad_()
-            self.tap.append(self.stream)
 
     def _between(self, depth: int, layout: Layout, stream: Tensor) -> Tensor:
         """The stream between two blocks as the rows have edited it; kept for those that keep it."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from ..answers import Answer
-from ..domain import CausalTracing, InterveneQuestion, TokenProbability, TraceQuestion
+from ..domain import AttributionPatching, CausalTracing, InterveneQuestion, TokenProbability, TraceQuestion
 from ..session import Session
-from . import activations, causal_tracing, interventions, prediction, token_probability
+from . import activations, attribution_patching, causal_tracing, interventions, prediction, token_probability
 
 __all__ = ["intervene", "trace"]
 
@@ -19,6 +19,8 @@ def trace(question: TraceQuestion, session: Session) -> Iterator[Answer]:
             yield from token_probability.answer(question, method, session)
         case CausalTracing() as method:
             yield from causal_tracing.answer(question, method, session)
+        case AttributionPatching() as method:
+            yield from attribution_patching.answer(question, method, session)
         case _ as method:
             yield from activations.answer(question, method, session)
 

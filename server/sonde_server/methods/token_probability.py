@@ -2,14 +2,19 @@
 
 The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens") applies the final norm, with statistics
 of its own, and the unembedding to the residual stream at every depth; at the last depth it is the model. The
-gradient norm is || d metric / d stream[depth, position] ||_2 of a true backward pass.
+gradient norm is || d metric / d stream[depth, position] ||_2 of a true backward pass, which runs each block again
+up to the position that is read, and once backwards for every target.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
-from ..answers import Answer, Context, Cost, LayerReadings
-from ..domain import TokenProbability, TraceQuestion
-from ..engine import Base
+import numpy as np
+
+from ..answers import Answer, Context, Cost, Floats, LayerReadings
+from ..domain import Metric, Target, TokenProbability, TraceQuestion
+from ..engine import Base, State
+from ..engine.gradients import Descent
 from ..session import Session
 from .prediction import attention_for, numbers, predict
 
@@ -17,14 +22,14 @@ from .prediction import attention_for, numbers, predict
 def answer(question: TraceQuestion, method: TokenProbability, session: Session) -> Iterator[Answer]:
     """Context, then one LayerReadings over all depths."""
     engine, tokens, position = session.engine, question.prompt.tokens, question.position
-    passes = 2 if method.gradient_norms else 1
     depths = engine.layers + 1
     columns = max(1, len(question.targets))
     size = 4 * depths * (3 * columns + 1 + 2 * question.top_k)
     if method.gradient_norms:
         size += 4 * depths * len(tokens) * columns
-    work = passes * len(tokens) * engine.layers
-    cost = Cost(passes, work, work, size)
+    passes = 2 + columns if method.gradient_norms else 1
+    full = len(tokens) * engine.layers
+    cost = Cost(passes, full + (passes - 1) * (position + 1) * engine.layers, passes * full, size)
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention_for(()))
         return
@@ -35,7 +40,7 @@ def answer(question: TraceQuestion, method: TokenProbability, session: Session) 
     log_probabilities, logits, ranks, divergences, top_tokens, top_log_probabilities = lens
     norms = None
     if method.gradient_norms:
-        norms = numbers(session.call(lambda: engine.gradient_norms(tokens, position, targets, method.metric)))
+        norms = _gradient_norms(session, state, position, targets, method.metric)
     yield LayerReadings(
         tuple(range(depths)),
         numbers(log_probabilities),
@@ -47,3 +52,18 @@ def answer(question: TraceQuestion, method: TokenProbability, session: Session) 
         norms,
         tuple(range(len(tokens))) if norms is not None else (),
     )
+
+
+def _gradient_norms(
+    session: Session, state: State, position: int, targets: tuple[Target, ...], metric: Metric
+) -> Floats:
+    """L2 norm of d metric(target) / d stream, [depths, positions, targets]; 0 after the position that is read."""
+    descent = Descent(session.engine.decoder, session.engine.work, state, position + 1)
+    gradient = session.call(lambda: descent.top(targets, metric)).below
+    norms = np.zeros((session.engine.layers + 1, len(state.tokens), len(targets)), np.float32)
+    for depth in range(session.engine.layers, -1, -1):
+        norms[depth, : position + 1] = numbers(gradient.float().norm(dim=-1).T.cpu())
+        if depth:
+            block = partial(descent.block, depth - 1, gradient, frozenset())
+            gradient = session.call(block).below
+    return norms

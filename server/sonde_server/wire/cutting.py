@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..answers import Floats, LayerReadings, Readings, RestorationGrid
+from ..answers import Attributions, EdgeAttributions, Floats, LayerReadings, Readings, RestorationGrid
 
 MESSAGE_BYTES = 1 << 20
-_Part = TypeVar("_Part", Readings, LayerReadings, RestorationGrid)
+_Part = TypeVar("_Part", Readings, LayerReadings, RestorationGrid, EdgeAttributions)
 
 # A part is at most half of a message: its estimate leaves room for the texts of unusually long tokens.
 PART_BYTES = MESSAGE_BYTES // 2
@@ -53,6 +53,26 @@ def cut_grid(grid: RestorationGrid) -> Iterator[RestorationGrid]:
         for low, high in _spans(layers, _row_bytes(part, layers)):
             arrays: dict[str, Any] = {name: values[:, low:high] for name, values in _arrays(part)}
             yield replace(part, layers=grid.layers[low:high], **arrays)
+
+
+def cut_attributions(part: Attributions) -> Iterator[Attributions]:
+    """Slices of whole positions, layer by layer."""
+    layers, positions = part.estimates.shape[:2]
+    for layer in range(layers):
+        for start, stop in _spans(positions, part.estimates[layer].nbytes // max(1, positions)):
+            yield replace(
+                part,
+                layers=part.layers[layer : layer + 1],
+                positions=part.positions[start:stop],
+                estimates=part.estimates[layer : layer + 1, start:stop],
+            )
+
+
+def cut_edges(edges: EdgeAttributions) -> Iterator[EdgeAttributions]:
+    """Slices of whole edges."""
+    count = len(edges.estimates)
+    for start, stop in _spans(count, _row_bytes(edges, count)):
+        yield _rows(edges, start, stop, offset=edges.offset + start)
 
 
 def cut_values(values: Floats) -> Iterator[tuple[int, Floats]]:

@@ -26,6 +26,7 @@ from ..domain import (
     TraceQuestion,
 )
 from ..estimates import count_runs, working_bytes
+from .attributing import read_attribution_patching
 from .edits import Scene, read_edit
 from .generating import read_generation
 from .inputs import Role, read_metric, read_prompt, read_site, read_targets
@@ -111,8 +112,8 @@ def _read_method(request: pb.TraceRequest, prompt: Prompt | None, targets: int, 
         case "causal_tracing":
             return read_causal_tracing(request.causal_tracing, "causal_tracing", prompt, targets, reader)
         case "attribution_patching":
-            reader.problems.refuse("attribution_patching", "this server does not estimate attributions yet")
-            return None
+            asked = request.attribution_patching
+            return read_attribution_patching(asked, "attribution_patching", prompt, targets, reader)
         case "activations":
             path = "activations.sites"
             if not request.activations.sites:

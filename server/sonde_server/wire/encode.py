@@ -10,15 +10,28 @@ from sonde.v1 import inspection_pb2 as pb
 from .. import answers
 from ..domain import ModelDescription
 from .continuations import Continuations, encode_generated
-from .cutting import MESSAGE_BYTES, cut_grid, cut_layers, cut_readings, cut_values, join_readings, size_of
+from .cutting import (
+    MESSAGE_BYTES,
+    cut_attributions,
+    cut_edges,
+    cut_grid,
+    cut_layers,
+    cut_readings,
+    cut_values,
+    join_readings,
+    size_of,
+)
 from .messages import (
+    encode_attributions,
     encode_context,
     encode_corruption,
+    encode_edges,
     encode_grid,
     encode_layers,
     encode_model,
     encode_readings,
     encode_slice,
+    encode_verified,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +81,14 @@ def _trace_messages(part: answers.Answer) -> Iterator[pb.TraceResponse]:
         case answers.RestorationGrid():
             for grid in cut_grid(part):
                 yield pb.TraceResponse(grids=[encode_grid(grid)])
+        case answers.Attributions():
+            for some in cut_attributions(part):
+                yield pb.TraceResponse(attributions=[encode_attributions(some)])
+        case answers.EdgeAttributions():
+            for edges in cut_edges(part):
+                yield pb.TraceResponse(edges=[encode_edges(edges)])
+        case answers.VerifiedEffect():
+            yield pb.TraceResponse(verified=[encode_verified(part)])
         case answers.Activation():
             for offset, values in cut_values(part.values):
                 yield pb.TraceResponse(activations=[encode_slice(part, offset, values)])

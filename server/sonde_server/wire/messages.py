@@ -7,7 +7,7 @@ from sonde.v1 import inspection_pb2 as pb
 
 from .. import answers
 from ..config import Limits
-from ..domain import Component, ModelDescription
+from ..domain import LAYERLESS, Component, ModelDescription
 from .tensors import encode_floats, encode_integers
 
 _DATA_TYPES = {
@@ -162,6 +162,38 @@ def encode_grid(grid: answers.RestorationGrid) -> pb.RestorationGrid:
     if grid.sample_probabilities is not None:
         message.sample_probabilities.CopyFrom(encode_floats(grid.sample_probabilities))
     return message
+
+
+def encode_attributions(part: answers.Attributions) -> pb.Attributions:
+    """Some places of one component."""
+    return pb.Attributions(
+        component=pb.Component.ValueType(part.component),
+        layers=part.layers,
+        positions=part.positions,
+        estimates=encode_floats(part.estimates),
+    )
+
+
+def encode_edges(part: answers.EdgeAttributions) -> pb.EdgeAttributions:
+    """Some edges."""
+    return pb.EdgeAttributions(
+        offset=part.offset,
+        senders=encode_integers(part.senders),
+        receivers=encode_integers(part.receivers),
+        estimates=encode_floats(part.estimates),
+    )
+
+
+def encode_verified(effect: answers.VerifiedEffect) -> pb.VerifiedEffect:
+    """An estimate beside what was measured."""
+    site = effect.site
+    place = pb.Site(
+        component=pb.Component.ValueType(site.component),
+        layers=() if site.component in LAYERLESS else site.layers,
+        units=site.units or (),
+        positions=site.positions or (),
+    )
+    return pb.VerifiedEffect(site=place, estimated=effect.estimated.tolist(), measured=effect.measured.tolist())
 
 
 def encode_slice(
