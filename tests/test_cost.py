@@ -151,12 +151,3 @@ def test_what_is_verified_takes_no_more_than_announced(host: Host) -> None:
     before = counted(host)
     cost = host.trace(traced(fresh(7), attribution_patching=method)).context.cost
     assert counted(host) - before <= cost.token_layers <= cost.full_token_layers
-
-
-def test_a_new_prompt_and_its_run_are_one_batch(host: Host) -> None:
-    """A question of few runs joins its runs to the pass of the prompt itself."""
-    work = host.server.scheduler.engine.work
-    edit = Edit(Site("NEURON", (2,), (5,), (-1,)), Scale(0.0))
-    before = work.batches
-    host.intervene(wire.intervene(fresh(9), [[edit]], TARGET))
-    assert work.batches - before == 1

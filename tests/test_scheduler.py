@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import grpc
+import numpy as np
 import pytest
 import torch
 from google.rpc import error_details_pb2
@@ -161,6 +162,29 @@ def test_alone_is_as_in_company(host: Host) -> None:
                 assert_close(second.columns[name], values, f"{number} {name}")
     # A clean run and the edited ones for each would be more.
     assert shared < 2 * len(asked)
+
+
+def test_a_lone_caller_gets_the_same_bits_whatever_is_kept(gpt2: Host) -> None:
+    """The answer to one request does not depend on what was asked before it."""
+    ids, cache = [3, 9, 30, 31, 32, 33, 34], gpt2.server.scheduler.engine.cache
+
+    def traced(samples: int) -> pb.TraceRequest:
+        method = pb.CausalTracing(
+            gaussian=pb.CausalTracing.Gaussian(samples=samples), subject_positions=pb.PositionList(positions=[1, 2])
+        )
+        return pb.TraceRequest(prompt=wire.prompt(ids), targets=[wire.target(TARGETS[0])], causal_tracing=method)
+
+    edit = Edit(Site("NEURON", (1,), (3,), (-1,)), Scale(0.0))
+    intervene = wire.intervene(ids, [[edit]], TARGETS, top_k=3, kl_divergence=True)
+    cache.clear()
+    grids = [part.SerializeToString() for one in gpt2.stub.Trace(traced(5)) for part in one.grids]
+    list(gpt2.stub.Trace(traced(9)))
+    assert [part.SerializeToString() for one in gpt2.stub.Trace(traced(5)) for part in one.grids] == grids
+    kept = gpt2.intervene(intervene)
+    cache.clear()
+    fresh = gpt2.intervene(intervene)
+    for name, values in kept.columns.items():
+        np.testing.assert_array_equal(fresh.columns[name], values, name)
 
 
 def details(error: grpc.RpcError, kind: type) -> list[object]:

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .engine import Engine
 from .engine.layout import Row
@@ -56,10 +56,15 @@ class Call(Job):
 
 
 class Portion(Job):
-    """Rows that are waited for together; the model may take them in several batches."""
+    """Rows that are waited for together; the model may take them in several batches.
 
-    def __init__(self, session: "Session", rows: list[Row]) -> None:
+    Those `apart` share a batch with others only where another session waits too. So what a lone caller gets does
+    not depend, not even in its last bit, on what is in the cache of base runs.
+    """
+
+    def __init__(self, session: "Session", rows: list[Row], *, apart: bool = False) -> None:
         super().__init__(session)
+        self.apart = apart
         self.waiting = deque(rows)
         self._unfinished = len(rows)
 
@@ -254,13 +259,16 @@ class Scheduler:
 
     def _fill(self) -> Iterator[tuple[Portion, Row]]:
         """Takes a batch's rows: first each session's share, then what is left over in turn."""
-        left = budget = self.engine.memory.batch_bytes()
+        left = budget = self.engine.memory.batch_bytes
         taken = 0
         lines = [(len(sessions), jobs) for sessions in self._queue.values() for jobs in sessions.values()]
+        alone = cast("Portion", lines[0][1][0]) if len(lines) == 1 else None
         for share in (budget / len(self._queue), budget):
             for sharing, jobs in lines:
                 mine = share / sharing if share < budget else budget
                 while jobs and isinstance(head := jobs[0], Portion):
+                    if alone is not None and head is not alone and (head.apart or alone.apart):
+                        break
                     size = self.engine.memory.row_bytes(head.waiting[0])
                     # A row that fits nowhere else has a batch of its own.
                     if taken and size > min(mine, left):

@@ -86,22 +86,21 @@ class Session:
         return cast("T", self.wait(self._submit(Call(self, work))))
 
     def start(self, base: Base, *, read: int | None = None, captures: Iterable[Capture] = ()) -> State:
-        """The state of a base run, which may still be empty: it is computed with the next that is waited for.
+        """The state of a clean base run, which may still be empty: it is computed with the next that is waited for.
 
-        Runs over it may be handed in at once and then share its batch. `read`: where its prediction will be read;
-        `captures`: which of its `values` will be asked for.
+        Runs over it may be handed in at once, and share its batch where others share it too. `read`: where its
+        prediction will be read; `captures`: which of its `values` will be asked for.
         """
         key = key_of(base)
         if key in self._starting:
             return self._starting[key].state
         if (known := self.engine.cache.find(base)) is not None:
             return known
-        clean = None if base.corruption is None else self.start(Base(base.tokens))
-        row = self.engine.base_row(base, clean)
-        row.reads = (read,) if read is not None and read in row.positions else ()
+        row = self.engine.base_row(base, None)
+        row.reads = () if read is None else (read,)
         row.captures = tuple(dict.fromkeys(one for one in captures if one.component not in KEPT))
         assert row.state is not None
-        self._starting[key] = _Starting(base, row.state, row, self._hold(self._portion([row])))
+        self._starting[key] = _Starting(base, row.state, row, self._hold(self._portion([row], apart=True)))
         return row.state
 
     def ready(self, states: Iterable[State]) -> None:
@@ -117,9 +116,25 @@ class Session:
             del self._starting[key]
 
     def states(self, bases: Sequence[Base], *, read: int | None = None) -> list[State]:
-        """The states of base runs, from the cache where they are in it; `read`: where they will be read."""
+        """The states of clean base runs, from the cache where they are in it; `read`: where they will be read."""
         states = [self.start(base, read=read) for base in bases]
         self.ready(states)
+        return states
+
+    def corrupted(self, bases: Sequence[Base], *, read: int) -> list[State]:
+        """The states of all corrupted base runs of a question: all from the cache, or all computed together."""
+        found = [self.engine.cache.find(base) for base in bases]
+        states = [state for state in found if state is not None]
+        if len(states) == len(bases):
+            return states
+        clean = self.states([Base(bases[0].tokens)])[0]
+        rows = [self.engine.base_row(base, clean) for base in bases]
+        for row in rows:
+            row.reads = (read,) if read in row.positions else ()
+        self.wait(self._submit(self._portion(rows, apart=True)))
+        states = [row.state for row in rows if row.state is not None]
+        for base, state in zip(bases, states, strict=True):
+            self.engine.cache.keep(base, state)
         return states
 
     def values(self, state: State, captures: Sequence[Capture]) -> list[Tensor]:
@@ -163,10 +178,10 @@ class Session:
         """Hands in rows."""
         return self._submit(self._portion(rows))
 
-    def _portion(self, rows: list[Row]) -> Portion:
+    def _portion(self, rows: list[Row], *, apart: bool = False) -> Portion:
         for row in rows:
             row.abandoned = self.stopped
-        return Portion(self, rows)
+        return Portion(self, rows, apart=apart)
 
     def _hold(self, job: J) -> J:
         """Hands a job in with the next one that is sent."""
@@ -228,7 +243,7 @@ class _Window:
     def _cut(self, order: list[int]) -> Iterator[list[int]]:
         """Cuts runs, in this order, to what the device computes at once."""
         memory = self._session.engine.memory
-        budget = memory.batch_bytes()
+        budget = memory.batch_bytes
         portion: list[int] = []
         size = 0
         for number in order:

@@ -61,11 +61,11 @@ class StateCache:
 
 
 def key_of(base: Base) -> bytes:
-    """What tells one base from another: its tokens, and what corrupts them."""
+    """What tells one base from another: its tokens, what corrupts them, and in what company it is computed."""
     digest = hashlib.sha256(repr(base.tokens).encode())
     edit = base.corruption
     if edit is not None:
-        digest.update(repr((edit.positions, edit.change.kind)).encode())
+        digest.update(repr((edit.positions, edit.change.kind, base.together)).encode())
         if isinstance(edit.change.values, Tensor):
             digest.update(edit.change.values.float().cpu().contiguous().numpy().tobytes())
     return digest.digest()

@@ -1,5 +1,6 @@
 """How much may be computed at once: a batch's bytes, against what the device has free."""
 
+from functools import cached_property
 from math import inf
 
 import psutil
@@ -51,8 +52,9 @@ class Memory:
             result += self.state_bytes(len(row.tokens))
         return result
 
+    @cached_property
     def batch_bytes(self) -> float:
-        """What a batch may take now."""
+        """What a batch may take. Settled once, for what is computed together decides the last bits."""
         limit = CPU_TOKENS * self._token if self.decoder.device.type == "cpu" else inf
         return max(float(self._token), min(limit, SHARE * self._free()))
 

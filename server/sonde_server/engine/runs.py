@@ -47,10 +47,14 @@ class Capture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Base:
-    """A prompt run in full and kept: clean, or with its token embeddings changed by `corruption`."""
+    """A prompt run in full and kept: clean, or with its token embeddings changed by `corruption`.
+
+    `together`: how many corrupted ones are computed in one batch, for their last bits depend on it.
+    """
 
     tokens: tuple[int, ...]
     corruption: PlacedEdit | None = None
+    together: int = 1
 
 
 @dataclass(slots=True, eq=False)

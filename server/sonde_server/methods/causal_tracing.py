@@ -86,8 +86,8 @@ def answer(question: TraceQuestion, method: CausalTracing, session: Session) -> 
     session.ready([clean])
     targets, prediction = predict(session, clean, question.targets, position, question.top_k)
     yield Context(tokens, targets, position, prediction, cost, attention)
-    corruptions = [Base(tokens, edit) for edit in _corruptions(method, noise, session)]
-    corrupted = session.states(corruptions, read=position)
+    corruptions = [Base(tokens, edit, samples) for edit in _corruptions(method, noise, session)]
+    corrupted = session.corrupted(corruptions, read=position)
     baseline = session.read(corrupted, Reading(position, targets))
     yield _corruption(method, baseline, deviation)
     yield from _grids(question, method, session, clean, corrupted, baseline, targets)
