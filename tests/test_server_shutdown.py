@@ -143,7 +143,7 @@ def test_a_call_that_ends_within_the_grace_period_is_finished(model: Path) -> No
         process_ends = time.monotonic() + 60
         refused: sonde.SondeError | None = None
         while refused is None and time.monotonic() < process_ends:
-            with sonde.Client(f"127.0.0.1:{port}", timeout=20) as another:
+            with sonde.Client(f"127.0.0.1:{port}", timeout=60) as another:
                 try:
                     another.trace([5, 6])
                 except sonde.NotServing as error:

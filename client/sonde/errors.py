@@ -219,6 +219,10 @@ def _kind(code: grpc.StatusCode, message: str, details: _Details) -> type[SondeE
     # What a proxy makes of a server that died in the middle of an answer. Our own errors have a reason.
     if code is grpc.StatusCode.INTERNAL and not details.reason and "RST_STREAM" in message:
         return NotServing
+    # What a call becomes that came in the very moment in which its server began to shut down. A server that ends a call
+    # on purpose gives a reason, and what was ended here says so.
+    if code is grpc.StatusCode.CANCELLED and not details.reason and message == "CANCELLED":
+        return NotServing
     return KINDS.get(code, ProtocolError)
 
 

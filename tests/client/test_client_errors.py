@@ -107,6 +107,11 @@ def test_a_proxy_that_lost_its_server_is_one_that_does_not_serve(peer: Any, fail
     assert (type(ours), ours.retryable) == (sonde.InternalError, False)
 
 
+def test_a_call_that_a_shutdown_swept_away_may_be_tried_again(peer: Any, fail: Any) -> None:
+    assert type(failure(peer, lambda context: context.cancel())) is sonde.NotServing
+    assert type(failure(peer, fail(grpc.StatusCode.CANCELLED, "CANCELLED", INFO))) is sonde.Cancelled
+
+
 def test_nobody_there() -> None:
     with sonde.Client("127.0.0.1:1") as client, pytest.raises(sonde.NotServing, match=r"no server .* 127\.0\.0\.1:1"):
         client.trace("x")
