@@ -71,7 +71,7 @@ class Workshop:
 
 
 def need(*programs: str) -> None:
-    """Skips, by name, where a program is not installed."""
-    missing = [program for program in programs if shutil.which(program) is None]
+    """Skips, by name, where a program or a directory is not installed."""
+    missing = [one for one in programs if shutil.which(one) is None and not Path(one).is_dir()]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")

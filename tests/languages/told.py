@@ -7,7 +7,7 @@ from tests.golden.vectors import RECORDED
 TRACE = re.compile(r"^trace: (\d+) of (\d+)$", re.MULTILINE)
 CELL = re.compile(r"^  (0\.\d{3}) with (RESIDUAL_POST|MLP_OUT|ATTENTION_OUT) restored at layer (\d), ", re.MULTILINE)
 SWEEP = re.compile(
-    r"^sweep: (\d+) of 768 runs; the least so far is 0\.(\d{3}) without head \d of layer \d", re.MULTILINE
+    r"^sweep: (\d+) of 4608 runs; the least so far is 0\.(\d{3}) without neuron \d+ of layer 3", re.MULTILINE
 )
 REFUSED = re.compile(r"^refused: (\w+) \(INVALID_REQUEST\)$", re.MULTILINE)
 VIOLATION = re.compile(r"^  (list\S+): (.+)$", re.MULTILINE)
@@ -34,12 +34,12 @@ def _assert_trace(output: str) -> None:
     steps = [(int(done), int(total)) for done, total in TRACE.findall(output)]
     assert len(steps) > 1, output
     assert steps == sorted(steps)
-    assert steps[-1] == (1152, 1152)
-    assert '" Paris": 0.997 clean, 0.011 corrupted' in output
-    assert {component: layer for _, component, layer in CELL.findall(output)} == {
-        "RESIDUAL_POST": "7",
-        "MLP_OUT": "1",
-        "ATTENTION_OUT": "5",
+    assert steps[-1] == (5760, 5760)
+    assert '" Paris": 0.997 clean, 0.239 corrupted' in output
+    assert set(CELL.findall(output)) == {
+        ("0.997", "RESIDUAL_POST", "7"),
+        ("0.792", "MLP_OUT", "1"),
+        ("0.993", "ATTENTION_OUT", "5"),
     }
 
 
@@ -48,7 +48,7 @@ def _assert_sweep(output: str) -> None:
     assert len(parts) > 1, output
     assert [arrived for arrived, _ in parts] == sorted({arrived for arrived, _ in parts})
     assert [least for _, least in parts] == sorted((least for _, least in parts), reverse=True)
-    assert parts[-1] == (768, 988)
+    assert parts[-1] == (4608, 991)
 
 
 def plain(code: str) -> str:
