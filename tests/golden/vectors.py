@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf import json_format
 from google.protobuf.message import Message
 from sonde.v1 import inspection_pb2 as pb
+
+from tests.golden.cases import CASES
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("atlas.json").read_text(encoding="ascii"))
 TOLERANCE = 1e-5
@@ -17,6 +20,11 @@ REQUESTS: dict[str, type[Message]] = {
     "GetModel": pb.GetModelRequest,
     "Trace": pb.TraceRequest,
     "Intervene": pb.InterveneRequest,
+}
+ANSWERS: dict[str, type[Message]] = {
+    "GetModel": pb.GetModelResponse,
+    "Trace": pb.TraceResponse,
+    "Intervene": pb.InterveneResponse,
 }
 
 
@@ -42,6 +50,24 @@ def assert_values(name: str, values: Mapping[str, Sequence[float]]) -> None:
         np.testing.assert_allclose(
             given, wanted, rtol=TOLERANCE, atol=TOLERANCE, err_msg=f"{name}.{field}", strict=True
         )
+
+
+def assert_json(output: str) -> None:
+    """Lines of a program without stubs: CASE.request JSON, CASE.message JSON for each message, and the refusal."""
+    lines: dict[str, dict[str, list[str]]] = {name: {"request": [], "message": [], "refusal": []} for name in RECORDED}
+    for line in output.splitlines():
+        key, _, rest = line.partition(" ")
+        name, field = key.split(".")
+        lines[name][field].append(rest)
+    for name, recorded in RECORDED.items():
+        (request,) = lines[name]["request"]
+        assert_request(name, json_format.Parse(request, REQUESTS[recorded["method"]]()).SerializeToString())
+    for case in CASES:
+        answer = ANSWERS[case.method]
+        assert_values(case.name, case.join(json_format.Parse(one, answer()) for one in lines[case.name]["message"]))
+    (refusal,) = map(json.loads, lines["refused"]["refusal"])
+    assert {one["field"]: one["description"] for one in refusal["violations"]} == RECORDED["refused"]["violations"]
+    assert (refusal["code"], [refusal["reason"]]) == ("invalid_argument", RECORDED["refused"]["reasons"])
 
 
 def assert_printed(output: str) -> None:

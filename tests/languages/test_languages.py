@@ -1,12 +1,14 @@
 """The examples in other languages build from a clean checkout, and are held to the same bytes and numbers."""
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from google.rpc import error_details_pb2
 
-from tests.golden.vectors import assert_printed
+from tests.golden.vectors import assert_json, assert_printed
 from tests.languages.conftest import Workshop, need
 from tests.languages.told import assert_tour
 
@@ -46,3 +48,12 @@ def test_an_example_builds_and_tells_the_same(language: str, address: str, tmp_p
     program = LANGUAGES[language](workshop)
     assert_tour(workshop.run(program("tour", address)))
     assert_printed(workshop.run(program("golden", address)))
+
+
+def test_a_shell_asks_through_reflection(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # buf is installed beside the tests' Python.
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    need("bash", "buf", "jq")
+    workshop = Workshop(tmp_path, "shell")
+    assert_tour(workshop.run(["./ask.sh", address]))
+    assert_json(workshop.run(["./ask.sh", address, "golden"]))
