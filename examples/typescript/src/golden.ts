@@ -94,6 +94,6 @@ async function refused(): Promise<void> {
 
 const hiddenSize = await model();
 await trace();
-await intervene("sweep", ablations(Component.HEAD_OUT, [Axis.POSITION]));
+await intervene("sweep", ablations(Component.HEAD_OUT, [], [Axis.POSITION]));
 await intervene("edits", edits(hiddenSize));
 await refused();

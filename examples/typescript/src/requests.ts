@@ -29,13 +29,13 @@ export function causalTrace(samples: number, seed: bigint): TraceRequest {
   });
 }
 
-/** What each head, or each neuron, is worth: it is set to zero, at one position or at those taken together. */
-export function ablations(component: Component, together: Axis[]): InterveneRequest {
+/** What each head, or each neuron, is worth: it is set to zero, at each position or at all of them together. */
+export function ablations(component: Component, layers: number[], together: Axis[]): InterveneRequest {
   return create(InterveneRequestSchema, {
     prompt: { input: { case: "text", value: PROMPT } },
     plan: {
       case: "sweep",
-      value: { edit: { site: { component }, operation: { case: "scale", value: 0 } }, together },
+      value: { edit: { site: { component, layers }, operation: { case: "scale", value: 0 } }, together },
     },
     readout: {
       targets: [

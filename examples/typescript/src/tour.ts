@@ -21,7 +21,7 @@ async function showModel(): Promise<void> {
 /** A causal trace, with progress while it runs. */
 async function trace(): Promise<void> {
   const traced = new Traced();
-  for await (const message of client.trace(causalTrace(4, 1n), { timeoutMs: 120_000 })) {
+  for await (const message of client.trace(causalTrace(20, 1n), { timeoutMs: 120_000 })) {
     traced.put(message);
     if (message.progress) console.log(`trace: ${message.progress.done} of ${message.progress.total}`);
   }
@@ -39,10 +39,10 @@ async function trace(): Promise<void> {
   }
 }
 
-/** Every head ablated at every position, with what is known so far after each message. */
+/** Every neuron of a layer ablated at every position, with what is known so far after each message. */
 async function sweep(): Promise<void> {
   const changed = new Changed();
-  for await (const message of client.intervene(ablations(Component.HEAD_OUT, []), { timeoutMs: 120_000 })) {
+  for await (const message of client.intervene(ablations(Component.NEURON, [3], []), { timeoutMs: 120_000 })) {
     changed.put(message);
     const { axes, cost, tokens } = changed.context!;
     const column = changed.columns.get("logProbabilities");
@@ -55,7 +55,7 @@ async function sweep(): Promise<void> {
     const layer = axes.layers[Math.floor(run / axes.positions.length / axes.units.length)];
     console.log(
       `sweep: ${changed.arrived} of ${cost?.runs} runs; the least so far is ${Math.exp(column[run]!).toFixed(3)} ` +
-        `without head ${unit} of layer ${layer} at "${tokens[position]?.text}"`,
+        `without neuron ${unit} of layer ${layer} at "${tokens[position]?.text}"`,
     );
   }
 }
@@ -79,7 +79,7 @@ async function cancelled(): Promise<void> {
   const stop = new AbortController();
   let reached = "";
   try {
-    for await (const message of client.intervene(ablations(Component.NEURON, []), { signal: stop.signal })) {
+    for await (const message of client.intervene(ablations(Component.NEURON, [], []), { signal: stop.signal })) {
       reached = `${message.progress?.done} of ${message.progress?.total}`;
       stop.abort();
     }
