@@ -11,8 +11,8 @@
 #   --build-arg TORCH="torch==2.14.0"
 #       another version of torch than the one that Sonde is tested with.
 #
-#   docker run --rm --read-only --tmpfs /tmp --cap-drop all -p 127.0.0.1:50051:50051 sonde
-#   docker run --rm --gpus all -v ~/models:/models:ro -p 127.0.0.1:50051:50051 sonde:cuda --model /models/NAME
+#   docker run --rm --read-only --tmpfs /tmp --cap-drop all -p 127.0.0.1:50051:50051 sonde --insecure
+#   docker run --rm --gpus all -v ~/models:/models:ro -p 127.0.0.1:50051:50051 sonde:cuda --insecure --model /models/NAME
 
 FROM python:3.11-slim AS build
 
@@ -46,12 +46,14 @@ RUN /opt/sonde/bin/pip install --no-deps . \
 FROM python:3.11-slim
 
 COPY --from=build /opt/sonde /opt/sonde
-# Outside the container only published ports are reachable, so the server listens to all of its own network.
+# Outside the container only published ports are reachable, so the server listens to all of its own network. Health has
+# a port of its own, which stays without TLS and token.
 ENV PATH=/opt/sonde/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     SONDE_HOST=0.0.0.0 \
     SONDE_PORT=50051 \
+    SONDE_HEALTH_PORT=50052 \
     HF_HOME=/tmp/huggingface \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

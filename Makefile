@@ -22,7 +22,7 @@ TYPED_SCRIPTS := proto/generate.py proto/check.py
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: help demo serve test check format-check lint types contract drift bench bench-gpu proto format clean
+.PHONY: help demo serve test soak check format-check lint types contract drift bench bench-gpu proto format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ serve: $(VENV)/.installed ## Serve a model: the embedded one, or as in `make ser
 
 test: check ## Everything that must hold: format, lint, types, contract, drift, tests.
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(if $(PYTEST_STATUS),|| echo $$? > $(PYTEST_STATUS))
+
+soak: $(VENV)/.installed-dev ## The long proofs, half an hour and more; shorter as in `make soak ARGS="--requests 5000 --minutes 1 --kills 3"`.
+	@PYTHONPATH=.:client:server OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
 
 check: format-check lint types contract drift ## All of `make test` but the tests.
 
@@ -83,7 +86,7 @@ $(BENCH_VENV)/.installed: .ci/make_venv.sh pyproject.toml constraints.txt client
 	@touch $@
 
 bench: $(BENCH_VENV)/.installed ## Measure Sonde beside its peers, as in `make bench ARGS="--quick"`; see tests/bench.
-	@$(BENCH_VENV)/bin/python -m tests.bench $(ARGS)
+	@KINETO_LOG_LEVEL=99 $(BENCH_VENV)/bin/python -m tests.bench $(ARGS)
 
 bench-gpu: $(BENCH_VENV)/.installed ## The same for a model of 8B parameters, where there is a GPU.
 	@$(BENCH_VENV)/bin/python -m tests.bench.gpu $(ARGS)

@@ -15,10 +15,10 @@ from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.app import Server
 from sonde_server.config import Settings
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from tests import wire
-from tests.models import save_model
+from tests.models import load_plain, save_model
 from tests.oracle import Oracle
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "repeatable")
@@ -72,12 +72,15 @@ class Hosts:
 
     def _start(self, family: str) -> Host:
         folder = save_model(family, self._directory / family)
-        plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
         server = self.stack.enter_context(Server(Settings(model=str(folder), port=0, device="cpu", dtype="float32")))
         channel = self.stack.enter_context(grpc.insecure_channel(server.address))
         grpc.channel_ready_future(channel).result(timeout=DEADLINE)
         return Host(
-            family, server, InspectionServiceStub(channel), Oracle(plain), AutoTokenizer.from_pretrained(folder)
+            family,
+            server,
+            InspectionServiceStub(channel),
+            Oracle(load_plain(folder)),
+            AutoTokenizer.from_pretrained(folder),
         )
 
 

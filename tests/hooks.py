@@ -1,4 +1,4 @@
-"""Where each component lives in the plain modules of transformers, written by hand, family by family.
+"""Shows every component's value of a plain transformers model to whoever wants to see or change it.
 
 `attach(model, visit)` puts hooks on an unchanged Hugging Face model, so that `visit(component, layer, tensor)` is
 called with every component's value, batch first, and what it returns takes that value's place. A component without
@@ -7,98 +7,15 @@ layers comes with layer 0. Nothing here is clever or fast: it is what the server
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
-Visit = Callable[[str, int, Tensor], Tensor]
+from tests.attentions import Visit, show
+from tests.modules import modules_of
 
-ATTENTION = "sonde_oracle"
-
-
-@dataclass(frozen=True)
-class Modules:
-    """The modules of a decoder whose parts are where Llama or GPT-2 has them."""
-
-    embedding: nn.Embedding
-    blocks: list[nn.Module]
-    attention: list[nn.Module]
-    attention_projection: list[Any]
-    mlp_norm: list[nn.Module]
-    mlp: list[nn.Module]
-    mlp_projection: list[nn.Module]
-    final_norm: Any
-    unembedding: nn.Linear
-
-
-def gpt2_modules(model: Any) -> Modules:
-    """GPT-2: transformer.h[i].{attn, ln_2, mlp}."""
-    blocks = list(model.transformer.h)
-    return Modules(
-        embedding=model.transformer.wte,
-        blocks=blocks,
-        attention=[block.attn for block in blocks],
-        attention_projection=[block.attn.c_proj for block in blocks],
-        mlp_norm=[block.ln_2 for block in blocks],
-        mlp=[block.mlp for block in blocks],
-        mlp_projection=[block.mlp.c_proj for block in blocks],
-        final_norm=model.transformer.ln_f,
-        unembedding=model.lm_head,
-    )
-
-
-def llama_modules(model: Any) -> Modules:
-    """Llama: model.layers[i].{self_attn, post_attention_layernorm, mlp}."""
-    blocks = list(model.model.layers)
-    return Modules(
-        embedding=model.model.embed_tokens,
-        blocks=blocks,
-        attention=[block.self_attn for block in blocks],
-        attention_projection=[block.self_attn.o_proj for block in blocks],
-        mlp_norm=[block.post_attention_layernorm for block in blocks],
-        mlp=[block.mlp for block in blocks],
-        mlp_projection=[block.mlp.down_proj for block in blocks],
-        final_norm=model.model.norm,
-        unembedding=model.lm_head,
-    )
-
-
-MODULES: dict[str, Callable[[Any], Modules]] = {"gpt2": gpt2_modules, "llama": llama_modules}
-
-
-def modules_of(model: Any) -> Modules:
-    """The parts of a loaded model."""
-    return MODULES[model.config.model_type](model)
-
-
-_visitors: list[Visit] = []
-
-
-def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: object
-) -> tuple[Tensor, Tensor]:
-    """Softmax attention with every intermediate value shown to the visitor; masked scores are -infinity."""
-    visit, layer = _visitors[-1], module.layer_idx
-    query = visit("QUERY", layer, query.transpose(1, 2)).transpose(1, 2)
-    key = visit("KEY", layer, key.transpose(1, 2)).transpose(1, 2)
-    value = visit("VALUE", layer, value.transpose(1, 2)).transpose(1, 2)
-    group = query.shape[1] // key.shape[1]
-    scores = scaling * torch.einsum("bhqd,bhkd->bhqk", query, key.repeat_interleave(group, dim=1))
-    scores = visit("ATTENTION_SCORES", layer, scores.masked_fill(attention_mask < 0, -torch.inf))
-    # A query that is left with no key attends to nothing, where softmax would give NaN.
-    pattern = torch.nan_to_num(scores.softmax(-1), nan=0.0)
-    pattern = visit("ATTENTION_PATTERN", layer, pattern)
-    mixed = torch.einsum("bhqk,bhkd->bqhd", pattern, value.repeat_interleave(group, dim=1))
-    return mixed, pattern
-
-
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, eager_mask)
+__all__ = ["Visit", "attach", "modules_of"]
 
 
 def _first(output: Any) -> Tensor:
@@ -134,30 +51,45 @@ def _on_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Callable
 def attach(model: Any, visit: Visit) -> Iterator[None]:
     """Shows every component's value to `visit` until the block is left."""
     parts = modules_of(model)
-    before = model.config._attn_implementation
-    heads = model.config.num_attention_heads
+    heads = model.config.get_text_config().num_attention_heads
+    sizes: list[tuple[int, int]] = []
 
-    def middle(value: Tensor, layer: int) -> Tensor:
+    def embedded(value: Tensor) -> Tensor:
+        sizes[:] = [(value.shape[0], value.shape[1])]
+        return visit("TOKEN_EMBEDDING", 0, value)
+
+    def shown(component: str, layer: int, value: Tensor, factor: float = 1.0) -> Tensor:
+        # Some modules are given all rows of the batch as one.
+        whole = value if value.ndim == 3 else value.view(*sizes[0], -1)
+        changed = visit(component, layer, whole if factor == 1.0 else whole * factor)
+        return (changed if factor == 1.0 else changed / factor).view(value.shape)
+
+    def middle(layer: int, value: Tensor) -> Tensor:
         # In place: the block holds the same tensor as the residual stream that the MLP is added to.
-        return value if value.requires_grad else value.copy_(visit("RESIDUAL_MID", layer, value))
+        return value if value.requires_grad else value.copy_(shown("RESIDUAL_MID", layer, value))
 
-    def by_head(value: Tensor, layer: int) -> Tensor:
+    def by_head(layer: int, value: Tensor) -> Tensor:
         return visit("HEAD_OUT", layer, value.view(*value.shape[:-1], heads, -1)).flatten(-2)
 
+    def predicted(_: nn.Module, __: Any, output: Any) -> Any:
+        output.logits = visit("LOGITS", 0, output.logits)
+        return output
+
     with ExitStack() as stack:
-        stack.callback(_on_output(parts.embedding, partial(visit, "TOKEN_EMBEDDING", 0)))
+        stack.callback(_on_output(parts.embedding, embedded))
         for layer, block in enumerate(parts.blocks):
             stack.callback(_on_input(block, partial(visit, "RESIDUAL_PRE", layer)))
-            stack.callback(_on_input(parts.attention_projection[layer], partial(by_head, layer=layer)))
-            stack.callback(_on_output(parts.attention[layer], partial(visit, "ATTENTION_OUT", layer)))
-            stack.callback(_on_input(parts.mlp_norm[layer], partial(middle, layer=layer)))
-            stack.callback(_on_input(parts.mlp_projection[layer], partial(visit, "NEURON", layer)))
-            stack.callback(_on_output(parts.mlp[layer], partial(visit, "MLP_OUT", layer)))
             stack.callback(_on_output(block, partial(visit, "RESIDUAL_POST", layer)))
+        for hook, modules, change in (
+            (_on_input, parts.attention_projection, by_head),
+            (_on_output, parts.attention_out, partial(shown, "ATTENTION_OUT", factor=parts.factor)),
+            (_on_input, parts.mlp_norm, middle),
+            (_on_input, parts.mlp_projection, partial(shown, "NEURON")),
+            (_on_output, parts.mlp_out, partial(shown, "MLP_OUT", factor=parts.factor)),
+        ):
+            for layer, module in enumerate(modules):
+                stack.callback(hook(module, partial(change, layer)))
         stack.callback(_on_output(parts.final_norm, partial(visit, "FINAL_NORM", 0)))
-        stack.callback(_on_output(parts.unembedding, partial(visit, "LOGITS", 0)))
-        _visitors.append(visit)
-        stack.callback(_visitors.pop)
-        model.set_attn_implementation(ATTENTION)
-        stack.callback(model.set_attn_implementation, before)
+        stack.callback(model.register_forward_hook(predicted).remove)
+        show(model, parts.attention, visit, stack)
         yield

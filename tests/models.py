@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
@@ -20,6 +21,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from tests.architectures import ARCHITECTURES
 
 TEXT = """
 The Eiffel Tower is in the city of Paris. The Colosseum is in the city of Rome. The Space Needle is in Seattle.
@@ -156,6 +159,10 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+EVERY = {**FAMILIES, **{name: Family(config, byte_level_tokenizer) for name, config in ARCHITECTURES.items()}}
+"""Those that the whole suite runs on, and one of every other architecture."""
+
+
 def randomise_vectors(model: PreTrainedModel, generator: torch.Generator) -> None:
     """Draws every one-dimensional parameter: gains around 1, biases around 0."""
     with torch.no_grad():
@@ -166,7 +173,7 @@ def randomise_vectors(model: PreTrainedModel, generator: torch.Generator) -> Non
 
 def save_model(family: str, directory: Path, seed: int = 0) -> Path:
     """Makes the tiny model of a family, float32, and saves it with its tokenizer under `directory`."""
-    entry = FAMILIES[family]
+    entry = EVERY[family]
     tokenizer = entry.tokenizer()
     config = entry.config(len(tokenizer))
     config.eos_token_id = tokenizer.eos_token_id
@@ -178,3 +185,14 @@ def save_model(family: str, directory: Path, seed: int = 0) -> Path:
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def load_plain(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model as transformers runs it, attention step by step where it does so rightly.
+
+    Falcon's linear biases are added twice by transformers 5.23 when its attention is "eager", once under "sdpa".
+    """
+    config = AutoConfig.from_pretrained(directory)
+    attention = "sdpa" if getattr(config, "alibi", False) else "eager"
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, attn_implementation=attention, dtype=dtype)
+    return model

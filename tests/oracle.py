@@ -70,6 +70,7 @@ class ProjectOut:
 class Patch:
     sources: tuple[int, ...]
     source_positions: tuple[int, ...] = ()
+    source_layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,17 @@ class Oracle:
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
         self.parts = modules_of(model)
-        config = model.config
+        config = model.config.get_text_config()
         self.layers = len(self.parts.blocks)
         self.hidden_size: int = config.hidden_size
         self.heads: int = config.num_attention_heads
-        self.key_value_heads: int = getattr(config, "num_key_value_heads", None) or self.heads
+        self.key_value_heads: int = self.parts.key_value_heads or (
+            getattr(config, "num_key_value_heads", None) or self.heads
+        )
         self.head_size: int = getattr(config, "head_dim", None) or self.hidden_size // self.heads
-        self.neurons: int = self.run([0]).values["NEURON", 0].shape[-1]
+        values = self.run([0]).values
+        self.components = tuple(name for name in COMPONENTS if (name, 0) in values)
+        self.neurons: int = values["NEURON", 0].shape[-1] if "NEURON" in self.components else 0
         self.vocabulary: int = config.vocab_size
 
     # ------------------------------------------------------------------ runs
@@ -232,7 +237,7 @@ class Oracle:
             inner[..., keys] = True
             rows[where] = inner
             changed[rows] = -torch.inf
-            moved = torch.nan_to_num(changed.softmax(-1)) - torch.nan_to_num(value.softmax(-1))
+            moved = self._pattern(changed, layer) - self._pattern(value, layer)
             return changed, float(moved.double().square().sum())
         masked = torch.isneginf(before)
         finite = before.masked_fill(masked, 0.0)
@@ -241,6 +246,14 @@ class Oracle:
         moved = (after - finite).masked_fill(masked, 0.0)
         changed[where] = after.masked_fill(masked, -torch.inf)
         return changed, float(moved.double().square().sum())
+
+    def _pattern(self, scores: Tensor, layer: int) -> Tensor:
+        """The weights of scores [H, T, T]; sinks, where a family has them, take a share."""
+        sinks = getattr(self.parts.attention[layer], "sinks", None)
+        if sinks is not None:
+            scores = torch.cat([scores, sinks.view(-1, 1, 1).expand(*scores.shape[:-1], 1)], dim=-1)
+        pattern = torch.nan_to_num(scores.softmax(-1))
+        return pattern if sinks is None else pattern[..., :-1]
 
     def _operated(self, edit: Edit, layer: int, before: Tensor, source_runs: dict[int, Run]) -> Tensor:  # noqa: PLR0911 - one per operation
         match edit.operation:
@@ -261,12 +274,13 @@ class Oracle:
             case Noise(standard_deviation, seed):
                 draw = np.random.RandomState(1 if seed is None else seed).randn(*before.shape)
                 return before + torch.from_numpy((standard_deviation * draw).astype(np.float32))
-            case Patch(sources, source_positions):
+            case Patch(sources, source_positions, source_layer):
                 # Unless paired with others, the source's positions are the same absolute ones.
                 named = replace(edit.site, positions=source_positions or edit.site.positions)
                 taken = []
                 for source in sources:
-                    other = source_runs[source].values[edit.site.component, layer]
+                    taken_at = layer if source_layer is None else source_layer
+                    other = source_runs[source].values[edit.site.component, taken_at]
                     taken.append(other[self.selection(named, _length(edit.site, other))].double())
                 return torch.stack(taken).mean(0).float()
         raise TypeError(edit.operation)
@@ -348,7 +362,8 @@ class Oracle:
         run = self.run(ids)
         residuals = [run.values["RESIDUAL_PRE", 0]]
         residuals += [run.values["RESIDUAL_POST", layer] for layer in range(self.layers)]
-        logits = torch.stack([self.parts.unembedding(self.parts.final_norm(h[None]))[0, position] for h in residuals])
+        normed = [self.parts.final_norm(h[None])[0, position] for h in residuals]
+        logits = torch.stack([self.parts.finish(self.parts.unembedding(one)) for one in normed])
         everything = logits.double().log_softmax(-1)
         ids_of = [target.token for target in targets]
         final = everything[-1]

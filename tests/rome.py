@@ -42,6 +42,13 @@ class Samples:
     """[targets, samples]; differences where there is a contrast."""
 
 
+def embeddings(model: Any) -> Tensor:
+    """What the embedding gives of every token, [V, D]; some scale what their weight holds."""
+    embedding = modules_of(model).embedding
+    table: Tensor = embedding(torch.arange(len(embedding.weight))).detach()
+    return table
+
+
 def gaussian(
     model: Any,
     positions: Sequence[int],
@@ -51,17 +58,16 @@ def gaussian(
     scale: float | None = None,
 ) -> tuple[Corruption, float]:
     """ROME's noise: RandomState(seed).randn(S, n, D) times `scale`, or times so many deviations of the embedding."""
-    weight = modules_of(model).embedding.weight
-    deviation = deviations * float(weight.detach().double().std(unbiased=True)) if scale is None else scale
-    draw = np.random.RandomState(seed).randn(samples, len(positions), weight.shape[1])
+    table = embeddings(model)
+    deviation = deviations * float(table.double().std(unbiased=True)) if scale is None else scale
+    draw = np.random.RandomState(seed).randn(samples, len(positions), table.shape[1])
     return Corruption(tuple(positions), (deviation * draw).astype(np.float32)), deviation
 
 
 def counterfactual(model: Any, ids: Sequence[int], other: Sequence[int]) -> Corruption:
     """The other prompt's embeddings where the two differ."""
     differ = tuple(index for index, (a, b) in enumerate(zip(ids, other, strict=True)) if a != b)
-    weight = modules_of(model).embedding.weight.detach()
-    return Corruption(differ, weight[[other[index] for index in differ]][None].numpy(), replace=True)
+    return Corruption(differ, embeddings(model)[[other[index] for index in differ]][None].numpy(), replace=True)
 
 
 @torch.no_grad()

@@ -75,11 +75,14 @@ def operations(draw: st.DrawFn, bounds: Bounds, site: Site, shape: tuple[int, ..
             return oracle.Noise(0.5, draw(st.none() | st.integers(0, 2**32 - 1)))
         case "knockout":
             return oracle.Knockout(draw(subsets(bounds.length)))
+    unset = st.none()
+    layer = draw(unset if site.component in UNLAYERED else unset | st.integers(0, bounds.oracle.layers - 1))
     if site.component in UNIT_FIRST:
-        return oracle.Patch(draw(st.lists(st.sampled_from(bounds.same_length), min_size=1, max_size=2).map(tuple)))
+        same = draw(st.lists(st.sampled_from(bounds.same_length), min_size=1, max_size=2).map(tuple))
+        return oracle.Patch(same, source_layer=layer)
     sources = draw(st.lists(st.sampled_from([*bounds.same_length, *bounds.longer]), min_size=1, max_size=3).map(tuple))
     anywhere = st.lists(st.integers(0, bounds.length - 1), min_size=pairs, max_size=pairs).map(tuple)
-    return oracle.Patch(sources, draw(st.just(()) | anywhere))
+    return oracle.Patch(sources, draw(st.just(()) | anywhere), layer)
 
 
 @st.composite

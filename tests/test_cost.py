@@ -112,3 +112,12 @@ def test_restorations_that_change_nothing_are_not_run(host: Host) -> None:
     # The clean run, and two corrupted runs from the subject on; no cell.
     assert counted(host) - before == len(ids) * layers + 2 * 2 * layers
     assert answer.context.cost.token_layers == counted(host) - before
+
+
+def test_a_new_prompt_and_its_run_are_one_batch(host: Host) -> None:
+    """A question of few runs joins its runs to the pass of the prompt itself."""
+    work = host.server.scheduler.engine.work
+    edit = Edit(Site("NEURON", (2,), (5,), (-1,)), Scale(0.0))
+    before = work.batches
+    host.intervene(wire.intervene(fresh(9), [[edit]], TARGET))
+    assert work.batches - before == 1

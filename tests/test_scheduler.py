@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.engine.layout import Row
+from sonde_server.estimates import state_bytes
 from sonde_server.session import AHEAD, WINDOW
 
 from tests import wire
@@ -189,7 +190,7 @@ def test_a_full_queue_says_when_to_come_again(wide: Host, monkeypatch: pytest.Mo
 
 def test_what_can_never_be_held_is_refused_for_good(wide: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = wide.server.scheduler
-    needed = scheduler.engine.memory.state_bytes(9)
+    needed = state_bytes(9, wide.server._loaded.description)  # type: ignore[union-attr]
     monkeypatch.setattr(scheduler, "max_queued_bytes", needed - 1)
     with pytest.raises(grpc.RpcError) as caught:
         wide.intervene(small(4))

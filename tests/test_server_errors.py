@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,7 +19,8 @@ from sonde.v1.inspection_pb2_grpc import (
 )
 from sonde_server import errors
 from sonde_server.guards import ErrorGuard
-from sonde_server.guards.errors import CATALOGUE, status_of
+from sonde_server.guards.catalogue import CATALOGUE, ENTRIES
+from sonde_server.guards.errors import status_of
 
 METADATA_LIMIT = 8192
 """Bytes of headers and trailers that a client takes by default."""
@@ -80,6 +82,11 @@ EXAMPLES: dict[type[errors.SondeServerError], errors.SondeServerError] = {
     errors.InvalidQuestion: errors.InvalidQuestion([errors.Violation("prompt.text", "too long")]),
     errors.Unsupported: errors.Unsupported("site.component", "not here"),
     errors.Busy: errors.Busy("the queue is full", 1.5),
+    errors.QueueFull: errors.QueueFull("7 runs wait", 1, asked=7, allowed=5),
+    errors.TooManyRequests: errors.TooManyRequests("3 are in progress", 1, asked=3, allowed=2),
+    errors.TooManyRuns: errors.TooManyRuns("used up", 0.25),
+    errors.OutOfMemory: errors.OutOfMemory("the device is full", 2),
+    errors.Unauthenticated: errors.Unauthenticated("who is it?"),
     errors.NotServing: errors.NotServing("still loading"),
     errors.Stopped: errors.Stopped("nobody waits"),
     errors.UnsupportedModel: errors.UnsupportedModel("no such family"),
@@ -105,6 +112,25 @@ def test_every_kind_arrives_with_its_details(error: errors.SondeServerError, sen
     assert status.code == CATALOGUE[type(error)].code
     info = details(status)["ErrorInfo"]
     assert (info.domain, info.reason) == ("sonde", CATALOGUE[type(error)].reason)
+
+
+def test_a_caller_can_tell_every_kind_by_its_reason() -> None:
+    reasons = [entry.reason for entry in ENTRIES]
+    assert len(set(reasons)) == len(reasons)
+    assert all(entry.text and entry.reason == entry.reason.upper() for entry in ENTRIES)
+    # The page for callers of other languages lists them all.
+    page = (Path(__file__).parents[1] / "proto" / "README.md").read_text(encoding="utf-8")
+    assert [entry.reason for entry in ENTRIES if f"`{entry.reason}`" not in page] == []
+    assert [code_pb2.Code.Name(entry.code) for entry in ENTRIES if code_pb2.Code.Name(entry.code) not in page] == []
+
+
+def test_an_error_that_says_nothing_has_its_kinds_text() -> None:
+    assert status_of(errors.Stopped("")).message == CATALOGUE[errors.Stopped].text
+
+
+def test_two_numbers_that_do_not_fit_are_told_to_programs() -> None:
+    info = details(status_of(EXAMPLES[errors.QueueFull]))["ErrorInfo"]
+    assert dict(info.metadata) == {"asked": "7", "allowed": "5"}
 
 
 def test_details_say_where_and_when() -> None:

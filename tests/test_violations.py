@@ -241,6 +241,21 @@ PATCHES = [
         ("3",),
     ),
     Case(
+        "a source layer that is not there",
+        listed(pb.Edit(site=mlp(), patch=pb.Patch(sources=[0], source_layer=NOWHERE)), sources=(IDS,)),
+        f"{E}.patch.source_layer",
+        ("99",),
+    ),
+    Case(
+        "a source layer for a component without layers",
+        listed(
+            pb.Edit(site=pb.Site(component=pb.COMPONENT_LOGITS), patch=pb.Patch(sources=[0], source_layer=0)),
+            sources=(IDS,),
+        ),
+        f"{E}.patch.source_layer",
+        ("LOGITS",),
+    ),
+    Case(
         "unpaired source positions",
         listed(pb.Edit(site=mlp(positions=[1, 2]), patch=pb.Patch(sources=[0], source_positions=[3])), sources=(IDS,)),
         f"{E}.patch.source_positions",
@@ -551,7 +566,6 @@ def test_a_stack_that_the_model_does_not_have(host: Host, stack: int) -> None:
 
 
 UNIMPLEMENTED: dict[str, Request] = {
-    "generation": listed(scaled(mlp()), generation=pb.Generation(max_new_tokens=3)),
     "attribution_patching": traced(
         attribution_patching=pb.AttributionPatching(source=wire.prompt(IDS), components=[pb.COMPONENT_MLP_OUT])
     ),

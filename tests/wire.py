@@ -80,8 +80,9 @@ def edit(value: Edit) -> pb.Edit:  # noqa: PLR0911 - one per operation
             return pb.Edit(site=place, multiply=tensor(values))
         case oracle.ProjectOut(values):
             return pb.Edit(site=place, project_out=tensor(values))
-        case oracle.Patch(sources, source_positions):
-            return pb.Edit(site=place, patch=pb.Patch(sources=sources, source_positions=source_positions))
+        case oracle.Patch(sources, source_positions, layer):
+            patch = pb.Patch(sources=sources, source_positions=source_positions, source_layer=layer)
+            return pb.Edit(site=place, patch=patch)
         case oracle.Noise(deviation, seed):
             return pb.Edit(site=place, noise=pb.Noise(standard_deviation=deviation, seed=seed))
         case oracle.Knockout(keys):
@@ -137,6 +138,8 @@ class Answer:
     activations: dict[tuple[int, int, int], npt.NDArray[Any]] = field(default_factory=dict)
     """By run, site and layer."""
     token_texts: dict[int, str] = field(default_factory=dict)
+    said: "dict[int, Said]" = field(default_factory=dict)
+    """What each run went on to say; -1 is the unchanged one."""
     corruption: pb.Corruption | None = None
     cells: dict[str, dict[tuple[int, int], dict[str, npt.NDArray[Any]]]] = field(default_factory=dict)
     """Of grids: by component and (position, layer), each field by target; layer -1 where there is none."""
@@ -145,6 +148,25 @@ class Answer:
         """[positions, layers, ...] of one field of one component."""
         cells = self.cells[name]
         return np.array([[cells[position, layer][column] for layer in layers] for position in positions])
+
+
+@dataclass
+class Said:
+    """A joined continuation."""
+
+    tokens: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    """Each token's own."""
+    text: str = ""
+    finish_reason: int = 0
+
+    def put(self, part: pb.Generated) -> None:
+        assert part.offset == len(self.tokens), f"a part begins at {part.offset}, {len(self.tokens)} tokens came"
+        assert not self.finish_reason, "a part follows upon the last"
+        self.tokens += [token.id for token in part.tokens]
+        self.texts += [token.text for token in part.tokens]
+        self.text += part.text
+        self.finish_reason = part.finish_reason
 
 
 READINGS = (
@@ -218,6 +240,8 @@ def join_intervene(stream: Iterable[pb.InterveneResponse]) -> Answer:
         answer.token_texts.update(readings.token_texts)
         for part in message.activations:
             activations.put(part)
+        for generated in message.generated:
+            answer.said.setdefault(generated.run, Said()).put(generated)
     answer.columns, answer.activations = slices.columns(), activations.joined()
     return answer
 

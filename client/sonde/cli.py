@@ -11,6 +11,7 @@ import numpy as np
 
 from sonde import errors, report
 from sonde._version import __version__
+from sonde.arrays import visible
 from sonde.client import Client
 from sonde.connection import DEFAULT_ADDRESS, TLS
 from sonde.edits import Edit, add, noise, patch, replace, scale
@@ -153,6 +154,43 @@ def _intervene(options: argparse.Namespace) -> None:
     _show(options, lambda: report.interventions_text(result, options.top), lambda: report.result_json(result))
 
 
+def _generate(options: argparse.Namespace) -> None:
+    edits = _lasting_edits(options)
+    generation = Generation(options.tokens, options.temperature, options.seed, options.ignore_end_token)
+    with _client(options) as client:
+        if options.dry_run or options.json:
+            result = client.intervene(options.prompt, [edits], top_k=0, generation=generation, dry_run=options.dry_run)
+            _show(options, lambda: report.cost_text(result), lambda: report.result_json(result))
+            return
+        shown, unchanged = 0, ""
+        for known in client.stream_intervene(options.prompt, [edits], top_k=0, generation=generation):
+            said, clean = known[0].continuation, known.clean.continuation
+            if said is not None and clean is not None:
+                _write(said.text[shown:])
+                shown, unchanged = len(said.text), clean.text
+    _write("\n")
+    if options.sites:
+        _write(f"\nunchanged:\n{unchanged}\n")
+
+
+def _lasting_edits(options: argparse.Namespace) -> list[Edit]:
+    """The edits at the places named, from a position on, in the prompt and in what is generated."""
+    if not options.sites:
+        # The contract continues the runs of a plan, so the plan is one that changes nothing.
+        return [scale(site("logits", positions=[-1]), 1.0)]
+    operation = _operation(options)
+    return [
+        operation(site(component, layers=layers, units=units, from_position=options.from_position))
+        for component, layers, units in options.sites
+    ]
+
+
+def _write(text: str) -> None:
+    """Print at once; what a model says may be anything, so control characters are spelled out."""
+    sys.stdout.write("".join(c if c in "\n\t" else visible(c) for c in text))
+    sys.stdout.flush()
+
+
 def _plan(options: argparse.Namespace) -> Plan | Sweep:
     operation = _operation(options)
     if options.sweep:
@@ -291,6 +329,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(commands)
     _add_trace(commands)
     _add_intervene(commands)
+    _add_generate(commands)
     return parser
 
 
@@ -355,6 +394,40 @@ def _add_trace(commands: Any) -> None:
 def _add_intervene(commands: Any) -> None:
     parser = _command(commands, "intervene", "Change a run, and show what it did to the prediction.", _intervene)
     _add_readout(parser)
+    places = _add_places(parser)
+    places.add_argument("--separately", action="store_true", help="one run for each place, not one for all")
+    parser.add_argument(
+        "--sweep",
+        choices=[*_SWEPT, *(name for name in COMPONENTS if name not in _SWEPT)],
+        metavar="COMPONENT",
+        help=f"one run per layer, unit and position: {', '.join(_SWEPT)} or a component's name",
+    )
+    parser.add_argument("--units", "--unit", type=_ranges, metavar="UNITS", help="of the sweep (all)")
+    operations = _add_operations(parser)
+    operations.add_argument("--noise", type=float, metavar="DEVIATION", help="add normal noise")
+    operations.add_argument("--patch-from", metavar="PROMPT", help="take what this prompt has there")
+    parser.add_argument("--kl", action="store_true", help="also the KL divergence of every run")
+    parser.add_argument("--generate", type=int, metavar="TOKENS", help="continue every run")
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _command(commands, "generate", "Continue the prompt, token by token, with edits in force.", _generate)
+    parser.add_argument("prompt", help="the text that the model reads")
+    parser.add_argument("--tokens", type=int, default=40, metavar="N", help="how many are added at most (40)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 is always the most probable (0)")
+    parser.add_argument("--seed", type=int, help="of sampling (1)")
+    parser.add_argument("--ignore-end-token", action="store_true", help="go on past an end token")
+    parser.add_argument("--dry-run", action="store_true", help="only say what it would cost at most")
+    places = _add_places(parser)
+    places.add_argument(
+        "--from-position", type=int, default=0, metavar="POSITION", help="edit from here on, what is generated too (0)"
+    )
+    _add_operations(parser)
+    # Neither is the same at every position, so neither goes on.
+    parser.set_defaults(noise=None, patch_from=None)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> Any:
     places = parser.add_argument_group("places, edited together; each may be repeated")
     for option, component in _SWEPT.items():
         places.add_argument(
@@ -365,22 +438,15 @@ def _add_intervene(commands: Any) -> None:
             metavar="LAYER:UNIT" if option in {"neuron", "head"} else "LAYER",
             help=f"{component}, such as {'3:17' if option in {'neuron', 'head'} else '3'} or 0-2",
         )
-    places.add_argument("--separately", action="store_true", help="one run for each place, not one for all")
-    parser.add_argument(
-        "--sweep",
-        choices=[*_SWEPT, *(name for name in COMPONENTS if name not in _SWEPT)],
-        metavar="COMPONENT",
-        help=f"one run per layer, unit and position: {', '.join(_SWEPT)} or a component's name",
-    )
-    parser.add_argument("--units", "--unit", type=_ranges, metavar="UNITS", help="of the sweep (all)")
+    return places
+
+
+def _add_operations(parser: argparse.ArgumentParser) -> Any:
     operations = parser.add_argument_group("what to do there").add_mutually_exclusive_group()
     operations.add_argument("--scale", type=float, default=0.0, metavar="FACTOR", help="multiply (0: ablate)")
     operations.add_argument("--set", metavar="NPY", help="put this array there")
     operations.add_argument("--add", metavar="NPY", help="add this array (steering)")
-    operations.add_argument("--noise", type=float, metavar="DEVIATION", help="add normal noise")
-    operations.add_argument("--patch-from", metavar="PROMPT", help="take what this prompt has there")
-    parser.add_argument("--kl", action="store_true", help="also the KL divergence of every run")
-    parser.add_argument("--generate", type=int, metavar="TOKENS", help="continue every run")
+    return operations
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self, SupportsIndex, TypeAlias, TypeVar, cast, overload
 
 import grpc
+from grpc.experimental import ChannelOptions
 
 from sonde import errors
 from sonde.assembly import Assembler
@@ -63,7 +64,10 @@ class Client:
             InvalidSettings: if these contradict each other.
         """
         self._connection = Connection.of(address, token, tls, timeout)
-        credentials, options = self._connection.credentials(), self._connection.options
+        # gRPC's usual reader of streams waits for ever, beyond any deadline, for a call that is being tried again while
+        # its server goes away (seen in 1.85.1); this one, which needs no thread of its own either, does not.
+        options = [*self._connection.options, (ChannelOptions.SingleThreadedUnaryStream, 1)]
+        credentials = self._connection.credentials()
         self._channel = (
             grpc.insecure_channel(self._connection.address, options)
             if credentials is None

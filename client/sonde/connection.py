@@ -4,6 +4,7 @@ import enum
 import ipaddress
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -115,8 +116,9 @@ class Connection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call."""
-        return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+        """What goes with every call: the token, and the trace that the caller's program is in, where it has one."""
+        token = () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+        return (*token, *_trace_context())
 
     @property
     def options(self) -> list[tuple[str, str | int]]:
@@ -130,6 +132,9 @@ class Connection:
             # after which the usual load balancers forget a silent connection.
             ("grpc.keepalive_time_ms", 320_000),
             ("grpc.keepalive_timeout_ms", 20_000),
+            # A server that restarts is found again within seconds, not after gRPC's two minutes.
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 3_000),
             ("grpc.primary_user_agent", f"sonde-python/{__version__}"),
         ]
         if is_loopback(self.address):
@@ -155,6 +160,17 @@ class Connection:
     def __repr__(self) -> str:
         token = "" if self.token is None else ", token=..."
         return f"Connection({self.address!r}{token}, tls={self.tls is not None}, timeout={self.timeout})"
+
+
+def _trace_context() -> tuple[tuple[str, str], ...]:
+    """W3C trace context of the span under way, if the program uses OpenTelemetry; it is not brought in for this."""
+    if "opentelemetry.trace" not in sys.modules:
+        return ()
+    from opentelemetry import propagate
+
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return tuple(carrier.items())
 
 
 def is_loopback(address: str) -> bool:

@@ -50,6 +50,7 @@ class Patch:
 
     sources: tuple[int | str | Prompt, ...]
     source_positions: tuple[int, ...] = ()
+    source_layer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +106,26 @@ def multiply(site: Site, value: npt.ArrayLike) -> Edit:
     return Edit(site, Multiply(value))
 
 
-def patch(site: Site, sources: SourceLike | Iterable[SourceLike] = 0, *, source_positions: Indices = None) -> Edit:
+def patch(
+    site: Site,
+    sources: SourceLike | Iterable[SourceLike] = 0,
+    *,
+    source_positions: Indices = None,
+    source_layer: SupportsIndex | None = None,
+) -> Edit:
     """Put there what the same site has in the unchanged run of another prompt, or the mean over several.
 
     A source is a text or a `Prompt`, or an index into the `sources` of the call. One source is interchange (resample)
     ablation, several are mean ablation. `source_positions` are paired with the site's positions, or with those of a
-    sweep; left out, they are the same absolute ones.
+    sweep; left out, they are the same absolute ones. `source_layer` takes the values of another layer than the site's
+    (Patchscopes).
     """
     several = [sources] if isinstance(sources, str | Prompt) or not isinstance(sources, Iterable) else list(sources)
     if not several:
         raise InvalidRequest.at("sources", "it is empty; name at least one prompt, or its index in the call's sources")
     resolved = tuple(entry if isinstance(entry, str | Prompt) else index(entry, "sources") for entry in several)
-    return Edit(site, Patch(resolved, indices(source_positions, "source_positions")))
+    layer = None if source_layer is None else index(source_layer, "source_layer")
+    return Edit(site, Patch(resolved, indices(source_positions, "source_positions"), layer))
 
 
 def noise(site: Site, standard_deviation: float, *, seed: int | None = None) -> Edit:

@@ -208,6 +208,7 @@ class _Edits:
         return pb.Patch(
             sources=[entry if isinstance(entry, int) else self._source(entry) for entry in patch.sources],
             source_positions=patch.source_positions,
+            source_layer=patch.source_layer,
         )
 
     def _source(self, prompt: str | Prompt) -> int:

@@ -44,6 +44,9 @@ class Violation:
 class SondeError(Exception):
     """The base of everything that this package raises on purpose."""
 
+    retryable: bool = False
+    """Whether the same request may well be answered a little later."""
+
     def __init__(
         self,
         message: str,
@@ -91,6 +94,8 @@ class Unsupported(SondeError):
 class Busy(SondeError):
     """Not now: the queue is full, a quota is used up or device memory is short."""
 
+    retryable = True
+
     def __init__(
         self,
         message: str,
@@ -106,7 +111,9 @@ class Busy(SondeError):
 
 
 class NotServing(SondeError):
-    """Nobody answers at the address, or the model is loading, or the server is shutting down."""
+    """Nobody answers at the address, or no longer, or the model is loading, or the server is shutting down."""
+
+    retryable = True
 
 
 class DeadlineExceeded(SondeError, TimeoutError):
@@ -209,6 +216,9 @@ def _kind(code: grpc.StatusCode, message: str, details: _Details) -> type[SondeE
     # The transport says "too large" with the code of a full queue; waiting would not help.
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not details.reason and "larger than max" in message:
         return ProtocolError if "CLIENT:" in message else InvalidRequest
+    # What a proxy makes of a server that died in the middle of an answer. Our own errors have a reason.
+    if code is grpc.StatusCode.INTERNAL and not details.reason and "RST_STREAM" in message:
+        return NotServing
     return KINDS.get(code, ProtocolError)
 
 

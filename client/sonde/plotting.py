@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from sonde.interventions import InterventionResult
     from sonde.names import ComponentName
+    from sonde.questions import AverageTrace
     from sonde.traces import AttributionPatchingResult, CausalTracingResult, TokenProbabilityResult
 
 _COLOURS: Final = {"residual_post": "Purples", "mlp_out": "Greens", "attention_out": "Reds"}
@@ -134,6 +135,41 @@ def lens(result: "TokenProbabilityResult", *, target: int = 0) -> "Figure":
 
     positions = 0 if norms is None else norms.shape[1]
     return _figure(4.6 if norms is None else 9.2, max(3.0, 1.2 + 0.22 * positions), draw)
+
+
+def average_trace(result: "AverageTrace") -> "Figure":
+    """The average indirect effects of many causal traces (Meng et al. 2022, figure 2), a panel per component.
+
+    All panels share one scale, which begins at no effect, as the paper's does.
+    """
+    from sonde.questions import TOKEN_CLASSES
+
+    peak = max((float(np.nanmax(effects, initial=0.0)) for effects in result.effects.values()), default=0.0)
+    labels = [f"{name} ({count:,})" for name, count in zip(TOKEN_CLASSES, result.counts, strict=True)]
+
+    def draw(figure: "Figure") -> None:
+        panels = figure.subplots(1, len(result.effects), squeeze=False)[0]
+        for i, (name, axes) in enumerate(zip(result.effects, panels, strict=True)):
+            image = _grid(axes, result.effects[name], _COLOURS.get(name, "Blues"), 0.0, max(peak, 1e-6))
+            _ticks(axes, result.layers[name], labels)
+            axes.set_title(_TITLES.get(name, name.replace("_", " ")), pad=8)
+            axes.set_xlabel("restored layer, or the centre of several")
+            if i:
+                axes.set_yticklabels([])
+            bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.03, aspect=28)
+            bar.outline.set_visible(False)
+            bar.ax.tick_params(length=2, labelsize=8)
+        figure.suptitle(
+            f"Average indirect effect over {int(result.used.sum()):,} prompts: "
+            f"{result.clean:.3f} clean, {result.corrupted:.3f} corrupted",
+            x=0.01,
+            ha="left",
+            fontsize=11,
+        )
+
+    columns = max((effects.shape[1] for effects in result.effects.values()), default=1)
+    width = 2.6 + len(result.effects) * (1.15 + min(3.2, max(1.6, 0.17 * columns)))
+    return _figure(width, 1.25 + 0.24 * len(labels), draw)
 
 
 def interventions(result: "InterventionResult", *, target: int = 0) -> "Figure":

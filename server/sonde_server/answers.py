@@ -3,6 +3,7 @@
 `wire` encodes them, joins small ones into one message and cuts large ones.
 """
 
+import enum
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,4 +128,21 @@ class RestorationGrid:
     sample_probabilities: Floats | None
 
 
-Answer = Context | Progress | Readings | Activation | LayerReadings | Corruption | RestorationGrid
+class FinishReason(enum.IntEnum):
+    """Why a continuation ended, numbered as in the contract."""
+
+    LENGTH = 1
+    END_TOKEN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One step of several runs (-1: the unchanged one): each one's token at `offset`, and why it ends with it."""
+
+    offset: int
+    runs: tuple[int, ...]
+    tokens: tuple[int, ...]
+    reasons: tuple[FinishReason | None, ...]
+
+
+Answer = Context | Progress | Readings | Activation | Generated | LayerReadings | Corruption | RestorationGrid

@@ -1,35 +1,48 @@
 """The `sonde-server` command."""
 
+import argparse
 import importlib.util
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
 
+from .certificates import CertificateError
 from .config import SettingError, Settings
 from .errors import UnsupportedModel
+from .logs import configure
+from .tokens import TokenFileError, make_token
 
-NEEDED = ("torch", "transformers", "grpc_health", "grpc_reflection")
+NEEDED = ("torch", "transformers", "grpc_health", "grpc_reflection", "prometheus_client")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT, then lets calls in progress finish. Returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["token"]:
+        return _token(given[1:])
     try:
-        settings = Settings.from_environment_and_flags(sys.argv[1:] if arguments is None else arguments)
+        settings = Settings.from_environment_and_flags(given)
     except SettingError as error:
         return _fail(str(error), code=2)
     if any(importlib.util.find_spec(name) is None for name in NEEDED):
         return _fail("needs its extra: pip install 'sonde[server]'", separator=" ")
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    # Libraries speak up only when something is wrong.
-    for name in ("httpx", "huggingface_hub", "transformers"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    if settings.telemetry and importlib.util.find_spec("opentelemetry") is None:
+        return _fail("--telemetry needs its extra: pip install 'sonde[server,telemetry]'")
+    configure(settings.log_format)
     try:
         return _serve(settings)
-    except (OSError, UnsupportedModel) as error:
+    except (OSError, UnsupportedModel, TokenFileError, CertificateError) as error:
         return _fail(" ".join(str(error).split()))
+
+
+# With a model that does not run there is little to wait for.
+FAILED_GRACE = 5.0
+# After the grace period, for the batch under way to notice that nobody waits for it.
+OVERTIME_SECONDS = 10.0
 
 
 class _Interrupted(BaseException):
@@ -50,9 +63,13 @@ def _serve(settings: Settings) -> int:
         if loading:
             raise _Interrupted
 
+    def reload(_number: int, _frame: FrameType | None) -> None:
+        server.reload()
+
+    server = Server(settings, on_failure=stopping.set)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    server = Server(settings)
+    signal.signal(signal.SIGHUP, reload)
     try:
         server.start()
         loading = False
@@ -60,8 +77,37 @@ def _serve(settings: Settings) -> int:
         server.stop(0)
         return 0
     stopping.wait()
-    logging.getLogger(__name__).info("stopping: calls in progress have %g seconds", settings.grace)
-    server.stop()
+    code, grace = (1, min(settings.grace, FAILED_GRACE)) if server.failed else (0, settings.grace)
+    logging.getLogger(__name__).info("stopping: calls in progress have %g seconds", grace)
+    # What does not end when it is told to, such as a pass that cannot be broken off, is not waited for for ever.
+    overdue = threading.Timer(grace + OVERTIME_SECONDS, _give_up, (code,))
+    overdue.daemon = True
+    overdue.start()
+    server.stop(grace)
+    overdue.cancel()
+    return code
+
+
+def _give_up(code: int) -> None:
+    logging.getLogger(__name__).warning("what is in progress does not end; leaving it")
+    logging.shutdown()
+    os._exit(code)
+
+
+def _token(arguments: Sequence[str]) -> int:
+    """Makes a token: its line for the file to standard output, the token itself to standard error."""
+    parser = argparse.ArgumentParser(
+        prog="sonde-server token",
+        description="Makes a bearer token. Standard output is the line for the file of --tokens; the token is shown "
+        "once, on standard error.",
+    )
+    parser.add_argument("name", metavar="NAME", help="whose it is: what logs and metrics call its owner")
+    try:
+        token, line = make_token(parser.parse_args(arguments).name)
+    except TokenFileError as error:
+        return _fail(str(error), code=2)
+    print(line)
+    print(token, file=sys.stderr)
     return 0
 
 

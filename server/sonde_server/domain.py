@@ -178,10 +178,14 @@ class Multiply:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """x -> its value in the unchanged runs of these sources, averaged; `positions` pair with the site's."""
+    """x -> its value in the unchanged runs of these sources, averaged; `positions` pair with the site's.
+
+    `layer`: where in the sources; None stands for the site's own.
+    """
 
     sources: tuple[int, ...]
     positions: tuple[int, ...] | None = None
+    layer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +242,21 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True)
+class Generation:
+    """Every run is continued by up to so many tokens; at temperature 0 by the most probable ones."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 1
+    ignore_end_token: bool = False
+
+    @property
+    def answer_bytes(self) -> int:
+        """About the size of one run's tokens in an answer, at most: id, the text twice, and their framing."""
+        return 48 * self.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Readout:
     """What is read in every run."""
 
@@ -246,6 +265,7 @@ class Readout:
     top_k: int = 0
     kl_divergence: bool = False
     activations: tuple[Site, ...] = ()
+    generation: Generation | None = None
 
 
 @dataclass(frozen=True, slots=True)

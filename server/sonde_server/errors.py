@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field of a request that cannot be served: its path, and what was given and what would do."""
+    """One field of a request that cannot be served: its path (empty: the whole), what was given and what would do."""
 
     field: str
     description: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description
 
 
 class SondeServerError(Exception):
@@ -19,7 +22,7 @@ class InvalidQuestion(SondeServerError):
     """The request is wrong and will stay so."""
 
     def __init__(self, violations: list[Violation]) -> None:
-        super().__init__("; ".join(f"{violation.field}: {violation.description}" for violation in violations))
+        super().__init__("; ".join(str(violation) for violation in violations))
         self.violations = violations
 
 
@@ -32,11 +35,31 @@ class Unsupported(SondeServerError):
 
 
 class Busy(SondeServerError):
-    """Not now: the queue or the device's memory is full."""
+    """Not now. `asked` and `allowed` are the two numbers that do not go together, where there are two."""
 
-    def __init__(self, message: str, retry_after: float) -> None:
+    def __init__(
+        self, message: str, retry_after: float, *, asked: float | None = None, allowed: float | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.asked = asked
+        self.allowed = allowed
+
+
+class QueueFull(Busy):
+    """Others have asked for as much as the server keeps in line."""
+
+
+class TooManyRequests(Busy):
+    """The caller, or all callers together, have as many requests in progress as they may have."""
+
+
+class TooManyRuns(Busy):
+    """The caller has used up its runs per second."""
+
+
+class OutOfMemory(Busy):
+    """The memory of the device or of the machine does not hold, at the moment, what the request needs."""
 
 
 class NotServing(SondeServerError):
@@ -45,6 +68,10 @@ class NotServing(SondeServerError):
 
 class Stopped(SondeServerError):
     """The caller went away or its deadline passed; the work was dropped."""
+
+
+class Unauthenticated(SondeServerError):
+    """Whoever calls has not said, in a way that can be believed, who they are."""
 
 
 class UnsupportedModel(SondeServerError):

@@ -1,7 +1,8 @@
 """The container's health check: ask a running server whether it serves.
 
-``python -m sonde_server.healthcheck`` asks the server of this machine that SONDE_HOST and SONDE_PORT describe, prints
-one line, and exits with 0 if the server is SERVING, with 1 if it is anything else or does not answer.
+``python -m sonde_server.healthcheck`` asks the server of this machine that SONDE_HOST and SONDE_HEALTH_PORT describe,
+or SONDE_PORT where it has no port for health alone, prints one line, and exits with 0 if the server is SERVING, with 1
+if it is anything else or does not answer. It speaks without TLS: a server that has TLS needs its health port.
 """
 
 import argparse
@@ -25,7 +26,8 @@ def default_address(environment: Mapping[str, str]) -> str:
     host = EVERY_INTERFACE.get(host, host)
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"
-    return f"{host}:{environment.get('SONDE_PORT', DEFAULT_PORT)}"
+    port = environment.get("SONDE_HEALTH_PORT") or environment.get("SONDE_PORT") or DEFAULT_PORT
+    return f"{host}:{port}"
 
 
 def check(address: str, timeout: float = TIMEOUT_SECONDS) -> str:

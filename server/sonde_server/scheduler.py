@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-import torch
-
 from .engine import Engine
 from .engine.layout import Row
-from .errors import Busy, InvalidQuestion, NotServing, Stopped, Violation
+from .errors import InvalidQuestion, NotServing, QueueFull, Stopped, Violation
+from .statistics import Statistics, device_memory
 
 if TYPE_CHECKING:
     from .session import Session
@@ -35,7 +34,7 @@ class Job:
     def fail(self, error: BaseException) -> None:
         """Tells who waits; a second failure of the same job is none."""
         if not self.future.done():
-            self.future.set_exception(_told(error))
+            self.future.set_exception(error)
 
 
 class Call(Job):
@@ -84,11 +83,19 @@ class Scheduler:
     """
 
     def __init__(
-        self, engine: Engine, *, max_queued_runs: int = 1_000_000, max_queued_bytes: int | None = None
+        self,
+        engine: Engine,
+        *,
+        max_queued_runs: int = 1_000_000,
+        max_queued_bytes: int | None = None,
+        on_batch: Callable[[int], None] = lambda rows: None,
     ) -> None:
+        """`on_batch` is told, on the model's thread, how many runs each batch had."""
         self.engine = engine
         self.max_queued_runs = max_queued_runs
         self.max_queued_bytes = engine.memory.capacity() if max_queued_bytes is None else max_queued_bytes
+        self._on_batch = on_batch
+        self._batches = self._rows = self._saved = 0
         self._queue: Queue = OrderedDict()
         self._admitted: dict[Session, tuple[int, int]] = {}
         self._changed = threading.Condition()
@@ -102,18 +109,46 @@ class Scheduler:
         with self._changed:
             return sum(runs for runs, _ in self._admitted.values())
 
-    def session(self, *, caller: str, cancelled: threading.Event, deadline: float | None = None) -> "Session":
-        """What one request computes through; `deadline` as time.monotonic() gives it."""
+    def statistics(self) -> Statistics:
+        """What was done so far, and what waits."""
+        engine = self.engine
+        device_bytes, device_total_bytes = device_memory(engine.decoder.device)
+        return Statistics(
+            waiting_runs=self.queued_runs,
+            batches=self._batches,
+            rows=self._rows,
+            token_layers=engine.work.token_layers,
+            token_layers_saved=self._saved + engine.layers * engine.cache.positions_saved,
+            cache_hits=engine.cache.hits,
+            cache_misses=engine.cache.misses,
+            cache_bytes=engine.cache.bytes,
+            device_bytes=device_bytes,
+            device_total_bytes=device_total_bytes,
+        )
+
+    def session(
+        self,
+        *,
+        caller: str,
+        cancelled: threading.Event,
+        deadline: float | None = None,
+        runs: int = 0,
+        held: int = 0,
+    ) -> "Session":
+        """What one request computes through; `deadline` as time.monotonic() gives it.
+
+        It asks for room for so many runs and held bytes when it is entered, as `admit` does.
+        """
         from .session import Session
 
-        return Session(self, caller, cancelled, deadline)
+        return Session(self, caller, cancelled, deadline, (runs, held))
 
     # ------------------------------------------------------------ admission
 
     def admit(self, session: "Session", runs: int, held: int) -> None:
         """Accepts a question of so many runs, that holds so many bytes while it lasts.
 
-        Raises InvalidQuestion when it could never be, Busy when it cannot be now.
+        Raises InvalidQuestion when it could never be, QueueFull when it cannot be now.
         """
         with self._changed:
             others = [admitted for one, admitted in self._admitted.items() if one is not session]
@@ -124,9 +159,8 @@ class Scheduler:
                 if asked > allowed:
                     raise InvalidQuestion([Violation("prompt", f"takes {asked:,} {what}; at most {allowed:,} fit")])
                 if asked + taken > allowed:
-                    raise Busy(
-                        f"this takes {asked:,} {what}; {taken:,} of {allowed:,} are taken by others now", RETRY_AFTER
-                    )
+                    text = f"this takes {asked:,} {what}; {taken:,} of {allowed:,} are taken by others now"
+                    raise QueueFull(text, RETRY_AFTER, asked=asked, allowed=allowed)
             self._admitted[session] = (runs, held)
 
     def progress(self, session: "Session", runs: int) -> None:
@@ -188,7 +222,11 @@ class Scheduler:
                 portions[0].fail(error)
                 return
         else:
+            self._batches += 1
+            self._rows += len(batch)
+            self._on_batch(len(batch))
             for portion, row in batch:
+                self._saved += len(row.tokens) * self.engine.layers - row.extent.token_layers
                 portion.finished(row)
             return
         # What went wrong is one caller's, and nobody knows whose: each alone.
@@ -242,10 +280,3 @@ class Scheduler:
             self._queue.move_to_end(caller)
             if session in self._queue[caller]:
                 self._queue[caller].move_to_end(session)
-
-
-def _told(error: BaseException) -> BaseException:
-    """What the one who waits learns of an error."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return Busy("the device's memory does not hold one run of this question now", RETRY_AFTER)
-    return error

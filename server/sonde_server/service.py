@@ -16,6 +16,9 @@ from .answers import Answer
 from .config import Limits
 from .domain import InterveneQuestion, ModelDescription, TraceQuestion
 from .errors import NotServing
+from .estimates import runs_of, working_bytes
+from .guards.calls import current_call
+from .quota import RunQuota
 from .wire import decode_intervene, decode_trace, encode_intervene, encode_model, encode_trace
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ class Sessions(Protocol):
     """Who lets a caller's forward passes through to the model."""
 
     def session(
-        self, *, caller: str, cancelled: threading.Event, deadline: float | None
+        self, *, caller: str, cancelled: threading.Event, deadline: float | None, runs: int, held: int
     ) -> AbstractContextManager[Any]:
         """A caller's share of the model, until the block ends."""
 
@@ -38,6 +41,7 @@ class Hosted:
     description: ModelDescription
     vocabulary: "Vocabulary"
     limits: Limits
+    quota: RunQuota
     version: str
     scheduler: Sessions
     trace: Callable[[TraceQuestion, Any], Iterator[Answer]]
@@ -63,7 +67,7 @@ class InspectionServicer(InspectionServiceServicer):
         """Reports how a prediction comes about."""
         hosted = self._ready()
         question = decode_trace(request, hosted.description, hosted.vocabulary, hosted.limits)
-        with _session(hosted, context) as session:
+        with _session(hosted, question, context) as session:
             answers = hosted.trace(question, session)
             yield from encode_trace(answers, hosted.description, hosted.vocabulary, hosted.version)
 
@@ -71,7 +75,7 @@ class InspectionServicer(InspectionServiceServicer):
         """Reports what each intervention did to the prediction."""
         hosted = self._ready()
         question = decode_intervene(request, hosted.description, hosted.vocabulary, hosted.limits)
-        with _session(hosted, context) as session:
+        with _session(hosted, question, context) as session:
             answers = hosted.intervene(question, session)
             yield from encode_intervene(answers, hosted.description, hosted.vocabulary, hosted.version)
 
@@ -81,7 +85,15 @@ class InspectionServicer(InspectionServiceServicer):
         return self._hosted
 
 
-def _session(hosted: Hosted, context: grpc.ServicerContext) -> AbstractContextManager[Any]:
+def _session(
+    hosted: Hosted, question: TraceQuestion | InterveneQuestion, context: grpc.ServicerContext
+) -> AbstractContextManager[Any]:
+    call = current_call()
+    assert call is not None
+    held = 0
+    if not question.dry_run:
+        call.runs, held = runs_of(question), working_bytes(question, hosted.description)
+        hosted.quota.take(call.caller, call.runs)
     cancelled = threading.Event()
     # gRPC never stops a handler: it calls back, or says that the call is over already.
     if not context.add_callback(cancelled.set):
@@ -89,10 +101,9 @@ def _session(hosted: Hosted, context: grpc.ServicerContext) -> AbstractContextMa
     # The stubs promise a deadline, gRPC gives None where the caller set none.
     remaining: Any = context.time_remaining()
     finite = remaining is not None and math.isfinite(remaining) and remaining < threading.TIMEOUT_MAX
-    deadline = time.monotonic() + remaining if finite else None
-    return hosted.scheduler.session(caller=_caller(context.peer()), cancelled=cancelled, deadline=deadline)
-
-
-def _caller(peer: str) -> str:
-    """One name for all connections of a host: "ipv4:127.0.0.1:4711" without its port."""
-    return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
+    ends = [time.monotonic() + remaining] if finite else []
+    if call.ends is not None:
+        ends.append(call.ends)
+    return hosted.scheduler.session(
+        caller=call.caller, cancelled=cancelled, deadline=min(ends, default=None), runs=call.runs, held=held
+    )

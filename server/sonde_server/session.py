@@ -43,17 +43,27 @@ class _Starting:
 class Session:
     """Everything that one request has the model do. As a context manager it forgets what is left at the end."""
 
-    def __init__(self, scheduler: Scheduler, caller: str, cancelled: threading.Event, deadline: float | None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        caller: str,
+        cancelled: threading.Event,
+        deadline: float | None,
+        wanted: tuple[int, int],
+    ) -> None:
         self.scheduler = scheduler
         self.engine: Engine = scheduler.engine
         self.caller = caller
         self.cancelled = cancelled
         self.deadline = deadline
+        self._wanted = wanted
         self._starting: dict[bytes, _Starting] = {}
         self._held: list[Job] = []
         self._captured: dict[tuple[int, Capture], Tensor] = {}
 
     def __enter__(self) -> Self:
+        """Raises InvalidQuestion and QueueFull."""
+        self.scheduler.admit(self, *self._wanted)
         return self
 
     def __exit__(
@@ -70,14 +80,6 @@ class Session:
         """Raises Stopped when nobody waits any more."""
         if self.stopped():
             raise Stopped("the caller went away")
-
-    def admit(self, runs: int, *, bases: Sequence[int] = (), run_bytes: int = 0) -> None:
-        """Asks for room: so many runs, base runs of so many tokens each, so many bytes of results a run.
-
-        Raises InvalidQuestion when that could never be, Busy when it cannot be now.
-        """
-        held = sum(map(self.engine.memory.state_bytes, bases)) + min(runs, WINDOW) * run_bytes
-        self.scheduler.admit(self, runs, held)
 
     def call(self, work: Callable[[], T]) -> T:
         """Does `work` on the model thread. Raises Stopped when the caller goes away meanwhile."""
@@ -104,15 +106,15 @@ class Session:
 
     def ready(self, states: Iterable[State]) -> None:
         """Waits until states have been computed, and keeps them for later questions."""
-        if self._held:
-            self._send()
         wanted = {id(state) for state in states}
-        for key, one in list(self._starting.items()):
-            if id(one.state) in wanted:
-                self.wait(one.portion)
-                self.engine.cache.keep(one.base, one.state)
-                self._captured.update(((id(one.state), capture), value) for capture, value in one.captured())
-                del self._starting[key]
+        waiting = [(key, one) for key, one in self._starting.items() if id(one.state) in wanted]
+        if waiting and self._held:
+            self._send()
+        for key, one in waiting:
+            self.wait(one.portion)
+            self.engine.cache.keep(one.base, one.state)
+            self._captured.update(((id(one.state), capture), value) for capture, value in one.captured())
+            del self._starting[key]
 
     def states(self, bases: Sequence[Base], *, read: int | None = None) -> list[State]:
         """The states of base runs, from the cache where they are in it; `read`: where they will be read."""
@@ -138,6 +140,14 @@ class Session:
         """The results of runs, in their order; only a window of runs is held at a time. The first are handed in now."""
         source = iter(runs)
         return self._results(source, self._window(source))
+
+    def compute(self, rows: list[Row]) -> Iterator[Result]:
+        """The results of rows, in their order; `finish` says when runs are done."""
+        return _Window(self, rows, counted=False).results() if rows else iter(())
+
+    def finish(self, runs: int) -> None:
+        """So many runs are done."""
+        self.scheduler.progress(self, runs)
 
     def _results(self, source: Iterator[Run], window: "_Window | None") -> Iterator[Result]:
         while window is not None:
@@ -185,8 +195,9 @@ class Session:
 class _Window:
     """So many runs as are looked at together; results come in the order of the runs."""
 
-    def __init__(self, session: Session, rows: list[Row]) -> None:
+    def __init__(self, session: Session, rows: list[Row], *, counted: bool = True) -> None:
         self._session = session
+        self._counted = counted
         self._rows = rows
         order = sorted(range(len(rows)), key=lambda number: (*rows[number].group, rows[number].extent.start))
         self._portions = self._cut(order)
@@ -200,7 +211,8 @@ class _Window:
         while self._pending:
             numbers, portion = self._pending.popleft()
             self._session.wait(portion)
-            self._session.scheduler.progress(self._session, len(numbers))
+            if self._counted:
+                self._session.finish(len(numbers))
             ready.update(numbers)
             while following in ready:
                 yield self._rows[following].result

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from tests.bench.agreement import TOLERANCE, Disagreement
+from tests.bench.chart import draw
 from tests.bench.field import PEERS, taking_part
 from tests.bench.minimum import rates
 from tests.bench.profile import profiled
@@ -50,14 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text += "\n".join(("## Left out", "", *(f"- {line}" for line in left_out))) + "\n"
     print(text)
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "results.md").write_text(f"# Results\n\n![times](chart.png)\n\n{text}", encoding="utf-8")
     write_json(options.output / "results.json", settings, outcomes)
-    if not options.no_chart:
-        from tests.bench.chart import draw
-
-        draw(options.output / "chart.png", settings, outcomes)
+    _write_page(options.output / "results.md", text, settings, outcomes)
+    if options.keep:
+        _write_page(Path(__file__).with_name("RESULTS.md"), text, settings, outcomes)
     print(f"{time.monotonic() - began:.0f} s; everybody agreed; written to {options.output}/")
     return 0
+
+
+def _write_page(page: Path, text: str, settings: Sequence[Setting], outcomes: Sequence[Outcome]) -> None:
+    """The tables, and the chart beside them."""
+    chart = page.with_suffix(".png")
+    page.write_text(f"# Results\n\n![Times of every contender]({chart.name})\n\n{text}", encoding="utf-8")
+    draw(chart, settings, outcomes)
 
 
 def _measure_shape(name: str, options: argparse.Namespace, settings: list[Setting], outcomes: list[Outcome]) -> None:
@@ -105,7 +111,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")], help="tokens")
     parser.add_argument("--rounds", type=int, help="default: 3, of long prompts 2")
     parser.add_argument("--output", type=Path, default=Path("out/bench"))
-    parser.add_argument("--no-chart", action="store_true")
+    parser.add_argument("--keep", action="store_true", help="also write tests/bench/RESULTS.md and its chart")
     options = parser.parse_args(arguments)
     options.shapes = options.shapes or (["gpt2"] if options.quick else ["gpt2", "llama"])
     options.lengths = options.lengths or ([16] if options.quick else [16, 128])

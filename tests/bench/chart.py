@@ -69,7 +69,7 @@ def _panel(panel: Axes, outcome: Outcome, most: int) -> None:
     panel.set_xscale("log")
     low, high = min(outcome.minimum, *medians), max(medians)
     # A bar has no zero on a logarithmic axis: the shortest is given some length, and the labels room.
-    panel.set_xlim(low / 2, high * (high / low) ** 0.5 * 4)
+    panel.set_xlim(low / 2, high * (high / low) ** 0.4 * 3)
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_ylim(len(timings) - 0.4 - most, len(timings) - 0.4)
     panel.tick_params(axis="y", length=0)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from tests.bench.contender import PEERS
 from tests.bench.minimum import Rates
 from tests.bench.profile import Profile
-from tests.bench.rounds import Timing
+from tests.bench.rounds import DISTURBED, Timing
 from tests.bench.targets import GROUPS, Target, fastest, targets
 
 
@@ -59,7 +60,11 @@ class Setting:
 
 def markdown(settings: Sequence[Setting], outcomes: Sequence[Outcome]) -> str:
     """Everything, a section for each shape and length."""
-    parts = [f"{_machine()}.\n"]
+    head = (
+        f"{_machine()}. A ratio says how many times as long the other takes. It is marked as disturbed where other "
+        f"processes used more than {DISTURBED:.0%} of the machine in most samples of either side.\n"
+    )
+    parts = [head]
     for setting in settings:
         chosen = [one for one in outcomes if (one.shape, one.length) == (setting.shape, setting.length)]
         rates = setting.rates
@@ -87,6 +92,8 @@ def _ratios(outcomes: Sequence[Outcome]) -> Iterator[str]:
                 continue
             target = wanted.get(group)
             verdict = "" if target is None else "reached" if ratio >= target else "missed"
+            if other.disturbed or outcome.sonde.disturbed:
+                verdict = f"{verdict} (disturbed)".strip()
             name = title if other.entry.contender.name == title else f"{title}: {other.entry.contender.name}"
             yield (
                 f"| {outcome.workload} | {_seconds(outcome.sonde.median)} | {name} | {_seconds(other.median)} "
@@ -115,12 +122,15 @@ def _times(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 def omissions(outcomes: Sequence[Outcome]) -> list[str]:
     """Who left out what, and why."""
-    contenders = {timing.entry.contender.name: timing.entry.contender for one in outcomes for timing in one.timings}
+    entries = [timing.entry for one in outcomes for timing in one.timings if timing.entry.kind in PEERS]
+    contenders = {entry.contender.name: entry.contender for entry in entries}
+    measured = {one.workload for one in outcomes}
     lines = []
-    for name, contender in contenders.items():
+    for title, contender in contenders.items():
         for reason in dict.fromkeys(contender.omitted.values()):
-            without = [workload for workload, why in contender.omitted.items() if why == reason]
-            lines.append(f"{name} takes no part in {', '.join(without)}: {reason}.")
+            without = [name for name, why in contender.omitted.items() if why == reason and name in measured]
+            if without:
+                lines.append(f"{title} takes no part in {', '.join(without)}: {reason}.")
     return lines
 
 

@@ -16,11 +16,13 @@ from tests.bench.workloads import Answer, Callers, OneNeuron, Workload
 DISTURBED = 0.10
 REPEATING_SECONDS = 10.0
 REPEATS = 2
-# Seconds that a peer's sample may take; from that follows the part of the cells that it is measured on. A batched peer
-# is measured on all cells where it can be, else on a half, a quarter or an eighth, so that its batches stay as full.
+# Seconds that a peer's sample may take; from that follows the part of the cells that it is measured on. A batched
+# peer is measured on all cells of a short prompt, where a batch holds many of them, and of a long one on a half, a
+# quarter or an eighth where it must be: there a batch holds few, and stays as full.
 LOOP_SECONDS = 2.0
 BATCHED_SECONDS = 15.0
 SMALLEST_SHARE = 8
+SHORT = 16
 # Cells that Sonde is asked for before anything is timed.
 WARM_UP = 4
 # A question of milliseconds is asked so often within one sample.
@@ -38,6 +40,11 @@ class Timing:
     cells: int = 0
     error: float = 0.0
     """Largest difference to Sonde's answer, as a share of the answer's spread."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others used the machine during most of the samples."""
+        return float(np.median([sample.disturbance for sample in self.samples])) > DISTURBED
 
     @property
     def median(self) -> float:
@@ -100,7 +107,11 @@ def _warm_up(plan: Plan, timings: Mapping[str, Timing]) -> None:
             few = workload.part(_spread(timing.cells, timing.cells // SMALLEST_SHARE))
             _, sample = timed(partial(ask, contender, few))
             share = 1
-            while share < SMALLEST_SHARE and sample.seconds * SMALLEST_SHARE / share > BATCHED_SECONDS:
+            while (
+                len(workload.tokens) > SHORT
+                and share < SMALLEST_SHARE
+                and sample.seconds * SMALLEST_SHARE / share > BATCHED_SECONDS
+            ):
                 share *= 2
             timing.part = timing.cells // share
         else:

@@ -123,7 +123,7 @@ def everything() -> list[Message]:
         sonde.replace(sonde.residual(layer=0, from_position=3), 1.0),
         sonde.add(everywhere, [1.0]),
         sonde.multiply(everywhere, [1.0]),
-        sonde.patch(everywhere, [0, "another"], source_positions=[1]),
+        sonde.patch(everywhere, [0, "another"], source_positions=[1], source_layer=2),
         sonde.noise(everywhere, 0.1, seed=3),
         sonde.project_out(everywhere, [1.0]),
         sonde.knockout(sonde.site("attention_scores", layers=1), [0]),

@@ -1,6 +1,9 @@
 """Every way a call can fail, over a real connection."""
 
 import pickle
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -96,6 +99,14 @@ def test_an_error_in_the_middle_of_a_stream_is_an_error(peer: Any, fail: Any, an
     assert len(peer.requests) == 1, "an answer that has begun was asked for again"
 
 
+def test_a_proxy_that_lost_its_server_is_one_that_does_not_serve(peer: Any, fail: Any) -> None:
+    gone = "Received RST_STREAM with error code 2"
+    error = failure(peer, lambda context: context.abort(grpc.StatusCode.INTERNAL, gone))
+    assert (type(error), error.retryable) == (sonde.NotServing, True)
+    ours = failure(peer, fail(grpc.StatusCode.INTERNAL, gone, INFO))
+    assert (type(ours), ours.retryable) == (sonde.InternalError, False)
+
+
 def test_nobody_there() -> None:
     with sonde.Client("127.0.0.1:1") as client, pytest.raises(sonde.NotServing, match=r"no server .* 127\.0\.0\.1:1"):
         client.trace("x")
@@ -122,6 +133,37 @@ def test_a_message_that_is_too_large_is_not_a_full_queue(peer: Any) -> None:
 def test_a_request_that_is_too_large_is_invalid(peer: Any) -> None:
     with sonde.Client(peer.address) as client, pytest.raises(sonde.InvalidRequest, match="larger than max"):
         client.trace("x" * (5 * 2**20))
+
+
+def test_a_server_that_goes_between_two_attempts_is_not_waited_for() -> None:
+    """Beyond its deadline, as gRPC's usual reader of streams did."""
+    asked = threading.Event()
+
+    def unavailable(_request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        asked.set()
+        context.abort(grpc.StatusCode.UNAVAILABLE, "loading")
+        yield b""
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    handlers = {"Trace": grpc.unary_stream_rpc_method_handler(unavailable)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("sonde.v1.InspectionService", handlers)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    ended: list[BaseException] = []
+
+    def ask() -> None:
+        with sonde.Client(f"127.0.0.1:{port}", timeout=5) as client:
+            try:
+                client.trace("x")
+            except sonde.SondeError as error:
+                ended.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    assert asked.wait(20)
+    server.stop(0).wait()
+    asking.join(30)
+    assert [type(error) for error in ended] == [sonde.NotServing]
 
 
 def test_unavailable_alone_is_tried_again(peer: Any, fail: Any) -> None:

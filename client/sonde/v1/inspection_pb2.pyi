@@ -511,6 +511,9 @@ class Patch(_message.Message):
 
     SOURCES_FIELD_NUMBER: _builtins.int
     SOURCE_POSITIONS_FIELD_NUMBER: _builtins.int
+    SOURCE_LAYER_FIELD_NUMBER: _builtins.int
+    source_layer: _builtins.int
+    """The layer of the sources where the values are taken, for every layer of the site. Unset: the site's own layer."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices into InterveneRequest.sources, each 0 to its length - 1. At least one."""
@@ -526,12 +529,15 @@ class Patch(_message.Message):
         *,
         sources: _abc.Iterable[_builtins.int] | None = ...,
         source_positions: _abc.Iterable[_builtins.int] | None = ...,
+        source_layer: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_source_layer", b"_source_layer", "source_layer", b"source_layer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["source_positions", b"source_positions", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_source_layer", b"_source_layer", "source_layer", b"source_layer", "source_positions", b"source_positions", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__source_layer: _TypeAlias = _typing.Literal["source_layer"]  # noqa: Y015
+    _WhichOneofArgType__source_layer: _TypeAlias = _typing.Literal["_source_layer", b"_source_layer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__source_layer) -> _WhichOneofReturnType__source_layer | None: ...
 
 Global___Patch: _TypeAlias = Patch  # noqa: Y015
 
@@ -736,7 +742,10 @@ Global___Readout: _TypeAlias = Readout  # noqa: Y015
 
 @_typing.final
 class Generation(_message.Message):
-    """Continues every run. Edits of prompt positions act while the prompt is read; Site.from_position goes on."""
+    """Continues every run, the unchanged one too. Edits of prompt positions act while the prompt is read;
+    Site.from_position goes on. Every position is computed once, over the keys of those up to it; scores and patterns of
+    generated positions take values that are the same for every key.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -745,9 +754,13 @@ class Generation(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     IGNORE_END_TOKEN_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
-    """The most tokens that are added. At least 1."""
+    """The most tokens that are added. At least 1; the last of them is not read, so it needs no position of the model."""
     temperature: _builtins.float
-    """The temperature of sampling, finite, at least 0. 0: greedy, always the most probable token."""
+    """The temperature of sampling, finite, at least 0. 0: greedy, always the most probable token. Above, token k is that
+    of the largest logit / temperature - log(-log(u)), with u row k of
+    numpy.random.RandomState(seed).random_sample([max_new_tokens, vocabulary_size]): all runs draw alike, so that a
+    token that differs differs by the edits.
+    """
     seed: _builtins.int
     """The seed of sampling, 0 to 2^32 - 1. Unset: 1."""
     ignore_end_token: _builtins.bool
@@ -1343,7 +1356,9 @@ class Cost(_message.Message):
     runs: _builtins.int
     """How many runs it comes to."""
     token_layers: _builtins.int
-    """The work: positions x blocks that are computed, over all runs."""
+    """The work: positions x blocks that are computed, over all runs. Less where a base run is cached or a continuation
+    ends early.
+    """
     full_token_layers: _builtins.int
     """The work if every run were recomputed in full, for comparison."""
     answer_bytes: _builtins.int
@@ -1656,7 +1671,9 @@ class Generated(_message.Message):
     offset: _builtins.int
     """The place of the first token here in the continuation, from 0."""
     text: _builtins.str
-    """What these tokens add to the text. Parts join to the whole text."""
+    """What these tokens add to the text. Parts join to the whole text; a character of several tokens comes with the last
+    of them, and special tokens add nothing.
+    """
     finish_reason: Global___Generated.FinishReason.ValueType
     """Why the continuation ends with this part, where it does."""
     @_builtins.property

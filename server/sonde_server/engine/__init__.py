@@ -1,6 +1,8 @@
 """Runs with edits and readouts, over torch; knows nothing of gRPC."""
 
+from .continuation import Slot
 from .engine import Engine
 from .runs import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
+from .sampling import Choice
 
-__all__ = ["Base", "Capture", "Change", "Engine", "PlacedEdit", "Reading", "Result", "Run", "State"]
+__all__ = ["Base", "Capture", "Change", "Choice", "Engine", "PlacedEdit", "Reading", "Result", "Run", "Slot", "State"]

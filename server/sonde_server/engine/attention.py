@@ -27,34 +27,41 @@ class Block:
 
 
 def attend(block: Block, segment: Segment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Each head's mix of values for queries [rows x queries, H, d]; keys and values are [rows x positions, K, d]."""
+    """Each head's mix of values for queries [rows x queries, H, d]; own keys and values are [rows, length, K, d]."""
     if not segment.queries:
         return query
     settings = block.settings
-    windowed = settings.sliding_window is not None and segment.length > settings.sliding_window
-    if segment.first or settings.softcap is not None or windowed or _pairs_are_visited(block, segment):
+    if segment.first or settings.explicit or _pairs_are_visited(block, segment):
         return _explicit(block, segment, query, key, value)
     rows = len(segment.members)
     q = query.reshape(rows, len(segment.queries), *query.shape[1:]).transpose(1, 2)
-    k, v = (tensor.reshape(rows, segment.length, *tensor.shape[1:]).transpose(1, 2) for tensor in (key, value))
-    return _plain(segment, q, k, v, settings).transpose(1, 2).flatten(0, 1)
+    return _plain(segment, q, key.transpose(1, 2), value.transpose(1, 2), settings).transpose(1, 2).flatten(0, 1)
 
 
 def _plain(segment: Segment, query: Tensor, key: Tensor, value: Tensor, settings: AttentionSettings) -> Tensor:
     """Causal SDPA over [rows, H, n, d] and [rows, K, T, d]."""
     everything = len(segment.queries) == segment.length
-    mask = None
-    if not everything and segment.queries != (segment.length - 1,):
-        mask = ~_hidden(segment, settings, query.device)
+    mask = _mask(segment, settings, query)
     return torch.nn.functional.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
-        is_causal=everything and segment.length > 1,
+        is_causal=mask is None and everything and segment.length > 1,
         scale=settings.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+
+
+def _mask(segment: Segment, settings: AttentionSettings, query: Tensor) -> Tensor | None:
+    """What SDPA has to be told beyond that it is causal: [n, T] that may be seen, or [H, n, T] that is added."""
+    windowed = settings.sliding_window is not None and segment.length > settings.sliding_window
+    if settings.key_bias is not None:
+        added = settings.key_bias(segment.length, query)[:, None, :]
+        return added.masked_fill(_hidden(segment, settings, query.device), -torch.inf)
+    everything = len(segment.queries) == segment.length
+    last = segment.queries == (segment.length - 1,)
+    return ~_hidden(segment, settings, query.device) if windowed or not (everything or last) else None
 
 
 def _pairs_are_visited(block: Block, segment: Segment) -> bool:
@@ -68,7 +75,7 @@ def _explicit(block: Block, segment: Segment, query: Tensor, key: Tensor, value:
     """B bases x R rows x n queries of m positions, P positions before them; K key heads of G query heads each."""
     settings = block.settings
     bases, rows, length, first = len(segment.prefixes), segment.rows, segment.length, segment.first
-    heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[2]
+    heads, kv_heads, size = query.shape[1], key.shape[2], query.shape[2]
     group, queries = heads // kv_heads, len(segment.queries)
     q = query.reshape(bases, rows, queries, kv_heads, group, size).permute(0, 3, 1, 4, 2, 5)  # [B, K, R, G, n, d]
     k = key.reshape(bases, rows, length, kv_heads, size).permute(0, 3, 1, 2, 4).unsqueeze(3)  # [B, K, R, 1, m, d]
@@ -82,11 +89,15 @@ def _explicit(block: Block, segment: Segment, query: Tensor, key: Tensor, value:
     scores = scores * settings.scaling
     if settings.softcap is not None:
         scores = torch.tanh(scores / settings.softcap) * settings.softcap
+    if settings.key_bias is not None:
+        added = settings.key_bias(first + length, scores)
+        scores = scores + added.view(1, kv_heads, 1, group, 1, first + length)
     scores = scores.masked_fill(_hidden(segment, settings, scores.device), -torch.inf)
     if _pairs_are_visited(block, segment):
         pattern = _edited_pattern(block, segment, scores)
     else:
-        pattern = torch.softmax(scores, dim=-1, dtype=torch.float32)
+        sinks = None if settings.sinks is None else settings.sinks.view(1, kv_heads, 1, group, 1, 1)
+        pattern = softmax(scores, sinks)
     pattern = pattern.to(value.dtype)
     mixed = pattern[..., first:] @ v
     if first:
@@ -103,15 +114,24 @@ def _edited_pattern(block: Block, segment: Segment, scores: Tensor) -> Tensor:
     flat = scores.permute(*order).reshape(bases * rows, kv_heads * group, length, keys)
     hidden = torch.isneginf(flat)
     flat = _visit_pairs(block, segment, flat, Component.ATTENTION_SCORES, hidden)
-    pattern = pattern_of(flat)
+    sinks = block.settings.sinks
+    pattern = pattern_of(flat, None if sinks is None else sinks.view(1, -1, 1, 1))
     pattern = _visit_pairs(block, segment, pattern, Component.ATTENTION_PATTERN, None)
     return pattern.view(bases, rows, kv_heads, group, length, keys).permute(*order)
 
 
-def pattern_of(scores: Tensor) -> Tensor:
+def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Softmax in float32; `sinks` are scores [..., 1] that take their share of the weight and give nothing."""
+    if sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32)
+    shares = torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], dim=-1)
+    return torch.softmax(shares, dim=-1, dtype=torch.float32)[..., :-1]
+
+
+def pattern_of(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
     """Softmax in float32; a query that is left with no key looks nowhere."""
     nowhere = torch.isneginf(scores).all(dim=-1, keepdim=True)
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).masked_fill(nowhere, 0.0)
+    return softmax(scores, sinks).masked_fill(nowhere, 0.0)
 
 
 def _prefix(states: list[Tensor], first: int) -> Tensor:
@@ -141,7 +161,10 @@ def _visit_pairs(block: Block, segment: Segment, pairs: Tensor, component: Compo
             if edit.change.kind == "knockout":
                 keys = range(old.shape[-1]) if edit.change.keys is None else edit.change.keys
                 new = old.index_fill(-1, torch.tensor(list(keys), device=old.device), -torch.inf)
-                moved = pattern_of(new) - pattern_of(old)
+                sinks = block.settings.sinks
+                if sinks is not None:
+                    sinks = sinks[where[1]].unsqueeze(-1)  # [U, 1, 1]
+                moved = pattern_of(new, sinks) - pattern_of(old, sinks)
             else:
                 masked = torch.isneginf(old) if edit.change.kind != "set" or hidden is None else hidden[where]
                 seen = old.masked_fill(torch.isneginf(old), 0.0)

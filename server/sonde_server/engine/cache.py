@@ -16,6 +16,7 @@ class StateCache:
         self.limit = limit
         self.hits = 0
         self.misses = 0
+        self.positions_saved = 0
         self._states: OrderedDict[bytes, State] = OrderedDict()
         self._sizes: dict[bytes, int] = {}
         self._lock = threading.Lock()
@@ -34,6 +35,7 @@ class StateCache:
                 self.misses += 1
                 return None
             self.hits += 1
+            self.positions_saved += len(base.tokens)
             # What has been read of it since is held as well.
             self._sizes[key] = state.bytes
             self._states.move_to_end(key)

@@ -1,7 +1,7 @@
 """The engine: turns bases and runs into rows, executes them, keeps the states of recent bases."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,12 +9,14 @@ from torch import Tensor
 from ..domain import Component, Metric, Target
 from ..model.anatomy import Decoder
 from .cache import StateCache
+from .continuation import Slot, allot
 from .execute import Execution, Work
 from .layout import Row
 from .memory import Memory
 from .plan import Extent, extent
 from .readout import divergence, read
 from .runs import Base, Capture, PlacedEdit, Reading, Result, Run, State
+from .sampling import Choice
 
 # Positions of a base whose logits are kept beside its state.
 LOGITS_KEPT = 4
@@ -86,19 +88,35 @@ class Engine:
 
     def run_row(self, run: Run) -> Row:
         """The row that computes a run."""
-        edits: dict[tuple[Component, int], list[PlacedEdit]] = defaultdict(list)
-        for edit in run.edits:
-            if edit.positions:
-                edits[edit.component, edit.layer].append(edit)
         return Row(
             run.base.tokens,
             run.base,
             extent(run, self.layers),
-            dict(edits),
+            _by_place(run.edits),
             run.captures,
             run.reading,
             run.receipts,
+            choice=run.choice,
         )
+
+    def continued_rows(self, rows: Sequence[Row], limit: int) -> list[Slot]:
+        """Has rows of runs over one prompt keep what their continuation needs; none grows beyond `limit` positions.
+
+        What is not in the slots that it returns is in their base.
+        """
+        ends = [len(row.tokens) for row in rows]
+        firsts = [
+            row.extent.first if row.extent.start < self.layers else end for row, end in zip(rows, ends, strict=True)
+        ]
+        slots = allot(firsts, limit)
+        for row, slot in zip(rows, slots, strict=True):
+            row.slot = slot
+        return slots
+
+    def step_row(self, base: State, slot: Slot, token: int, edits: Sequence[PlacedEdit], choice: Choice) -> Row:
+        """The row that puts one more token behind a run, at the position where the next is chosen."""
+        extent = Extent.whole(self.layers, choice.position + 1, choice.position)
+        return Row((token,), base, extent, _by_place(edits), slot=slot, choice=choice)
 
     def execute(self, rows: Sequence[Row]) -> None:
         """Computes the rows as one batch, or as two halves where the device's memory does not hold it.
@@ -166,14 +184,24 @@ class Engine:
                 value = _metric(logits, target, metric)
                 last = number == len(targets) - 1
                 gradients = torch.autograd.grad(value, execution.tap, retain_graph=not last)
-                columns.append(torch.stack([gradient.float().norm(dim=-1) for gradient in gradients]))
-            return torch.stack(columns, dim=-1).detach().cpu()
+                # Of blocks on several devices.
+                columns.append(torch.stack([gradient.float().norm(dim=-1).cpu() for gradient in gradients]))
+            return torch.stack(columns, dim=-1).detach()
 
     def embedding_deviation(self) -> float:
-        """Unbiased standard deviation of all entries of the token embedding."""
+        """Unbiased standard deviation of all entries of all tokens' embeddings."""
         if self._deviation is None:
-            self._deviation = float(self.decoder.embedding.weight.double().std())
+            with torch.inference_mode():
+                self._deviation = self.decoder.embedding_deviation()
         return self._deviation
+
+
+def _by_place(edits: Iterable[PlacedEdit]) -> dict[tuple[Component, int], list[PlacedEdit]]:
+    placed: dict[tuple[Component, int], list[PlacedEdit]] = defaultdict(list)
+    for edit in edits:
+        if edit.positions:
+            placed[edit.component, edit.layer].append(edit)
+    return dict(placed)
 
 
 def _metric(logits: Tensor, target: Target, metric: Metric) -> Tensor:

@@ -3,7 +3,7 @@
 Going up, each block runs once over a growing batch: what starts later waits in its base's residual stream.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from ..domain import Component
 from ..model.anatomy import Decoder
-from ..model.projections import Rotation
+from ..model.rotary import Rotations
 from .attention import Block, attend
 from .changes import Visits
+from .continuation import adopt, gather, store
 from .layout import Layout, Row, Segment
 from .readout import by_reading, read
 from .runs import State
+from .sampling import by_choice, choose
 
 # Logits of this many bytes are held at once while a batch is read.
 UNEMBEDDING_BYTES = 64 << 20
@@ -41,7 +43,7 @@ class Execution:
         self.layout = Layout([])
         self.segments: list[Segment] = []
         self.stream = torch.empty(0, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
-        self.rotation: Rotation | None = None
+        self.rotation: Rotations | None = None
         self.visits = Visits(self.waiting)
         self.tap: list[Tensor] | None = None
 
@@ -78,16 +80,19 @@ class Execution:
 
     def _arrive(self, depth: int) -> None:
         """Makes the edits of the stream between two blocks, and joins the rows that start here."""
-        self.stream = self._between(depth, self.layout, self.stream)
+        self.stream = self._between(depth, self.layout, self.decoder.place(self.stream, depth))
         joining = [row for row in self.waiting if row.extent.start == depth and row.positions]
         if joining:
             entering: dict[int, Tensor] = {}
             # Rows over the base run of another row of this batch come after it.
-            for wave in ([row for row in joining if row.prefix is None], [row for row in joining if row.prefix]):
+            waves = [row for row in joining if row.prefix is None], [row for row in joining if row.prefix]
+            for wave in filter(None, waves):
                 layout = Layout(wave)
                 packed = self._between(depth, layout, self._entering(depth, layout))
                 entering.update((id(row), packed[layout.slice(row)]) for row in wave)
             self._repack([*self.layout.rows, *joining], entering)
+            for row in joining:
+                adopt(row)
         if self.tap is not None:
             if not self.tap:
                 self.stream.requires_grad_()
@@ -107,12 +112,12 @@ class Execution:
         """The stream of rows that start here, as it is in their bases."""
         if depth:
             parts = [row.prefix.residual[depth][row.extent.first : row.extent.end] for row in layout.rows if row.prefix]
-            return torch.cat([self.stream[:0], *parts])
-        packed = torch.cat([self.stream[:0], *(self._embedding(row) for row in layout.rows)])
+            return torch.cat(parts)
+        packed = torch.cat(list(self._embeddings(layout.rows)))
         packed = self.visits.visit(packed, layout, Component.TOKEN_EMBEDDING, 0)
         for row, state in _keeping(layout):
             state.embedding = _behind(row, lambda past: past.embedding, packed[layout.slice(row)])
-        return self.decoder.enter(packed, layout.positions(packed.device))
+        return self.decoder.place(self.decoder.enter(packed, layout.positions(packed.device)), depth)
 
     def _leave(self, depth: int) -> None:
         """Lets go of the rows that have nothing to do above."""
@@ -128,13 +133,19 @@ class Execution:
             parts.append(self.stream[self.layout.slice(row)] if arriving is None else arriving)
         self.layout, self.stream = layout, torch.cat(parts)
         self.segments = layout.segments(layout)
-        self.rotation = self.decoder.rotation(self.stream, layout.positions(self.stream.device))
+        self.rotation = self.decoder.rotation(self.stream, layout.positions(self.stream.device), layout.lengths)
 
-    def _embedding(self, row: Row) -> Tensor:
-        cut = slice(row.extent.first, row.extent.end)
-        if row.prefix is not None:
-            return row.prefix.embedding[cut]
-        return self.decoder.embed(torch.tensor(row.tokens[cut], device=self.decoder.device))
+    def _embeddings(self, rows: list[Row]) -> Iterator[Tensor]:
+        """The rows' token embeddings: their base's, or where they have none or are behind it, looked up all at once."""
+        known = [row.prefix is not None and row.extent.end <= len(row.prefix.tokens) for row in rows]
+        new = [row.tokens[-len(row.positions) :] for row, there in zip(rows, known, strict=True) if not there]
+        ids = torch.tensor([token for tokens in new for token in tokens], dtype=torch.long, device=self.decoder.device)
+        found = iter(self.decoder.embed(ids).split([len(tokens) for tokens in new]) if new else ())
+        for row, there in zip(rows, known, strict=True):
+            if there and row.prefix is not None:
+                yield row.prefix.embedding[row.extent.first : row.extent.end]
+            else:
+                yield next(found)
 
     def _block(self, layer: int) -> None:
         if not self.layout.tokens:
@@ -147,19 +158,32 @@ class Execution:
             own = self.layout.slice(row)
             state.keys.append(_behind(row, lambda past: past.keys[layer], key[own]))
             state.values.append(_behind(row, lambda past: past.values[layer], value[own]))
+        owned = [self._own(layer, segment, key, value) for segment in self.segments]
         query, segments = self._narrow(layer, query)
         self.work.token_layers += len(query)
         query = self._visit(query, Component.QUERY, layer)
         block = Block(layer, decoder.attention_settings(layer), self.visits)
-        parts = [attend(block, one, query[one.attending], key[one.cut], value[one.cut]) for one in segments]
+        parts = [
+            attend(block, segment, query[segment.attending], *own) for segment, own in zip(segments, owned, strict=True)
+        ]
         mixed = self._visit(parts[0] if len(parts) == 1 else torch.cat(parts), Component.HEAD_OUT, layer)
         added = self._visit(decoder.attention_output(layer, mixed), Component.ATTENTION_OUT, layer)
         middle = self._visit(self.stream + added, Component.RESIDUAL_MID, layer)
         watched = (Component.NEURON, layer) in self.visits
         transformed = decoder.mlp_output(
-            layer, middle, (lambda neurons: self._visit(neurons, Component.NEURON, layer)) if watched else None
+            layer,
+            self.stream if decoder.family.parallel else middle,
+            (lambda neurons: self._visit(neurons, Component.NEURON, layer)) if watched else None,
         )
         self.stream = middle + self._visit(transformed, Component.MLP_OUT, layer)
+
+    def _own(self, layer: int, segment: Segment, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, length, K, d] of a segment's own positions, those of earlier steps included."""
+        shape = (len(segment.members), len(segment.positions))
+        new = key[segment.cut].unflatten(0, shape), value[segment.cut].unflatten(0, shape)
+        if any(row.slot is not None for row in segment.members):
+            store(segment, layer, *new)
+        return new if len(segment.positions) == segment.length else gather(segment, layer, key)
 
     def _narrow(self, layer: int, query: Tensor) -> tuple[Tensor, list[Segment]]:
         """Goes on with those positions of rows in their last block that are looked at there or above."""
@@ -207,6 +231,12 @@ class Execution:
             chosen = logits if index == list(range(len(logits))) else logits[torch.tensor(index, device=logits.device)]
             for row, result in zip(alike, read(chosen, reading), strict=True):
                 row.result = result
+        for going_on in by_choice(rows).values():
+            choice = going_on[0].choice
+            assert choice is not None
+            index = [picked.index(row, choice.position) for row in going_on]
+            for row, token in zip(going_on, choose(logits[index], choice), strict=True):
+                row.result.token = token
 
 
 def _keeping(layout: Layout) -> list[tuple[Row, State]]:
@@ -230,4 +260,6 @@ def _needed(row: Row) -> list[int]:
     positions.update(p for capture in row.captures if capture.component in final for p in capture.positions)
     if row.reading is not None:
         positions.add(row.reading.position)
+    if row.choice is not None:
+        positions.add(row.choice.position)
     return sorted(positions)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ..domain import Component
+from .continuation import Slot
 from .plan import Extent
 from .runs import Capture, PlacedEdit, Reading, Result, State
+from .sampling import Choice
 
 
 @dataclass(slots=True, eq=False)
@@ -17,8 +19,9 @@ class Row:
     """One run in a batch. `prefix` holds the positions before `extent.first`; `state` asks for all that it computes.
 
     A prefix may be the state of another row of the same batch, if that row stands before this one. `reads`:
-    positions whose logits the state is to have. `abandoned` is asked between blocks whether anybody still waits
-    for the row; `dropped` says that nobody did.
+    positions whose logits the state is to have. `slot`: where the keys and values of its own positions are kept, those
+    of earlier steps included; a row that goes on behind its base has the `tokens` of its positions alone. `abandoned`
+    is asked between blocks whether anybody still waits for the row; `dropped` says that nobody did.
     """
 
     tokens: tuple[int, ...]
@@ -30,6 +33,8 @@ class Row:
     receipts: int = 0
     state: State | None = None
     reads: tuple[int, ...] = ()
+    slot: Slot | None = None
+    choice: Choice | None = None
     abandoned: Callable[[], bool] = lambda: False
     dropped: bool = False
     result: Result = field(default_factory=Result)
@@ -42,23 +47,30 @@ class Row:
         return range(self.extent.first, self.extent.end)
 
     @property
-    def group(self) -> tuple[int, int, tuple[int, ...], int]:
+    def first(self) -> int:
+        """Where its own keys begin; those before are its prefix's."""
+        return self.extent.first if self.slot is None else min(self.extent.first, self.slot.first)
+
+    @property
+    def group(self) -> tuple[int, int, int, tuple[int, ...], int]:
         """Rows of one group share their prefix and their positions, and so their attention."""
-        prefix = id(self.prefix) if self.extent.first else 0
-        return (self.extent.first, self.extent.end, self.extent.last, prefix)
+        prefix = id(self.prefix) if self.first else 0
+        return (self.first, self.extent.first, self.extent.end, self.extent.last, prefix)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """`rows` neighbouring rows over each of `prefixes`, all with the same positions, `queries` of them attending.
 
-    `offset` is where the segment's positions begin, `target` where those that attend do.
+    `offset` is where the segment's positions begin, `target` where those that attend do. The rows' own keys are
+    those of `length` positions from `first` on; the `positions` that are computed now come last among them.
     """
 
     offset: int
     target: int
     first: int
     length: int
+    positions: range
     queries: tuple[int, ...]
     prefixes: tuple[State | None, ...]
     rows: int
@@ -67,7 +79,7 @@ class Segment:
     @property
     def cut(self) -> slice:
         """The segment's positions."""
-        return slice(self.offset, self.offset + len(self.members) * self.length)
+        return slice(self.offset, self.offset + len(self.members) * len(self.positions))
 
     @property
     def attending(self) -> slice:
@@ -106,6 +118,12 @@ class Layout:
         every = [position for row in self.rows for position in self.spans[id(row)]]
         return torch.tensor(every, dtype=torch.long, device=device)
 
+    def lengths(self, device: torch.device) -> Tensor:
+        """How many tokens each token's prompt has, [N]."""
+        # A row behind its base has the tokens of its own positions alone.
+        every = [max(len(row.tokens), row.extent.end) for row in self.rows for _ in self.spans[id(row)]]
+        return torch.tensor(every, dtype=torch.long, device=device)
+
     def narrowed(self, layer: int) -> "Layout":
         """The rows that end with this block cut to what is looked at there or above; itself where none is."""
         spans = {id(row): row.extent.last for row in self.rows if row.extent.stop == layer + 1}
@@ -125,7 +143,7 @@ class Layout:
         for group in groups:
             head = merged[-1][0] if merged else None
             # Groups over different bases, alike in all else, share one call of attention.
-            if head and head[0].group[:3] == group[0].group[:3] and len(head) == len(group):
+            if head and head[0].group[:4] == group[0].group[:4] and len(head) == len(group):
                 merged[-1].append(group)
             else:
                 merged.append([group])
@@ -136,8 +154,9 @@ class Layout:
         return Segment(
             offset=self.offsets[id(head)],
             target=narrow.offsets[id(head)],
-            first=head.extent.first,
-            length=len(head.positions),
+            first=head.first,
+            length=head.extent.end - head.first,
+            positions=head.positions,
             queries=tuple(narrow.spans[id(head)]),
             prefixes=tuple(group[0].prefix for group in groups),
             rows=len(groups[0]),

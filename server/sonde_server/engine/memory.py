@@ -23,11 +23,11 @@ class Memory:
         size = torch.finfo(decoder.dtype).bits // 8
         attention = (decoder.heads + 2 * decoder.key_value_heads) * decoder.head_size
         # The stream and its norm, attention and its output; the MLP between its two halves, gated as in most families.
-        self._token = size * (6 * decoder.hidden_size + 2 * attention + 3 * decoder.neurons)
-        self._state = size * (
-            decoder.hidden_size * (decoder.layers + 1)
-            + 2 * decoder.key_value_heads * decoder.head_size * decoder.layers
+        self._token = size * (
+            6 * decoder.hidden_size + 2 * attention + 3 * max(decoder.neurons, 4 * decoder.hidden_size)
         )
+        self._cached = size * 2 * decoder.key_value_heads * decoder.head_size * decoder.layers
+        self._state = size * decoder.hidden_size * (decoder.layers + 1) + self._cached
         self._pair = decoder.heads * (2 * size + 4)
         self._logits = 3 * 4 * decoder.vocabulary_size
 
@@ -35,10 +35,16 @@ class Memory:
         """What is kept of a base run of so many tokens."""
         return tokens * self._state
 
+    def cache_bytes(self, tokens: int) -> int:
+        """What the keys and values of so many positions take."""
+        return tokens * self._cached
+
     def row_bytes(self, row: Row) -> int:
         """What a row takes while it runs."""
-        length, explicit = len(row.positions), row.extent.first or any(place[0] in PAIRWISE for place in row.edits)
-        result = length * self._token + (self._logits if row.reading is not None else 0)
+        length = len(row.positions)
+        pairs = any(place[0] in PAIRWISE for place in row.edits)
+        explicit = row.first or pairs or self.decoder.attention == "eager"
+        result = length * self._token + (self._logits if row.reading is not None or row.choice is not None else 0)
         if explicit:
             result += length * row.extent.end * self._pair
         if row.state is not None:

@@ -57,7 +57,8 @@ def first_block(place: PlacedEdit | Capture, layers: int) -> int:
 def extent(run: Run, layers: int) -> Extent:
     """What `run` computes."""
     tokens = len(run.base.tokens)
-    return extent_of(run.edits, run.captures, None if run.reading is None else run.reading.position, tokens, layers)
+    read = None if run.reading is None else run.reading.position
+    return extent_of(run.edits, run.captures, read, tokens, layers, continued=run.choice is not None)
 
 
 def extent_of(
@@ -66,22 +67,23 @@ def extent_of(
     read: int | None,
     tokens: int,
     layers: int,
+    *,
+    continued: bool = False,
 ) -> Extent:
-    """The same from the parts of a run, before its base has been computed."""
+    """The same from the parts of a run, before its base has been computed; `continued`: it goes on after its end."""
     places: list[PlacedEdit | Capture] = [*edits, *captures]
     places = [place for place in places if place.positions]
     touched = [position for place in places for position in place.positions]
-    if read is not None:
-        touched.append(read)
+    looked_at = ({read} if read is not None else set()) | ({tokens - 1} if continued else set())
+    touched.extend(looked_at)
     if not touched:
         return Extent(layers, layers, 0, 0, ())
     start = min((first_block(place, layers) for place in places), default=layers)
     # A pattern may be made to look at later positions, and scores are shown against all keys.
     end = tokens if any(place.component in PAIRWISE for place in places) else max(touched) + 1
-    stop = layers if read is not None else max(first_block(place, layers) + _runs_its_block(place) for place in places)
+    stop = layers if looked_at else max(first_block(place, layers) + _runs_its_block(place) for place in places)
     last = {position for place in places if _seen(place, stop) for position in place.positions}
-    if read is not None:
-        last.add(read)
+    last |= looked_at
     return Extent(start, stop, min(touched), end, tuple(sorted(last)))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..domain import Component, Target
+from .sampling import Choice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,13 +93,17 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """A base, what is changed in it, and what is read. `receipts`: how many distances are reported."""
+    """A base, what is changed in it, and what is read. `receipts`: how many distances are reported.
+
+    `choice`: which token follows its last position; such a run can be continued.
+    """
 
     base: State
     edits: Sequence[PlacedEdit] = ()
     reading: Reading | None = None
     captures: tuple[Capture, ...] = ()
     receipts: int = 0
+    choice: Choice | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -112,3 +117,4 @@ class Result:
     kl_divergence: float | None = None
     captures: list[Tensor] = field(default_factory=list)
     edit_norms: Tensor | None = None
+    token: int | None = None

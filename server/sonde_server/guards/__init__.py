@@ -1,5 +1,20 @@
 """Interceptors: what stands between the wire and the servicer."""
 
+from .admission import AdmissionGuard
+from .authentication import AuthenticationGuard
+from .calls import Call, begin_call, current_call
 from .errors import ErrorGuard
+from .requests import RequestGuard
+from .watching import Observer, WatchGuard
 
-__all__ = ["ErrorGuard"]
+__all__ = [
+    "AdmissionGuard",
+    "AuthenticationGuard",
+    "Call",
+    "ErrorGuard",
+    "Observer",
+    "RequestGuard",
+    "WatchGuard",
+    "begin_call",
+    "current_call",
+]

@@ -1,27 +1,22 @@
 """Errors to google.rpc.Status with details. What is not of our kinds becomes INTERNAL with a request id, no more."""
 
 import logging
-import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from ..errors import (
-    Busy,
-    InvalidQuestion,
-    NotServing,
-    SondeServerError,
-    Stopped,
-    Unsupported,
-    UnsupportedModel,
-    Violation,
-)
+from ..errors import Busy, InvalidQuestion, SondeServerError, Stopped, Unsupported, Violation
+from .calls import Call, begin_call, current_call
+from .catalogue import CATALOGUE, DEADLINE_EXCEEDED, INTERNAL, Entry, entry_of
+from .pipeline import Guard
+
+__all__ = ["CATALOGUE", "ErrorGuard", "internal_status", "status_of"]
 
 DOMAIN = "sonde"
 # A status travels in headers, of which clients take 8 KiB by default; base64 adds a third.
@@ -29,32 +24,17 @@ LONGEST_TEXT = 240
 DETAILS_BYTES = 4096
 
 _log = logging.getLogger(__name__)
+Translate = Callable[[BaseException], SondeServerError | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """How a kind of error is answered."""
-
-    code: int
-    reason: str
+def _untranslated(_error: BaseException) -> None:
+    return None
 
 
-CATALOGUE: dict[type[SondeServerError], Entry] = {
-    InvalidQuestion: Entry(code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST"),
-    Unsupported: Entry(code_pb2.UNIMPLEMENTED, "UNSUPPORTED"),
-    Busy: Entry(code_pb2.RESOURCE_EXHAUSTED, "BUSY"),
-    NotServing: Entry(code_pb2.UNAVAILABLE, "NOT_SERVING"),
-    Stopped: Entry(code_pb2.CANCELLED, "CANCELLED"),
-    UnsupportedModel: Entry(code_pb2.FAILED_PRECONDITION, "UNSUPPORTED_MODEL"),
-}
-DEADLINE_EXCEEDED = Entry(code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
-INTERNAL = Entry(code_pb2.INTERNAL, "INTERNAL")
-
-
-def status_of(error: SondeServerError, *, expired: bool = False) -> status_pb2.Status:
+def status_of(error: SondeServerError, *, expired: bool = False, request_id: str = "") -> status_pb2.Status:
     """The status of an error of ours; `expired`: the call's deadline has passed."""
-    entry = next(CATALOGUE[kind] for kind in type(error).__mro__ if kind in CATALOGUE)
-    text, details, metadata = str(error), list[Message](), dict[str, str]()
+    entry = entry_of(error)
+    text, details, metadata = str(error) or entry.text, list[Message](), dict[str, str]()
     match error:
         case InvalidQuestion():
             text = _summary(error.violations)
@@ -66,78 +46,60 @@ def status_of(error: SondeServerError, *, expired: bool = False) -> status_pb2.S
             delay = duration_pb2.Duration()
             delay.FromNanoseconds(max(0, int(error.retry_after * 1e9)))
             details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+            numbers = {"asked": error.asked, "allowed": error.allowed}
+            metadata |= {name: f"{number:.15g}" for name, number in numbers.items() if number is not None}
         case Stopped() if expired:
             entry = DEADLINE_EXCEEDED
+            text = entry.text
+    if request_id:
+        details.append(error_details_pb2.RequestInfo(request_id=request_id))
     return _status(entry, _shorten(text), metadata, details)
 
 
 def internal_status(request_id: str) -> status_pb2.Status:
     """What a caller learns of an unexpected error: an id to ask about."""
     details = [error_details_pb2.RequestInfo(request_id=request_id)]
-    return _status(INTERNAL, f"internal error; request id {request_id}", {"request_id": request_id}, details)
+    return _status(INTERNAL, f"{INTERNAL.text}; request id {request_id}", {"request_id": request_id}, details)
 
 
-class ErrorGuard(grpc.ServerInterceptor):
-    """Answers every error of the handlers below `prefix`, also one that is raised while an answer streams."""
+class ErrorGuard(Guard):
+    """Answers every error of a call with its status, also one that is raised while an answer streams.
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+    `translate` makes errors of ours of others' (None: it is nobody's); `unexpected` is told of all that remain.
+    """
 
-    def intercept_service(
+    def __init__(
         self,
-        continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Wraps the handler."""
-        handler = continuation(handler_call_details)
-        if handler is None or not str(handler_call_details.method).startswith(self._prefix):
-            return handler
-        if handler.request_streaming:
-            return handler
-        coders = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.response_streaming and handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(_guard_stream(handler.unary_stream), **coders)
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(_guard_single(handler.unary_unary), **coders)
-        return handler
+        prefix: str = "/",
+        translate: Translate = _untranslated,
+        unexpected: Callable[[BaseException], None] = _untranslated,
+    ) -> None:
+        super().__init__(prefix)
+        self._translate = translate
+        self._unexpected = unexpected
 
-
-def _guard_single(behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
-    def guarded(request: Any, context: grpc.ServicerContext) -> Any:
+    @contextmanager
+    def around(self, details: grpc.HandlerCallDetails, context: grpc.ServicerContext) -> Iterator[None]:
+        """Ends the call with the status of whatever is raised."""
         try:
-            return behaviour(request, context)
+            yield
         except Exception as error:
-            _answer(error, context)
+            self._answer(error, context, current_call() or begin_call(details))
 
-    return guarded
-
-
-def _guard_stream(behaviour: Callable[[Any, Any], Iterator[Any]]) -> Callable[[Any, grpc.ServicerContext], Any]:
-    def guarded(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        try:
-            # Not returned but delegated to: most errors come while it is iterated.
-            yield from behaviour(request, context)
-        except Exception as error:
-            _answer(error, context)
-
-    return guarded
-
-
-def _answer(error: Exception, context: Any) -> None:  # the stubs know of no code(), and of a deadline always
-    if isinstance(error, SondeServerError):
-        remaining = context.time_remaining()
-        status = status_of(error, expired=remaining is not None and remaining <= 0)
-    elif context.code() is not None:
-        # context.abort raises a bare Exception: this call is answered already.
-        raise error
-    else:
-        request_id = secrets.token_hex(8)
-        _log.error("request %s failed", request_id, exc_info=error)
-        status = internal_status(request_id)
-    context.abort_with_status(rpc_status.to_status(status))
+    def _answer(self, error: Exception, context: Any, call: Call) -> None:  # the stubs know of no code()
+        ours = error if isinstance(error, SondeServerError) else self._translate(error)
+        if ours is not None:
+            if ours is not error:
+                _log.warning("request %s: %s (%s)", call.id, ours, type(error).__name__)
+            status = status_of(ours, expired=call.expired(context), request_id=call.id)
+        elif context.code() is not None:
+            # context.abort raises a bare Exception: this call is answered already.
+            raise error
+        else:
+            _log.error("request %s failed", call.id, exc_info=error)
+            status = internal_status(call.id)
+            self._unexpected(error)
+        context.abort_with_status(rpc_status.to_status(status))
 
 
 def _bad_request(violations: list[Violation]) -> error_details_pb2.BadRequest:
@@ -154,7 +116,7 @@ def _bad_request(violations: list[Violation]) -> error_details_pb2.BadRequest:
 
 
 def _summary(violations: list[Violation]) -> str:
-    first = f"{violations[0].field}: {violations[0].description}"
+    first = str(violations[0])
     return first if len(violations) == 1 else f"{len(violations)} fields are wrong; the first: {first}"
 
 

@@ -39,7 +39,6 @@ def answer(question: TraceQuestion, method: Activations, session: Session) -> It
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention)
         return
-    session.admit(1, bases=[len(tokens)], run_bytes=cost.answer_bytes)
     state = session.start(Base(tokens), read=position, captures=[capture for _, capture in wanted])
     session.ready([state])
     targets, clean = predict(session, state, question.targets, position, question.top_k)

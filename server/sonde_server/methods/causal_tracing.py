@@ -82,7 +82,6 @@ def answer(question: TraceQuestion, method: CausalTracing, session: Session) -> 
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention)
         return
-    session.admit(cost.runs, bases=[len(tokens)] * (samples + 2))
     clean = session.start(Base(tokens), read=position, captures=_restored(method, grid))
     session.ready([clean])
     targets, prediction = predict(session, clean, question.targets, position, question.top_k)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 
@@ -32,6 +33,7 @@ from ..domain import (
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
 from ..engine.plan import extent_of
 from ..session import Session
+from . import generation
 from .activations import captures_of, size_of
 from .causal_tracing import window
 from .prediction import attention_for, numbers, predict
@@ -45,19 +47,20 @@ TOGETHER = 64
 def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     """Context, then readings and activations run by run, with the progress."""
     readout, tokens = question.readout, question.prompt.tokens
+    if readout.generation is not None:
+        generation.check(session.engine, len(tokens), readout.generation)
     plan = Plan(question, session)
     attention = attention_for(plan.components())
     cost = plan.cost()
     if question.dry_run:
         yield Context(tokens, readout.targets, readout.position, None, cost, attention, axes=plan.axes())
         return
-    sources = [len(source.tokens) for source in question.sources]
-    session.admit(cost.runs, bases=[len(tokens), *sources], run_bytes=cost.answer_bytes // (cost.runs + 1))
     captures = captures_of(readout.activations, len(tokens))
     wanted = tuple(capture for _, capture in captures)
     clean = session.start(Base(tokens), read=readout.position, captures=(*wanted, *plan.captures(tokens)))
     results = None
-    if plan.count <= TOGETHER and readout.targets and not readout.kl_divergence and not wanted:
+    alone = readout.targets and not readout.kl_divergence and not wanted and readout.generation is None
+    if plan.count <= TOGETHER and alone:
         # Nothing of the clean run has to be known before: the runs share its batch.
         results = _run(plan, clean, Reading(readout.position, readout.targets, readout.top_k), ())
     session.ready([clean])
@@ -65,16 +68,25 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     yield Context(tokens, targets, readout.position, prediction, cost, attention, axes=plan.axes())
     if wanted:
         yield from _activations(-1, captures, session.values(clean, wanted))
+
+    def report(offset: int, group: list[Result]) -> Iterator[Answer]:
+        yield _readings(offset, group, kl=readout.kl_divergence)
+        for number, result in enumerate(group):
+            yield from _activations(offset + number, captures, result.captures)
+
     if results is None:
         reference = None
         if readout.kl_divergence:
             reference = session.call(lambda: session.engine.log_probabilities(clean, readout.position))
-        results = _run(plan, clean, Reading(readout.position, targets, readout.top_k, reference), wanted)
+        reading = Reading(readout.position, targets, readout.top_k, reference)
+        if readout.generation is not None:
+            runs = _continued(plan, clean, reading, wanted)
+            yield from generation.answer(session, clean, runs, plan.count, readout.generation, report)
+            return
+        results = _run(plan, clean, reading, wanted)
     offset = 0
     while group := list(islice(results, GROUP)):
-        yield _readings(offset, group, kl=readout.kl_divergence)
-        for number, result in enumerate(group):
-            yield from _activations(offset + number, captures, result.captures)
+        yield from report(offset, group)
         offset += len(group)
         yield Progress(offset, plan.count)
 
@@ -83,6 +95,18 @@ def _run(plan: "Plan", clean: State, reading: Reading, wanted: tuple[Capture, ..
     plan.read_sources()
     receipts = plan.receipts
     return plan.session.run(Run(clean, plan.place(edits), reading, wanted, receipts) for edits in plan.runs())
+
+
+def _continued(
+    plan: "Plan", clean: State, reading: Reading, wanted: tuple[Capture, ...]
+) -> Iterator[generation.Continued]:
+    """The unchanged run and the changed ones, to be continued."""
+    plan.read_sources()
+    yield generation.Continued(generation.CLEAN, Run(clean))
+    for number, edits in enumerate(plan.runs()):
+        placed = plan.place(edits)
+        run = Run(clean, placed, reading, wanted, plan.receipts)
+        yield generation.Continued(number, run, generation.lasting(edits, placed))
 
 
 class Plan:
@@ -138,7 +162,7 @@ class Plan:
         return {site.component for site in (*(edit.site for edit in edits), *self.question.readout.activations)}
 
     def cost(self) -> Cost:
-        """Exact before anything runs; an answer from a cached base costs less."""
+        """Exact before anything runs; an answer from a cached base, or one that an end token ends, costs less."""
         readout = self.question.readout
         captures = [capture for _, capture in captures_of(readout.activations, self.tokens)]
         full = self.tokens * self.layers
@@ -155,9 +179,14 @@ class Plan:
         others = sum(len(tokens) * self.layers for tokens in self._other_prompts())
         work += others
         total = full * (self.count + 1) + others
+        if readout.generation is not None:
+            added = generation.token_layers(self.count + 1, self.tokens, self.layers, readout.generation)
+            work, total = work + added[0], total + added[1]
         columns = 2 * max(1, len(readout.targets)) + readout.kl_divergence + 2 * readout.top_k + self.receipts
         size = 4 * self.count * columns
         size += (self.count + 1) * size_of(self.session, readout.activations, self.tokens)
+        if readout.generation is not None:
+            size += (self.count + 1) * readout.generation.answer_bytes
         return Cost(self.count, work, total, size)
 
     def _work(self, edits: tuple[Edit, ...], captures: list[Capture]) -> int:
@@ -168,7 +197,9 @@ class Plan:
             for edit in edits
             for layer in edit.site.layers
         ]
-        return extent_of(placed, captures, self.question.readout.position, self.tokens, self.layers).token_layers
+        readout = self.question.readout
+        continued = readout.generation is not None
+        return extent_of(placed, captures, readout.position, self.tokens, self.layers, continued=continued).token_layers
 
     def _other_prompts(self) -> set[tuple[int, ...]]:
         """The sources that are not the prompt itself, each once."""
@@ -190,7 +221,7 @@ class Plan:
                     taken = self._positions(edit.site, edit.operation)
                     for source in edit.operation.sources:
                         for layer in edit.site.layers:
-                            positions[source, edit.site.component, layer].update(taken)
+                            positions[source, edit.site.component, _layer(edit.operation, layer)].update(taken)
         return {key: Capture(key[1], key[2], tuple(sorted(taken))) for key, taken in positions.items()}
 
     def _positions(self, site: Site, patch: Patch) -> tuple[int, ...]:
@@ -257,7 +288,7 @@ class Plan:
         """Mean over the sources of the site's value, in the shape that the run selects."""
         values = []
         for source in patch.sources:
-            capture = self._taken[source, site.component, layer]
+            capture = self._taken[source, site.component, _layer(patch, layer)]
             if (source, capture) not in self._sourced:
                 self._sourced[source, capture] = self.session.values(self.sources[source], [capture])[0]
             rows = [capture.positions.index(position) for position in self._positions(site, patch)]
@@ -287,8 +318,13 @@ class Plan:
         operation = plan.edit.operation
         if isinstance(operation, Patch) and operation.positions is not None and plan.positions and positions:
             paired = dict(zip(plan.positions, operation.positions, strict=True))
-            return Patch(operation.sources, tuple(paired[position] for position in positions))
+            return replace(operation, positions=tuple(paired[position] for position in positions))
         return operation
+
+
+def _layer(patch: Patch, layer: int) -> int:
+    """Where a patch of this layer takes its values."""
+    return layer if patch.layer is None else patch.layer
 
 
 def _select(values: Tensor, site: Site, positions: Sequence[int]) -> Tensor:

@@ -56,7 +56,6 @@ def answer(question: TraceQuestion, session: Session) -> Iterator[Answer]:
     if question.dry_run:
         yield Context(tokens, question.targets, question.position, None, cost, attention_for(()))
         return
-    session.admit(1, bases=[len(tokens)])
     state = session.states([Base(tokens)], read=question.position)[0]
     targets, clean = predict(session, state, question.targets, question.position, question.top_k)
     yield Context(tokens, targets, question.position, clean, cost, attention_for(()))

@@ -28,7 +28,6 @@ def answer(question: TraceQuestion, method: TokenProbability, session: Session) 
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention_for(()))
         return
-    session.admit(passes, bases=[len(tokens)] * passes)
     state = session.states([Base(tokens)], read=position)[0]
     targets, clean = predict(session, state, question.targets, position, question.top_k)
     yield Context(tokens, targets, position, clean, cost, attention_for(()))

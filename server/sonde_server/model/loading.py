@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -21,8 +22,14 @@ from ..errors import UnsupportedModel
 from .anatomy import Decoder
 from .families import family_of
 from .kernels import fuse_activations
+from .spreading import check_tied, offload_folder, places, read_device_map
 from .vocabulary import Vocabulary
 
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_CONVERT = (
+    'to convert a checkpoint that you trust: python -c "from transformers import AutoModelForCausalLM as Model, '
+    "AutoTokenizer as Tokenizer; [kind.from_pretrained('OLD').save_pretrained('NEW') for kind in (Model, Tokenizer)]\""
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -35,34 +42,59 @@ class LoadedModel:
     description: ModelDescription
 
 
-def load(name: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+def load(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    device_map: str | None = None,
+) -> LoadedModel:
     """Loads `name`: "atlas" (the embedded model), a directory, or a hub id.
 
-    Raises UnsupportedModel, with what would do, for an unknown family, a checkpoint that is not safetensors, or
-    a name that leads nowhere.
+    It goes to one device, or with `device_map` to several: spread by accelerate, or as a JSON file says. Raises
+    UnsupportedModel, with what would do, for an unknown family, a checkpoint that is not safetensors, a name that
+    leads nowhere, or a map that does not fit.
     """
     transformers_logging.disable_progress_bar()
     source = str(ATLAS_DIRECTORY) if name == "atlas" else name
     place = torch.device(_device(device))
     config = _config(source, revision)
-    chosen = _dtype(dtype, place, getattr(config, "dtype", None))
+    _refuse_pickles(source)
+    options = {"revision": revision, "config": config, "dtype": _dtype(dtype, place, getattr(config, "dtype", None))}
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            config=config,
-            dtype=chosen,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        if device_map is None:
+            model = _pretrained(source, options)
+            model.to(place)  # type: ignore[arg-type]
+        else:
+            model = _spread(source, options, device_map)
     except OSError as error:
-        raise UnsupportedModel(f"cannot load {name!r} as safetensors: {error}") from error
-    model.to(place)  # type: ignore[arg-type]
+        raise UnsupportedModel(f"cannot load {name!r} as safetensors: {error}; {_CONVERT}") from error
     model.eval().requires_grad_(requires_grad=False)
     fuse_activations(model)
     decoder = Decoder(model)
     vocabulary = Vocabulary(_tokenizer(source, revision), decoder.vocabulary_size)
-    return LoadedModel(decoder, vocabulary, _describe(name, revision, decoder, str(place)))
+    where = str(place) if device_map is None else places(model)
+    return LoadedModel(decoder, vocabulary, _describe(name, revision, decoder, where))
+
+
+def _pretrained(source: str, options: dict[str, Any]) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        source, use_safetensors=True, trust_remote_code=False, **options
+    )
+    return model
+
+
+def _spread(source: str, options: dict[str, Any], device_map: str) -> PreTrainedModel:
+    spread = read_device_map(device_map)
+    with offload_folder() as folder:
+        try:
+            model = _pretrained(source, {**options, "device_map": spread, "offload_folder": folder.path})
+        except ValueError as error:
+            raise UnsupportedModel(f"--device-map {device_map} does not fit {source!r}: {error}") from error
+        check_tied(model)
+        folder.belongs_to(model)
+    return model
 
 
 def _config(source: str, revision: str | None) -> PreTrainedConfig:
@@ -74,6 +106,18 @@ def _config(source: str, revision: str | None) -> PreTrainedConfig:
         ) from error
     family_of(config)  # refused before its weights are read
     return config
+
+
+def _refuse_pickles(source: str) -> None:
+    """Says what to do with a directory whose weights are pickles, which can run code when they are read."""
+    directory = Path(source)
+    if not directory.is_dir() or any(directory.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
+    if pickles:
+        raise UnsupportedModel(
+            f"{source!r} has its weights as pickles ({pickles[0]}), which can run code when they are read; {_CONVERT}"
+        )
 
 
 def _device(device: str) -> str:
@@ -108,7 +152,7 @@ def _describe(name: str, revision: str | None, decoder: Decoder, device: str) ->
         architecture=str(config.model_type),
         data_type=str(decoder.dtype).removeprefix("torch."),
         device=device,
-        attention="sdpa",
+        attention=decoder.attention,
         layers=decoder.layers,
         hidden_size=decoder.hidden_size,
         heads=decoder.heads,
@@ -116,7 +160,7 @@ def _describe(name: str, revision: str | None, decoder: Decoder, device: str) ->
         head_size=decoder.head_size,
         neurons=decoder.neurons,
         vocabulary_size=decoder.vocabulary_size,
-        max_positions=int(config.max_position_embeddings),
+        max_positions=decoder.max_positions,
         parameters=sum(parameter.numel() for parameter in decoder.model.parameters()),
         unavailable=dict(decoder.unavailable),
     )

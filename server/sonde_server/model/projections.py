@@ -8,7 +8,6 @@ touched, so that weights may lie wherever a module fetches them from.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 
@@ -20,30 +19,24 @@ class Heads:
     key_value: int
     size: int
 
-
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """Cosines and sines of the tokens' positions, [N, r]; r may be less than a head's size."""
-
-    cosine: Tensor
-    sine: Tensor
+    def split(self, query: Tensor, key: Tensor, value: Tensor) -> "Projected":
+        """[N, heads x d] each, cut into heads."""
+        return (
+            query.unflatten(-1, (self.query, self.size)),
+            key.unflatten(-1, (self.key_value, self.size)),
+            value.unflatten(-1, (self.key_value, self.size)),
+        )
 
 
 Projected = tuple[Tensor, Tensor, Tensor]
 Project = Callable[[nn.Module, Tensor, Heads], Projected]
-Rotate = Callable[[Tensor, Rotation], Tensor]
 
 
-def separate(query: str, key: str, value: str) -> Project:
+def separate(query: str = "q_proj", key: str = "k_proj", value: str = "v_proj") -> Project:
     """One module for each."""
 
     def project(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
-        q, k, v = (attention.get_submodule(name)(normed) for name in (query, key, value))
-        return (
-            q.unflatten(-1, (heads.query, heads.size)),
-            k.unflatten(-1, (heads.key_value, heads.size)),
-            v.unflatten(-1, (heads.key_value, heads.size)),
-        )
+        return heads.split(*(attention.get_submodule(name)(normed) for name in (query, key, value)))
 
     return project
 
@@ -53,18 +46,49 @@ def fused(name: str) -> Project:
 
     def project(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
         sizes = [heads.query * heads.size, heads.key_value * heads.size, heads.key_value * heads.size]
-        q, k, v = attention.get_submodule(name)(normed).split(sizes, dim=-1)
-        return (
-            q.unflatten(-1, (heads.query, heads.size)),
-            k.unflatten(-1, (heads.key_value, heads.size)),
-            v.unflatten(-1, (heads.key_value, heads.size)),
-        )
+        return heads.split(*attention.get_submodule(name)(normed).split(sizes, dim=-1))
 
     return project
 
 
-def rotate_halves(heads: Tensor, rotation: Rotation) -> Tensor:
-    """Rotates [N, heads, d] by the tokens' angles; the first half of the dimensions is paired with the second."""
-    half = heads.shape[-1] // 2
-    turned = torch.cat((-heads[..., half:], heads[..., :half]), dim=-1)
-    return heads * rotation.cosine.unsqueeze(1) + turned * rotation.sine.unsqueeze(1)
+def grouped(name: str) -> Project:
+    """One module that gives, for each key head, the queries of its group, its key and its value."""
+
+    def project(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
+        group = heads.query // heads.key_value
+        every = attention.get_submodule(name)(normed).unflatten(-1, (heads.key_value, group + 2, heads.size))
+        return every[:, :, :-2].flatten(1, 2), every[:, :, -2], every[:, :, -1]
+
+    return project
+
+
+def normed_heads(project: Project, query: str, key: str) -> Project:
+    """Queries and keys go through norms, head by head."""
+
+    def norming(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
+        q, k, v = project(attention, normed, heads)
+        return attention.get_submodule(query)(q), attention.get_submodule(key)(k), v
+
+    return norming
+
+
+def normed_whole(project: Project, query: str, key: str) -> Project:
+    """Queries and keys go through norms, all heads as one vector."""
+
+    def norming(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
+        q, k, v = project(attention, normed, heads)
+        return heads.split(
+            attention.get_submodule(query)(q.flatten(1)), attention.get_submodule(key)(k.flatten(1)), v.flatten(1)
+        )
+
+    return norming
+
+
+def scaled_queries(project: Project, scaling: float) -> Project:
+    """The scaling of the scores is done at the queries."""
+
+    def scaled(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
+        q, k, v = project(attention, normed, heads)
+        return q * scaling, k, v
+
+    return scaled

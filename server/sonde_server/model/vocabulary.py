@@ -1,5 +1,8 @@
 """Text to tokens and back, with each token's place in the text."""
 
+from collections.abc import Sequence
+from functools import cached_property
+
 from transformers import PreTrainedTokenizerBase
 
 from ..domain import Prompt
@@ -11,6 +14,11 @@ class Vocabulary:
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, size: int) -> None:
         self.tokenizer = tokenizer
         self.size = size
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest token: no text of n tokens has more than n times as many."""
+        return max(map(len, self._required().get_vocab()))
 
     def encode(self, text: str) -> Prompt:
         """The prompt that a text is, with special tokens as the tokenizer adds them."""
@@ -51,6 +59,13 @@ class Vocabulary:
         anchor = self._anchor()
         before, both = self._decode(anchor), self._decode(anchor, token)
         return both[len(before) :] if both.startswith(before) else self._decode(token)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of several tokens; special ones have none."""
+        if self.tokenizer is None:
+            return "".join(map(self.text, tokens))
+        decoded = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(decoded)
 
     def _decode(self, *tokens: int) -> str:
         return str(self._required().decode(list(tokens), clean_up_tokenization_spaces=False))

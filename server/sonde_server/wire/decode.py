@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sonde.v1 import inspection_pb2 as pb
@@ -24,9 +25,11 @@ from ..domain import (
     TokenProbability,
     TraceQuestion,
 )
+from ..estimates import count_runs, working_bytes
 from .edits import Scene, read_edit
+from .generating import read_generation
 from .inputs import Role, read_metric, read_prompt, read_site, read_targets
-from .reading import MOST_VALUES_TOGETHER, Reader
+from .reading import MOST_EDITS, MOST_LISTED, MOST_SITES, MOST_VALUES_TOGETHER, Reader
 from .tracing import read_causal_tracing
 
 if TYPE_CHECKING:
@@ -53,7 +56,9 @@ def decode_trace(
     reader.problems.settle()
     assert prompt is not None
     assert position is not None
-    return TraceQuestion(prompt, targets, position, top_k, method, request.dry_run)
+    question = TraceQuestion(prompt, targets, position, top_k, method, request.dry_run)
+    _check_memory(question, str(request.WhichOneof("method") or "prompt"), reader)
+    return question
 
 
 def decode_intervene(
@@ -63,25 +68,32 @@ def decode_intervene(
     reader = Reader(description, vocabulary, limits)
     prompt = read_prompt(request.prompt, "prompt", reader)
     tokens = None if prompt is None else len(prompt.tokens)
-    sources = [read_prompt(source, f"sources[{i}]", reader) for i, source in enumerate(request.sources)]
+    sources = _read_sources(request.sources, reader)
     readout = _read_readout(request.readout, tokens, reader)
-    plan = _read_plan(request, reader, Scene(tokens, sources))
+    plan = _read_plan(request, reader, Scene(tokens, sources, generating=request.readout.HasField("generation")))
     runs = count_runs(plan)
-    reader.runs(runs, str(request.WhichOneof("plan")))
+    if isinstance(plan, Sweep):
+        reader.runs(runs, "sweep")
     reader.answer((runs + 1) * _bytes_per_run(request, readout, plan, tokens or 0, reader), "readout")
     reader.problems.settle()
     assert prompt is not None
     assert readout is not None
     resolved = tuple(source for source in sources if source is not None)
-    return InterveneQuestion(prompt, resolved, plan, readout, request.dry_run)
+    question = InterveneQuestion(prompt, resolved, plan, readout, request.dry_run)
+    _check_memory(question, "sources" if resolved else str(request.WhichOneof("plan")), reader)
+    return question
 
 
-def count_runs(plan: Sequence[Intervention] | Sweep) -> int:
-    """How many changed runs a plan asks for."""
-    if not isinstance(plan, Sweep):
-        return len(plan)
-    axes = ((Axis.LAYER, plan.layers), (Axis.UNIT, plan.units), (Axis.POSITION, plan.positions))
-    return math.prod(len(values) for axis, values in axes if values is not None and axis not in plan.together)
+def _check_memory(question: TraceQuestion | InterveneQuestion, path: str, reader: Reader) -> None:
+    reader.memory(working_bytes(question, reader.model), path)
+    reader.problems.settle()
+
+
+def _read_sources(messages: Sequence[pb.Prompt], reader: Reader) -> list[Prompt | None]:
+    # Each is a run of its own.
+    if not reader.runs(len(messages), "sources"):
+        return []
+    return [read_prompt(source, f"sources[{i}]", reader) for i, source in enumerate(messages)]
 
 
 def _read_method(request: pb.TraceRequest, prompt: Prompt | None, targets: int, reader: Reader) -> Method | None:
@@ -113,19 +125,24 @@ def _read_method(request: pb.TraceRequest, prompt: Prompt | None, targets: int, 
 
 
 def _read_sites(messages: Sequence[pb.Site], path: str, tokens: int | None, reader: Reader) -> tuple[Site, ...]:
+    if not reader.listed(len(messages), MOST_SITES, path, "sites"):
+        return ()
     sites = [read_site(site, f"{path}[{i}]", reader, tokens, Role.READ) for i, site in enumerate(messages)]
     return tuple(site for site in sites if site is not None)
 
 
 def _read_readout(message: pb.Readout, tokens: int | None, reader: Reader) -> Readout | None:
-    if message.HasField("generation"):
-        reader.problems.refuse("readout.generation", "this server does not generate yet")
     targets = read_targets(message.targets, "readout.targets", reader)
     given = message.position if message.HasField("position") else -1
     position = reader.position(given, tokens, "readout.position")
     top_k = reader.top_k(message.top_k, "readout.top_k")
     sites = _read_sites(message.activations, "readout.activations", tokens, reader)
-    return None if position is None else Readout(targets, position, top_k, message.kl_divergence, sites)
+    generation = None
+    if message.HasField("generation"):
+        generation = read_generation(message.generation, "readout.generation", tokens, reader)
+    if position is None:
+        return None
+    return Readout(targets, position, top_k, message.kl_divergence, sites, generation)
 
 
 def _read_plan(request: pb.InterveneRequest, reader: Reader, scene: Scene) -> tuple[Intervention, ...] | Sweep:
@@ -135,6 +152,11 @@ def _read_plan(request: pb.InterveneRequest, reader: Reader, scene: Scene) -> tu
             if not interventions:
                 reader.problems.add("list.interventions", "no intervention was given; give at least one")
             path = "list.interventions"
+            if not reader.runs(len(interventions), "list"):
+                return ()
+            edits = sum(len(intervention.edits) for intervention in interventions)
+            if not reader.listed(edits, MOST_EDITS, path, "edits"):
+                return ()
             return tuple(_read_intervention(one, f"{path}[{i}]", reader, scene) for i, one in enumerate(interventions))
         case "sweep":
             return _read_sweep(request.sweep, "sweep", reader, scene) or ()
@@ -163,7 +185,7 @@ def _read_sweep(message: pb.Sweep, path: str, reader: Reader, scene: Scene) -> S
     if not message.HasField("edit"):
         reader.problems.add(f"{path}.edit", "the edit is missing; say what to do at each place")
         return None
-    swept = Scene(scene.tokens, scene.sources, Role.SWEEP, together)
+    swept = replace(scene, role=Role.SWEEP, together=together)
     edit = read_edit(message.edit, f"{path}.edit", reader, swept)
     if edit is None:
         return None
@@ -175,6 +197,8 @@ def _read_sweep(message: pb.Sweep, path: str, reader: Reader, scene: Scene) -> S
 
 def _read_together(values: Sequence[int], path: str, reader: Reader) -> frozenset[Axis]:
     axes: list[int | None] = []
+    if not reader.listed(len(values), MOST_LISTED, path, "axes"):
+        return frozenset()
     for i, value in enumerate(values):
         known = value in tuple(Axis)
         if not known:
@@ -198,7 +222,8 @@ def _bytes_per_run(
         edits = max((len(intervention.edits) for intervention in plan), default=0)
     targets = max(1, len(request.readout.targets))
     numbers = 2 * targets + 2 * readout.top_k + int(readout.kl_divergence) + edits
-    return numbers * FLOAT + sum(_site_bytes(site, tokens, reader) for site in readout.activations)
+    generated = 0 if readout.generation is None else readout.generation.answer_bytes
+    return numbers * FLOAT + generated + sum(_site_bytes(site, tokens, reader) for site in readout.activations)
 
 
 def _site_bytes(site: Site, tokens: int, reader: Reader) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
 from ..domain import (
+    LAYERLESS,
     PAIRWISE,
     Add,
     Axis,
@@ -25,7 +26,7 @@ from ..domain import (
     Site,
 )
 from .inputs import Role, read_site
-from .reading import Reader
+from .reading import MOST_LISTED, Reader
 from .tensors import check_broadcasts, decode_tensor
 
 _OPERATIONS = "scale, set, add, multiply, patch, noise, project_out or knockout"
@@ -33,12 +34,16 @@ _OPERATIONS = "scale, set, add, multiply, patch, noise, project_out or knockout"
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What an edit is read against: the prompt's length (None where it is faulty), the sources, and a sweep's axes."""
+    """What an edit is read against: the prompt's length (None where it is faulty), the sources, and a sweep's axes.
+
+    `generating`: its runs are continued, so that an edit may go on at positions behind the prompt.
+    """
 
     tokens: int | None
     sources: Sequence[Prompt | None]
     role: Role = Role.EDIT
     together: frozenset[Axis] = frozenset()
+    generating: bool = False
 
 
 def read_edit(message: pb.Edit, path: str, reader: Reader, scene: Scene) -> Edit | None:
@@ -84,6 +89,7 @@ def _read_values(
         return None
     if site is not None and scene.tokens is not None:
         check_broadcasts(values, _selected_shape(site, scene.tokens, reader, scene), path, reader)
+        _check_goes_on(values, kind, path, reader, site, scene)
     if kind == "project_out":
         nonzero = values.any(axis=-1) if values.ndim else values != 0
         if not np.all(nonzero):
@@ -92,6 +98,27 @@ def _read_values(
     if kind == "set":
         return Set(values)
     return Add(values) if kind == "add" else Multiply(values)
+
+
+def _check_goes_on(
+    values: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]",
+    kind: str,
+    path: str,
+    reader: Reader,
+    site: Site,
+    scene: Scene,
+) -> None:
+    """Behind the prompt there are more keys at every position, so scores and patterns take the same for each."""
+    if not scene.generating or site.from_position is None or site.component not in PAIRWISE:
+        return
+    if kind == "project_out":
+        reader.problems.add(path, f"{site.component.name} has more keys at every generated position; give positions")
+    elif values.ndim and values.shape[-1] != 1:
+        reader.problems.add(
+            f"{path}.shape",
+            f"it has {values.shape[-1]} keys, and there are more at every generated position; "
+            "give a last axis of 1, which is for all of them, or positions",
+        )
 
 
 def _selected_shape(site: Site, tokens: int, reader: Reader, scene: Scene) -> tuple[int, ...]:
@@ -138,7 +165,8 @@ def _read_patch(message: pb.Patch, path: str, reader: Reader, site: Site | None,
         )
     sources: list[int] = []
     lengths: list[int] = []
-    for i, value in enumerate(message.sources):
+    listed = reader.listed(len(message.sources), MOST_LISTED, f"{path}.sources", "sources")
+    for i, value in enumerate(message.sources if listed else ()):
         index = reader.index(value, len(scene.sources), f"{path}.sources[{i}]", "source")
         if index is None:
             continue
@@ -158,7 +186,17 @@ def _read_patch(message: pb.Patch, path: str, reader: Reader, site: Site | None,
         positions = _read_source_positions(message, path, reader, site, scene, lengths)
     elif site is not None and scene.tokens is not None and site.from_position is None:
         _check_positions_exist(site, scene.tokens, lengths, path, reader)
-    return Patch(tuple(sources), positions)
+    layer = None
+    if message.HasField("source_layer"):
+        layer = _read_source_layer(message.source_layer, f"{path}.source_layer", reader, site)
+    return Patch(tuple(sources), positions, layer)
+
+
+def _read_source_layer(value: int, path: str, reader: Reader, site: Site | None) -> int | None:
+    if site is not None and site.component in LAYERLESS:
+        reader.problems.add(path, f"{site.component.name} takes no layer; leave it unset")
+        return None
+    return reader.index(value, reader.model.layers, path, "layer")
 
 
 def _check_positions_exist(site: Site, tokens: int, lengths: Sequence[int], path: str, reader: Reader) -> None:
@@ -182,6 +220,7 @@ def _read_source_positions(
             reader.problems.add(
                 field, f"{given} were given and the site names {wanted} positions; give one for each, or none"
             )
+            return ()
     if not lengths:
         return ()
     resolved: list[int] = []

@@ -9,6 +9,7 @@ from sonde.v1 import inspection_pb2 as pb
 
 from .. import answers
 from ..domain import ModelDescription
+from .continuations import Continuations, encode_generated
 from .cutting import MESSAGE_BYTES, cut_grid, cut_layers, cut_readings, cut_values, join_readings, size_of
 from .messages import (
     encode_context,
@@ -56,7 +57,7 @@ def encode_trace(
             case _:
                 for message in _trace_messages(part):
                     yield from stream.add(message)
-    yield from stream.finish()
+    yield from stream.flush()
 
 
 def _trace_messages(part: answers.Answer) -> Iterator[pb.TraceResponse]:
@@ -84,10 +85,12 @@ def encode_intervene(
     """The messages of an Intervene."""
     texts = _Texts(vocabulary)
     stream = _Stream(pb.InterveneResponse, clock)
+    said: Continuations | None = None
     for part in parts:
         match part:
             case answers.Context():
                 yield from stream.add(pb.InterveneResponse(context=encode_context(part, texts, model, version)))
+                said = Continuations(vocabulary, part.tokens)
             case answers.Progress():
                 yield from stream.advance(part)
             case answers.Readings():
@@ -96,9 +99,15 @@ def encode_intervene(
             case answers.Activation():
                 for offset, values in cut_values(part.values):
                     yield from stream.add(pb.InterveneResponse(activations=[encode_slice(part, offset, values)]))
+            case answers.Generated():
+                assert said is not None
+                for generated in encode_generated(part, texts, said):
+                    yield from stream.add(pb.InterveneResponse(generated=[generated]))
+                # Whoever reads along sees each token when it is there.
+                yield from stream.flush()
             case _:
                 raise TypeError(f"an intervention has no {type(part).__name__}")
-    yield from stream.finish()
+    yield from stream.flush()
 
 
 class _Texts(dict[int, str]):
@@ -161,8 +170,8 @@ class _Stream(Generic[Message]):
         if progress.done > SMALL_RUNS and self._clock() - self._sent_at >= PROGRESS_SECONDS:
             yield self._send()
 
-    def finish(self) -> Iterator[Message]:
-        """Sends what is left."""
+    def flush(self) -> Iterator[Message]:
+        """Sends what there is."""
         if self._size or self._readings or self.message.HasField("progress"):
             yield self._send()
 

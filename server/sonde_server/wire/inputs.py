@@ -8,39 +8,52 @@ from sonde.v1 import inspection_pb2 as pb
 from ..domain import LAYERLESS, UNIT_SWEPT, Component, Metric, Prompt, Site, Target
 from .reading import MOST_TARGETS, Reader
 
+# Texts of targets of so many times the longest token are not even cut into tokens.
+LONGEST_TARGET = 8
 _NO_TOKENIZER = "this model has no tokenizer; give token ids"
 
 
 def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
     """The token ids of a prompt, and its text where it is one."""
-    problems = reader.problems
     if message.image:
-        problems.add(f"{path}.image", "the hosted model sees no images; leave it empty")
-    kind = message.WhichOneof("input")
-    if kind is None:
-        problems.add(path, "nothing was given; give text or token_ids")
-        return None
-    field = f"{path}.text" if kind == "text" else f"{path}.token_ids.ids"
-    if kind == "text":
-        if reader.vocabulary.tokenizer is None:
-            problems.add(field, _NO_TOKENIZER)
-            return None
-        prompt = reader.vocabulary.encode(message.text)
-    else:
-        prompt = Prompt(tuple(message.token_ids.ids))
+        reader.problems.add(f"{path}.image", "the hosted model sees no images; leave it empty")
     most = reader.model.max_positions
     if reader.limits.max_prompt_tokens:
         most = min(most, reader.limits.max_prompt_tokens)
-    if not 1 <= len(prompt.tokens) <= most:
-        problems.add(field, f"the prompt has {len(prompt.tokens)} tokens; give 1 to {most}")
-        return None
-    if kind == "token_ids":
-        ids = [
-            reader.index(t, reader.model.vocabulary_size, f"{field}[{i}]", "token") for i, t in enumerate(prompt.tokens)
-        ]
-        if None in ids:
+    match message.WhichOneof("input"):
+        case "text":
+            return _read_text(message.text, f"{path}.text", most, reader)
+        case "token_ids":
+            return _read_ids(message.token_ids.ids, f"{path}.token_ids.ids", most, reader)
+        case _:
+            reader.problems.add(path, "nothing was given; give text or token_ids")
             return None
-    return prompt
+
+
+def _read_text(text: str, path: str, most: int, reader: Reader) -> Prompt | None:
+    if reader.vocabulary.tokenizer is None:
+        reader.problems.add(path, _NO_TOKENIZER)
+        return None
+    # A text that cannot fit is not even cut into tokens, which would take long.
+    longest = most * reader.vocabulary.longest
+    if len(text) > longest:
+        reader.problems.add(path, f"the text has {len(text)} characters; {most} tokens have {longest} at most")
+        return None
+    prompt = reader.vocabulary.encode(text)
+    return prompt if _fits(len(prompt.tokens), most, path, reader) else None
+
+
+def _read_ids(ids: Sequence[int], path: str, most: int, reader: Reader) -> Prompt | None:
+    if not _fits(len(ids), most, path, reader):
+        return None
+    known = [reader.index(token, reader.model.vocabulary_size, f"{path}[{i}]", "token") for i, token in enumerate(ids)]
+    return None if None in known else Prompt(tuple(ids))
+
+
+def _fits(tokens: int, most: int, path: str, reader: Reader) -> bool:
+    if not 1 <= tokens <= most:
+        reader.problems.add(path, f"the prompt has {tokens} tokens; give 1 to {most}")
+    return 1 <= tokens <= most
 
 
 def read_targets(messages: Sequence[pb.Target], path: str, reader: Reader) -> tuple[Target, ...]:
@@ -77,6 +90,9 @@ def _read_token(text: str, path: str, reader: Reader) -> int | None:
     vocabulary = reader.vocabulary
     if vocabulary.tokenizer is None:
         reader.problems.add(path, _NO_TOKENIZER)
+        return None
+    if len(text) > LONGEST_TARGET * vocabulary.longest:
+        reader.problems.add(path, f"{len(text)} characters were given; the longest token has {vocabulary.longest}")
         return None
     tokens = vocabulary.target(text)
     if len(tokens) == 1:

@@ -1,6 +1,6 @@
 """What every decoder works with: the model's bounds, the server's limits, and the faults found so far."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -76,12 +76,20 @@ class Reader:
         )
         return None
 
-    def indices(self, values: Iterable[int], count: int, path: str, kind: str) -> tuple[int, ...]:
+    def indices(self, values: Sequence[int], count: int, path: str, kind: str) -> tuple[int, ...]:
         """Several of them, each at most once."""
+        if not self.listed(len(values), max(count, MOST_LISTED), path, f"{kind}s"):
+            return ()
+        if _plain(values, 0, count):
+            return tuple(values)
         return self.distinct([self.index(v, count, f"{path}[{i}]", kind) for i, v in enumerate(values)], path, kind)
 
-    def positions(self, values: Iterable[int], tokens: int | None, path: str) -> tuple[int, ...]:
+    def positions(self, values: Sequence[int], tokens: int | None, path: str) -> tuple[int, ...]:
         """Several of them, each at most once."""
+        if not self.listed(len(values), max(tokens or 0, MOST_LISTED), path, "positions"):
+            return ()
+        if tokens is not None and _plain(values, 0, tokens):
+            return tuple(values)
         resolved = [self.position(v, tokens, f"{path}[{i}]") for i, v in enumerate(values)]
         return self.distinct(resolved, path, "position")
 
@@ -116,11 +124,29 @@ class Reader:
         self.problems.add(path, f"{value} top tokens cannot be given; ask for 0 to {most}")
         return 0
 
-    def runs(self, runs: int, path: str) -> None:
-        """Refuses more runs than one request may take."""
+    def listed(self, given: int, most: int, path: str, kind: str) -> bool:
+        """Whether a list is short enough to be looked through; one that is not is refused without."""
+        if given > most:
+            self.problems.add(path, f"{given} {kind} were given; give at most {most}")
+        return given <= most
+
+    def runs(self, runs: int, path: str) -> bool:
+        """Whether one request may take so many runs; more are refused."""
         most = self.limits.max_runs
         if most and runs > most:
             self.problems.add(path, f"this takes {runs} runs and a request may take {most}; ask for a part of it")
+            return False
+        return True
+
+    def memory(self, size: int, path: str) -> None:
+        """Refuses what would hold more memory than one request may."""
+        most = self.limits.max_working_bytes
+        if most and size > most:
+            self.problems.add(
+                path,
+                f"answering this would hold up to {size} bytes at once and may hold {most}; "
+                "ask for fewer or shorter prompts, samples, sources or targets",
+            )
 
     def answer(self, size: int, path: str) -> None:
         """Refuses an answer that is larger than one request may ask for."""
@@ -131,6 +157,16 @@ class Reader:
             )
 
 
+def _plain(values: Sequence[int], least: int, beyond: int) -> bool:
+    """Whether all lie in a range and none comes twice: the usual case, seen without looking at them one by one."""
+    return not values or (min(values) >= least and max(values) < beyond and len(set(values)) == len(values))
+
+
+# Lists that are longer than what they index, and longer than this, are refused unseen.
+MOST_LISTED = 1024
+# What one request may spell out one by one.
+MOST_EDITS = 1 << 18
+MOST_SITES = 4_096
 # One run's top tokens (id, log-probability and text) stay well under a message of 1 MiB.
 LARGEST_TOP_K = 16_384
 # Likewise the numbers of one cell or of one depth.

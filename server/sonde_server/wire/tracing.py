@@ -13,8 +13,9 @@ from ..domain import (
     GaussianCorruption,
     Prompt,
 )
+from ..estimates import samples_of
 from .inputs import read_component, read_prompt
-from .reading import MOST_VALUES_TOGETHER, Reader
+from .reading import MOST_LISTED, MOST_VALUES_TOGETHER, Reader
 from .tensors import decode_tensor
 
 DEFAULT_COMPONENTS = (Component.RESIDUAL_POST, Component.MLP_OUT, Component.ATTENTION_OUT)
@@ -154,19 +155,15 @@ def _read_components(message: pb.CausalTracing, path: str, reader: Reader) -> tu
                 reader.problems.refuse(path, f"{component.name}, of the default: {reason}; name others")
         return DEFAULT_COMPONENTS
     components: list[int | None] = []
+    if not reader.listed(len(message.components), MOST_LISTED, path, "components"):
+        return ()
     for i, number in enumerate(message.components):
         components.append(read_component(number, f"{path}[{i}]", reader))
     return tuple(Component(value) for value in reader.distinct(components, path, "component"))
 
 
 def _check_size(tracing: CausalTracing, path: str, targets: int, reader: Reader) -> None:
-    match tracing.corruption:
-        case GaussianCorruption(samples=samples):
-            pass
-        case ExplicitNoise(values=values):
-            samples = values.shape[0]
-        case Counterfactual():
-            samples = 1
+    samples = samples_of(tracing)
     layers = sum(1 if component in LAYERLESS else len(tracing.layers) for component in tracing.components)
     cells = layers * len(tracing.positions)
     reader.runs((cells + 1) * samples, path)

@@ -1,0 +1,43 @@
+"""Ready-made questions: what papers ask of a model, each a few lines over `Client.trace` and `Client.intervene`.
+
+    from sonde import questions
+
+    direction = questions.steering_vector(client, [("I love it", "I hate it")], layers=[6])
+    edits = questions.directional_ablation(direction[0], client.model.layers)
+
+What ends in edits or in a plan asks nothing by itself, and goes to an `AsyncClient` as well. The others ask through a
+`Client`, many prompts at a time, so that the server always has the next one.
+"""
+
+from sonde.questions.attribution import LogitAttribution, direct_logit_attribution
+from sonde.questions.average_trace import TOKEN_CLASSES, AverageTrace, Case, average_causal_trace
+from sonde.questions.knockout import AttentionKnockout, attention_knockout, knockout_sweep
+from sonde.questions.lens import LensTable, logit_lens
+from sonde.questions.mean_ablation import mean_ablation, mean_activation
+from sonde.questions.patching import ActivationPatching, activation_patching
+from sonde.questions.patchscopes import IDENTITY_PROMPT, patchscope, patchscopes
+from sonde.questions.steering import directional_ablation, steer, steering_vector
+
+__all__ = [
+    "IDENTITY_PROMPT",
+    "TOKEN_CLASSES",
+    "ActivationPatching",
+    "AttentionKnockout",
+    "AverageTrace",
+    "Case",
+    "LensTable",
+    "LogitAttribution",
+    "activation_patching",
+    "attention_knockout",
+    "average_causal_trace",
+    "direct_logit_attribution",
+    "directional_ablation",
+    "knockout_sweep",
+    "logit_lens",
+    "mean_ablation",
+    "mean_activation",
+    "patchscope",
+    "patchscopes",
+    "steer",
+    "steering_vector",
+]

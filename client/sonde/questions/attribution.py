@@ -1,0 +1,148 @@
+"""Direct logit attribution: what each part of the model adds to a logit by itself (Elhage et al. 2021).
+
+https://transformer-circuits.pub/2021/framework, with the scale of the final norm held at that of the whole run, as
+nostalgebraist 2020 and TransformerLens's `logit_attrs` have it. Everything is asked over the wire: the norm is learnt
+from what it makes of three streams, and each part's share by taking it from what is unembedded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sonde.arrays import Floats
+from sonde.client import Client
+from sonde.edits import add, replace, scale
+from sonde.errors import Unsupported
+from sonde.methods import Activations
+from sonde.prompts import PromptLike, TargetLike
+from sonde.questions.pipeline import each
+from sonde.sites import head, residual, site
+
+_Array = npt.NDArray[np.float64]
+
+TOLERANCE = 1e-2
+"""How far the parts may be from the whole, in shares of all their sizes: bfloat16 rounds to 3 digits."""
+
+
+@dataclass(frozen=True, eq=False)
+class LogitAttribution:
+    """A logit, or difference of logits, as a sum: `contributions` and the `bias` of norm and unembedding."""
+
+    names: tuple[str, ...]
+    """Such as `embedding`, `attention 3`, `head 3:5` and `mlp 3`."""
+    contributions: Floats
+    """[part], in the order of the names."""
+    bias: float
+    logit: float
+    """The whole, as the model has it."""
+
+    def strongest(self, count: int = 10) -> list[tuple[str, float]]:
+        """The parts that add or take away most."""
+        order = np.argsort(-np.abs(self.contributions))[:count]
+        return [(self.names[part], float(self.contributions[part])) for part in order]
+
+
+def direct_logit_attribution(
+    client: Client, prompt: PromptLike, target: TargetLike, *, position: int = -1, heads: bool = False
+) -> LogitAttribution:
+    """What the embedding, each attention and each MLP add to a target's logit.
+
+    Args:
+        client: whom to ask.
+        prompt: what is run.
+        target: a token, or `(token, contrast)` for the difference of two logits.
+        position: where the prediction is read.
+        heads: every attention by heads, with what is left of it (its bias) as `attention LAYER`.
+
+    Raises:
+        Unsupported: where the parts do not add up: logits that are capped, or, with `heads`, a norm between a head and
+            the residual stream.
+    """
+    layers = client.model.layers
+    here = [position]
+    sites = [
+        site("residual_pre", layers=[0], positions=here),
+        site("attention_out", positions=here),
+        site("mlp_out", positions=here),
+        site("residual_post", layers=[layers - 1], positions=here),
+        site("final_norm", positions=here),
+    ]
+    read = client.trace(prompt, method=Activations(*sites), top_k=0).activations
+    start, attention, mlp, stream, normed = (_rows(read[number]) for number in range(5))
+    names, parts = ["embedding"], [start[0]]
+    by_head = _by_heads(client, prompt, position, attention) if heads else None
+    for layer in range(layers):
+        if by_head is not None:
+            names += [f"head {layer}:{number}" for number in range(len(by_head[layer]))]
+            parts += list(by_head[layer])
+        names += [f"attention {layer}", f"mlp {layer}"]
+        rest = 0.0 if by_head is None else by_head[layer].sum(0)
+        parts += [attention[layer] - rest, mlp[layer]]
+    through = _through_norm(client, prompt, position, stream[0], normed[0], np.array(parts))
+    return _shares(client, prompt, target, position, names, through)
+
+
+def _rows(values: "npt.NDArray[np.generic]") -> _Array:
+    """Activations at one position as rows, one a layer."""
+    wide = values.astype(np.float64)
+    return wide.reshape(-1, wide.shape[-1])
+
+
+def _by_heads(client: Client, prompt: PromptLike, position: int, attention: _Array) -> list[_Array]:
+    """By layer [head, D]: what attention gives less what it gives without the head."""
+    heads = client.model.heads
+
+    def ask(layer: int) -> _Array:
+        without = [scale(head(layer=[layer], unit=[number], position=[position]), 0.0) for number in range(heads)]
+        without.append(scale(head(layer=[layer], position=[position]), 0.0))
+        place = site("attention_out", layers=[layer], positions=[position])
+        result = client.intervene(prompt, without, activations=[place], top_k=0)
+        shares: _Array = attention[layer] - np.array([run.activations[0][0, 0] for run in result], np.float64)
+        _check(shares[:-1].sum(0), shares[-1], shares[:-1], f"the heads of block {layer}")
+        alone: _Array = shares[:-1]
+        return alone
+
+    return list(each(ask, range(len(attention))))
+
+
+def _through_norm(
+    client: Client, prompt: PromptLike, position: int, stream: _Array, normed: _Array, parts: _Array
+) -> _Array:
+    """The parts of the stream as they are in what the final norm gives, its scale held: [part, D]."""
+    width = len(stream)
+    probe = 100.0 * np.where(np.arange(width) % 2, -1.0, 1.0)
+    last = residual(layer=[client.model.layers - 1], position=[position])
+    streams = [np.zeros(width), np.full(width, 100.0), probe]
+    place = site("final_norm", positions=[position])
+    result = client.intervene(prompt, [replace(last, one) for one in streams], activations=[place], top_k=0)
+    zero, flat, mixed = (run.activations[0][0].astype(np.float64) for run in result)
+    # A LayerNorm takes the mean away, so that a stream without differences gives its bias alone; an RMSNorm does not.
+    centring = np.linalg.norm(flat - zero) < 0.01 * np.linalg.norm(mixed - zero)
+
+    def centred(values: _Array) -> _Array:
+        return values - values.mean(-1, keepdims=True) if centring else values
+
+    gain = (mixed - zero) * np.sqrt(np.mean(centred(probe) ** 2)) / centred(probe)
+    unscaled = gain * centred(stream)
+    over_scale = unscaled @ (normed - zero) / (unscaled @ unscaled)
+    scaled: _Array = over_scale * gain * centred(parts)
+    return scaled
+
+
+def _shares(
+    client: Client, prompt: PromptLike, target: TargetLike, position: int, names: Sequence[str], parts: _Array
+) -> LogitAttribution:
+    place = site("final_norm", positions=[position])
+    plan = [add(place, -part) for part in (*parts, parts.sum(0))]
+    result = client.intervene(prompt, plan, targets=[target], position=position, top_k=0)
+    logit = float(result.clean.logits[0])
+    shares = logit - result.logits[:, 0].astype(np.float64)
+    _check(shares[:-1].sum(), shares[-1], shares[:-1], "the parts of the logit")
+    return LogitAttribution(tuple(names), shares[:-1].astype(np.float32), logit - float(shares[-1]), logit)
+
+
+def _check(total: "_Array | np.float64", whole: "_Array | np.float64", parts: _Array, what: str) -> None:
+    if np.linalg.norm(total - whole) > TOLERANCE * np.abs(parts).sum():
+        raise Unsupported(f"{what} do not add up to the whole: this model caps or norms them together")

@@ -1,0 +1,151 @@
+"""Causal tracing averaged over many prompts by the kind of token (Meng et al. 2022, arXiv 2202.05262, figure 2).
+
+The classes are those of the authors' script: the first, the middle and the last token of the subject, the first one
+after it, further ones, and the last of the prompt. A subject of one token is its own first and last; a token that is
+both the first after the subject and the prompt's last counts in both.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from sonde.arrays import Booleans, Floats, Integers, Label
+from sonde.client import Client
+from sonde.methods import CausalTracing
+from sonde.names import ComponentName
+from sonde.prompts import PromptLike, TokenLike
+from sonde.questions.pipeline import AT_ONCE, each
+from sonde.traces import CausalTracingResult
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+TOKEN_CLASSES: Final = (
+    "first subject token",
+    "middle subject tokens",
+    "last subject token",
+    "first subsequent token",
+    "further tokens",
+    "last token",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt with its subject, as text or positions, and the token that follows it."""
+
+    prompt: PromptLike
+    subject: str | Sequence[int]
+    target: TokenLike
+
+
+@dataclass(frozen=True, eq=False)
+class AverageTrace:
+    """The average indirect effect of restoring each kind of token at each layer. Each mapping is by component."""
+
+    effects: Mapping[ComponentName, Floats]
+    """[class, layer]: restored less corrupted probability, the mean over tokens; NaN where no prompt had one."""
+    deviations: Mapping[ComponentName, Floats]
+    """[class, layer]: the standard deviation over tokens."""
+    layers: Mapping[ComponentName, tuple[Label, ...]]
+    """What the layer axis stands for."""
+    counts: Integers
+    """[class]: how many tokens there were."""
+    used: Booleans
+    """[case]: whether the model predicted its target, without which there is nothing to trace."""
+    clean: float
+    """The mean probability of the targets in the unchanged runs that were used."""
+    corrupted: float
+    """Likewise in the corrupted ones; the difference is the average total effect."""
+
+    def plot(self, path: "str | Path | None" = None) -> "Figure":
+        """Draw the averages as the paper does, a panel per component (needs matplotlib)."""
+        from sonde import plotting
+
+        return plotting.save(plotting.average_trace(self), path)
+
+
+def average_causal_trace(
+    client: Client,
+    cases: Iterable[Case],
+    *,
+    method: CausalTracing | None = None,
+    at_once: int = AT_ONCE,
+    progress: Callable[[int, int], None] | None = None,
+) -> AverageTrace:
+    """Trace every case whose target the model predicts, and average the grids.
+
+    Args:
+        client: whom to ask.
+        cases: what is traced.
+        method: how, but for the subject and the positions: samples, seed, components, window, layers; None: ROME's
+            defaults.
+        at_once: how many requests are on their way, so that the server never waits for the next.
+        progress: called with (done, total) after every case.
+
+    Raises:
+        ValueError: if the model predicts none of the targets.
+    """
+    chosen = list(cases)
+    method = CausalTracing() if method is None else method
+
+    def trace(case: Case) -> CausalTracingResult | None:
+        plain = client.trace(case.prompt, targets=[case.target], top_k=1)
+        if plain.top(1)[0].id != plain.targets[0].id:
+            return None
+        # None again, where the method says all: an empty list is no answer to which.
+        one = replace(
+            method,
+            subject=case.subject,
+            layers=method.layers or None,
+            positions=None,
+            components=method.components or None,
+        )
+        return client.trace(case.prompt, targets=[case.target], method=one, top_k=0)
+
+    results: list[CausalTracingResult | None] = []
+    for result in each(trace, chosen, at_once):
+        results.append(result)
+        if progress is not None:
+            progress(len(results), len(chosen))
+    return _average(results)
+
+
+def token_classes(subject: Sequence[int], tokens: int) -> list[list[int]]:
+    """The positions of each of TOKEN_CLASSES in a prompt of so many tokens."""
+    first, last, end = min(subject), max(subject), tokens - 1
+    after = [] if last == end else [last + 1]
+    return [[first], list(range(first + 1, last)), [last], after, list(range(last + 2, end)), [end]]
+
+
+def _average(results: Sequence[CausalTracingResult | None]) -> AverageTrace:
+    found = [result for result in results if result is not None]
+    if not found:
+        message = f"the model predicts none of the {len(results)} targets, so there is nothing to trace"
+        raise ValueError(message)
+    places = [token_classes(result.corrupted_positions, len(result.tokens)) for result in found]
+    effects: dict[ComponentName, Floats] = {}
+    deviations: dict[ComponentName, Floats] = {}
+    for name in found[0].effect:
+        means, spreads = [], []
+        for kind in range(len(TOKEN_CLASSES)):
+            grids = [result.effect[name][where[kind], :, 0] for result, where in zip(found, places, strict=True)]
+            rows = np.concatenate(grids).astype(np.float64)
+            nothing = np.full(rows.shape[1], np.nan)
+            means.append(rows.mean(0) if len(rows) else nothing)
+            spreads.append(rows.std(0) if len(rows) else nothing)
+        effects[name] = np.array(means, np.float32)
+        deviations[name] = np.array(spreads, np.float32)
+    return AverageTrace(
+        effects,
+        deviations,
+        {name: found[0].axes[name]["layer"] for name in effects},
+        np.array([sum(len(where[kind]) for where in places) for kind in range(len(TOKEN_CLASSES))]),
+        np.array([result is not None for result in results]),
+        float(np.mean([result.clean[0] for result in found])),
+        float(np.mean([result.corrupted[0] for result in found])),
+    )

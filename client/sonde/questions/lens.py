@@ -1,0 +1,75 @@
+"""The logit lens at every position: what the model would say after each block (nostalgebraist 2020).
+
+https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sonde.arrays import Floats, visible
+from sonde.client import Client
+from sonde.display import html_table
+from sonde.indices import Indices, indices
+from sonde.methods import TokenProbability
+from sonde.predictions import Token, TokenPrediction
+from sonde.prompts import PromptLike
+from sonde.questions.pipeline import each
+from sonde.traces import TokenProbabilityResult
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LensTable:
+    """What is most probable next, read after each block at each position."""
+
+    tokens: tuple[Token, ...]
+    """The prompt's tokens at these positions."""
+    positions: tuple[int, ...]
+    depths: tuple[int, ...]
+    """0 is before the first block, k after k blocks."""
+    cells: tuple[tuple[TokenPrediction, ...], ...]
+    """[depth][position]"""
+
+    @property
+    def probabilities(self) -> Floats:
+        """[depth, position]: of each cell's token."""
+        return np.array([[cell.probability for cell in row] for row in self.cells], np.float32)
+
+    def rows(self) -> list[list[str]]:
+        """A row per depth, the last first, for a table."""
+        shown = [
+            [str(depth), *(visible(cell.text) for cell in row)]
+            for depth, row in zip(self.depths, self.cells, strict=True)
+        ]
+        return shown[::-1]
+
+    def _header(self) -> list[str]:
+        return ["after block", *(visible(token.text) for token in self.tokens)]
+
+    def __str__(self) -> str:
+        lines = [self._header(), *self.rows()]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        return "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+        )
+
+    def __repr__(self) -> str:
+        return f"LensTable({len(self.depths)} depths x {len(self.positions)} positions)"
+
+    def _repr_html_(self) -> str:
+        return html_table("most probable next token", self._header(), self.rows())
+
+
+def logit_lens(client: Client, prompt: PromptLike, *, positions: Indices = None) -> LensTable:
+    """The most probable next token at every depth and position; None: all positions."""
+    described = client.trace(prompt, top_k=0, dry_run=True)
+    count = len(described.tokens)
+    chosen = [p % count if -count <= p < count else p for p in indices(positions, "positions")] or list(range(count))
+
+    def read(position: int) -> TokenProbabilityResult:
+        return client.trace(prompt, method=TokenProbability(), position=position, top_k=1)
+
+    results = list(each(read, chosen))
+    depths = results[0].depths
+    cells = tuple(tuple(result.top_at(depth, 1)[0] for result in results) for depth in depths)
+    return LensTable(tuple(described.tokens[p] for p in chosen), tuple(chosen), depths, cells)

@@ -1,0 +1,73 @@
+"""Directions in the residual stream: found between pairs of prompts, added, or taken away everywhere.
+
+Turner et al. 2023 (activation addition, arXiv 2308.10248), Rimsky et al. 2024 (contrastive activation addition, the
+mean over many pairs, arXiv 2312.06681), Arditi et al. 2024 (directional ablation, arXiv 2406.11717).
+"""
+
+from collections.abc import Iterable
+from typing import SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from sonde.arrays import Floats
+from sonde.client import Client
+from sonde.edits import Edit, add, project_out
+from sonde.errors import InvalidRequest
+from sonde.indices import Indices
+from sonde.methods import Activations
+from sonde.names import ComponentName
+from sonde.prompts import PromptLike
+from sonde.questions.pipeline import each
+from sonde.sites import residual, site
+
+
+def steering_vector(
+    client: Client,
+    pairs: Iterable[tuple[PromptLike, PromptLike]],
+    *,
+    layers: Indices = None,
+    position: int = -1,
+    component: ComponentName = "residual_post",
+) -> Floats:
+    """The mean over pairs of (positive less negative) activation: [layer, D], not normalised.
+
+    Args:
+        client: whom to ask.
+        pairs: prompts that differ in what the direction shall mean, the positive one first.
+        layers: the blocks; None: all.
+        position: where in each prompt, counted from its end as the prompts may differ in length.
+        component: what is read.
+    """
+    both = [prompt for pair in pairs for prompt in pair]
+    if not both:
+        raise InvalidRequest.at("pairs", "it is empty; give at least one pair of prompts")
+    method = Activations(site(component, layers=layers, positions=[position]))
+
+    def read(prompt: PromptLike) -> npt.NDArray[np.float64]:
+        # [layer, 1, ...]: one position was asked for.
+        return client.trace(prompt, method=method, top_k=0).activations[0].astype(np.float64)[:, 0]
+
+    values = np.array(list(each(read, both)))
+    differences: Floats = (values[0::2] - values[1::2]).mean(0).astype(np.float32)
+    return differences
+
+
+def steer(vector: npt.ArrayLike, *, layer: SupportsIndex, coefficient: float = 1.0, from_position: int = 0) -> Edit:
+    """Add a direction after one block, from a position on, generated ones included."""
+    return add(residual(layer=[layer], from_position=from_position), coefficient * np.asarray(vector, np.float32))
+
+
+def directional_ablation(direction: npt.ArrayLike, layers: int) -> list[Edit]:
+    """Take a direction out of all that is written to the residual stream, at every position and in what is generated.
+
+    The embedding, the attention and the MLP of each of the model's `layers` blocks: what orthogonalising their weights
+    would do. The direction's length does not matter.
+    """
+    every = range(layers)
+    writers = [
+        site("residual_pre", layers=[0], from_position=0),
+        site("attention_out", layers=every, from_position=0),
+        site("mlp_out", layers=every, from_position=0),
+    ]
+    return [project_out(writer, direction) for writer in writers]

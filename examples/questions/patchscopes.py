@@ -1,0 +1,37 @@
+"""What does the state at the end of a subject hold? Put it into another prompt, and let that prompt go on.
+
+The Colosseum's last token goes into the place of the Eiffel Tower's, block by block.
+"""
+
+import sys
+
+import sonde
+from sonde import questions
+
+SOURCE, PROMPT = "The Colosseum is in the city of", "The Eiffel Tower is in the city of"
+
+
+def place(client: sonde.Client, prompt: str, text: str) -> int:
+    """The position of a token of a prompt."""
+    return [token.text for token in client.trace(prompt, dry_run=True).tokens].index(text)
+
+
+def ask(client: sonde.Client) -> None:
+    """From every block of the source, into block 1 of the prompt."""
+    result = questions.patchscopes(
+        client,
+        SOURCE,
+        position=place(client, SOURCE, "um"),
+        prompt=PROMPT,
+        target_layer=1,
+        target_position=place(client, PROMPT, " Tower"),
+        max_new_tokens=3,
+    )
+    print(f"unchanged: {PROMPT}{result.clean.continuation}")
+    for layer, said in enumerate(result.generated):
+        print(f"state after block {layer} of the source: {PROMPT}{said}")
+
+
+if __name__ == "__main__":
+    with sonde.Client(*sys.argv[1:2]) as client:
+        ask(client)

@@ -1,0 +1,79 @@
+"""The server's certificate and the authorities of its clients, read again when they are renewed."""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+
+class CertificateError(ValueError):
+    """A file of a certificate, key or authority cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Material:
+    certificate: bytes
+    key: bytes
+    client_authorities: bytes | None
+
+
+class Certificates:
+    """What the server shows, and whose certificates it takes."""
+
+    def __init__(self, certificate: str, key: str, client_authorities: str | None) -> None:
+        """Raises CertificateError."""
+        self._paths = (Path(certificate), Path(key), None if client_authorities is None else Path(client_authorities))
+        self._renewed: Any = None
+        self._material = self._read()
+
+    def reload(self) -> None:
+        """Reads the files again, for connections made from now on. Raises CertificateError, and keeps the old then."""
+        material = self._read()
+        if material != self._material:
+            self._material = material
+            self._renewed = _configuration(material)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Of a port: each new connection asks for what is current."""
+        first = _configuration(self._material)
+        demanded = self._material.client_authorities is not None
+        return grpc.dynamic_ssl_server_credentials(first, self._current, require_client_authentication=demanded)
+
+    def _current(self) -> Any:
+        """What has changed since the last connection; None: nothing."""
+        renewed, self._renewed = self._renewed, None
+        return renewed
+
+    def _read(self) -> _Material:
+        certificate, key, authorities = self._paths
+        shown = _pem(certificate, b"CERTIFICATE", "--tls-cert")
+        secret = _pem(key, b"PRIVATE KEY", "--tls-key")
+        _check_pair(certificate, key)
+        taken = None if authorities is None else _pem(authorities, b"CERTIFICATE", "--tls-client-ca")
+        return _Material(shown, secret, taken)
+
+
+def _configuration(material: _Material) -> Any:
+    return grpc.ssl_server_certificate_configuration(
+        [(material.key, material.certificate)], root_certificates=material.client_authorities
+    )
+
+
+def _pem(path: Path, kind: bytes, flag: str) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CertificateError(f"{flag}: {path} cannot be read: {error.strerror}") from error
+    if kind + b"-----" not in content:
+        raise CertificateError(f"{flag}: {path} holds no {kind.decode().lower()} in PEM")
+    return content
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    """Raises for a pair that does not fit, of which gRPC would say only that it cannot listen."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: b"")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise CertificateError(f"--tls-cert and --tls-key: {certificate} and {key} do not fit: {error}") from error

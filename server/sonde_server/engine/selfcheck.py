@@ -1,0 +1,260 @@
+"""Whether the engine computes what the model computes: asked once, of the real weights, when a model is loaded.
+
+The loaded model runs a short prompt as transformers runs it, and the engine runs the same. Where the logits differ
+by more than rounding, the model is not hosted. Each block is also given what the model gave it, so that nothing adds
+up: what it adds to the stream must be what the model's block adds, and the identities must hold that make a component
+what its name says. A component for which one fails is withdrawn, and GetModel tells the numbers.
+"""
+
+import logging
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..domain import Component
+from ..errors import UnsupportedModel
+from .attention import Block, attend
+from .changes import Visits
+from .engine import Engine
+from .execute import Execution, Work
+from .layout import Layout, Row
+from .plan import Extent
+from .runs import Capture
+
+# How far two ways of rounding may lead apart, relative to what is computed: logits, behind all blocks, and one block.
+# Tiny models of every family come to 1e-6 and 4e-7 in float32, to 1.5e-2 and 9e-3 in bfloat16.
+TOLERANCES = {
+    torch.float64: (1e-6, 1e-6),
+    torch.float32: (1e-4, 1e-4),
+    torch.float16: (1e-2, 5e-3),
+    torch.bfloat16: (5e-2, 2e-2),
+}
+TOKENS = 12
+# A window up to this long is run past. The logits are compared at the first and the last positions of the prompt.
+LONGEST_WINDOW = 256
+FIRST, LAST = 4, 8
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """What transformers computes: logits [P, V] at the compared positions, each block's input and output [T, D]."""
+
+    logits: Tensor
+    before: list[Tensor]
+    after: list[Tensor]
+
+
+@dataclass(slots=True)
+class Worst:
+    """Of one identity: the layer where it is off the most, and by how much."""
+
+    precise: bool
+    error: float = 0.0
+    layer: int = 0
+
+    def see(self, layer: int, found: Tensor, expected: Tensor, floor: Tensor | float = 0.0) -> None:
+        """Notes a layer's values, [P, ...] each; `floor` [P] is added to the size that counts."""
+        error = summary(distance(found, expected, floor), precise=self.precise)
+        if error > self.error:
+            self.error, self.layer = error, layer
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was found of the blocks."""
+
+    sums: Worst
+    patterns: Worst
+    heads: Worst
+    neurons: Worst
+    hidden_neurons: str | None = None
+
+    @classmethod
+    def none(cls, *, precise: bool) -> "Findings":
+        """Nothing yet."""
+        return cls(Worst(precise), Worst(precise), Worst(precise), Worst(precise))
+
+
+class Check:
+    """One model under examination."""
+
+    def __init__(self, engine: Engine) -> None:
+        decoder = self.decoder = engine.decoder
+        windows = [one for one in decoder.family.windows or () if one is not None and one <= LONGEST_WINDOW]
+        length = min(max(windows) + LAST if windows else TOKENS, decoder.max_positions)
+        known = min(decoder.vocabulary_size, int(decoder.embedding.weight.shape[0]))
+        tokens = np.random.RandomState(0).randint(known, size=length)
+        self.tokens = tuple(int(token) for token in tokens)
+        self.positions = tuple(sorted({*range(min(FIRST, length)), *range(max(0, length - LAST), length)}))
+        self.precise = decoder.dtype.itemsize >= 4
+        self.tolerance, self.block_tolerance = TOLERANCES.get(decoder.dtype, TOLERANCES[torch.bfloat16])
+
+    def plain(self) -> Plain:
+        """The prompt through the model as it was loaded."""
+        before: list[Tensor] = []
+        after: list[Tensor] = []
+
+        def entering(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            before.append((args[0] if args else kwargs["hidden_states"])[0].clone())
+
+        def leaving(_: nn.Module, __: Any, output: Any) -> None:
+            after.append((output[0] if isinstance(output, tuple) else output)[0].clone())
+
+        with ExitStack() as hooks:
+            for block in self.decoder.blocks:
+                hooks.callback(block.module.register_forward_pre_hook(entering, with_kwargs=True).remove)
+                hooks.callback(block.module.register_forward_hook(leaving).remove)
+            ids = torch.tensor([self.tokens], device=self.decoder.device)
+            logits = self.decoder.model(input_ids=ids, use_cache=False).logits
+        return Plain(logits[0, list(self.positions)].float().cpu(), before, after)
+
+    def logits(self) -> Tensor:
+        """The prompt through the engine: logits [P, V] at the compared positions."""
+        row = self.row((Capture(Component.LOGITS, 0, self.positions),))
+        Execution(self.decoder, [row], Work()).run()
+        return row.result.captures[0]
+
+    def row(self, captures: tuple[Capture, ...]) -> Row:
+        """The prompt as a row of a batch."""
+        return Row(self.tokens, None, Extent.whole(self.decoder.layers, len(self.tokens)), {}, captures)
+
+    def block(self, layer: int, plain: Plain, findings: Findings) -> None:
+        """One block, given what the model gave it."""
+        decoder = self.decoder
+        stream = decoder.place(plain.before[layer], layer)
+        layout = Layout([self.row(())])
+        query, key, value = decoder.project(layer, stream, self._rotations(stream, layout))
+        block = Block(layer, decoder.attention_settings(layer), Visits([]))
+        mixed = attend(block, *_one(layout), query, key[None], value[None])
+        attention = decoder.attention_output(layer, mixed)
+        middle = stream if decoder.family.parallel else stream + attention
+        seen: list[Tensor] = []
+        mlp = decoder.mlp_output(layer, middle, None if Component.NEURON in decoder.unavailable else _keep(seen))
+        self._sum(layer, attention, mlp, plain, findings)
+        self._pattern(layer, (query, key, value), mixed, findings)
+        self._heads(layer, mixed[-1:], findings)
+        if Component.NEURON not in decoder.unavailable:
+            self._neurons(layer, seen, mlp, findings)
+
+    def _rotations(self, stream: Tensor, layout: Layout) -> Any:
+        return self.decoder.rotation(stream, layout.positions(stream.device), layout.lengths)
+
+    def _sum(self, layer: int, attention: Tensor, mlp: Tensor, plain: Plain, findings: Findings) -> None:
+        one, other, before, after = (
+            tensor.double().cpu() for tensor in (attention, mlp, plain.before[layer], plain.after[layer])
+        )
+        # The stream is rounded as well, and may be far larger than what a block adds; two parts may cancel.
+        rounding = torch.finfo(self.decoder.dtype).eps / self.block_tolerance * after.norm(dim=-1)
+        findings.sums.see(layer, one + other, after - before, one.norm(dim=-1) + other.norm(dim=-1) + 2 * rounding)
+
+    def _pattern(self, layer: int, projected: tuple[Tensor, Tensor, Tensor], mixed: Tensor, findings: Findings) -> None:
+        asked = self.row((Capture(Component.ATTENTION_PATTERN, layer, tuple(range(len(self.tokens)))),))
+        block = Block(layer, self.decoder.attention_settings(layer), Visits([asked]))
+        query, key, value = projected
+        attend(block, *_one(Layout([asked])), query, key[None], value[None])
+        values = value.repeat_interleave(self.decoder.heads // self.decoder.key_value_heads, dim=1)
+        pattern = asked.captured[0].to(values.dtype)
+        findings.patterns.see(layer, torch.einsum("hqk,khd->qhd", pattern, values), mixed)
+
+    def _heads(self, layer: int, mixed: Tensor, findings: Findings) -> None:
+        alone = torch.diag_embed(mixed[0].T).permute(2, 1, 0)  # [H, H, d]: one head each, the others 0
+        several = torch.cat([alone, mixed, torch.zeros_like(mixed)])
+        *heads, every, bias = self.decoder.blocks[layer].output_projection(several.flatten(1)).float()
+        findings.heads.see(layer, ((torch.stack(heads) - bias).sum(0) + bias)[None], every[None])
+
+    def _neurons(self, layer: int, seen: list[Tensor], mlp: Tensor, findings: Findings) -> None:
+        shapes = [tuple(one.shape) for one in seen]
+        if shapes != [(len(self.tokens), self.decoder.neurons)]:
+            findings.hidden_neurons = f"in layer {layer} there should be {self.decoder.neurons}, and seen were {shapes}"
+            return
+        made = self.decoder.neurons_output(layer, seen[0])
+        if made.shape != mlp.shape:
+            findings.hidden_neurons = f"in layer {layer} what follows them gives {tuple(made.shape)}"
+        else:
+            findings.neurons.see(layer, made, mlp)
+
+
+def verify(engine: Engine) -> None:
+    """Compares the engine with the model. Raises UnsupportedModel, with the numbers, where the logits differ."""
+    check = Check(engine)
+    findings = Findings.none(precise=check.precise)
+    decoder = check.decoder
+    with torch.inference_mode():
+        plain = check.plain()
+        error = summary(distance(_centred(check.logits()), _centred(plain.logits)), precise=check.precise)
+        for layer in range(decoder.layers):
+            check.block(layer, plain, findings)
+    if error > check.tolerance or findings.sums.error > check.block_tolerance:
+        worst = findings.sums
+        raise UnsupportedModel(
+            f"this {decoder.model.config.model_type} model is not hosted, because it would not be computed exactly: "
+            f"logits differ from the model's own by {error:.2g} of their size, where rounding in "
+            f"{str(decoder.dtype).removeprefix('torch.')} is below {check.tolerance:.0e}; the block that is off the "
+            f"most is {worst.layer}, by {worst.error:.2g}, where rounding is below {check.block_tolerance:.0e}"
+        )
+    _withdraw(check, findings)
+
+
+def _withdraw(check: Check, findings: Findings) -> None:
+    pairwise = (Component.ATTENTION_SCORES, Component.ATTENTION_PATTERN)
+    for worst, components, identity in (
+        (findings.patterns, pairwise, "pattern times values is not what the heads give"),
+        (findings.heads, (Component.HEAD_OUT,), "the heads' parts and the bias do not add up to attention's output"),
+        (findings.neurons, (Component.NEURON,), "the neurons do not make what the MLP gives"),
+    ):
+        if worst.error > check.block_tolerance:
+            rounding = f"where rounding is below {check.block_tolerance:.0e}"
+            _refuse(check, components, f"{identity}: off by {worst.error:.2g} in layer {worst.layer}, {rounding}")
+    if findings.hidden_neurons is not None:
+        _refuse(check, (Component.NEURON,), f"the neurons are not where they should be: {findings.hidden_neurons}")
+
+
+def _refuse(check: Check, components: Iterable[Component], reason: str) -> None:
+    for component in components:
+        check.decoder.unavailable.setdefault(
+            component, f"this model failed the check of it when it was loaded; {reason}"
+        )
+        _log.warning("%s is not offered: %s", component.name, reason)
+
+
+def _one(layout: Layout) -> tuple[Any]:
+    (segment,) = layout.segments(layout)
+    return (segment,)
+
+
+def _keep(seen: list[Tensor]) -> Any:
+    def keep(neurons: Tensor) -> Tensor:
+        seen.append(neurons.clone())
+        return neurons
+
+    return keep
+
+
+def summary(errors: Tensor, *, precise: bool) -> float:
+    """One number of the positions' errors: the largest, or of half precision the median.
+
+    There a rounding may send a position to another expert, which says nothing of how the others are computed.
+    """
+    if not errors.isfinite().all():
+        return inf  # not a number is no agreement
+    return float(errors.max() if precise else errors.median())
+
+
+def distance(found: Tensor, expected: Tensor, floor: Tensor | float = 0.0) -> Tensor:
+    """How far each position is off, relative to the size of what was expected and `floor`, [P]."""
+    off: Tensor = (found.double() - expected.double()).flatten(1).norm(dim=1).cpu()
+    size: Tensor = expected.double().flatten(1).norm(dim=1).cpu() + floor
+    return off / size.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _centred(logits: Tensor) -> Tensor:
+    # What all logits of a position share is of no consequence, and would make any difference look small.
+    return logits - logits.mean(-1, keepdim=True)

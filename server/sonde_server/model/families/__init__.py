@@ -1,0 +1,57 @@
+"""The known architectures: which modules play which part, and how they are put together.
+
+One entry a family: a function from a model's configuration to a `Family`. What an entry says is checked against the
+model itself when it is loaded.
+"""
+
+from collections.abc import Mapping
+
+from transformers import PreTrainedConfig
+
+from ...errors import UnsupportedModel
+from ..rotary import scalings
+from . import experts, gemma, gpt, llama
+from .family import Family, Recipe, refuse
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+FAMILIES: Mapping[str, Recipe] = {
+    "bloom": gpt.bloom,
+    "cohere": llama.cohere,
+    "falcon": gpt.falcon,
+    "gemma": gemma.gemma,
+    "gemma2": gemma.gemma2,
+    "gemma3": gemma.gemma3,
+    "gemma3_text": gemma.gemma3_text,
+    "glm": llama.glm,
+    "glm4": llama.glm4,
+    "gpt2": gpt.gpt2,
+    "gpt_neo": gpt.gpt_neo,
+    "gpt_neox": gpt.gpt_neox,
+    "gpt_oss": experts.gpt_oss,
+    "gptj": gpt.gptj,
+    "granite": llama.granite,
+    "llama": llama.llama,
+    "mistral": llama.mistral,
+    "mixtral": experts.mixtral,
+    "olmo2": llama.olmo2,
+    "opt": gpt.opt,
+    "phi": llama.phi,
+    "phi3": llama.phi3,
+    "qwen2": llama.qwen2,
+    "qwen2_moe": experts.qwen2_moe,
+    "qwen3": llama.qwen3,
+    "qwen3_moe": experts.qwen3_moe,
+    "stablelm": llama.stablelm,
+}
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The entry of a model's architecture. Raises UnsupportedModel, by name, where it would not be run exactly."""
+    recipe = FAMILIES.get(config.model_type)
+    if recipe is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise UnsupportedModel(f"models of type {config.model_type!r} are not known to this server; known are: {known}")
+    if any("dynamic" in kind for kind in scalings(config.get_text_config())):
+        refuse(config, "its rotary positions depend on the prompts that came before (rope type dynamic)")
+    return recipe(config)

@@ -1,0 +1,40 @@
+"""Mixtures of experts: the MLP is a router over many, whose weights are fused into one module."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ...domain import Component
+from ..projections import normed_heads, separate
+from ..rotary import changed, for_both_halves, rotary_module
+from .family import EXPERTS, Family, same_window, windows_by_kind
+from .llama import llama
+
+
+def _routed(config: PreTrainedConfig, **different: Any) -> Family:
+    return llama(config, neurons=0, down_projection=None, unavailable={Component.NEURON: EXPERTS}, **different)
+
+
+def mixtral(config: PreTrainedConfig) -> Family:
+    """Mixtral: arXiv 2401.04088."""
+    return _routed(config, windows=same_window(config))
+
+
+def qwen2_moe(config: PreTrainedConfig) -> Family:
+    """Qwen1.5-MoE and Qwen2-MoE: arXiv 2407.10671."""
+    return _routed(config, windows=windows_by_kind(config))
+
+
+def qwen3_moe(config: PreTrainedConfig) -> Family:
+    """Qwen3-MoE: arXiv 2505.09388."""
+    return _routed(config, project=normed_heads(separate(), "q_norm", "k_norm"), windows=same_window(config))
+
+
+def gpt_oss(config: PreTrainedConfig) -> Family:
+    """gpt-oss: arXiv 2508.10925. A learned score without a value takes part in each head's softmax."""
+    return _routed(
+        config,
+        rotary=changed(rotary_module("model.rotary_emb"), for_both_halves),
+        windows=windows_by_kind(config),
+        sinks="sinks",
+    )

@@ -1,0 +1,62 @@
+"""Gemma: a scaled embedding, norms with an added 1, and from the second on norms after each part as well."""
+
+from dataclasses import replace
+
+from transformers import PreTrainedConfig
+
+from ..projections import normed_heads, separate
+from ..rotary import rotary_module
+from .family import Family, capped, refuse, windows_by_kind
+from .llama import llama
+
+
+def _refuse_bidirectional(config: PreTrainedConfig) -> None:
+    if getattr(config, "use_bidirectional_attention", None):
+        refuse(config, "its attention is bidirectional (use_bidirectional_attention), so it predicts no next token")
+
+
+def gemma(config: PreTrainedConfig) -> Family:
+    """Gemma 1: arXiv 2403.08295. The embedding module scales what it gives."""
+    _refuse_bidirectional(config)
+    return llama(config)
+
+
+def gemma2(config: PreTrainedConfig) -> Family:
+    """Gemma 2: arXiv 2408.00118. Capped scores and logits, every other layer sees a window."""
+    _refuse_bidirectional(config)
+    return llama(
+        config,
+        attention_post_norm="post_attention_layernorm",
+        mlp_norm="pre_feedforward_layernorm",
+        mlp_post_norm="post_feedforward_layernorm",
+        windows=windows_by_kind(config),
+        softcap=config.attn_logit_softcapping,
+        logits=capped(config.final_logit_softcapping),
+    )
+
+
+def gemma3_text(config: PreTrainedConfig, prefix: str = "model") -> Family:
+    """Gemma 3: arXiv 2503.19786. Layers with a window have rotary positions of their own."""
+    _refuse_bidirectional(config)
+    kinds = [str(kind) for kind in config.layer_types]
+    return llama(
+        config,
+        embedding=f"{prefix}.embed_tokens",
+        blocks=f"{prefix}.layers",
+        final_norm=f"{prefix}.norm",
+        project=normed_heads(separate(), "q_norm", "k_norm"),
+        attention_post_norm="post_attention_layernorm",
+        mlp_norm="pre_feedforward_layernorm",
+        mlp_post_norm="post_feedforward_layernorm",
+        rotary=rotary_module(f"{prefix}.rotary_emb", sorted(set(kinds))),
+        kinds=kinds,
+        windows=windows_by_kind(config),
+        # A cap on the scores that the configuration may name is not used by the model.
+        logits=capped(config.final_logit_softcapping),
+    )
+
+
+def gemma3(config: PreTrainedConfig) -> Family:
+    """Gemma 3 with its vision tower, of which only the language model is used; it does not cap its logits."""
+    family = gemma3_text(config.get_text_config(), "model.language_model")
+    return replace(family, logits=None)

@@ -1,0 +1,131 @@
+"""Llama and what is built like it: norms before both parts, rotary positions, a gated MLP."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from ...domain import Component
+from ..projections import fused, normed_heads, normed_whole, separate
+from ..rotary import changed, first_half_for_pairs, rotary_module, rotate_halves, rotate_pairs, rotate_pairs_in_float32
+from .family import PARALLEL, Family, divided, multiplied, same_window, windows_by_kind
+
+
+def llama(config: PreTrainedConfig, **different: Any) -> Family:
+    """Llama: arXiv 2302.13971. `different` is what another family has otherwise."""
+    standard = Family(
+        embedding="model.embed_tokens",
+        blocks="model.layers",
+        attention_norm="input_layernorm",
+        attention="self_attn",
+        project=separate(),
+        output_projection="self_attn.o_proj",
+        mlp_norm="post_attention_layernorm",
+        down_projection="mlp.down_proj",
+        final_norm="model.norm",
+        neurons=int(config.intermediate_size),
+        rotary=rotary_module("model.rotary_emb"),
+        rotate=rotate_halves,
+    )
+    return replace(standard, **different)
+
+
+def mistral(config: PreTrainedConfig) -> Family:
+    """Mistral: arXiv 2310.06825."""
+    return llama(config, windows=same_window(config))
+
+
+def qwen2(config: PreTrainedConfig) -> Family:
+    """Qwen2: arXiv 2407.10671."""
+    return llama(config, windows=windows_by_kind(config))
+
+
+def qwen3(config: PreTrainedConfig) -> Family:
+    """Qwen3: arXiv 2505.09388."""
+    project = normed_heads(separate(), "q_norm", "k_norm")
+    return llama(config, project=project, windows=windows_by_kind(config))
+
+
+def olmo2(config: PreTrainedConfig) -> Family:
+    """OLMo 2: arXiv 2501.00656. Norms only after each part, and over all heads' queries and keys."""
+    return llama(
+        config,
+        project=normed_whole(separate(), "q_norm", "k_norm"),
+        attention_norm=None,
+        attention_post_norm="post_attention_layernorm",
+        mlp_norm=None,
+        mlp_post_norm="post_feedforward_layernorm",
+    )
+
+
+def phi3(config: PreTrainedConfig) -> Family:
+    """Phi-3 and Phi-4: arXiv 2404.14219."""
+    return llama(config, project=fused("qkv_proj"), windows=same_window(config))
+
+
+def glm(config: PreTrainedConfig) -> Family:
+    """GLM-4 of 2024: arXiv 2406.12793."""
+    rotary = changed(rotary_module("model.rotary_emb"), first_half_for_pairs)
+    return llama(config, rotary=rotary, rotate=rotate_pairs)
+
+
+def glm4(config: PreTrainedConfig) -> Family:
+    """GLM-4 of 2025: norms before and after each part."""
+    return replace(glm(config), attention_post_norm="post_self_attn_layernorm", mlp_post_norm="post_mlp_layernorm")
+
+
+def granite(config: PreTrainedConfig) -> Family:
+    """Granite 3: multipliers of the embeddings, the scores, what is added, and the logits."""
+    factor = float(config.embedding_multiplier)
+
+    def enter(_model: nn.Module, embeddings: Tensor, _positions: Tensor) -> Tensor:
+        return embeddings * factor
+
+    return llama(
+        config,
+        enter=enter,
+        residual_multiplier=float(config.residual_multiplier),
+        logits=divided(float(config.logits_scaling)),
+    )
+
+
+def cohere(config: PreTrainedConfig) -> Family:
+    """Command R: one norm for attention and the MLP, which run in parallel."""
+    project = separate()
+    return llama(
+        config,
+        project=normed_heads(project, "q_norm", "k_norm") if config.use_qk_norm else project,
+        mlp_norm="input_layernorm",
+        parallel=True,
+        rotate=rotate_pairs_in_float32,
+        logits=multiplied(float(config.logit_scale)),
+        unavailable={Component.RESIDUAL_MID: PARALLEL},
+    )
+
+
+def stablelm(config: PreTrainedConfig) -> Family:
+    """StableLM 2: arXiv 2402.17834; also the parallel StableLM alpha and 12B."""
+    project, parallel = separate(), bool(config.use_parallel_residual)
+    return llama(
+        config,
+        project=normed_heads(project, "q_layernorm", "k_layernorm") if config.qk_layernorm else project,
+        mlp_norm="input_layernorm" if parallel else "post_attention_layernorm",
+        parallel=parallel,
+        unavailable={Component.RESIDUAL_MID: PARALLEL} if parallel else {},
+    )
+
+
+def phi(config: PreTrainedConfig) -> Family:
+    """Phi-1 to Phi-2: arXiv 2309.05463. One norm for attention and the MLP, which run in parallel."""
+    project = separate()
+    return llama(
+        config,
+        project=normed_heads(project, "q_layernorm", "k_layernorm") if config.qk_layernorm else project,
+        output_projection="self_attn.dense",
+        mlp_norm="input_layernorm",
+        down_projection="mlp.fc2",
+        final_norm="model.final_layernorm",
+        parallel=True,
+        unavailable={Component.RESIDUAL_MID: PARALLEL},
+    )

@@ -1,0 +1,162 @@
+"""A tiny configuration of every family but the two that the whole suite runs on, with each family's traps in reach.
+
+Windows are shorter than the tests' prompts, head sizes are not the hidden size over the heads, and every multiplier
+differs from 1, so that leaving one out is seen.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import transformers
+from transformers import PreTrainedConfig
+
+Make = Callable[[int], PreTrainedConfig]
+
+COMMON = {
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+}
+WINDOW = 4
+KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+def make(name: str, **different: Any) -> Make:
+    """A configuration class, with what is given instead of the common values; None leaves a value out."""
+    fields = {key: value for key, value in {**COMMON, **different}.items() if value is not ...}
+    return lambda vocabulary: getattr(transformers, name)(vocab_size=vocabulary, **fields)
+
+
+def _gemma3(vocabulary: int) -> PreTrainedConfig:
+    text = {**COMMON, "vocab_size": vocabulary, **GEMMA3, "query_pre_attn_scalar": 24, "rope_parameters": ROPES}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return transformers.Gemma3Config(
+        text_config=text,
+        vision_config={**vision, "image_size": 8, "patch_size": 4},
+        mm_tokens_per_image=4,
+        image_token_index=vocabulary - 1,
+        boi_token_index=vocabulary - 2,
+        eoi_token_index=vocabulary - 3,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+    )
+
+
+GPT = {"intermediate_size": ..., "num_key_value_heads": ...}
+ROPES = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+}
+GEMMA3 = {"head_dim": 12, "sliding_window": WINDOW, "layer_types": KINDS}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.5],
+    "long_factor": [3.0, 6.0],
+    "original_max_position_embeddings": 8,
+    "partial_rotary_factor": 0.5,
+}
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+ARCHITECTURES: dict[str, Make] = {
+    "bloom": make("BloomConfig", **GPT, n_head=4, n_layer=3, num_attention_heads=..., num_hidden_layers=...),
+    "bloom-six-heads": make(
+        "BloomConfig", **GPT, hidden_size=36, n_head=6, n_layer=3, num_attention_heads=..., num_hidden_layers=...
+    ),
+    "cohere": make("CohereConfig", head_dim=12, use_qk_norm=False, logit_scale=0.7),
+    "cohere-normed": make("CohereConfig", use_qk_norm=True, logit_scale=2.0),
+    "falcon": make("FalconConfig", **GPT, multi_query=False, parallel_attn=False, bias=True),
+    "falcon-alibi": make("FalconConfig", **GPT, multi_query=True, alibi=True, bias=True),
+    "falcon-multi-query": make("FalconConfig", **GPT, multi_query=True, parallel_attn=True, bias=False),
+    "falcon-new": make("FalconConfig", **GPT, new_decoder_architecture=True, num_kv_heads=2, ffn_hidden_size=40),
+    "falcon-new-one-norm": make(
+        "FalconConfig", **GPT, new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1
+    ),
+    "gemma": make("GemmaConfig", head_dim=12, hidden_activation="gelu_pytorch_tanh"),
+    "gemma2": make(
+        "Gemma2Config",
+        **GEMMA3,
+        query_pre_attn_scalar=24,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3_text": make(
+        "Gemma3TextConfig", **GEMMA3, query_pre_attn_scalar=24, rope_parameters=ROPES, final_logit_softcapping=3.0
+    ),
+    "gemma3": _gemma3,
+    "glm": make("GlmConfig", head_dim=12, attention_bias=True),
+    "glm4": make("Glm4Config", head_dim=12, attention_bias=True),
+    "gpt_neo": make(
+        "GPTNeoConfig",
+        **GPT,
+        num_layers=3,
+        num_heads=4,
+        window_size=WINDOW,
+        attention_types=[[["global", "local", "local"], 1]],
+        num_hidden_layers=...,
+        num_attention_heads=...,
+    ),
+    "gpt_neox": make("GPTNeoXConfig", num_key_value_heads=..., use_parallel_residual=True, rotary_pct=0.5),
+    "gpt_neox-sequential": make("GPTNeoXConfig", num_key_value_heads=..., use_parallel_residual=False, rotary_pct=0.5),
+    "gpt_oss": make(
+        "GptOssConfig",
+        head_dim=12,
+        sliding_window=WINDOW,
+        layer_types=KINDS,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+    ),
+    "gptj": make(
+        "GPTJConfig",
+        **GPT,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=96,
+        rotary_dim=4,
+        hidden_size=...,
+        num_hidden_layers=...,
+        num_attention_heads=...,
+        max_position_embeddings=...,
+    ),
+    "granite": make(
+        "GraniteConfig",
+        embedding_multiplier=3.0,
+        residual_multiplier=0.3,
+        attention_multiplier=0.2,
+        logits_scaling=2.5,
+    ),
+    "mistral": make("MistralConfig", head_dim=12, sliding_window=WINDOW),
+    "mixtral": make("MixtralConfig", sliding_window=WINDOW, num_local_experts=5, num_experts_per_tok=2),
+    "olmo2": make("Olmo2Config"),
+    "opt": make(
+        "OPTConfig",
+        intermediate_size=...,
+        num_key_value_heads=...,
+        ffn_dim=40,
+        word_embed_proj_dim=32,
+        init_std=0.2,
+        initializer_range=...,
+    ),
+    "phi": make("PhiConfig", partial_rotary_factor=0.5),
+    "phi-normed": make("PhiConfig", partial_rotary_factor=0.5, qk_layernorm=True),
+    "phi3": make("Phi3Config", sliding_window=WINDOW, original_max_position_embeddings=96),
+    "phi3-longrope": make("Phi3Config", rope_parameters=LONG, original_max_position_embeddings=8),
+    "qwen2": make("Qwen2Config", use_sliding_window=True, sliding_window=WINDOW, layer_types=KINDS),
+    "qwen2_moe": make(
+        "Qwen2MoeConfig", **EXPERTS, shared_expert_intermediate_size=24, mlp_only_layers=[1], norm_topk_prob=False
+    ),
+    "qwen3": make("Qwen3Config", head_dim=12),
+    "qwen3_moe": make("Qwen3MoeConfig", **EXPERTS, head_dim=12, norm_topk_prob=True),
+    "stablelm": make("StableLmConfig", partial_rotary_factor=0.5, use_qkv_bias=True),
+    "stablelm-parallel": make(
+        "StableLmConfig", partial_rotary_factor=0.5, use_parallel_residual=True, qk_layernorm=True
+    ),
+}

@@ -1,0 +1,60 @@
+"""The examples of the ready-made questions, asked of the embedded model: each finds what it says that it looks for."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sonde
+import torch
+from sonde import questions
+from sonde_server.app import Server
+from sonde_server.config import Settings
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples" / "questions"
+
+FOUND: dict[str, tuple[str, ...]] = {
+    "steering": (r"unchanged: Paris", r"steered after block [67]: Rome"),
+    "directional_ablation": (r"Eiffel.* Paris\.?  becomes  (?!Paris)", r"Colosseum.* Rome\.?  becomes  Rome"),
+    "activation_patching": (r"layer 0, head 1: brings back 0\.9",),
+    "attention_knockout": (r"without the subject .*-\d+\.\d %", r"around block"),
+    "mean_ablation": (r"mean of layer 0, head 1: -",),
+    "logit_attribution": (r"mlp 0 +\+",),
+    "logit_lens": (r" 8 .* Paris\n", r" 7 .* Paris\n"),
+    "patchscopes": (r"unchanged: .* Paris", r"block 0 of the source: .* Rome", r"block 6 of the source: .* Rome"),
+    "average_trace": (r"4 of 4 prompts", r"last subject token +4  \+0\.[789]", r"last token .*\+0\.[89]\d\n"),
+}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[sonde.Client]:
+    torch.set_num_threads(1)
+    with Server(Settings(port=0, device="cpu")) as server, sonde.Client(server.address) as client:
+        yield client
+
+
+def test_every_example_is_run() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(FOUND)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_an_example_finds_what_it_looks_for(
+    name: str, client: sonde.Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.ask(client)
+    output = capsys.readouterr().out
+    for pattern in FOUND[name]:
+        assert re.search(pattern, output), f"{pattern} is not in\n{output}"
+
+
+def test_every_question_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    functions = [name for name in questions.__all__ if name.islower()]
+    assert [name for name in functions if f"`{name}" not in readme] == []

@@ -1,0 +1,214 @@
+"""Every architecture over the wire, against the oracle and against plain transformers.
+
+The whole suite runs on GPT-2 and Llama. Here every other family, in each of its variants, is asked the same kinds of
+questions once: every component edited and read, a sweep, a causal trace, the lens, gradients, prompts of several
+lengths at once.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from sonde.v1 import inspection_pb2 as pb
+
+from tests import oracle, rome, wire
+from tests.architectures import ARCHITECTURES
+from tests.conftest import DEADLINE, Host, Hosts
+from tests.generating import continued_logits
+from tests.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Site, Sweep, Target
+from tests.tolerance import assert_close
+
+IDS = [5, 130, 77, 301, 9, 260, 41]
+SOURCES = [[8, 131, 70, 12, 299, 261, 40], [17, 18, 250, 305, 61, 2, 99, 101, 307]]
+LONGER = [17, 18, 250, 305, 61, 2, 99, 101, 307, 44, 46]
+TARGETS = [Target(41), Target(200, contrast=12)]
+LAYER = 1
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    """A server of its own for each architecture, gone when the next one comes."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as directory:
+        hosts = Hosts(Path(directory))
+        with hosts.stack:
+            yield hosts[request.param]
+
+
+def edits(host: Host) -> list[list[Edit]]:
+    """Each component scaled, set, patched and, where scores are, cut; each a run of its own."""
+    plan = []
+    for component in host.oracle.components:
+        layers = () if component in UNLAYERED else (LAYER,)
+        site = Site(component, layers, (0,), (2, -1))
+        shape = (*host.oracle.selection(site, len(IDS))[0].shape, *host.oracle.shape(component, len(IDS))[2:])
+        values = np.random.RandomState(3).randn(*shape).astype(np.float32)
+        operations: list[oracle.Operation] = [oracle.Scale(-0.5), oracle.Set(values), oracle.Patch((0,))]
+        operations += [oracle.Knockout((0, 2))] if component == "ATTENTION_SCORES" else [oracle.Patch((1,))]
+        if component in UNIT_FIRST:
+            # Scores and patterns of a prompt of another length do not fit.
+            operations = [one for one in operations if one != oracle.Patch((1,))]
+        plan += [[Edit(site, operation)] for operation in operations]
+    return plan
+
+
+def test_the_logits_are_those_of_the_plain_model(host: Host) -> None:
+    for ids in (IDS, LONGER, [7]):
+        with torch.no_grad():
+            plain = host.oracle.model(torch.tensor([ids]), use_cache=False).logits[0]
+        sites = pb.Activations(sites=[wire.site(Site("LOGITS"))])
+        answer = host.trace(pb.TraceRequest(prompt=wire.prompt(ids), activations=sites))
+        assert_close(answer.activations[-1, 0, 0], plain.numpy())
+
+
+def test_every_activation(host: Host) -> None:
+    wanted = [Site(component) for component in host.oracle.components]
+    sites = pb.Activations(sites=[wire.site(one) for one in wanted])
+    for ids in (IDS, LONGER):
+        answer = host.trace(pb.TraceRequest(prompt=wire.prompt(ids), activations=sites))
+        expected = host.oracle.run(ids).values
+        for (_, number, layer), values in answer.activations.items():
+            component = wanted[number].component
+            assert_close(values, expected[component, layer].numpy(), f"{component} {layer}")
+
+
+def test_the_parts_add_up(host: Host) -> None:
+    wanted = [Site(name) for name in ("RESIDUAL_PRE", "ATTENTION_OUT", "MLP_OUT", "RESIDUAL_POST", "HEAD_OUT")]
+    wanted += [Site("VALUE"), Site("ATTENTION_PATTERN")]
+    sites = pb.Activations(sites=[wire.site(one) for one in wanted])
+    answer = host.trace(pb.TraceRequest(prompt=wire.prompt(IDS), activations=sites))
+    for layer in range(host.oracle.layers):
+        before, attention, mlp, after, mixed, value, pattern = (
+            answer.activations[-1, number, layer] for number in range(len(wanted))
+        )
+        assert_close(after, before + attention + mlp)
+        group = host.oracle.heads // host.oracle.key_value_heads
+        assert_close(mixed, np.einsum("hqk,khd->qhd", pattern, value.repeat(group, 1)))
+        if host.family == "gpt_oss":
+            # Its sinks take a share of the weight.
+            assert (pattern.sum(-1) < 0.999).all()
+        else:
+            assert_close(pattern.sum(-1), np.ones(pattern.shape[:2]))
+
+
+def test_every_component_edited(host: Host) -> None:
+    plan = edits(host)
+    answer = host.intervene(wire.intervene(IDS, plan, TARGETS, SOURCES, kl_divergence=True))
+    runs = [host.oracle.run(IDS, run, SOURCES) for run in plan]
+    predictions = [host.oracle.predict(run.logits[-1], TARGETS) for run in runs]
+    unchanged = host.oracle.run(IDS).logits[-1]
+    kl = [host.oracle.kl_divergence(unchanged, run.logits[-1]) for run in runs]
+    assert_close(answer.columns["log_probabilities"], [one.log_probabilities for one in predictions])
+    assert_close(answer.columns["logits"], [one.logits for one in predictions])
+    assert_close(answer.columns["kl_divergences"], kl)
+    assert_close(answer.columns["edit_norms"], [run.norms for run in runs])
+    moved = np.array([run.norms[0] for run in runs])
+    assert (moved > 0).all()
+
+
+@pytest.mark.parametrize("component", ["HEAD_OUT", "KEY", "MLP_OUT"])
+def test_a_sweep(host: Host, component: str) -> None:
+    sweep = Sweep(Edit(Site(component, (0, 2), (), (1, -1)), oracle.Patch((0,))), layer_window=2)
+    answer = host.intervene(wire.intervene(IDS, sweep, TARGETS, SOURCES))
+    runs = [host.oracle.run(IDS, run, SOURCES) for run in host.oracle.expand(sweep, len(IDS))]
+    expected = [host.oracle.predict(run.logits[-1], TARGETS).log_probabilities for run in runs]
+    assert_close(answer.columns["log_probabilities"], expected)
+
+
+def test_a_causal_trace(host: Host) -> None:
+    method = pb.CausalTracing(
+        subject_positions=pb.PositionList(positions=[2, 3]),
+        gaussian=pb.CausalTracing.Gaussian(samples=2),
+        components=[wire.component(name) for name in rome.DEFAULT_COMPONENTS],
+        layers=[0, 2],
+        positions=[2, 5],
+        window=2,
+    )
+    targets = [wire.target(one) for one in TARGETS]
+    answer = host.trace(pb.TraceRequest(prompt=wire.prompt(IDS), targets=targets, causal_tracing=method))
+    corruption, deviation = rome.gaussian(host.oracle.model, [2, 3], samples=2)
+    assert answer.corruption is not None
+    assert_close(answer.corruption.noise_deviation, deviation)
+    for component in rome.DEFAULT_COMPONENTS:
+        expected = rome.grid(
+            host.oracle.model, IDS, corruption, TARGETS, component, [0, 2], [2, 5], window=2
+        ).probabilities.mean(-1)
+        assert_close(answer.grid(component, "probabilities", [0, 2], [2, 5]), expected, component)
+
+
+def test_the_lens_and_gradients(host: Host) -> None:
+    method = pb.TokenProbability(gradient_norms=True, metric=pb.METRIC_LOG_PROBABILITY)
+    targets = [wire.target(one) for one in TARGETS]
+    columns = host.trace(pb.TraceRequest(prompt=wire.prompt(IDS), targets=targets, token_probability=method)).columns
+    lens = host.oracle.lens(IDS, TARGETS)
+    assert_close(columns["log_probabilities"], lens.log_probabilities)
+    assert_close(columns["logits"], lens.logits)
+    assert_close(columns["kl_divergences"], lens.kl_divergences)
+    assert_close(columns["gradient_norms"], host.oracle.gradient_norms(IDS, TARGETS, metric="LOG_PROBABILITY"))
+
+
+def test_company_of_other_lengths_changes_nothing(host: Host) -> None:
+    prompts = [IDS, LONGER, IDS[:3], LONGER[:9], IDS[:1]]
+    plan = Sweep(Edit(Site("MLP_OUT"), oracle.Scale(0.0)))
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        company = list(pool.map(host.intervene, [wire.intervene(ids, plan, TARGETS) for ids in prompts]))
+    for ids, answer in zip(prompts, company, strict=True):
+        runs = [host.oracle.run(ids, run) for run in host.oracle.expand(plan, len(ids))]
+        expected = [host.oracle.predict(run.logits[-1], TARGETS).log_probabilities for run in runs]
+        assert_close(answer.columns["log_probabilities"], expected)
+
+
+def test_what_a_model_does_not_have_is_said_and_refused(host: Host) -> None:
+    told = {pb.Component.Name(one.component): one for one in host.model_info().stacks[0].components}
+    for component in COMPONENTS:
+        support = told[f"COMPONENT_{component}"]
+        assert support.available == (component in host.oracle.components), component
+        assert bool(support.reason) != support.available
+        if not support.available:
+            edit = Edit(Site(component, (LAYER,), positions=(2,)), oracle.Scale(0.5))
+            refused = wire.refusal(host.stub.Intervene(wire.intervene(IDS, [[edit]], TARGETS), timeout=DEADLINE))
+            assert refused.code == grpc.StatusCode.UNIMPLEMENTED
+            assert support.reason in refused.message
+
+
+def test_the_attention_that_was_used_is_told(host: Host) -> None:
+    explicit = host.family in ("gemma2", "gpt_oss")
+    plain = host.trace(pb.TraceRequest(prompt=wire.prompt(IDS)))
+    assert plain.context.provenance.attention == ("eager" if explicit else "sdpa")
+    assert host.model_info().provenance.attention == ("eager" if explicit else "sdpa")
+    scores = pb.Activations(sites=[wire.site(Site("ATTENTION_SCORES", (0,)))])
+    asked = host.trace(pb.TraceRequest(prompt=wire.prompt(IDS), activations=scores))
+    assert asked.context.provenance.attention == "eager"
+
+
+def test_the_text_goes_on_as_recomputed_in_full(host: Host) -> None:
+    """Sliding windows, biases by distance, capped scores: all over the cache, every component edited as it goes on."""
+    plan = [
+        [Edit(Site(name, () if name in UNLAYERED else (LAYER,), from_position=first), oracle.Scale(-0.5))]
+        for name in host.oracle.components
+        for first in (2, len(LONGER) + 1)
+    ]
+    plan.append([Edit(Site("RESIDUAL_POST", (LAYER,), positions=(3,)), oracle.Scale(-2.0))])
+    generation = pb.Generation(max_new_tokens=8, ignore_end_token=True)
+    answer = host.intervene(wire.intervene(LONGER, plan, TARGETS, generation=generation))
+    for run, edited in enumerate([*plan, []]):
+        tokens = answer.said[run if edited else -1].tokens
+        logits = continued_logits(host.oracle, LONGER, tokens[:-1], edited).double().numpy()
+        for token, row in zip(tokens, logits, strict=True):
+            assert row[token] >= row.max() - 1e-4 * max(1.0, np.abs(row).max())
+
+
+def test_a_text_that_would_be_turned_otherwise_is_refused(host: Host) -> None:
+    plan = [[Edit(Site("RESIDUAL_POST", (LAYER,)), oracle.Scale(1.0))]]
+    request = wire.intervene(IDS, plan, TARGETS, generation=pb.Generation(max_new_tokens=4))
+    if host.family == "phi3-longrope":
+        found = wire.refusal(host.stub.Intervene(request, timeout=DEADLINE))
+        assert found.code is grpc.StatusCode.UNIMPLEMENTED
+        assert "at most 2" in found.message
+    else:
+        assert host.intervene(request).said[0].tokens

@@ -1,0 +1,155 @@
+"""Servers that are told to stop, or are killed, while somebody asks; and clients that try again."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sonde
+
+from tests.models import save_model
+
+ROOT = Path(__file__).parent.parent
+PROMPT = [5, 130, 77, 301, 9, 260, 41] * 8
+PLAN = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), layers=[0, 1])
+"""Thousands of runs, over dozens of batches."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model("llama", tmp_path_factory.mktemp("shutdown") / "llama")
+
+
+def free_port() -> int:
+    """A port that is free now; a restarted server has to come back to the same one."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@contextmanager
+def running(model: Path, port: int, *flags: str) -> Iterator["subprocess.Popen[str]"]:
+    path = os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])
+    where = ("--model", str(model), "--port", str(port), "--device", "cpu")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sonde_server.cli", *where, *flags],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    with closing(process.stderr):
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def in_mid_stream(client: sonde.Client, action: "list[float]", at: threading.Event) -> sonde.SondeError | None:
+    """Runs the sweep; `at` is set once a part of it has come. Returns how it failed."""
+
+    def progress(done: int, total: int) -> None:
+        action.append(done / total)
+        at.set()
+
+    try:
+        client.intervene(PROMPT, PLAN, targets=[41], progress=progress)
+    except sonde.SondeError as error:
+        return error
+    return None
+
+
+class Asking(threading.Thread):
+    """Asks for the sweep, and keeps how it ended."""
+
+    def __init__(self, client: sonde.Client) -> None:
+        super().__init__()
+        self.client = client
+        self.begun = threading.Event()
+        self.progress: list[float] = []
+        self.error: sonde.SondeError | None = None
+        self.start()
+
+    def run(self) -> None:
+        self.error = in_mid_stream(self.client, self.progress, self.begun)
+        self.begun.set()
+
+
+def small(client: sonde.Client) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+    plan = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), layers=[2], positions=[-1])
+    return client.intervene(PROMPT, plan, targets=[41]).log_probabilities
+
+
+def patiently(client: sonde.Client) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+    """What a caller does who minds `retryable`."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            return small(client)
+        except sonde.SondeError as error:
+            if not error.retryable:
+                raise
+    raise TimeoutError
+
+
+def test_a_kill_in_mid_stream_is_an_error_to_try_again_after(model: Path) -> None:
+    port = free_port()
+    with sonde.Client(f"127.0.0.1:{port}", timeout=60) as client:
+        with running(model, port) as process:
+            client.wait_until_serving()
+            before = small(client)
+            asking = Asking(client)
+            assert asking.begun.wait(60)
+            assert asking.error is None
+            process.kill()
+            asking.join(30)
+            assert isinstance(asking.error, sonde.NotServing)
+            assert asking.error.retryable
+            assert 0 < max(asking.progress) < 1
+        with running(model, port):
+            # Each call is four attempts; by themselves they reach a server that is back within seconds.
+            np.testing.assert_array_equal(patiently(client), before)
+
+
+def test_a_call_that_outlasts_the_grace_period_is_ended(model: Path) -> None:
+    port = free_port()
+    with running(model, port, "--grace", "0.2") as process, sonde.Client(f"127.0.0.1:{port}", timeout=60) as client:
+        client.wait_until_serving()
+        asking = Asking(client)
+        assert asking.begun.wait(60)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert time.monotonic() - began < 10
+        asking.join(30)
+        assert isinstance(asking.error, sonde.NotServing | sonde.Cancelled)
+        assert 0 < max(asking.progress) < 1
+
+
+def test_a_call_that_ends_within_the_grace_period_is_finished(model: Path) -> None:
+    port = free_port()
+    with running(model, port, "--grace", "60") as process, sonde.Client(f"127.0.0.1:{port}", timeout=60) as client:
+        client.wait_until_serving()
+        asking = Asking(client)
+        assert asking.begun.wait(60)
+        process.send_signal(signal.SIGTERM)
+        process_ends = time.monotonic() + 60
+        refused: sonde.SondeError | None = None
+        while refused is None and time.monotonic() < process_ends:
+            with sonde.Client(f"127.0.0.1:{port}", timeout=20) as another:
+                try:
+                    another.trace([5, 6])
+                except sonde.NotServing as error:
+                    refused = error
+        assert refused is not None
+        asking.join(60)
+        assert asking.error is None
+        assert max(asking.progress) == 1
+        assert process.wait(30) == 0
