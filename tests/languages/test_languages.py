@@ -35,7 +35,7 @@ def go(workshop: Workshop) -> Program:
 def cpp(workshop: Workshop) -> Program:
     need("make", "g++", "pkg-config", "protoc", "grpc_cpp_plugin")
     # The package that the Makefile would fetch is one that Sonde itself depends on.
-    workshop.build(["make", f"GOOGLEAPIS={Path(error_details_pb2.__file__).parents[2]}"])
+    workshop.build(["make", "--jobs=2", "CXXFLAGS=-O0", f"GOOGLEAPIS={Path(error_details_pb2.__file__).parents[2]}"])
     return lambda part, address: ["build/sonde-example", address, part]
 
 
