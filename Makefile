@@ -22,7 +22,7 @@ TYPED_SCRIPTS := proto/generate.py proto/check.py
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: help demo serve test soak check format-check lint types contract drift bench bench-gpu proto format clean
+.PHONY: help demo serve test test-languages soak check format-check lint types contract drift bench bench-gpu proto format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ test: check ## Everything that must hold: format, lint, types, contract, drift, 
 
 soak: $(VENV)/.installed-dev ## The long proofs, half an hour and more; shorter as in `make soak ARGS="--requests 5000 --minutes 1 --kills 3"`.
 	@PYTHONPATH=.:client:server OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
+
+test-languages: $(VENV)/.installed-dev ## Build the examples in other languages and hold them to the same numbers.
+	@tests/languages/install.sh
+	@$(BIN)/python -m pytest tests/languages $(PYTEST_ARGS)
 
 check: format-check lint types contract drift ## All of `make test` but the tests.
 

@@ -1,0 +1,27 @@
+//go:build !modules
+// +build !modules
+
+package main
+
+// Debian's gRPC 1.33 marshals with an older protobuf library than the stubs are made for. This codec takes its place;
+// with gRPC as a module it is not needed: go build -tags modules.
+
+import (
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // so that it registers before the one here
+	"google.golang.org/protobuf/proto"
+)
+
+type codec struct{}
+
+func (codec) Marshal(message interface{}) ([]byte, error) {
+	return proto.Marshal(message.(proto.Message))
+}
+
+func (codec) Unmarshal(data []byte, message interface{}) error {
+	return proto.Unmarshal(data, message.(proto.Message))
+}
+
+func (codec) Name() string { return "proto" }
+
+func init() { encoding.RegisterCodec(codec{}) }

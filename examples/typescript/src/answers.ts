@@ -1,0 +1,99 @@
+// Answers come in slices that say where they belong. Here they are put together.
+import {
+  type InterveneResponse,
+  type Readings,
+  type RestorationGrid,
+  type RunContext,
+  type Tensor,
+  type TraceResponse,
+} from "../gen/sonde/v1/inspection_pb.js";
+import { numbers } from "./tensors.js";
+
+/** The grid of one component: a probability by position and layer, of one target. */
+export class Grid {
+  readonly #cells = new Map<string, number>();
+  readonly #positions = new Set<number>();
+  readonly #layers = new Set<number>();
+
+  put(slice: RestorationGrid): void {
+    const values = numbers(slice.probabilities);
+    slice.positions.forEach((position, row) => {
+      slice.layers.forEach((layer, column) => {
+        this.#positions.add(position);
+        this.#layers.add(layer);
+        this.#cells.set(`${position} ${layer}`, values[row * slice.layers.length + column]!);
+      });
+    });
+  }
+
+  /** Every cell, layer by layer within position by position. */
+  *cells(): Generator<{ position: number; layer: number; probability: number }> {
+    const ascending = (one: number, other: number) => one - other;
+    for (const position of [...this.#positions].sort(ascending)) {
+      for (const layer of [...this.#layers].sort(ascending)) {
+        yield { position, layer, probability: this.#cells.get(`${position} ${layer}`)! };
+      }
+    }
+  }
+}
+
+/** A causal trace. */
+export class Traced {
+  context: RunContext | undefined;
+  corrupted: number[] = [];
+  noiseDeviation = 0;
+  readonly grids = new Map<number, Grid>();
+
+  put(message: TraceResponse): void {
+    this.context ??= message.context;
+    if (message.corruption !== undefined) {
+      this.corrupted = message.corruption.probabilities;
+      this.noiseDeviation = message.corruption.noiseDeviation;
+    }
+    for (const slice of message.grids) {
+      if (!this.grids.has(slice.component)) this.grids.set(slice.component, new Grid());
+      this.grids.get(slice.component)!.put(slice);
+    }
+  }
+}
+
+const COLUMNS = [
+  "logProbabilities",
+  "logits",
+  "klDivergences",
+  "topTokenIds",
+  "topLogProbabilities",
+  "editNorms",
+] as const satisfies readonly (keyof Readings)[];
+
+/** The columns of an intervention, row by row, as far as they have come. */
+export class Changed {
+  context: RunContext | undefined;
+  readonly columns = new Map<(typeof COLUMNS)[number], number[]>();
+  readonly activations = new Map<string, { run: number; values: number[] }>();
+  arrived = 0;
+
+  put(message: InterveneResponse): void {
+    this.context ??= message.context;
+    const readings = message.readings;
+    if (readings !== undefined) {
+      for (const name of COLUMNS) this.#putRows(name, readings[name], readings);
+      this.arrived += readings.count;
+    }
+    for (const slice of message.activations) {
+      const key = `${slice.run} ${slice.site} ${slice.layer}`;
+      const whole = this.activations.get(key) ?? { run: slice.run, values: [] };
+      numbers(slice.values).forEach((value, index) => (whole.values[Number(slice.offset) + index] = value));
+      this.activations.set(key, whole);
+    }
+  }
+
+  #putRows(name: (typeof COLUMNS)[number], tensor: Tensor | undefined, { offset, count }: Readings): void {
+    if (tensor === undefined) return;
+    const column = this.columns.get(name) ?? [];
+    const values = numbers(tensor);
+    const width = values.length / count;
+    values.forEach((value, index) => (column[offset * width + index] = value));
+    this.columns.set(name, column);
+  }
+}

@@ -1,0 +1,121 @@
+// What this example asks.
+import { create } from "@bufbuild/protobuf";
+import {
+  type Axis,
+  Component,
+  type InterveneRequest,
+  InterveneRequestSchema,
+  type TraceRequest,
+  TraceRequestSchema,
+} from "../gen/sonde/v1/inspection_pb.js";
+import { float32 } from "./tensors.js";
+
+export const SUBJECT = "The Eiffel Tower";
+export const PROMPT = `${SUBJECT} is in the city of`;
+
+/** Where the model keeps what it knows of the subject. Each of the three components gives a grid. */
+export function causalTrace(samples: number, seed: bigint): TraceRequest {
+  return create(TraceRequestSchema, {
+    prompt: { input: { case: "text", value: PROMPT } },
+    targets: [{ token: { case: "text", value: " Paris" } }],
+    method: {
+      case: "causalTracing",
+      value: {
+        subject: { case: "subjectText", value: SUBJECT },
+        window: 3,
+        corruption: { case: "gaussian", value: { samples, seed } },
+      },
+    },
+  });
+}
+
+/** What each head, or each neuron, is worth: it is set to zero, at each position or at all of them together. */
+export function ablations(component: Component, layers: number[], together: Axis[]): InterveneRequest {
+  return create(InterveneRequestSchema, {
+    prompt: { input: { case: "text", value: PROMPT } },
+    plan: {
+      case: "sweep",
+      value: { edit: { site: { component, layers }, operation: { case: "scale", value: 0 } }, together },
+    },
+    readout: {
+      targets: [
+        { token: { case: "text", value: " Paris" }, contrast: { case: "contrastText", value: " Rome" } },
+      ],
+      position: -1,
+      topK: 3,
+      klDivergence: true,
+    },
+  });
+}
+
+/** A layer and a neuron that the model does not have. */
+export function wrong(): InterveneRequest {
+  return create(InterveneRequestSchema, {
+    prompt: { input: { case: "text", value: PROMPT } },
+    plan: {
+      case: "list",
+      value: {
+        interventions: [
+          {
+            edits: [
+              {
+                site: { component: Component.NEURON, layers: [99], units: [-1] },
+                operation: { case: "scale", value: 0 },
+              },
+            ],
+          },
+        ],
+      },
+    },
+  });
+}
+
+/** Three runs of their own: a direction added, one number set, and noise together with a knockout. */
+export function edits(hiddenSize: number): InterveneRequest {
+  const direction = Array.from({ length: hiddenSize }, (_, index) => ((index % 7) - 3) / 8);
+  return create(InterveneRequestSchema, {
+    prompt: { input: { case: "tokenIds", value: { ids: [10, 11, 12, 13, 14, 15] } } },
+    plan: {
+      case: "list",
+      value: {
+        interventions: [
+          {
+            edits: [
+              {
+                site: { component: Component.RESIDUAL_POST, layers: [0], fromPosition: 0 },
+                operation: { case: "add", value: float32(direction, [hiddenSize]) },
+              },
+            ],
+          },
+          {
+            edits: [
+              {
+                site: { component: Component.HEAD_OUT, layers: [4], units: [0], positions: [-1] },
+                operation: { case: "set", value: float32([0.25], []) },
+              },
+            ],
+          },
+          {
+            edits: [
+              {
+                site: { component: Component.TOKEN_EMBEDDING, positions: [1] },
+                operation: { case: "noise", value: { standardDeviation: 0.5, seed: 0n } },
+              },
+              {
+                site: { component: Component.ATTENTION_SCORES, layers: [1, 2], positions: [-1] },
+                operation: { case: "knockout", value: { keyPositions: [0] } },
+              },
+            ],
+          },
+        ],
+      },
+    },
+    readout: {
+      targets: [
+        { token: { case: "id", value: 0 } },
+        { token: { case: "id", value: 20 }, contrast: { case: "contrastId", value: 0 } },
+      ],
+      activations: [{ component: Component.NEURON, layers: [7], positions: [-1] }],
+    },
+  });
+}
