@@ -62,14 +62,20 @@ class Client:
         Raises:
             InvalidSettings: if these contradict each other.
         """
-        self._connection = Connection.of(address, token, tls, timeout)
-        credentials, options = self._connection.credentials(), self._connection.options
-        self._channel = (
-            grpc.insecure_channel(self._connection.address, options)
+        connection = Connection.of(address, token, tls, timeout)
+        credentials, options = connection.credentials(), connection.options
+        self._attach(
+            connection,
+            grpc.insecure_channel(connection.address, options)
             if credentials is None
-            else grpc.secure_channel(self._connection.address, credentials, options)
+            else grpc.secure_channel(connection.address, credentials, options),
         )
-        self._stub = InspectionServiceStub(self._channel)
+
+    def _attach(self, connection: Connection, channel: grpc.Channel) -> None:
+        """Ask over this channel; whoever brings another kind of channel begins here."""
+        self._connection = connection
+        self._channel = channel
+        self._stub = InspectionServiceStub(channel)
         self._model: Model | None = None
         self._closed = False
 

@@ -19,6 +19,7 @@ from .service import Hosted, InspectionServicer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .in_process.channel import Endpoint
     from .model.loading import LoadedModel
     from .scheduler import Scheduler
 
@@ -40,10 +41,11 @@ class Server:
         self.settings = settings
         self._health = health.HealthServicer()
         self._servicer = InspectionServicer()
+        self._interceptors: list[grpc.ServerInterceptor] = [ErrorGuard(f"/{SERVICE}/")]
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="sonde-call")
         self._grpc = grpc.server(
             self._pool,
-            interceptors=[ErrorGuard(f"/{SERVICE}/")],
+            interceptors=self._interceptors,
             # Two servers on one port would share its calls unnoticed.
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", LARGEST_REQUEST)],
         )
@@ -58,6 +60,13 @@ class Server:
         if self._port is None:
             raise RuntimeError("the server does not listen yet")
         return _join(self.settings.host, self._port)
+
+    @property
+    def endpoint(self) -> "Endpoint":
+        """Where its own process asks, without a socket; it need not listen for that."""
+        from .in_process.channel import Endpoint
+
+        return Endpoint(self._servicer, self._interceptors)
 
     @property
     def model(self) -> "PreTrainedModel":
