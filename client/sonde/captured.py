@@ -30,6 +30,10 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
         """The axes of an array with their labels."""
         return self._arrays[self._find(key)][0]
 
+    def component(self, key: "int | ComponentName") -> ComponentName:
+        """The component that an array was read at."""
+        return self._sites[self._find(key)].component
+
     def _find(self, key: "int | ComponentName") -> int:
         if isinstance(key, int):
             if not 0 <= key < len(self._arrays):
@@ -47,6 +51,11 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+    def _repr_html_(self) -> str:
+        from sonde import display, notebook
+
+        return display.page(notebook.captured_table(self))
 
     def __repr__(self) -> str:
         parts = [

@@ -7,7 +7,7 @@ import numpy as np
 
 from sonde.arrays import Floats
 from sonde.captured import Captured
-from sonde.display import ranking_html
+from sonde.display import page, ranking_html
 from sonde.names import FinishReason
 
 
@@ -87,7 +87,7 @@ class Prediction:
         return f"{type(self).__name__}({targets})"
 
     def _repr_html_(self) -> str:
-        return ranking_html("prediction", self.top_tokens)
+        return page(ranking_html("what comes next", self.top_tokens))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

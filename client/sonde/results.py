@@ -67,6 +67,11 @@ class Result:
             raise ValueError(message)
         return self._clean
 
+    def _repr_html_(self) -> str:
+        from sonde import notebook
+
+        return notebook.html(self)
+
     def token_labels(self, positions: Sequence[int] | None = None) -> tuple[str, ...]:
         """The prompt's tokens as axis labels."""
         chosen = range(len(self.tokens)) if positions is None else positions

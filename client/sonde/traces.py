@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from sonde.arrays import Axes, Booleans, Floats, Integers, Label, data_frame, largest, long_form, visible
 from sonde.captured import Captured
-from sonde.display import heatmap_html, html_table, ranking_html
 from sonde.names import ComponentName
 from sonde.predictions import TokenPrediction
 from sonde.results import Result
@@ -39,11 +38,6 @@ class TraceResult(Result):
 
     def _summary(self) -> str:
         return ""
-
-    def _repr_html_(self) -> str | None:
-        if self._clean is None:
-            return html_table(repr(self), ["runs", "token layers"], [[self.cost.runs, self.cost.token_layers]])
-        return ranking_html("prediction", self._clean.top_tokens)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,17 +118,6 @@ class TokenProbabilityResult(TraceResult):
             probability, rank = float(self.probabilities[index, target]), int(self.ranks[index, target])
             table.append([depth, probability, rank, repr(visible(top[0].text)) if top else ""])
         return table
-
-    def _repr_png_(self) -> bytes | None:
-        from sonde import plotting
-
-        return None if self.dry_run else plotting.png(lambda: plotting.lens(self))
-
-    def _repr_html_(self) -> str | None:
-        if self.dry_run:
-            return super()._repr_html_()
-        header = ["depth", f"p({self.targets[0].text})", "rank", "top token"]
-        return html_table("read after each block", header, self.rows())
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,24 +233,6 @@ class CausalTracingResult(TraceResult):
         grids = (f"{name} {' x '.join(map(str, values.shape[:2]))}" for name, values in self.restored.items())
         return f", corrupted {float(self.corrupted[0]):.4g}, {', '.join(grids)}"
 
-    def _repr_png_(self) -> bytes | None:
-        from sonde import plotting
-
-        return None if self.dry_run else plotting.png(lambda: plotting.causal_tracing(self))
-
-    def _repr_html_(self) -> str | None:
-        if self.dry_run:
-            return super()._repr_html_()
-        return "".join(
-            heatmap_html(
-                f"{name}: p({self.targets[0].text}) restored",
-                self.row_labels(name),
-                [str(layer) for layer in self.axes[name]["layer"]],
-                values[..., 0].tolist(),
-            )
-            for name, values in self.restored.items()
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class VerifiedEffect:
@@ -309,11 +274,6 @@ class AttributionPatchingResult(TraceResult):
 
     def _summary(self) -> str:
         return "".join(f", {name} {' x '.join(map(str, e.shape[:-1]))}" for name, e in self.estimates.items())
-
-    def _repr_png_(self) -> bytes | None:
-        from sonde import plotting
-
-        return None if self.dry_run else plotting.png(lambda: plotting.attributions(self))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
