@@ -15,7 +15,7 @@ import numpy as np
 from sonde.arrays import Floats, visible
 from sonde.style import STYLE, sorting
 
-MOST_CELLS: Final = (40, 64)
+MOST_CELLS: Final = (40, 48)
 """Rows and columns of a heat map. A larger one shows the strongest of several entries in each cell."""
 _CELL: Final = 18
 _CHARACTER: Final = 6.7
@@ -142,7 +142,8 @@ def heatmap(
     span = max(peak - base, 1e-12)
     labels = [_short(name) for name in row_names]
     left = 8 + _CHARACTER * max((len(label) for label in labels), default=0)
-    width, height = left + _CELL * grid.shape[1] + 74, _CELL * grid.shape[0] + 42
+    numbers = max(len(_number(base)), len(_number(base + span))) + (low is None)
+    width, height = left + _CELL * grid.shape[1] + 28 + _CHARACTER * numbers, _CELL * grid.shape[0] + 42
     parts = [
         f'<text x="{left - 6:.0f}" y="{_CELL * i + 13}" text-anchor="end">{html.escape(label)}</text>'
         for i, label in enumerate(labels)
@@ -154,6 +155,8 @@ def heatmap(
             place = f'x="{left + _CELL * j:.0f}" y="{_CELL * i}" width="{_CELL}" height="{_CELL}"'
             parts.append(f"<rect {place} {shade}><title>{said}</title></rect>")
     bottom = _CELL * grid.shape[0]
+    size = f'width="{_CELL * grid.shape[1]}" height="{bottom}"'
+    parts.append(f'<rect class="frame" x="{left:.0f}" y="0" {size}/>')
     step = _step(column_names)
     parts += [
         f'<text x="{left + _CELL * (j + 0.5):.0f}" y="{bottom + 14}" text-anchor="middle" class="faint">'

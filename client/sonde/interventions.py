@@ -160,6 +160,10 @@ class InterventionResult(Result):
             for (run,) in largest(effects, count)
         ]
 
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """`axes` and `log_probabilities`, which `np.asarray(result)` gives."""
+        return self.axes, self.log_probabilities
+
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per run and target (needs pandas)."""
         columns: dict[str, npt.NDArray[np.generic]] = {

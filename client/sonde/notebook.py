@@ -206,7 +206,7 @@ def _cost(result: Result) -> str:
 
 def _made(result: Result) -> str:
     made = result.provenance
-    revision = f" at {made.revision[:12]}" if made.revision else ""
+    revision = f" at {made.revision.removeprefix('sha256:')[:12]}" if made.revision else ""
     return note(f"{made.model}{revision}, {made.dtype} on {made.device}, Sonde {made.server_version}")
 
 

@@ -2,13 +2,17 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sonde.arrays import Floats
+from sonde.arrays import Floats, data_frame
 from sonde.captured import Captured
 from sonde.display import page, ranking_html
 from sonde.names import FinishReason
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,18 @@ class Prediction:
             message = f"the answer has the top {len(self.top_tokens)}; ask with top_k={count} for more"
             raise ValueError(message)
         return list(self.top_tokens[:count])
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """The most probable tokens, a row each (needs pandas)."""
+        ranked = self.top_tokens
+        return data_frame(
+            {
+                "token": [token.text for token in ranked],
+                "id": [token.id for token in ranked],
+                "log_probability": [token.log_probability for token in ranked],
+                "probability": [token.probability for token in ranked],
+            }
+        )
 
     def __repr__(self) -> str:
         pairs = zip(self.targets, self.probabilities, strict=True)

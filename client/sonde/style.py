@@ -11,7 +11,7 @@ _DARK_HUES: Final = "--mlp:#6fd08c;--attention:#ff9e80"
 _LIGHT: Final = "--ink:#222;--faint:#666;--line:#d0d0d0;--paper:#fff;--up:#2166ac;--down:#b2182b;--one:#54278f"
 _LIGHT_HUES: Final = "--mlp:#006d2c;--attention:#a63603"
 
-STYLE: Final = f"""<style>
+_RULES: Final = f"""<style>
 .sonde{{{_LIGHT};{_LIGHT_HUES}}}
 @media (prefers-color-scheme:dark){{.sonde{{{_DARK};{_DARK_HUES}}}}}
 [data-jp-theme-light="true"] .sonde,.vscode-light .sonde{{{_LIGHT};{_LIGHT_HUES}}}
@@ -23,10 +23,10 @@ overflow-x:auto}}
 .sonde p,.sonde figure,.sonde form{{margin:.5em 0 .8em}}
 .sonde figure{{display:inline-block;vertical-align:top;margin-right:1.6em}}
 .sonde figure.wide{{display:block}}
-.sonde form{{max-height:24em;overflow-y:auto}}
+.sonde form{{max-height:30em;overflow-y:auto}}
 .sonde .sortable thead{{position:sticky;top:0;background:var(--ground)}}
 .sonde .note{{color:var(--faint)}}
-.sonde svg{{display:block;max-width:100%;height:auto}}
+.sonde svg{{display:block}}
 .sonde svg text{{fill:var(--text);font:11px system-ui,"Segoe UI","DejaVu Sans",sans-serif}}
 .sonde svg .faint{{fill:var(--faint)}}
 .sonde svg rect{{fill:color-mix(in oklab,var(--hue) calc(var(--s)*1%),var(--ground));stroke:var(--ground);
@@ -46,9 +46,9 @@ transparent);margin-right:1px}}
 .sonde table{{border-collapse:collapse;margin:0;border:0;color:inherit;font-size:13px}}
 .sonde caption,.sonde figcaption{{text-align:left;font-weight:600;padding:.1em 0 .4em;color:inherit;caption-side:top}}
 .sonde th,.sonde td{{padding:.2em .8em .2em .3em;text-align:left;border:0;vertical-align:baseline;color:inherit;
-background:none;overflow-wrap:anywhere;max-width:44em}}
+background:none;line-height:1.45;overflow-wrap:anywhere;max-width:44em}}
 .sonde thead tr{{border-bottom:1px solid var(--line)}}
-.sonde tbody tr,.sonde tbody tr:nth-child(odd){{background:none}}
+.sonde tbody tr,.sonde tbody tr:nth-child(n){{background:none}}
 .sonde tbody tr:hover{{background:color-mix(in oklab,var(--text) 7%,transparent)}}
 .sonde .n{{text-align:right;font-variant-numeric:tabular-nums}}
 .sonde .t{{font-family:ui-monospace,"DejaVu Sans Mono",monospace;white-space:pre}}
@@ -65,8 +65,13 @@ grid-column:1/-1}}
 @media print{{.sonde .sortable input{{display:none}}}}
 </style>"""
 
+STYLE: Final = _RULES.replace(".sonde ", ".sonde.sonde.sonde ")
+"""Once in every output. The class is repeated to count for more than what a notebook says of every table."""
+
 
 def sorting(columns: int) -> str:
     """Rules that put rows in the order of the column that is chosen: every row carries its rank in each."""
-    rules = "".join(f".sonde .sortable:has(input.k{i}:checked) tbody tr{{order:var(--k{i})}}" for i in range(columns))
+    rules = "".join(
+        f".sonde.sonde .sortable:has(input.k{i}:checked) tbody tr{{order:var(--k{i})}}" for i in range(columns)
+    )
     return f"<style>{rules}</style>"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import Axes, Booleans, Floats, Integers, Label, data_frame, largest, long_form, visible
+from sonde.arrays import Axes, Booleans, Floats, Integers, Label, common_array, data_frame, largest, long_form, visible
 from sonde.captured import Captured
 from sonde.names import ComponentName
 from sonde.predictions import TokenPrediction
@@ -93,6 +93,10 @@ class TokenProbabilityResult(TraceResult):
         row = self.depths.index(depth)
         pairs = zip(self.top_token_ids[row, :count], self.top_log_probabilities[row, :count], strict=True)
         return [TokenPrediction(int(i), self._texts.get(int(i), f"<{i}>"), float(v)) for i, v in pairs]
+
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """`axes` and `log_probabilities`, which `np.asarray(result)` gives."""
+        return self.axes, self.log_probabilities
 
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per depth and target (needs pandas)."""
@@ -206,6 +210,10 @@ class CausalTracingResult(TraceResult):
         stars = ["*" if p in self.corrupted_positions else "" for p in positions]
         return [text + star for text, star in zip(self.token_labels(positions), stars, strict=True)]
 
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """The restored probabilities; after an axis of components if there are several."""
+        return common_array(self.restored, self.axes, "restored")
+
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per component, position, layer and target (needs pandas)."""
         table: dict[str, list[object]] = {}
@@ -254,6 +262,10 @@ class AttributionPatchingResult(TraceResult):
     verified: tuple[VerifiedEffect, ...]
     """The places that were really patched, if asked for."""
 
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """The estimates, after an axis of components if there are several."""
+        return common_array(self.estimates, self.axes, "estimates")
+
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per component, place and target (needs pandas)."""
         table: dict[str, list[object]] = {}
@@ -281,6 +293,17 @@ class ActivationsResult(TraceResult):
     """Activations of the unchanged run, by the index of their site or by its component."""
 
     activations: Captured
+
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """The activations, if one site was read; after an axis of components if there are several alike."""
+        found = self.activations
+        names = [f"{index} {found.component(index)}" for index in found]
+        arrays = dict(zip(names, found.values(), strict=True))
+        return common_array(arrays, {name: found.axes(index) for index, name in enumerate(names)}, "activations")
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """One row per entry of every site (needs pandas); an axis that a site does not have is None there."""
+        return self.activations.to_dataframe()
 
     def _summary(self) -> str:
         return f", {self.activations!r}"

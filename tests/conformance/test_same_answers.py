@@ -1,7 +1,5 @@
 """Whatever is asked, the answer is the same whichever client asks, and the refusal too."""
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 import sonde
 
 from tests.conformance.conftest import Asker, Askers
-from tests.tolerance import assert_close
+from tests.same import assert_same
 
 PROMPT = "The Eiffel Tower is in the city of"
 OTHER = "The Colosseum is in the city of"
@@ -90,32 +88,6 @@ def outcome(asker: Asker, question: Question) -> Any:
     except sonde.SondeError as error:
         violations = getattr(error, "violations", ())
         return type(error), str(error), error.reason, error.metadata, violations
-
-
-def assert_same(left: Any, right: Any, where: str = "result") -> None:
-    """Every field: numbers to the last digits, which the company in a batch and the cache decide; the rest exactly."""
-    assert type(left) is type(right), where
-    if isinstance(left, np.ndarray):
-        assert left.dtype == right.dtype, where
-        assert_close(left, right, where)
-    elif isinstance(left, float):
-        assert_close(left, right, where)
-    elif dataclasses.is_dataclass(left):
-        for field in dataclasses.fields(left):
-            assert_same(getattr(left, field.name), getattr(right, field.name), f"{where}.{field.name}")
-    elif isinstance(left, sonde.captured.Captured):
-        assert_same([left.axes(i) for i in left], [right.axes(i) for i in right], where)
-        assert_same(list(left.values()), list(right.values()), where)
-    elif isinstance(left, Mapping):
-        assert left.keys() == right.keys(), where
-        for key, value in left.items():
-            assert_same(value, right[key], f"{where}[{key!r}]")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for i, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_same(a, b, f"{where}[{i}]")
-    else:
-        assert left == right, where
 
 
 @pytest.mark.parametrize("name", QUESTIONS)

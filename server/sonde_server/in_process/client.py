@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import warnings
 import weakref
 from dataclasses import replace
 from typing import Any, Final, cast
@@ -83,7 +84,10 @@ def _load(model: str, settings: dict[str, Any]) -> Server:
     except SettingError as error:
         raise InvalidSettings(str(error)) from None
     try:
-        server.load()
+        with warnings.catch_warnings():
+            # In a notebook without widgets a library says so of a progress bar that is not shown anyway.
+            warnings.filterwarnings("ignore", "IProgress not found")
+            server.load()
     except UnsupportedModel as error:
         server.stop(0)
         raise Unsupported(str(error), reason="UNSUPPORTED_MODEL") from None
