@@ -47,6 +47,7 @@ transparent);margin-right:1px}}
 .sonde caption,.sonde figcaption{{text-align:left;font-weight:600;padding:.1em 0 .4em;color:inherit;caption-side:top}}
 .sonde th,.sonde td{{padding:.2em .8em .2em .3em;text-align:left;border:0;vertical-align:baseline;color:inherit;
 background:none;line-height:1.45;overflow-wrap:anywhere;max-width:44em}}
+.sonde tr{{padding:0}}
 .sonde thead tr{{border-bottom:1px solid var(--line)}}
 .sonde tbody tr,.sonde tbody tr:nth-child(n){{background:none}}
 .sonde tbody tr:hover{{background:color-mix(in oklab,var(--text) 7%,transparent)}}
