@@ -41,6 +41,7 @@ from sonde.plans import Generation, Sweep, sweep
 from sonde.predictions import Prediction, Run, Token, TokenPrediction
 from sonde.prompts import Prompt, Target
 from sonde.sites import Site, head, neuron, residual, site
+from sonde.storage import load
 from sonde.traces import (
     ActivationsResult,
     AttributionPatchingResult,
@@ -94,6 +95,7 @@ __all__ = [
     "add",
     "head",
     "knockout",
+    "load",
     "multiply",
     "neuron",
     "noise",

@@ -63,14 +63,20 @@ class AsyncClient:
         Raises:
             InvalidSettings: if these contradict each other.
         """
-        self._connection = Connection.of(address, token, tls, timeout)
-        credentials, options = self._connection.credentials(), self._connection.options
-        self._channel = (
-            grpc.aio.insecure_channel(self._connection.address, options)
+        connection = Connection.of(address, token, tls, timeout)
+        credentials, options = connection.credentials(), connection.options
+        self._attach(
+            connection,
+            grpc.aio.insecure_channel(connection.address, options)
             if credentials is None
-            else grpc.aio.secure_channel(self._connection.address, credentials, options)
+            else grpc.aio.secure_channel(connection.address, credentials, options),
         )
-        self._stub = InspectionServiceStub(self._channel)
+
+    def _attach(self, connection: Connection, channel: grpc.aio.Channel) -> None:
+        """Ask over this channel; whoever brings another kind of channel begins here."""
+        self._connection = connection
+        self._channel = channel
+        self._stub = InspectionServiceStub(channel)
         self._model: Model | None = None
         self._closed = False
 
@@ -330,6 +336,12 @@ class AsyncClient:
                 yield message
         except grpc.RpcError as error:
             raise self._error(error) from None
+        except asyncio.CancelledError:
+            # gRPC says this of a call that close() ended, too; only what the task's owner cancelled is asyncio's.
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):
+                self._check_open()
+            raise
         finally:
             # Also when the task is cancelled, on an error in the caller's progress function and on leaving early.
             call.cancel()

@@ -46,6 +46,24 @@ def data_frame(table: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
     return pd.DataFrame(dict(table))
 
 
+def common_array(
+    arrays: Mapping[Any, npt.NDArray[np.generic]], axes: Mapping[Any, Axes], name: str
+) -> tuple[Axes, npt.NDArray[np.generic]]:
+    """Arrays of several components in one, [component, ...]; a single one as it is.
+
+    Raises:
+        ValueError: if their axes differ.
+    """
+    if len(arrays) == 1:
+        ((key, array),) = arrays.items()
+        return axes[key], array
+    first = next((axes[key] for key in arrays), {})
+    if not arrays or any(dict(axes[key]) != dict(first) for key in arrays):
+        shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items())
+        raise ValueError(f"there is no single array: take one of {name} ({shapes or 'none'})")
+    return {"component": tuple(arrays), **first}, np.stack(list(arrays.values()))
+
+
 def largest(values: Floats, count: int) -> list[tuple[int, ...]]:
     """The indices of the `count` entries that are largest in size, the largest first; NaN is none of them."""
     size = np.abs(values.reshape(-1)).astype(np.float64)

@@ -1,15 +1,17 @@
 """The activations read in a run: numpy arrays that come with the names of their axes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import Axes, Label
+from sonde.arrays import Axes, Label, data_frame, long_form
 from sonde.names import WITHOUT_LAYER, ComponentName
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from sonde.sites import Site
 
 
@@ -30,6 +32,27 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
         """The axes of an array with their labels."""
         return self._arrays[self._find(key)][0]
 
+    def site(self, key: "int | ComponentName") -> "Site":
+        """The site that an array was read at."""
+        return self._sites[self._find(key)]
+
+    def component(self, key: "int | ComponentName") -> ComponentName:
+        """Its component."""
+        return self.site(key).component
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """One row per entry of every array (needs pandas); an axis that an array does not have is None there."""
+        parts = [long_form(axes, {"value": array}) for axes, array in self._arrays]
+        names = list(dict.fromkeys(name for axes, _ in self._arrays for name in axes))
+        table: dict[str, list[Any]] = {name: [] for name in ("site", "component", *names, "value")}
+        for index, part in enumerate(parts):
+            count = len(part["value"])
+            table["site"] += [index] * count
+            table["component"] += [self.component(index)] * count
+            for name in (*names, "value"):
+                table[name] += part.get(name, [None] * count)
+        return data_frame(table)
+
     def _find(self, key: "int | ComponentName") -> int:
         if isinstance(key, int):
             if not 0 <= key < len(self._arrays):
@@ -47,6 +70,11 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+    def _repr_html_(self) -> str:
+        from sonde import display, notebook
+
+        return display.page(notebook.captured_table(self))
 
     def __repr__(self) -> str:
         parts = [

@@ -63,17 +63,23 @@ class Client:
         Raises:
             InvalidSettings: if these contradict each other.
         """
-        self._connection = Connection.of(address, token, tls, timeout)
+        connection = Connection.of(address, token, tls, timeout)
         # gRPC's usual reader of streams waits for ever, beyond any deadline, for a call that is being tried again while
         # its server goes away (seen in 1.85.1); this one, which needs no thread of its own either, does not.
-        options = [*self._connection.options, (ChannelOptions.SingleThreadedUnaryStream, 1)]
-        credentials = self._connection.credentials()
-        self._channel = (
-            grpc.insecure_channel(self._connection.address, options)
+        options = [*connection.options, (ChannelOptions.SingleThreadedUnaryStream, 1)]
+        credentials = connection.credentials()
+        self._attach(
+            connection,
+            grpc.insecure_channel(connection.address, options)
             if credentials is None
-            else grpc.secure_channel(self._connection.address, credentials, options)
+            else grpc.secure_channel(connection.address, credentials, options),
         )
-        self._stub = InspectionServiceStub(self._channel)
+
+    def _attach(self, connection: Connection, channel: grpc.Channel) -> None:
+        """Ask over this channel; whoever brings another kind of channel begins here."""
+        self._connection = connection
+        self._channel = channel
+        self._stub = InspectionServiceStub(channel)
         self._model: Model | None = None
         self._closed = False
 

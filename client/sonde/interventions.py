@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from sonde.arrays import Axes, Booleans, Floats, Integers, Label, data_frame, largest, long_form, shape_of
 from sonde.captured import Captured
-from sonde.display import html_table, ranking_html
 from sonde.predictions import Continuation, Prediction, Run, TokenPrediction
 from sonde.results import Result
 
@@ -161,6 +160,10 @@ class InterventionResult(Result):
             for (run,) in largest(effects, count)
         ]
 
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """`axes` and `log_probabilities`, which `np.asarray(result)` gives."""
+        return self.axes, self.log_probabilities
+
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per run and target (needs pandas)."""
         columns: dict[str, npt.NDArray[np.generic]] = {
@@ -220,16 +223,3 @@ class InterventionResult(Result):
             return f"{self!r}\n{self.cost}"
         lines = [repr(self), f"unchanged: {self.clean!r}"]
         return "\n".join(lines + [f"  {change!r}" for change in self.most_changed(5)])
-
-    def _repr_png_(self) -> bytes | None:
-        from sonde import plotting
-
-        return None if self.dry_run else plotting.png(lambda: plotting.interventions(self))
-
-    def _repr_html_(self) -> str | None:
-        if self.dry_run:
-            return html_table(repr(self), ["runs", "token layers"], [[self.cost.runs, self.cost.token_layers]])
-        if len(self) > 1:
-            rows = [[c.place, c.target, c.clean_probability, c.probability, c.effect] for c in self.most_changed(10)]
-            return html_table(repr(self), ["place", "target", "unchanged", "changed", "effect"], rows)
-        return ranking_html("unchanged", self.clean.top_tokens) + ranking_html("changed", self[0].top_tokens)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sonde.context import provenance
-from sonde.display import html_table
+from sonde.display import html_table, page
 from sonde.errors import ProtocolError
 from sonde.names import STACK_NAMES, StackName, component_name
 from sonde.v1 import inspection_pb2 as pb
@@ -96,7 +96,7 @@ class Model:
         ]
 
     def _repr_html_(self) -> str:
-        return html_table(self.name, ["", ""], self.rows())
+        return page(html_table(self.name, ["", ""], self.rows()))
 
 
 def from_response(response: pb.GetModelResponse) -> Model:

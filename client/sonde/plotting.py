@@ -1,7 +1,6 @@
 """Figures. Each function takes a result and gives a matplotlib Figure, without touching pyplot's global state."""
 
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -237,17 +236,6 @@ def save(figure: "Figure", path: str | Path | None) -> "Figure":
     if path is not None:
         figure.savefig(path, dpi=200, bbox_inches="tight")
     return figure
-
-
-def png(make: Callable[[], "Figure"]) -> bytes | None:
-    """The figure as PNG, for a notebook; None without matplotlib."""
-    try:
-        figure = make()
-    except ImportError:
-        return None
-    buffer = BytesIO()
-    figure.savefig(buffer, dpi=110, bbox_inches="tight", format="png")
-    return buffer.getvalue()
 
 
 # ---------------------------------------------------------------------- pieces

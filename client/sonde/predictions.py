@@ -2,13 +2,17 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sonde.arrays import Floats
+from sonde.arrays import Floats, data_frame
 from sonde.captured import Captured
-from sonde.display import ranking_html
+from sonde.display import page, ranking_html
 from sonde.names import FinishReason
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +85,25 @@ class Prediction:
             raise ValueError(message)
         return list(self.top_tokens[:count])
 
+    def to_dataframe(self) -> "pd.DataFrame":
+        """The most probable tokens, a row each (needs pandas)."""
+        ranked = self.top_tokens
+        return data_frame(
+            {
+                "token": [token.text for token in ranked],
+                "id": [token.id for token in ranked],
+                "log_probability": [token.log_probability for token in ranked],
+                "probability": [token.probability for token in ranked],
+            }
+        )
+
     def __repr__(self) -> str:
         pairs = zip(self.targets, self.probabilities, strict=True)
         targets = ", ".join(f"{token.text!r} {probability:.4g}" for token, probability in pairs)
         return f"{type(self).__name__}({targets})"
 
     def _repr_html_(self) -> str:
-        return ranking_html("prediction", self.top_tokens)
+        return page(ranking_html("what comes next", self.top_tokens))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

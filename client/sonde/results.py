@@ -2,9 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sonde.arrays import visible
+import numpy as np
+import numpy.typing as npt
+
+from sonde.arrays import Axes, visible
 from sonde.predictions import Prediction, Token
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,44 @@ class Result:
             message = "a dry run predicts nothing; it has the cost, and what the request was resolved to"
             raise ValueError(message)
         return self._clean
+
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """The array that `np.asarray(result)` gives, after its axes: their names in order, each with its labels.
+
+        Here the targets' log-probabilities in the unchanged run, [target]; a method's result has its own.
+
+        Raises:
+            ValueError: where there is no single array; the message says what there is.
+        """
+        return {"target": tuple(token.text for token in self.targets)}, self.prediction.log_probabilities
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
+        array = self.labelled()[1]
+        if copy is False and dtype is not None and array.dtype != np.dtype(dtype):
+            raise ValueError(f"an array of {array.dtype} cannot become {np.dtype(dtype)} without a copy")
+        return array.astype(dtype or array.dtype, copy=bool(copy))
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """The most probable tokens of the unchanged run, a row each (needs pandas)."""
+        return self.prediction.to_dataframe()
+
+    def save(self, path: "str | Path") -> None:
+        """Save everything in it, as `.npz` or, with the package of that name, as `.safetensors`; see `sonde.load`.
+
+        The arrays have the names of their fields, so that other programs can read them too.
+
+        Raises:
+            ValueError: for another ending.
+            ImportError: without safetensors, with what to install.
+        """
+        from sonde import storage
+
+        storage.save(self, path)
+
+    def _repr_html_(self) -> str:
+        from sonde import notebook
+
+        return notebook.html(self)
 
     def token_labels(self, positions: Sequence[int] | None = None) -> tuple[str, ...]:
         """The prompt's tokens as axis labels."""

@@ -13,6 +13,7 @@ from sonde.arrays import (
     Floats,
     Integers,
     Label,
+    common_array,
     data_frame,
     largest,
     long_form,
@@ -20,7 +21,6 @@ from sonde.arrays import (
     visible,
 )
 from sonde.captured import Captured
-from sonde.display import heatmap_html, html_table, ranking_html
 from sonde.edges import Edges
 from sonde.names import ComponentName
 from sonde.predictions import TokenPrediction
@@ -51,11 +51,6 @@ class TraceResult(Result):
 
     def _summary(self) -> str:
         return ""
-
-    def _repr_html_(self) -> str | None:
-        if self._clean is None:
-            return html_table(repr(self), ["runs", "token layers"], [[self.cost.runs, self.cost.token_layers]])
-        return ranking_html("prediction", self._clean.top_tokens)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,6 +107,10 @@ class TokenProbabilityResult(TraceResult):
         pairs = zip(self.top_token_ids[row, :count], self.top_log_probabilities[row, :count], strict=True)
         return [TokenPrediction(int(i), self._texts.get(int(i), f"<{i}>"), float(v)) for i, v in pairs]
 
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """`axes` and `log_probabilities`, which `np.asarray(result)` gives."""
+        return self.axes, self.log_probabilities
+
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per depth and target (needs pandas)."""
         columns: dict[str, npt.NDArray[np.generic]] = {
@@ -136,17 +135,6 @@ class TokenProbabilityResult(TraceResult):
             probability, rank = float(self.probabilities[index, target]), int(self.ranks[index, target])
             table.append([depth, probability, rank, repr(visible(top[0].text)) if top else ""])
         return table
-
-    def _repr_png_(self) -> bytes | None:
-        from sonde import plotting
-
-        return None if self.dry_run else plotting.png(lambda: plotting.lens(self))
-
-    def _repr_html_(self) -> str | None:
-        if self.dry_run:
-            return super()._repr_html_()
-        header = ["depth", f"p({self.targets[0].text})", "rank", "top token"]
-        return html_table("read after each block", header, self.rows())
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +223,10 @@ class CausalTracingResult(TraceResult):
         stars = ["*" if p in self.corrupted_positions else "" for p in positions]
         return [text + star for text, star in zip(self.token_labels(positions), stars, strict=True)]
 
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """The restored probabilities; after an axis of components if there are several."""
+        return common_array(self.restored, self.axes, "restored")
+
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per component, position, layer and target (needs pandas)."""
         table: dict[str, list[object]] = {}
@@ -261,24 +253,6 @@ class CausalTracingResult(TraceResult):
     def _summary(self) -> str:
         grids = (f"{name} {' x '.join(map(str, values.shape[:2]))}" for name, values in self.restored.items())
         return f", corrupted {float(self.corrupted[0]):.4g}, {', '.join(grids)}"
-
-    def _repr_png_(self) -> bytes | None:
-        from sonde import plotting
-
-        return None if self.dry_run else plotting.png(lambda: plotting.causal_tracing(self))
-
-    def _repr_html_(self) -> str | None:
-        if self.dry_run:
-            return super()._repr_html_()
-        return "".join(
-            heatmap_html(
-                f"{name}: p({self.targets[0].text}) restored",
-                self.row_labels(name),
-                [str(layer) for layer in self.axes[name]["layer"]],
-                values[..., 0].tolist(),
-            )
-            for name, values in self.restored.items()
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +319,10 @@ class AttributionPatchingResult(TraceResult):
         measured = [float(one.measured[target]) for one in self.verified]
         return rank_correlation(estimated, [abs(value) for value in measured] if self.sizes else measured)
 
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """The estimates, after an axis of components if there are several."""
+        return common_array(self.estimates, self.axes, "estimates")
+
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per component, place and target (needs pandas); `edges` have their own."""
         table: dict[str, list[object]] = {}
@@ -372,26 +350,23 @@ class AttributionPatchingResult(TraceResult):
             parts.append(f"{len(self.edges):,} edges")
         return "".join(f", {part}" for part in parts)
 
-    def _repr_png_(self) -> bytes | None:
-        from sonde import plotting
-
-        return None if self.dry_run else plotting.png(lambda: plotting.attributions(self))
-
-    def _repr_html_(self) -> str | None:
-        if self.dry_run:
-            return super()._repr_html_()
-        header = ["component", "layer", "position", "token", "unit", "estimate"]
-        rows = [[p.component, p.layer, p.position, repr(p.token), p.unit, p.estimate] for p in self.strongest(10)]
-        shown = html_table("the largest estimates", header, rows) if rows else ""
-        edges = [[str(edge.sender), str(edge.receiver), float(edge.estimates[0])] for edge in self.edges[:10]]
-        return shown + (html_table("the largest edges", ["sender", "receiver", "estimate"], edges) if edges else "")
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ActivationsResult(TraceResult):
     """Activations of the unchanged run, by the index of their site or by its component."""
 
     activations: Captured
+
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """The activations, if one site was read; after an axis of components if there are several alike."""
+        found = self.activations
+        names = [f"{index} {found.component(index)}" for index in found]
+        arrays = dict(zip(names, found.values(), strict=True))
+        return common_array(arrays, {name: found.axes(index) for index, name in enumerate(names)}, "activations")
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """One row per entry of every site (needs pandas); an axis that a site does not have is None there."""
+        return self.activations.to_dataframe()
 
     def _summary(self) -> str:
         return f", {self.activations!r}"

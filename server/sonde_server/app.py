@@ -29,6 +29,7 @@ from .tokens import TokenFileError, Tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .in_process.channel import Endpoint
     from .model.loading import LoadedModel
     from .scheduler import Scheduler
     from .telemetry import Telemetry
@@ -66,17 +67,14 @@ class Server:
         self._metrics = Metrics() if settings.metrics_port is not None else None
         self._telemetry = _telemetry() if settings.telemetry else None
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="sonde-call")
-        self._grpc = grpc.server(
-            self._pool,
-            interceptors=[
-                WatchGuard(self._observers()),
-                ErrorGuard(translate=translate, unexpected=self._probe.suspect),
-                AuthenticationGuard(self._tokens),
-                self._admission,
-                RequestGuard(settings.max_request_bytes),
-            ],
-            options=_options(settings),
-        )
+        self._interceptors: list[grpc.ServerInterceptor] = [
+            WatchGuard(self._observers()),
+            ErrorGuard(translate=translate, unexpected=self._probe.suspect),
+            AuthenticationGuard(self._tokens),
+            self._admission,
+            RequestGuard(settings.max_request_bytes),
+        ]
+        self._grpc = grpc.server(self._pool, interceptors=self._interceptors, options=_options(settings))
         self._probes: grpc.Server | None = None
         self._loaded: LoadedModel | None = None
         self._scheduler: Scheduler | None = None
@@ -104,6 +102,13 @@ class Server:
         if self._health_port is None:
             raise RuntimeError("the server has no port for health alone, or does not listen yet")
         return _join(self.settings.host, self._health_port)
+
+    @property
+    def endpoint(self) -> "Endpoint":
+        """Where its own process asks, without a socket; it need not listen for that."""
+        from .in_process.channel import Endpoint
+
+        return Endpoint(self._servicer, self._interceptors)
 
     @property
     def model(self) -> "PreTrainedModel":
