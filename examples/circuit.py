@@ -1,0 +1,193 @@
+"""Finds the heads by which the embedded model knows who gets the drink, and shows that they are the ones.
+
+"When Mary and John went to the store, John gave a drink to" goes on with " Mary": the indirect object is the name that
+was said once (Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593). Four steps, a call a sentence each:
+
+1. find: attribution patching estimates, for every head at once, what it would do to take its output from the sentence
+   with the other giver (Nanda 2023; Kramar et al. 2024, arXiv 2403.00745);
+2. confirm: really patch every head, and compare;
+3. break: set the few largest heads to zero, on sentences that the search did not see;
+4. control: set as many other heads to zero, drawn at random, many times.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import sonde
+from sonde import questions
+from sonde.questions.pipeline import each
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = "Adam Alice Anna Brian Carol Daniel David Emma Frank George Grace Helen Henry Jane John Karen Kevin Laura"
+TEMPLATES = (
+    "When {a} and {b} went to the store, {giver} gave a drink to",
+    "When {a} and {b} went to the school, {giver} gave a book to",
+    "When {a} and {b} went to the park, {giver} gave a ring to",
+)
+SENTENCES = 12
+CIRCUIT = 3
+DRAWS = 10
+
+Floats = npt.NDArray[np.float64]
+Head = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A prompt, the one with the other giver, the name that follows, and the name that would follow the other."""
+
+    clean: str
+    corrupted: str
+    answer: str
+    wrong: str
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """What was found. Heads are (layer, head)."""
+
+    estimated: Floats
+    """[layer, head]: the share of the answer that a head brings back, as estimated."""
+    measured: Floats
+    """[layer, head]: as measured by patching it."""
+    heads: list[Head]
+    intact: float
+    """The mean logit difference, answer less other name, on sentences that the search did not see."""
+    ablated: float
+    """With the circuit's heads at zero."""
+    controls: Floats
+    """[draw]: with as many others at zero."""
+    right: tuple[float, float, float]
+    """The share of those sentences in which the answer is likelier: intact, ablated, mean over the controls."""
+
+
+def sentences(count: int, seed: int) -> list[Sentence]:
+    """Sentences about two names each; every second one names the answer second."""
+    random = Random(seed)  # noqa: S311 - a choice of names, not a secret
+    made = []
+    for number in range(count):
+        a, b = random.sample(NAMES.split(), 2)
+        template = TEMPLATES[number % len(TEMPLATES)]
+        giver, other = (b, a) if number % 2 else (a, b)
+        clean, corrupted = (template.format(a=a, b=b, giver=name) for name in (giver, other))
+        made.append(Sentence(clean, corrupted, f" {other}", f" {giver}"))
+    return made
+
+
+def find(client: sonde.Client, asked: Sequence[Sentence]) -> Floats:
+    """Estimates [layer, head], mean over sentences: (clean - corrupted) . gradient as a share of what is lost."""
+
+    def estimate(sentence: Sentence) -> Floats:
+        target = sonde.Target(sentence.answer, sentence.wrong)
+        method = sonde.AttributionPatching(sentence.clean, ["head_out"])
+        found = client.trace(sentence.corrupted, targets=[target], method=method)
+        high = float(client.trace(sentence.clean, targets=[target]).prediction.logits[0])
+        share: Floats = found.estimates["head_out"][..., 0].astype(float).sum(axis=1)
+        return share / (high - float(found.prediction.logits[0]))
+
+    return np.mean(list(each(estimate, asked)), axis=0)
+
+
+def confirm(client: sonde.Client, asked: Sequence[Sentence]) -> Floats:
+    """The same by really patching every head at all positions."""
+
+    def measure(sentence: Sentence) -> Floats:
+        patched = questions.activation_patching(
+            client,
+            sentence.clean,
+            sentence.corrupted,
+            sentence.answer,
+            sentence.wrong,
+            component="head_out",
+            together="position",
+        )
+        scores: Floats = patched.scores.astype(float)
+        return scores.reshape(scores.shape[:2])
+
+    return np.mean(list(each(measure, asked)), axis=0)
+
+
+def differences(client: sonde.Client, asked: Sequence[Sentence], groups: Sequence[Sequence[Head]]) -> Floats:
+    """Logit differences [sentence, 1 + groups]: intact, then with each group of heads at zero."""
+    runs = [[sonde.scale(sonde.head(layer=layer, unit=unit), 0.0) for layer, unit in heads] for heads in groups]
+
+    def ask(sentence: Sentence) -> Floats:
+        result = client.intervene(sentence.clean, runs, targets=[sonde.Target(sentence.answer, sentence.wrong)])
+        return np.concatenate([result.clean.logits, result.logits[:, 0]]).astype(float)
+
+    return np.stack(list(each(ask, asked)))
+
+
+def circuit(client: sonde.Client) -> Circuit:
+    """All four steps."""
+    seen, unseen = sentences(SENTENCES, seed=1), sentences(2 * SENTENCES, seed=2)
+    estimated, measured = find(client, seen), confirm(client, seen)
+    everything = [(layer, unit) for layer in range(estimated.shape[0]) for unit in range(estimated.shape[1])]
+    heads = sorted(everything, key=lambda head: -estimated[head])[:CIRCUIT]
+    others = [head for head in everything if head not in heads]
+    random = Random(3)  # noqa: S311 - likewise
+    drawn = [random.sample(others, CIRCUIT) for _ in range(DRAWS)]
+    found = differences(client, unseen, [heads, *drawn])
+    means, right = found.mean(axis=0), (found > 0).mean(axis=0)
+    shares = float(right[0]), float(right[1]), float(right[2:].mean())
+    return Circuit(estimated, measured, heads, float(means[0]), float(means[1]), means[2:], shares)
+
+
+def draw(found: Circuit, path: Path) -> "Figure":
+    """The estimates beside the measurements, and what ablation does."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    image = left.imshow(found.measured, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    left.set(title="share of the answer brought back", xlabel="head", ylabel="block")
+    left.set_xticks(range(found.measured.shape[1]))
+    figure.colorbar(image, ax=left)
+    middle.axline((0, 0), slope=1, color="0.7", linewidth=1)
+    middle.scatter(found.estimated, found.measured, s=18, color="tab:blue")
+    for head in found.heads:
+        middle.annotate(
+            f"{head[0]}:{head[1]}", (found.estimated[head], found.measured[head]), (-24, -3), textcoords="offset points"
+        )
+    middle.set(title="each head", xlabel="estimated (attribution patching)", ylabel="measured (patched)")
+    bars = right.bar(
+        ["intact", f"{CIRCUIT} found\nat zero", f"{CIRCUIT} others\nat zero"],
+        [found.intact, found.ablated, found.controls.mean()],
+        color=["0.6", "tab:red", "tab:blue"],
+    )
+    right.errorbar(
+        bars[2].get_x() + bars[2].get_width() / 2, found.controls.mean(), found.controls.std(), color="black"
+    )
+    right.axhline(0, color="0.3", linewidth=0.8)
+    right.set(title="answer less other name, logits")
+    figure.savefig(path, dpi=120)
+    return figure
+
+
+def ask(client: sonde.Client, path: Path | None = None) -> Circuit:
+    """Finds the circuit and says what it found."""
+    found = circuit(client)
+    names = ", ".join(f"{layer}:{unit}" for layer, unit in found.heads)
+    print(f"heads found (block:head): {names}")
+    for head in found.heads:
+        print(f"  {head[0]}:{head[1]}  estimated {found.estimated[head]:+.2f}, patched {found.measured[head]:+.2f}")
+    print(f"logit of the answer less the other name, on new sentences: {found.intact:.1f}")
+    print(f"  with these heads at zero {found.ablated:.1f}, with as many others {found.controls.mean():.1f}")
+    intact, without, control = found.right
+    print(f"answer likelier in {intact:.0%}; {without:.0%} without these heads, {control:.0%} without others")
+    if path is not None:
+        draw(found, path)
+    return found
+
+
+if __name__ == "__main__":
+    with sonde.Client(*sys.argv[1:2]) as client:
+        ask(client, Path(sys.argv[2]) if len(sys.argv) > 2 else None)
