@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..domain import Component, Target
+from ..estimates import LOGITS_KEPT
 from ..model.anatomy import Decoder
 from .cache import StateCache
 from .continuation import Slot, allot
@@ -17,9 +18,6 @@ from .plan import Extent, extent
 from .readout import divergence, read
 from .runs import Base, Capture, PlacedEdit, Reading, Result, Run, State
 from .sampling import Choice
-
-# Positions of a base whose logits are kept beside its state.
-LOGITS_KEPT = 4
 
 
 class Engine:
