@@ -94,10 +94,8 @@ def test_interventions_do_what_they_announced(host: Host) -> None:
         before = counted(host)
         cost = host.intervene(request).context.cost
         spent = counted(host) - before
-        # Both prompts are kept after the first question, and cost nothing then but what is not kept of them: one
-        # position of the MLPs' outputs.
+        # Both prompts are kept after the first question, and cost nothing then.
         kept = 0 if plan is plans[0] else (len(ids) + len(other)) * host.oracle.layers
-        kept -= host.oracle.layers if plan is plans[2] else 0
         assert spent == cost.token_layers - kept
 
 

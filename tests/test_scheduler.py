@@ -174,17 +174,30 @@ def test_a_lone_caller_gets_the_same_bits_whatever_is_kept(gpt2: Host) -> None:
         )
         return pb.TraceRequest(prompt=wire.prompt(ids), targets=[wire.target(TARGETS[0])], causal_tracing=method)
 
-    edit = Edit(Site("NEURON", (1,), (3,), (-1,)), Scale(0.0))
-    intervene = wire.intervene(ids, [[edit]], TARGETS, top_k=3, kl_divergence=True)
+    edits = [
+        [Edit(Site("NEURON", (1,), (3,), (-1,)), Scale(0.0))],
+        [Edit(Site("MLP_OUT", (1, 2), (), (3, 4)), Patch((0,)))],
+        [Edit(Site("ATTENTION_PATTERN", (2,), (0,), (5,)), Patch((1,)))],
+    ]
+    patterns = wire.site(Site("ATTENTION_PATTERN", (1,)))
+    questions = [
+        wire.intervene(ids, edits, TARGETS, [[7, *ids[1:]], ids], top_k=3, kl_divergence=True),
+        wire.intervene(ids, edits[:1], TARGETS, activations=[patterns]),
+        wire.intervene(ids, edits[:1], TARGETS),
+    ]
     cache.clear()
     grids = [part.SerializeToString() for one in gpt2.stub.Trace(traced(5)) for part in one.grids]
     list(gpt2.stub.Trace(traced(9)))
     assert [part.SerializeToString() for one in gpt2.stub.Trace(traced(5)) for part in one.grids] == grids
-    kept = gpt2.intervene(intervene)
-    cache.clear()
-    fresh = gpt2.intervene(intervene)
-    for name, values in kept.columns.items():
-        np.testing.assert_array_equal(fresh.columns[name], values, name)
+    kept = [gpt2.intervene(question) for question in questions]
+    for question, answer in zip(questions, kept, strict=True):
+        cache.clear()
+        fresh = gpt2.intervene(question)
+        assert fresh.columns.keys() == answer.columns.keys()
+        for name, values in fresh.columns.items():
+            np.testing.assert_array_equal(answer.columns[name], values, name)
+        for place, values in fresh.activations.items():
+            np.testing.assert_array_equal(answer.activations[place], values, str(place))
 
 
 def details(error: grpc.RpcError, kind: type) -> list[object]:

@@ -32,12 +32,7 @@ class _Starting:
 
     base: Base
     state: State
-    row: Row
     portion: Portion
-
-    def captured(self) -> Iterator[tuple[Capture, Tensor]]:
-        """What was asked for beside the state, once it has been computed."""
-        yield from zip(self.row.captures, self.row.result.captures, strict=True)
 
 
 class Session:
@@ -59,7 +54,6 @@ class Session:
         self._wanted = wanted
         self._starting: dict[bytes, _Starting] = {}
         self._held: list[Job] = []
-        self._captured: dict[tuple[int, Capture], Tensor] = {}
 
     def __enter__(self) -> Self:
         """Raises InvalidQuestion and QueueFull."""
@@ -85,11 +79,11 @@ class Session:
         """Does `work` on the model thread. Raises Stopped when the caller goes away meanwhile."""
         return cast("T", self.wait(self._submit(Call(self, work))))
 
-    def start(self, base: Base, *, read: int | None = None, captures: Iterable[Capture] = ()) -> State:
+    def start(self, base: Base, *, read: int | None = None) -> State:
         """The state of a clean base run, which may still be empty: it is computed with the next that is waited for.
 
         Runs over it may be handed in at once, and share its batch where others share it too. `read`: where its
-        prediction will be read; `captures`: which of its `values` will be asked for.
+        prediction will be read.
         """
         key = key_of(base)
         if key in self._starting:
@@ -98,9 +92,8 @@ class Session:
             return known
         row = self.engine.base_row(base, None)
         row.reads = () if read is None else (read,)
-        row.captures = tuple(dict.fromkeys(one for one in captures if one.component not in KEPT))
         assert row.state is not None
-        self._starting[key] = _Starting(base, row.state, row, self._hold(self._portion([row], apart=True)))
+        self._starting[key] = _Starting(base, row.state, self._hold(self._portion([row], apart=True)))
         return row.state
 
     def ready(self, states: Iterable[State]) -> None:
@@ -112,7 +105,6 @@ class Session:
         for key, one in waiting:
             self.wait(one.portion)
             self.engine.cache.keep(one.base, one.state)
-            self._captured.update(((id(one.state), capture), value) for capture, value in one.captured())
             del self._starting[key]
 
     def states(self, bases: Sequence[Base], *, read: int | None = None) -> list[State]:
@@ -124,7 +116,8 @@ class Session:
     def corrupted(self, bases: Sequence[Base], *, read: int) -> list[State]:
         """The states of all corrupted base runs of a question: all from the cache, or all computed together."""
         found = [self.engine.cache.find(base) for base in bases]
-        states = [state for state in found if state is not None]
+        first = min(bases[0].corruption.positions) if bases[0].corruption else 0
+        states = [state for state in found if state is not None and (read < first or read in state.logits)]
         if len(states) == len(bases):
             return states
         clean = self.states([Base(bases[0].tokens)])[0]
@@ -138,9 +131,11 @@ class Session:
         return states
 
     def values(self, state: State, captures: Sequence[Capture]) -> list[Tensor]:
-        """Values of a base run, on the CPU in float32; only what is neither kept nor was asked for before is run."""
+        """Values of a base run, on the CPU in float32. What is not kept of it is run again, by itself.
+
+        Not beside the base: asking for patterns changes how they are computed, and with it the state's last bits.
+        """
         found = {one: self.engine.kept(state, one) for one in captures if one.component in KEPT}
-        found.update((one, self._captured[id(state), one]) for one in captures if (id(state), one) in self._captured)
         if missing := tuple(dict.fromkeys(one for one in captures if one not in found)):
             found.update(zip(missing, next(self.run([Run(state, captures=missing)])).captures, strict=True))
         return [found[one] for one in captures]

@@ -103,3 +103,8 @@ def _runs_its_block(place: PlacedEdit | Capture) -> bool:
     """Whether the place lies inside a block; the stream before and after one is there without running it."""
     outside = (Component.RESIDUAL_PRE, Component.RESIDUAL_POST, *LAYERLESS)
     return place.component not in outside
+
+
+def reread(captures: Iterable[Capture], tokens: int, layers: int) -> int:
+    """Positions x blocks of the run that reads, of a base run, what is not kept of it."""
+    return extent_of((), [one for one in captures if one.component not in KEPT], None, tokens, layers).token_layers

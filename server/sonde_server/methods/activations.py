@@ -7,6 +7,7 @@ from math import prod
 from ..answers import Activation, Answer, Context, Cost
 from ..domain import Activations, Site, TraceQuestion
 from ..engine import Base, Capture
+from ..engine.plan import reread
 from ..session import Session
 from .prediction import attention_for, numbers, predict
 
@@ -32,22 +33,21 @@ def size_of(session: Session, sites: tuple[Site, ...], tokens: int) -> int:
 def answer(question: TraceQuestion, method: Activations, session: Session) -> Iterator[Answer]:
     """Context, then every site's values, layer by layer."""
     tokens, position = question.prompt.tokens, question.position
-    wanted = captures_of(method.sites, len(tokens))
-    work = len(tokens) * session.engine.layers
-    cost = Cost(1, work, work, size_of(session, method.sites, len(tokens)))
+    layers = session.engine.layers
+    # One layer at a time, so that a large answer leaves as it is read.
+    wanted = sorted(captures_of(method.sites, len(tokens)), key=lambda one: one[1].layer)
+    groups = [list(layer) for _, layer in groupby(wanted, key=lambda one: one[1].layer)]
+    again = sum(reread([capture for _, capture in group], len(tokens), layers) for group in groups)
+    work = len(tokens) * layers
+    cost = Cost(1, work + again, work * (1 + len(groups)), size_of(session, method.sites, len(tokens)))
     attention = attention_for(site.component for site in method.sites)
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention)
         return
-    state = session.start(Base(tokens), read=position, captures=[capture for _, capture in wanted])
-    session.ready([state])
+    state = session.states([Base(tokens)], read=position)[0]
     targets, clean = predict(session, state, question.targets, position, question.top_k)
     yield Context(tokens, targets, position, clean, cost, attention)
-    wanted.sort(key=lambda one: one[1].layer)
-    for _, layer in groupby(wanted, key=lambda one: one[1].layer):
-        # One layer at a time, so that a large answer of a kept base leaves as it is read, and no block runs twice.
-        sites = list(layer)
-        for (number, capture), values in zip(
-            sites, session.values(state, [capture for _, capture in sites]), strict=True
-        ):
+    for group in groups:
+        found = session.values(state, [capture for _, capture in group])
+        for (number, capture), values in zip(group, found, strict=True):
             yield Activation(-1, number, capture.layer, numbers(values))

@@ -28,7 +28,7 @@ from ..domain import (
     TraceQuestion,
 )
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
-from ..engine.plan import extent_of
+from ..engine.plan import extent_of, reread
 from ..session import Session
 from .prediction import attention_for, numbers, predict
 
@@ -82,8 +82,7 @@ def answer(question: TraceQuestion, method: CausalTracing, session: Session) -> 
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention)
         return
-    clean = session.start(Base(tokens), read=position, captures=_restored(method, grid))
-    session.ready([clean])
+    clean = session.states([Base(tokens)], read=position)[0]
     targets, prediction = predict(session, clean, question.targets, position, question.top_k)
     yield Context(tokens, targets, position, prediction, cost, attention)
     corruptions = [Base(tokens, edit, samples) for edit in _corruptions(method, noise, session)]
@@ -213,6 +212,7 @@ def _cost(question: TraceQuestion, method: CausalTracing, grid: list[Cell], samp
     engine, tokens = session.engine, len(question.prompt.tokens)
     layers = engine.layers
     work = tokens * layers + samples * (tokens - min(method.subject)) * layers
+    work += reread(_restored(method, grid), tokens, layers)
     if isinstance(method.corruption, Counterfactual):
         work += tokens * layers
     nothing = Change("multiply", 1.0)

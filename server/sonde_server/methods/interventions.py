@@ -31,7 +31,7 @@ from ..domain import (
     Sweep,
 )
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
-from ..engine.plan import extent_of
+from ..engine.plan import extent_of, reread
 from ..session import Session
 from . import generation
 from .activations import captures_of, size_of
@@ -57,7 +57,7 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
         return
     captures = captures_of(readout.activations, len(tokens))
     wanted = tuple(capture for _, capture in captures)
-    clean = session.start(Base(tokens), read=readout.position, captures=(*wanted, *plan.captures(tokens)))
+    clean = session.start(Base(tokens), read=readout.position)
     results = None
     alone = readout.targets and not readout.kl_divergence and not wanted and readout.generation is None
     if plan.count <= TOGETHER and alone:
@@ -177,8 +177,13 @@ class Plan:
                 known[key] = self._work(edits, captures)
             work += known[key]
         others = sum(len(tokens) * self.layers for tokens in self._other_prompts())
-        work += others
-        total = full * (self.count + 1) + others
+        read = [
+            (self.tokens, captures),
+            *((len(source.tokens), self._captures(number)) for number, source in enumerate(self.question.sources)),
+        ]
+        again = [(reread(wanted, length, self.layers), length * self.layers) for length, wanted in read]
+        work += others + sum(some for some, _ in again)
+        total = full * (self.count + 1) + others + sum(whole for some, whole in again if some)
         if readout.generation is not None:
             added = generation.token_layers(self.count + 1, self.tokens, self.layers, readout.generation)
             work, total = work + added[0], total + added[1]
@@ -205,11 +210,9 @@ class Plan:
         """The sources that are not the prompt itself, each once."""
         return {source.tokens for source in self.question.sources} - {self.question.prompt.tokens}
 
-    def captures(self, tokens: tuple[int, ...]) -> list[Capture]:
-        """What the patches take from the source that these tokens are."""
-        return [
-            capture for (source, *_), capture in self._taken.items() if self.question.sources[source].tokens == tokens
-        ]
+    def _captures(self, source: int) -> list[Capture]:
+        """What the patches take from a source."""
+        return [capture for (number, *_), capture in self._taken.items() if number == source]
 
     @cached_property
     def _taken(self) -> dict[tuple[int, Component, int], Capture]:
@@ -231,11 +234,11 @@ class Plan:
 
     def read_sources(self) -> None:
         """Runs the sources, whose values the patches need."""
-        self.sources = [
-            self.session.start(Base(source.tokens), captures=self.captures(source.tokens))
-            for source in self.question.sources
-        ]
-        self.session.ready(self.sources)
+        self.sources = self.session.states([Base(source.tokens) for source in self.question.sources])
+        for number, state in enumerate(self.sources):
+            captures = self._captures(number)
+            found = zip(captures, self.session.values(state, captures), strict=True)
+            self._sourced.update(((number, capture), values) for capture, values in found)
 
     def place(self, edits: tuple[Edit, ...]) -> list[PlacedEdit]:
         """The edits of one run, layer by layer, each with the number of its receipt."""
@@ -289,8 +292,6 @@ class Plan:
         values = []
         for source in patch.sources:
             capture = self._taken[source, site.component, _layer(patch, layer)]
-            if (source, capture) not in self._sourced:
-                self._sourced[source, capture] = self.session.values(self.sources[source], [capture])[0]
             rows = [capture.positions.index(position) for position in self._positions(site, patch)]
             values.append(_select(self._sourced[source, capture], site, rows))
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)
