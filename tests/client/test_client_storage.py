@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sonde import names, storage
 from sonde.captured import Captured
+from sonde.edges import Edges
 from sonde.predictions import Continuation
 from sonde.results import Cost, Provenance, Result
 from sonde.traces import VerifiedEffect
@@ -134,6 +135,7 @@ def others(draw: st.DrawFn) -> Result:
         **base,
         axes={"mlp_out": draw(axes(layer=depths, position=2, target=targets))},
         estimates={"mlp_out": draw(floats(depths, 2, targets))},
+        edges=Edges(draw(integers(2, 3)), draw(integers(2, 3)), draw(floats(2, targets))),
         verified=(verified,),
     )
     lens = sonde.TokenProbabilityResult(
