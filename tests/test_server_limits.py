@@ -94,7 +94,7 @@ def failure(call: Any) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
             (4, 3),
         ),
         ({"max_answer_bytes": 1000}, swept(50), swept(150), (None, 1000)),
-        ({"max_working_bytes": 20_000}, traced(5), traced(8), (None, 20_000)),
+        ({"max_working_bytes": 25_000}, traced(5), traced(8), (None, 25_000)),
         ({"max_request_bytes": 1024}, traced(targets=[pb.Target(id=1)] * 200), traced(60), (None, 1024)),
     ],
     ids=["prompt", "runs", "sources", "answer", "memory", "request"],
