@@ -15,6 +15,7 @@ from sonde_server.config import Settings
 from tests.bench.agreement import Disagreement, check
 from tests.bench.contender import Entry
 from tests.bench.disturbance import Sample
+from tests.bench.elsewhere import Elsewhere
 from tests.bench.field import taking_part
 from tests.bench.gpu import main as gpu
 from tests.bench.minimum import rates
@@ -22,7 +23,6 @@ from tests.bench.plain import PrefixCache
 from tests.bench.report import Outcome, Setting, markdown, omissions, write_json
 from tests.bench.rounds import Numbers, Plan, Timing, measure
 from tests.bench.shapes import SHAPES, load, save
-from tests.bench.sonde_in_process import InProcess
 from tests.bench.targets import fastest
 from tests.bench.workloads import NAMES, Answer, Neurons, Sizes, make
 
@@ -43,7 +43,7 @@ def test_sonde_and_plain_transformers_agree_on_every_workload(name: str, tmp_pat
     outcomes = []
     with taking_part(directory, ["plain", "rome"], serve) as entries:
         sonde = entries[1].contender
-        assert isinstance(sonde, InProcess)
+        assert isinstance(sonde, Elsewhere)
         numbers = Numbers()
         for workload in NAMES:
             plan = Plan(

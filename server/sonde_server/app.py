@@ -29,6 +29,7 @@ from .tokens import TokenFileError, Tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .engine import Engine
     from .in_process.channel import Endpoint
     from .model.loading import LoadedModel
     from .scheduler import Scheduler
@@ -167,31 +168,19 @@ class Server:
         """Loads the model and runs it once; then the server is SERVING. Raises UnsupportedModel."""
         # These bring torch along, which takes seconds: the port is bound before.
         from . import methods
-        from .engine import Engine
-        from .engine.selfcheck import verify
-        from .model.loading import load
         from .scheduler import Scheduler
 
         settings = self.settings
-        loaded = load(
-            settings.model,
-            revision=settings.revision,
-            device=settings.device,
-            dtype=settings.dtype,
-            device_map=settings.device_map,
-        )
-        engine = Engine(loaded.decoder, cache_bytes=settings.cache_bytes)
-        verify(engine)
-        # What failed is not offered.
-        description = dataclasses.replace(loaded.description, unavailable=dict(loaded.decoder.unavailable))
-        self._loaded = loaded
-        engine.warm_up()
         self._scheduler = Scheduler(
-            engine,
+            self._engine,
             max_queued_runs=settings.max_queued_runs,
             max_queued_bytes=settings.max_queued_bytes,
             on_batch=self._on_batch,
         )
+        assert self._loaded is not None
+        loaded = self._loaded
+        # What failed is not offered.
+        description = dataclasses.replace(loaded.description, unavailable=dict(loaded.decoder.unavailable))
         if self._metrics is not None:
             self._metrics.watch(description, __version__, self._scheduler.statistics)
         self._servicer.host(
@@ -215,6 +204,25 @@ class Server:
             description.data_type,
             description.device,
         )
+
+    def _engine(self) -> "Engine":
+        """The engine, once it has been held to the model itself and has run. Raises UnsupportedModel."""
+        from .engine import Engine
+        from .engine.selfcheck import verify
+        from .model.loading import load
+
+        settings = self.settings
+        self._loaded = load(
+            settings.model,
+            revision=settings.revision,
+            device=settings.device,
+            dtype=settings.dtype,
+            device_map=settings.device_map,
+        )
+        engine = Engine(self._loaded.decoder, cache_bytes=settings.cache_bytes)
+        verify(engine)
+        engine.warm_up()
+        return engine
 
     def start(self) -> None:
         """Listens, then loads. Raises OSError and UnsupportedModel, and has stopped then."""

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
+from typing import NoReturn
 
 from .certificates import CertificateError
 from .config import SettingError, Settings
@@ -75,7 +76,9 @@ def _serve(settings: Settings) -> int:
         loading = False
     except _Interrupted:
         server.stop(0)
-        return 0
+        # The model's thread is still at it, and an interpreter does not end well around one that computes.
+        _exit(0)
+    _leave_the_cores_to_the_model()
     stopping.wait()
     code, grace = (1, min(settings.grace, FAILED_GRACE)) if server.failed else (0, settings.grace)
     logging.getLogger(__name__).info("stopping: calls in progress have %g seconds", grace)
@@ -88,8 +91,19 @@ def _serve(settings: Settings) -> int:
     return code
 
 
+def _leave_the_cores_to_the_model() -> None:
+    """From now on only the model's thread, which has begun, computes with several: see Scheduler."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def _give_up(code: int) -> None:
     logging.getLogger(__name__).warning("what is in progress does not end; leaving it")
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
     logging.shutdown()
     os._exit(code)
 

@@ -89,24 +89,35 @@ class Scheduler:
 
     def __init__(
         self,
-        engine: Engine,
+        make: Callable[[], Engine],
         *,
         max_queued_runs: int = 1_000_000,
         max_queued_bytes: int | None = None,
         on_batch: Callable[[int], None] = lambda rows: None,
     ) -> None:
-        """`on_batch` is told, on the model's thread, how many runs each batch had."""
-        self.engine = engine
-        self.max_queued_runs = max_queued_runs
-        self.max_queued_bytes = engine.memory.capacity() if max_queued_bytes is None else max_queued_bytes
+        """Waits for `make`, and raises what it raises. `on_batch` is told how many runs each batch had.
+
+        Both are called on the model's thread. Every thread that computes gets a pool of its own from OpenMP, and once
+        there are more of them than cores each small operation waits for a worker to wake up: so nothing of the model
+        is computed anywhere else, not even while it is loaded.
+        """
         self._on_batch = on_batch
         self._batches = self._rows = self._saved = 0
         self._queue: Queue = OrderedDict()
         self._admitted: dict[Session, tuple[int, int]] = {}
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
+        made: Future[Engine] = Future()
+        self._thread = threading.Thread(target=self._own, args=(make, made), name="model", daemon=True)
         self._thread.start()
+        try:
+            self.engine = made.result()
+        except BaseException:
+            # Whoever waited was interrupted, perhaps: then the thread goes once it has made the engine.
+            self._closed = True
+            raise
+        self.max_queued_runs = max_queued_runs
+        self.max_queued_bytes = self.engine.memory.capacity() if max_queued_bytes is None else max_queued_bytes
 
     @property
     def queued_runs(self) -> int:
@@ -210,6 +221,17 @@ class Scheduler:
         self._thread.join()
 
     # ------------------------------------------------------------ the model's thread
+
+    def _own(self, make: Callable[[], Engine], made: "Future[Engine]") -> None:
+        try:
+            engine = make()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
+            made.set_exception(error)
+            return
+        made.set_result(engine)
+        # What was abandoned meanwhile is not kept alive by this frame.
+        del engine, made
+        self._serve()
 
     def _serve(self) -> None:
         while (turn := self._next()) is not None:

@@ -15,13 +15,12 @@ import torch
 
 from tests.bench.agreement import TOLERANCE, Disagreement
 from tests.bench.chart import draw
+from tests.bench.elsewhere import Elsewhere
 from tests.bench.field import PEERS, taking_part
 from tests.bench.minimum import rates
-from tests.bench.profile import profiled
 from tests.bench.report import Outcome, Setting, markdown, omissions, write_json
 from tests.bench.rounds import Numbers, Plan, measure
 from tests.bench.shapes import SHAPES, load, save
-from tests.bench.sonde_in_process import InProcess
 from tests.bench.workloads import NAMES, Sizes, make
 
 THREADS = 2
@@ -77,7 +76,7 @@ def _measure_shape(name: str, options: argparse.Namespace, settings: list[Settin
         with taking_part(directory, options.peers) as entries:
             numbers = Numbers()
             in_process = entries[1].contender
-            assert isinstance(in_process, InProcess)
+            assert isinstance(in_process, Elsewhere)
             for length in options.lengths:
                 settings.append(Setting(name, shape.title, length, measured[length]))
                 for workload in options.only:
@@ -92,7 +91,7 @@ def _measure_shape(name: str, options: argparse.Namespace, settings: list[Settin
                     timings = measure(plan, entries, workload, _say)
                     token_layers, readings = in_process.cost(plan.make(numbers()))
                     minimum = measured[length].minimum(token_layers, readings)
-                    seen = profiled(workload, in_process, plan.make(numbers()), sizes.vocabulary)
+                    seen = in_process.profiled(workload, plan.make(numbers()), sizes.vocabulary)
                     outcomes.append(
                         Outcome(name, length, workload, tuple(timings), token_layers, readings, minimum, seen)
                     )
@@ -105,7 +104,9 @@ def _say(text: str) -> None:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round, 16 tokens, the GPT-2 shape")
-    parser.add_argument("--only", type=_among(NAMES), default=list(NAMES), help=f"of {', '.join(NAMES)}; W4 is both")
+    parser.add_argument(
+        "--only", type=_among(NAMES), default=list(NAMES), help=f"of {', '.join(NAMES)}; W4 is all three"
+    )
     parser.add_argument("--peers", type=_among(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}; or none")
     parser.add_argument("--shapes", type=_among(tuple(SHAPES)), help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")], help="tokens")
@@ -120,7 +121,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _among(names: Sequence[str]) -> Callable[[str], list[str]]:
-    """Reads "a,b"; "none" is nobody. W4 stands for both of its questions."""
+    """Reads "a,b"; "none" is nobody. W4 stands for all of its questions."""
 
     def parse(text: str) -> list[str]:
         chosen: list[str] = []

@@ -7,10 +7,10 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from tests.bench.contender import Entry
+from tests.bench.elsewhere import Elsewhere
 from tests.bench.plain import PrefixCache
 from tests.bench.rome_script import RomeScript
 from tests.bench.shapes import load
-from tests.bench.sonde_in_process import InProcess
 from tests.bench.sonde_socket import Socket, serving
 
 PEERS = ("plain", "rome", "nnsight", "transformer-lens", "pyvene")
@@ -55,7 +55,7 @@ _MAKERS: dict[str, Callable[[PreTrainedModel, Path], list[Entry]]] = {
 def taking_part(
     directory: Path, peers: Sequence[str], serve: Callable[[Path], AbstractContextManager[str]] = serving
 ) -> Iterator[list[Entry]]:
-    """Sonde over the socket and in process, and these peers, each with a model of its own, of the same weights.
+    """Sonde over the socket and in one process, and these peers, each with a model of its own, of the same weights.
 
     Sonde answers requests one after the other from a second server, whose cache the first one's have not filled.
     `serve` starts a server of the model's directory and gives its address.
@@ -66,7 +66,7 @@ def taking_part(
             socket = Socket(stack.enter_context(serve(directory)), name, at_once=at_once)
             stack.callback(socket.close)
             entries.append(Entry(socket, "sonde" if at_once else "serial"))
-        in_process = InProcess.hosting(directory)
+        in_process = Elsewhere(directory)
         stack.callback(in_process.close)
         entries.insert(1, Entry(in_process, "sonde"))
         for peer in peers:

@@ -27,7 +27,7 @@ from tests.bench.shapes import SHAPES
 from tests.bench.sonde_in_process import InProcess
 from tests.bench.workloads import Sizes, make
 
-WORKLOADS = ("W1", "W2", "W3", "W4 first", "W4 again")
+WORKLOADS = ("W1", "W2", "W3", "W4 first", "W4 again", "W4 last")
 # bfloat16 keeps 8 bits, and batches of another size round otherwise: answers differ by percents of their spread.
 TOLERANCES = {torch.bfloat16: 0.2, torch.float32: 1e-3}
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shape, dtype = SHAPES[options.shape], getattr(torch, options.dtype)
     model = _draw(options.shape, options.device, dtype)
     sizes = Sizes.of(model)
-    scheduler = Scheduler(Engine(Decoder(model)))
+    scheduler = Scheduler(lambda: Engine(Decoder(model)))
     sonde = InProcess(scheduler, scheduler.stop)
     settings: list[Setting] = []
     outcomes: list[Outcome] = []

@@ -125,18 +125,18 @@ class Skipping:
 
     @torch.no_grad()
     def one_neuron(self, workload: OneNeuron) -> Answer:
-        on, layer = self.on, workload.layer
+        on, layer, first = self.on, workload.layer, workload.positions[0]
         if workload.again and self._kept is not None and self._kept[0] == workload.tokens:
             _, states, before = self._kept
             with on.envoy.trace(input_ids=on.ids(workload.tokens)):
                 for below in range(layer):
                     on.blocks[below].skip(states[layer - 1])
-                on.down[layer].input[:, :, workload.neuron] *= workload.factor
+                on.down[layer].input[:, first:, workload.neuron] *= workload.factor
                 final = on.norm.output[:, -1].save()
             return np.stack([before.numpy(), top(on.logits(final), workload.top)[0].numpy()])
         with on.envoy.trace(input_ids=on.ids(workload.tokens, 2)):
             states = nnsight.save([block.output[:1] for block in on.blocks[:layer]])
-            on.down[layer].input[1, :, workload.neuron] *= workload.factor
+            on.down[layer].input[1, first:, workload.neuron] *= workload.factor
             final = on.norm.output[:, -1].save()
         both = top(on.logits(final), workload.top)
         self._kept = (workload.tokens, list(states), both[0])
@@ -212,7 +212,7 @@ class Loop:
             before = top(logits, workload.top)[0]
         self._kept = (workload.tokens, before)
         with on.envoy.trace(input_ids=ids):
-            on.down[workload.layer].input[:, :, workload.neuron] *= workload.factor
+            on.down[workload.layer].input[:, workload.positions[0] :, workload.neuron] *= workload.factor
             changed = on.head.output[:, -1].save()
         return np.stack([before.numpy(), top(changed, workload.top)[0].numpy()])
 

@@ -30,7 +30,7 @@ class PrefixCache:
         self.model = model
         self.modules = modules_of(model)
         self.head_size = model.config.hidden_size // model.config.num_attention_heads
-        self._kept: tuple[Sequence[int], Tensor] | None = None
+        self._kept: tuple[Sequence[int], Tensor, DynamicCache] | None = None
 
     @torch.no_grad()
     def grid(self, workload: Grid) -> Answer:
@@ -106,19 +106,24 @@ class PrefixCache:
 
     @torch.no_grad()
     def one_neuron(self, workload: OneNeuron) -> Answer:
-        known = self._kept[1] if workload.again and self._kept and self._kept[0] == workload.tokens else None
+        kept = self._kept if workload.again and self._kept and self._kept[0] == workload.tokens else None
+        first = workload.positions[0]
+        ids, rows = self._ids(workload.tokens), 2 if kept is None else 1
+        cache = DynamicCache(config=self.model.config) if kept is None else kept[2]
+        if first and kept is None:
+            self._final(input_ids=ids[:, :first], past_key_values=cache, use_cache=True)
 
         def scale(layer: int, value: Tensor) -> Tensor:
             if layer == workload.layer:
                 value[-1, :, workload.neuron] *= workload.factor
             return value
 
+        prefix = {"past_key_values": _prefix(self.model, cache, first, [0] * rows)} if first else {}
         with _entered(self.modules.mlp_projection, scale):
-            ids = self._ids(workload.tokens).expand(1 if known is not None else 2, -1)
-            final = self._final(input_ids=ids, use_cache=False)
+            final = self._final(input_ids=ids[:, first:].expand(rows, -1), use_cache=bool(first), **prefix)
         read = top(self._logits(final), workload.top)
-        both = read if known is None else torch.stack([known, read[0]])
-        self._kept = (workload.tokens, both[0])
+        both = read if kept is None else torch.stack([kept[1], read[0]])
+        self._kept = (workload.tokens, both[0], cache)
         return both.numpy()
 
     def callers(self, workload: Callers) -> Answer:

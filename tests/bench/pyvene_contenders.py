@@ -123,7 +123,7 @@ class Loop:
             value[..., workload.neuron] *= workload.factor
             return value
 
-        places = [list(range(len(workload.tokens)))]
+        places = [list(workload.positions)]
         logits = self._run(self.on(("mlp_activation", workload.layer, "pos")), ids, places, scale)
         return np.stack([before.numpy(), top(logits, workload.top)[0].numpy()])
 

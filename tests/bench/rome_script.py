@@ -22,7 +22,7 @@ class RomeScript:
     """The loop of the published script."""
 
     name = "ROME's script, plain hooks"
-    omitted: Mapping[str, str] = dict.fromkeys(("W2", "W3", "W4 first", "W4 again", "W5"), _ONLY)
+    omitted: Mapping[str, str] = dict.fromkeys(("W2", "W3", "W4 first", "W4 again", "W4 last", "W5"), _ONLY)
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model

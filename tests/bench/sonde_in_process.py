@@ -145,7 +145,7 @@ def _head_question(workload: Heads) -> InterveneQuestion:
 
 
 def _one_neuron_question(workload: OneNeuron) -> InterveneQuestion:
-    site = Site(Component.NEURON, (workload.layer,), (workload.neuron,))
+    site = Site(Component.NEURON, (workload.layer,), (workload.neuron,), workload.positions)
     plan = (Intervention((Edit(site, Scale(workload.factor)),)),)
     readout = Readout((), len(workload.tokens) - 1, workload.top)
     return InterveneQuestion(Prompt(workload.tokens), (), plan, readout)

@@ -70,7 +70,8 @@ class Socket:
         return np.asarray(result.log_probabilities, dtype=np.float64).reshape(-1)
 
     def one_neuron(self, workload: OneNeuron) -> Answer:
-        edit = sonde.scale(sonde.neuron(layer=workload.layer, unit=workload.neuron), workload.factor)
+        site = sonde.neuron(layer=workload.layer, unit=workload.neuron, position=-1 if workload.last else None)
+        edit = sonde.scale(site, workload.factor)
         result = self.client.intervene(workload.tokens, [edit], top_k=workload.top)
         rows = [result.clean.top_tokens, result[0].top_tokens]
         return np.array([[token.log_probability for token in row] for row in rows])

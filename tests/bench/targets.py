@@ -36,6 +36,8 @@ TARGETS: dict[tuple[str, str], tuple[Target, ...]] = {
     ("W4 first", _LONG): (Target("peer", 1.1),),
     ("W4 again", _SHORT): (Target("peer", 2.5),),
     ("W4 again", _LONG): (Target("peer", 10.0),),
+    ("W4 last", _SHORT): (Target("peer", 2.5),),
+    ("W4 last", _LONG): (Target("peer", 10.0),),
     ("W5", _SHORT): (Target("serial", 2.0),),
     ("W5", _LONG): (Target("serial", 2.0),),
 }

@@ -92,7 +92,7 @@ class Loop:
     @torch.no_grad()
     def one_neuron(self, workload: OneNeuron) -> Answer:
         def scale(value: Tensor, **_: Any) -> Tensor:
-            value[:, :, workload.neuron] *= workload.factor
+            value[:, workload.positions[0] :, workload.neuron] *= workload.factor
             return value
 
         if workload.again and self._kept is not None and self._kept[0] == workload.tokens:

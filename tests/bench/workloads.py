@@ -3,7 +3,7 @@
 W1  the ROME grid: the target's probability, mean over 10 corrupted samples, with one residual state restored
 W2  the target's log-probability with one neuron at the last position set to zero, for 256 neurons of each block
 W3  the same with one attention head set to zero at all positions, for all heads
-W4  the log-probabilities of the top ten tokens, before and after one neuron is scaled at all positions
+W4  the log-probabilities of the top ten tokens, before and after one neuron is scaled, at all positions or the last
 W5  16 callers, each with its own prompt, neurons and head
 """
 
@@ -99,18 +99,26 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class OneNeuron:
-    """W4: one neuron scaled at all positions, the top ten tokens before and after."""
+    """W4: one neuron scaled, the top ten tokens before and after."""
 
     tokens: tuple[int, ...]
     layer: int
     neuron: int
     again: bool
     """Whether the same prompt was asked before, with another neuron."""
+    last: bool = False
+    """Whether it is scaled at the last position alone; otherwise at all."""
     factor: float = FACTOR
     top: int = TOP
 
     def __len__(self) -> int:
         return 1
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Where it is scaled."""
+        length = len(self.tokens)
+        return (length - 1,) if self.last else tuple(range(length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +143,7 @@ class Callers:
 
 
 Workload: TypeAlias = Grid | Neurons | Heads | OneNeuron | Callers
-NAMES = ("W1", "W2", "W3", "W4 first", "W4 again", "W5")
+NAMES = ("W1", "W2", "W3", "W4 first", "W4 again", "W4 last", "W5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +186,9 @@ def make(name: str, shape: Shape, sizes: Sizes, length: int, number: int) -> Wor
         case "W3":
             heads = tuple((layer, head) for layer in range(sizes.layers) for head in range(sizes.heads))
             return Heads(tokens, heads)
-        case "W4 first" | "W4 again":
-            again = name == "W4 again"
-            return OneNeuron(tokens, shape.scaled_layer, 29 if again else 17, again)
+        case "W4 first" | "W4 again" | "W4 last":
+            again = name != "W4 first"
+            return OneNeuron(tokens, shape.scaled_layer, 29 if again else 17, again, name == "W4 last")
         case "W5":
             return Callers(tuple(_caller(sizes, length, CALLERS * number + each) for each in range(CALLERS)))
     raise ValueError(f"{name!r} is none of {', '.join(NAMES)}")

@@ -30,7 +30,10 @@ class Memory:
         self._cached = size * 2 * decoder.key_value_heads * decoder.head_size * decoder.layers
         self._state = size * decoder.hidden_size * (decoder.layers + 1) + self._cached
         self._pair = decoder.heads * (2 * size + 4)
-        self._logits = 3 * 4 * decoder.vocabulary_size
+        # Logits are held for a few runs at a time. So that a batch of short runs does not take longer than others, a
+        # reading counts as the positions that take as long: 4 D^2 weights of attention and 8 D^2 of the MLP a block.
+        blocks = 12 * decoder.hidden_size * decoder.layers
+        self._reading = self._token * decoder.vocabulary_size / blocks
 
     def state_bytes(self, tokens: int) -> int:
         """What is kept of a base run of so many tokens."""
@@ -40,12 +43,12 @@ class Memory:
         """What the keys and values of so many positions take."""
         return tokens * self._cached
 
-    def row_bytes(self, row: Row) -> int:
+    def row_bytes(self, row: Row) -> float:
         """What a row takes while it runs."""
         length = len(row.positions)
         pairs = any(place[0] in PAIRWISE for place in row.edits)
         explicit = row.first or pairs or self.decoder.attention == "eager"
-        result = length * self._token + (self._logits if row.reading is not None or row.choice is not None else 0)
+        result = length * self._token + (self._reading if row.reading is not None or row.choice is not None else 0)
         if explicit:
             result += length * row.extent.end * self._pair
         if row.state is not None:
