@@ -240,12 +240,12 @@ class _Window:
         memory = self._session.engine.memory
         budget = memory.batch_bytes
         portion: list[int] = []
-        size = 0
+        size = 0.0
         for number in order:
             needed = memory.row_bytes(self._rows[number])
             if portion and size + needed > budget:
                 yield portion
-                portion, size = [], 0
+                portion, size = [], 0.0
             portion.append(number)
             size += needed
         if portion:
