@@ -3,7 +3,7 @@
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -56,12 +56,16 @@ def under_way(host: Host, request: pb.InterveneRequest) -> Iterator[grpc.Call]:
         call.cancel()
 
 
+def wait_until(condition: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.005)
+
+
 def settle(host: Host) -> None:
     """Waits until no question is accepted any more, and nothing of one is on the model."""
-    deadline = time.monotonic() + DEADLINE
-    while host.server.scheduler.queued_runs:
-        assert time.monotonic() < deadline, "a cancelled question is still accepted"
-        time.sleep(0.005)
+    wait_until(lambda: not host.server.scheduler.queued_runs, "a cancelled question is still accepted")
     with host.server.scheduler.session(caller="test", cancelled=threading.Event()) as session:
         session.call(lambda: None)
 
@@ -286,3 +290,52 @@ def test_one_callers_failure_is_not_anothers(gpt2: Host) -> None:
     assert [error is None for error in errors] == [True, False, True, True]
     assert isinstance(errors[1], grpc.RpcError)
     assert errors[1].code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_two_who_ask_about_a_new_prompt_at_once_have_it_run_once(wide: Host) -> None:
+    settle(wide)
+    scheduler = wide.server.scheduler
+    ids = [11, 13, 17, 19, 23, 29, 31]
+    requests = [
+        wire.intervene(ids, [[Edit(Site("NEURON", (2,), (unit,), (-1,)), Scale(0.0))]], TARGETS) for unit in (1, 2)
+    ]
+    go_on, before = threading.Event(), scheduler.engine.work.token_layers
+    with scheduler.session(caller="test", cancelled=threading.Event()) as session, ThreadPoolExecutor(3) as pool:
+        # Both have asked before the model has a moment for either.
+        blocking = pool.submit(session.call, lambda: go_on.wait(DEADLINE))
+        hits = scheduler.engine.cache.hits
+        asked = [pool.submit(wide.intervene, request) for request in requests]
+        wait_until(lambda: scheduler.engine.cache.hits > hits, "the second has not found the first one's run")
+        go_on.set()
+        assert blocking.result()
+        answers = [one.result() for one in asked]
+    planned = [answer.context.cost.token_layers for answer in answers]
+    base = len(ids) * scheduler.engine.layers
+    assert scheduler.engine.work.token_layers - before == sum(planned) - base
+    for answer, request in zip(answers, requests, strict=True):
+        assert_close(answer.columns["log_probabilities"], wide.intervene(request).columns["log_probabilities"])
+
+
+def test_a_run_that_its_caller_gave_up_is_begun_again_by_who_waits_for_it(wide: Host) -> None:
+    settle(wide)
+    scheduler = wide.server.scheduler
+    ids = [37, 41, 43, 47, 5, 7]
+    request = wire.intervene(ids, [[Edit(Site("NEURON", (2,), (3,), (-1,)), Scale(0.0))]], TARGETS)
+    go_on = threading.Event()
+    with scheduler.session(caller="test", cancelled=threading.Event()) as session, ThreadPoolExecutor(2) as pool:
+        blocking = pool.submit(session.call, lambda: go_on.wait(DEADLINE))
+        misses, hits = scheduler.engine.cache.misses, scheduler.engine.cache.hits
+        first = wide.stub.Intervene(request)
+        wait_until(lambda: scheduler.engine.cache.misses > misses, "the first has not begun")
+        second = pool.submit(wide.intervene, request)
+        wait_until(lambda: scheduler.engine.cache.hits > hits, "the second has not found the first one's run")
+        first.cancel()
+        # Nothing tells from outside that the server knows of a cancel.
+        admitted = scheduler._admitted
+        wait_until(
+            lambda: any(one.stopped() for one in list(admitted)), "the server has not heard that it was cancelled"
+        )
+        go_on.set()
+        assert blocking.result()
+        answer = second.result()
+    assert_close(answer.columns["log_probabilities"], wide.intervene(request).columns["log_probabilities"])

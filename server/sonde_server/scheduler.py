@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, cast
 
+from .bases import Bases
 from .engine import Engine
 from .engine.layout import Row
 from .errors import InvalidQuestion, NotServing, QueueFull, Stopped, Violation
@@ -116,6 +117,7 @@ class Scheduler:
             # Whoever waited was interrupted, perhaps: then the thread goes once it has made the engine.
             self._closed = True
             raise
+        self.bases = Bases(self.engine.cache)
         self.max_queued_runs = max_queued_runs
         self.max_queued_bytes = self.engine.memory.capacity() if max_queued_bytes is None else max_queued_bytes
 

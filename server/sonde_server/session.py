@@ -4,13 +4,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
 from torch import Tensor
 
+from .bases import Starting
 from .engine import Base, Capture, Engine, Reading, Result, Run, State
 from .engine.cache import key_of
 from .engine.layout import Row
@@ -24,15 +24,6 @@ J = TypeVar("J", bound=Job)
 WINDOW = 4096
 # Portions of one session that may be queued or running: the next is ready when one ends.
 AHEAD = 2
-
-
-@dataclass(frozen=True, slots=True)
-class _Starting:
-    """A base run that has been handed in, or will be with the next job."""
-
-    base: Base
-    state: State
-    portion: Portion
 
 
 class Session:
@@ -52,7 +43,7 @@ class Session:
         self.cancelled = cancelled
         self.deadline = deadline
         self._wanted = wanted
-        self._starting: dict[bytes, _Starting] = {}
+        self._starting: dict[bytes, Starting] = {}
         self._held: list[Job] = []
 
     def __enter__(self) -> Self:
@@ -64,6 +55,10 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancelled.set()
+        for key, one in self._starting.items():
+            self.scheduler.bases.release(key, one)
+        for job in self._held:
+            job.fail(Stopped("the caller went away"))
         self.scheduler.drop(self)
 
     def stopped(self) -> bool:
@@ -83,17 +78,30 @@ class Session:
         """The state of a clean base run, which may still be empty: it is computed with the next that is waited for.
 
         Runs over it may be handed in at once, and share its batch where others share it too. `read`: where its
-        prediction will be read.
+        prediction will be read. What another session has begun is waited for.
         """
         key = key_of(base)
         if key in self._starting:
             return self._starting[key].state
-        if (known := self.engine.cache.find(base)) is not None:
-            return known
         row = self.engine.base_row(base, None)
         row.reads = () if read is None else (read,)
         assert row.state is not None
-        self._starting[key] = _Starting(base, row.state, self._hold(self._portion([row], apart=True)))
+        mine = Starting(base, row.state, self._portion([row], apart=True))
+        while (begun := self.scheduler.bases.claim(key, mine)) is not mine:
+            if isinstance(begun, State):
+                return begun
+            # Nobody waits for another who waits for what is held here.
+            if self._held:
+                self._send()
+            try:
+                self.wait(begun.portion)
+            except Exception:  # noqa: BLE001 - it belongs to the other one, unless nobody waits here either
+                self.check()
+                self.scheduler.bases.release(key, begun)
+            else:
+                return begun.state
+        self._starting[key] = mine
+        self._hold(mine.portion)
         return row.state
 
     def ready(self, states: Iterable[State]) -> None:
@@ -105,6 +113,7 @@ class Session:
         for key, one in waiting:
             self.wait(one.portion)
             self.engine.cache.keep(one.base, one.state)
+            self.scheduler.bases.release(key, one)
             del self._starting[key]
 
     def states(self, bases: Sequence[Base], *, read: int | None = None) -> list[State]:

@@ -41,6 +41,12 @@ class StateCache:
             self._states.move_to_end(key)
             return state
 
+    def shared(self, base: Base) -> None:
+        """Counts a base that is being run already as found."""
+        with self._lock:
+            self.hits += 1
+            self.positions_saved += len(base.tokens)
+
     def keep(self, base: Base, state: State) -> None:
         """Remembers a state, forgetting those unused for longest beyond the budget."""
         key, size = key_of(base), state.bytes
