@@ -219,6 +219,13 @@ class Execution:
             for position in row.reads:
                 assert row.state is not None
                 row.state.logits[position] = logits[picked.index(row, position)].clone()
+        following: dict[int, int] = {}
+        for going_on in by_choice(rows).values():
+            choice = going_on[0].choice
+            assert choice is not None
+            index = [picked.index(row, choice.position) for row in going_on]
+            following.update(zip(map(id, going_on), choose(logits[index], choice), strict=True))
+        # After all else, for it overwrites what it reads.
         for alike in by_reading(rows).values():
             reading = alike[0].reading
             assert reading is not None
@@ -227,12 +234,8 @@ class Execution:
             chosen = logits if index == list(range(len(logits))) else logits[torch.tensor(index, device=logits.device)]
             for row, result in zip(alike, read(chosen, reading), strict=True):
                 row.result = result
-        for going_on in by_choice(rows).values():
-            choice = going_on[0].choice
-            assert choice is not None
-            index = [picked.index(row, choice.position) for row in going_on]
-            for row, token in zip(going_on, choose(logits[index], choice), strict=True):
-                row.result.token = token
+        for row in rows:
+            row.result.token = following.get(id(row))
 
 
 def _keeping(layout: Layout) -> list[tuple[Row, State]]:

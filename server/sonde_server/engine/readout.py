@@ -10,9 +10,12 @@ from .runs import Reading, Result
 
 
 def read(logits: Tensor, reading: Reading) -> list[Result]:
-    """What `reading` asks for of logits [R, V], one Result a row."""
+    """What `reading` asks for of logits [R, V], one Result a row. On a CPU float32 logits are overwritten.
+
+    A second tensor of that size would cost more than the softmax: the allocator gives so much back, and every page of
+    it has to be mapped anew.
+    """
     logits = logits.float()
-    log_probabilities = torch.log_softmax(logits, dim=-1)
     tokens = torch.tensor([target.token for target in reading.targets], dtype=torch.long, device=logits.device)
     values = logits[:, tokens]
     contrasts = [target.contrast for target in reading.targets]
@@ -20,10 +23,12 @@ def read(logits: Tensor, reading: Reading) -> list[Result]:
         index = torch.tensor([0 if c is None else c for c in contrasts], device=logits.device)
         used = torch.tensor([c is not None for c in contrasts], device=logits.device)
         values = torch.where(used, values - logits[:, index], values)
-    top = log_probabilities.topk(reading.top_k, dim=-1)
+    top_tokens = logits.topk(reading.top_k, dim=-1).indices
+    log_probabilities = torch.log_softmax(logits, dim=-1, out=logits if logits.device.type == "cpu" else None)
+    top_values = log_probabilities.gather(-1, top_tokens)
     kl = None if reading.reference is None else divergence(reading.reference, log_probabilities).tolist()
     chosen, values = log_probabilities[:, tokens].cpu(), values.cpu()
-    top_tokens, top_values = top.indices.int().cpu(), top.values.cpu()
+    top_tokens, top_values = top_tokens.int().cpu(), top_values.cpu()
     return [
         Result(chosen[row], values[row], top_tokens[row], top_values[row], None if kl is None else kl[row])
         for row in range(len(logits))
