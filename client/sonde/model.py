@@ -45,7 +45,7 @@ class Limits:
     max_answer_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Model:
     """The hosted model. Layers, heads and so on are those of its decoder; `stacks` has the others."""
 
@@ -94,6 +94,18 @@ class Model:
             ("available", ", ".join(name for name, support in self.components.items() if support)),
             ("not available", "; ".join(unavailable) or "-"),
         ]
+
+    def __repr__(self) -> str:
+        lacks = [name for name, support in self.components.items() if not support]
+        parts = [
+            f"{self.architecture} of {self.parameters:,} parameters",
+            f"{self.layers} layers of {self.heads} heads and {self.neurons} neurons",
+            f"hidden size {self.hidden_size}",
+            f"vocabulary {self.vocabulary_size}",
+            f"{self.dtype} on {self.device}",
+            *([f"without {', '.join(lacks)}"] if lacks else []),
+        ]
+        return f"<Model {self.name}: {'; '.join(parts)}>"
 
     def _repr_html_(self) -> str:
         return page(html_table(self.name, ["", ""], self.rows()))

@@ -53,6 +53,10 @@ def test_the_model_is_asked_for_once(peer: Any, answers: Any) -> None:
     assert not model.components["residual_mid"]
     assert model.components["residual_mid"].reason == "parallel"
     assert (model.limits.max_runs, model.limits.max_prompt_tokens) == (100, None)
+    assert repr(model) == (
+        "<Model atlas: llama of 12,345 parameters; 2 layers of 4 heads and 32 neurons; hidden size 16; vocabulary 50; "
+        "bfloat16 on cuda; without residual_mid>"
+    )
 
 
 def test_a_model_without_a_decoder_is_refused(peer: Any) -> None:
