@@ -5,13 +5,14 @@ import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from sonde.errors import InvalidSettings
 
 DEFAULT_PORT: Final = 50051
 DEFAULT_ADDRESS: Final = f"localhost:{DEFAULT_PORT}"
 
+_IP: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 # What gRPC takes for more than a host: dns:///name:port, unix:/path, ipv4:..., xds:///... A host named "dns" is none.
 _SCHEME: Final = re.compile(r"(dns:/|unix:|unix-abstract:|vsock:|ipv4:|ipv6:|[a-z][a-z0-9+.-]*://)")
 _NUMERIC: Final = re.compile(r"ipv[46]:(?!//)")
@@ -122,28 +123,28 @@ def _member(part: str) -> str:
 
 def _numeric(addresses: Sequence[str]) -> str:
     """The target of several addresses. gRPC takes only numbers there, so names are looked up here, once."""
-    owners: dict[tuple[str, int], str] = {}
+    owners: dict[tuple[_IP, int], str] = {}
     for address in addresses:
         for place in _look_up(address):
             other = owners.setdefault(place, address)
             if other != address:
                 raise InvalidSettings(f"address: {other} and {address} are one server; name it once")
-    parsed = [(ipaddress.ip_address(ip), port) for ip, port in owners]
-    if all(ip.version == 4 for ip, _ in parsed):
-        return "ipv4:" + ",".join(f"{ip}:{port}" for ip, port in parsed)
+    if all(ip.version == 4 for ip, _ in owners):
+        return "ipv4:" + ",".join(f"{ip}:{port}" for ip, port in owners)
     # A target is of one family; in IPv6, every IPv4 address has its place.
-    six = (f"::ffff:{ip}" if ip.version == 4 else str(ip).replace("%", "%25") for ip, _ in parsed)
-    return "ipv6:" + ",".join(f"[{ip}]:{port}" for ip, (_, port) in zip(six, parsed, strict=True))
+    six = (f"[::ffff:{ip}]" if ip.version == 4 else f"[{ip}]".replace("%", "%25") for ip, _ in owners)
+    return "ipv6:" + ",".join(f"{ip}:{port}" for ip, (_, port) in zip(six, owners, strict=True))
 
 
-def _look_up(address: str) -> list[tuple[str, int]]:
+def _look_up(address: str) -> list[tuple[_IP, int]]:
     host, port = host_of(address), int(address.rpartition(":")[2])
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InvalidSettings(f"address: {host} cannot be looked up: {reason}") from None
-    return list(dict.fromkeys((str(place[0]), port) for *_, place in found))
+    ips = (ipaddress.ip_address(place[0]) for *_, place in found)
+    return [(getattr(ip, "ipv4_mapped", None) or ip, port) for ip in dict.fromkeys(ips)]
 
 
 def _with_port(address: str) -> str:
