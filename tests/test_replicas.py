@@ -124,6 +124,17 @@ def test_a_replica_that_does_not_serve_gets_no_calls(kind: str, model: Path, ste
         loading.stop(0)
 
 
+def test_those_who_watch_health_leave_the_workers_free(model: Path) -> None:
+    settings = Settings(model=str(model), port=0, device="cpu", workers=6)
+    with Server(settings) as server, grpc.insecure_channel(server.address) as channel:
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        watchers = [health_pb2_grpc.HealthStub(channel).Watch(request, timeout=60) for _ in range(50)]
+        assert {next(watcher).status for watcher in watchers} == {health_pb2.HealthCheckResponse.SERVING}
+        assert len(ask("sync", server.address, 5)) == 5
+        for watcher in watchers:
+            watcher.cancel()
+
+
 class Names(dnslib.server.BaseResolver):  # type: ignore[misc, unused-ignore]
     """A name server that gives every name the same addresses."""
 
