@@ -10,6 +10,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from sonde.connection import Connection
 from sonde_server.app import Server
 from sonde_server.config import PREFIX, Settings
 
@@ -88,6 +89,20 @@ def test_the_parts_name_the_same_pods() -> None:
     assert MANIFESTS["Service"]["spec"]["selector"] == labels
     target = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == ("Deployment", MANIFESTS["Deployment"]["metadata"]["name"])
+
+
+def test_clients_find_every_replica_by_the_services_name() -> None:
+    spec = MANIFESTS["Service"]["spec"]
+    # Without an address of its own the name is those of the pods, and of those alone that serve.
+    assert spec["clusterIP"] == "None"
+    assert not spec.get("publishNotReadyAddresses")
+    age = deployed().max_connection_age
+    assert age is not None
+    assert age <= 300
+    (target,) = re.findall(r"sonde\.Client\(\"([^\"]+)\"", (EXAMPLES / "kubernetes" / "README.md").read_text("utf-8"))
+    (port,) = spec["ports"]
+    assert target == f"dns:///{MANIFESTS['Service']['metadata']['name']}:{port['port']}"
+    assert Connection.of(target, None, True, None).target.spread
 
 
 def test_the_pod_has_no_privileges_and_a_gpu() -> None:

@@ -28,6 +28,7 @@ from sonde_server.tokens import TokenFileError, Tokens, make_token
 
 from tests import wire
 from tests.models import save_model
+from tests.replicas import served
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,13 +41,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Papers:
     """An authority with certificates for the server and for a client, as files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, authority: trustme.CA | None = None, *names: str) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
-        self.authority = trustme.CA()
+        self.authority = authority or trustme.CA()
         self.ca = folder / "ca.pem"
         self.authority.cert_pem.write_to_path(str(self.ca))
-        self.server = self._issue("server", self.authority.issue_cert("localhost", "127.0.0.1"))
+        self.server = self._issue("server", self.authority.issue_cert(*(names or ("localhost", "127.0.0.1"))))
         self.client = self._issue("client", self.authority.issue_cert("alice.test", common_name="alice"))
 
     def _issue(self, name: str, certificate: trustme.LeafCert) -> tuple[str, str]:
@@ -191,6 +192,32 @@ def test_the_client_speaks_tls(model: Path, papers: Papers, tokens: tuple[Path, 
         for tls in (True, False):
             with sonde.Client(server.address, token=tokens[1], tls=tls) as client, pytest.raises(sonde.NotServing):
                 client.trace([5, 6, 7], timeout=20)
+
+
+def test_each_of_several_servers_proves_its_name(model: Path, papers: Papers, tmp_path: Path) -> None:
+    others = Papers(tmp_path / "others", papers.authority, "other.test")
+    with (
+        Server(papers.settings(model)) as one,
+        Server(papers.settings(model)) as two,
+        Server(others.settings(model, metrics_port=0)) as impostor,
+    ):
+        ports = [server.address.rpartition(":")[2] for server in (one, two, impostor)]
+
+        def ask(name: str | None, *addresses: str) -> None:
+            with sonde.Client(addresses, tls=sonde.TLS(papers.ca, server_name=name), timeout=20) as client:
+                for _ in range(20):
+                    client.trace([5, 6, 7])
+
+        for host in ("localhost", "127.0.0.1"):
+            ask(None, f"{host}:{ports[0]}", f"{host}:{ports[1]}")
+            # Of two, only the one that is who it should be is asked.
+            ask(None, f"{host}:{ports[0]}", f"{host}:{ports[2]}")
+        assert served(impostor) == 0
+        ask("localhost", f"localhost:{ports[0]}", f"127.0.0.1:{ports[1]}")
+        with pytest.raises(sonde.NotServing):
+            ask("other.test", f"localhost:{ports[0]}", f"127.0.0.1:{ports[1]}")
+        ask("other.test", f"localhost:{ports[0]}", f"127.0.0.1:{ports[2]}")
+        assert served(impostor) == 20
 
 
 def test_only_certificates_of_the_authority_come_in(model: Path, papers: Papers, tmp_path: Path, caplog: Any) -> None:

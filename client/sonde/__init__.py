@@ -40,6 +40,7 @@ from sonde.model import Model
 from sonde.plans import Generation, Sweep, sweep
 from sonde.predictions import Prediction, Run, Token, TokenPrediction
 from sonde.prompts import Prompt, Target
+from sonde.replicas import ReplicasDiffer
 from sonde.sites import Site, head, neuron, residual, site
 from sonde.storage import load
 from sonde.traces import (
@@ -78,6 +79,7 @@ __all__ = [
     "Prediction",
     "Prompt",
     "ProtocolError",
+    "ReplicasDiffer",
     "Run",
     "Site",
     "SondeError",

@@ -11,9 +11,10 @@ import numpy as np
 
 from sonde import errors, report
 from sonde._version import __version__
+from sonde.addresses import DEFAULT_ADDRESS
 from sonde.arrays import visible
 from sonde.client import Client
-from sonde.connection import DEFAULT_ADDRESS, TLS
+from sonde.connection import TLS
 from sonde.edits import Edit, add, noise, patch, replace, scale
 from sonde.interventions import InterventionResult
 from sonde.methods import AttributionPatching, CausalTracing, TokenProbability
@@ -357,7 +358,7 @@ def _command(commands: Any, name: str, text: str, run: Callable[[argparse.Namesp
     parser.set_defaults(run=run)
     where = parser.add_argument_group("connection")
     address = os.environ.get("SONDE_ADDRESS") or DEFAULT_ADDRESS
-    where.add_argument("--address", default=address, help=f"host and port ({DEFAULT_ADDRESS})")
+    where.add_argument("--address", default=address, help=f"host and port ({DEFAULT_ADDRESS}); several with commas")
     where.add_argument("--token", default=os.environ.get("SONDE_TOKEN"), help="sent with every call")
     where.add_argument("--tls", action="store_true", help="encrypt, trusting the usual authorities")
     where.add_argument("--tls-ca", metavar="PEM", help="encrypt, trusting this authority")

@@ -11,8 +11,9 @@ import grpc
 from grpc.experimental import ChannelOptions
 
 from sonde import errors
+from sonde.addresses import DEFAULT_ADDRESS
 from sonde.assembly import Assembler
-from sonde.connection import ATTEMPT_SECONDS, DEFAULT, DEFAULT_ADDRESS, POLL_SECONDS, TLS, Connection, Timeout
+from sonde.connection import ATTEMPT_SECONDS, DEFAULT, POLL_SECONDS, TLS, Connection, Timeout
 from sonde.edits import scale as scale_edit
 from sonde.encoding import intervene_request, trace_request
 from sonde.intervene_assembly import InterveneAssembler
@@ -22,6 +23,8 @@ from sonde.model import Model, from_response
 from sonde.plans import Generation, Plan
 from sonde.progress import Progress, reporter
 from sonde.prompts import PromptLike, TargetLike
+from sonde.replicas import Agreement
+from sonde.results import Result
 from sonde.sites import Site, neuron
 from sonde.trace_assembly import TraceAssembler
 from sonde.traces import TokenProbabilityResult, TraceResult
@@ -30,7 +33,7 @@ from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 
 _RequestT = TypeVar("_RequestT")
 _ResponseT = TypeVar("_ResponseT")
-_ResultT = TypeVar("_ResultT")
+_ResultT = TypeVar("_ResultT", bound=Result)
 TraceT = TypeVar("TraceT", bound=TraceResult)
 Targets: TypeAlias = TargetLike | Sequence[TargetLike] | None
 
@@ -41,12 +44,15 @@ class Client:
         with sonde.Client("localhost:50051") as client:
             trace = client.trace("The Eiffel Tower is in the city of", targets=[" Paris"])
 
-    Nothing is sent before the first question.
+    Nothing is sent before the first question. Where several servers host one model, questions go to each in turn, past
+    those that do not serve:
+
+        client = sonde.Client(["gpu1:50051", "gpu2:50051"])
     """
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: str | Sequence[str] = DEFAULT_ADDRESS,
         *,
         token: str | None = None,
         tls: TLS | bool = False,
@@ -55,13 +61,15 @@ class Client:
         """Open a connection.
 
         Args:
-            address: host and port, or any gRPC target; the port is 50051 if it is left out.
+            address: host and port, or any gRPC target; the port is 50051 if it is left out. Several of host and port,
+                in a sequence or with commas, are looked up now; `dns:///NAME:PORT` is every address
+                that the name has, at any time.
             token: sent with every call; without `tls` only to this machine.
             tls: True to trust the usual authorities, or a `TLS` with certificates.
             timeout: seconds for every call that names none itself; None leaves it to the server.
 
         Raises:
-            InvalidSettings: if these contradict each other.
+            InvalidSettings: if these contradict each other, or one of several addresses cannot be looked up.
         """
         connection = Connection.of(address, token, tls, timeout)
         # gRPC's usual reader of streams waits for ever, beyond any deadline, for a call that is being tried again while
@@ -70,9 +78,9 @@ class Client:
         credentials = connection.credentials()
         self._attach(
             connection,
-            grpc.insecure_channel(connection.address, options)
+            grpc.insecure_channel(connection.target.name, options)
             if credentials is None
-            else grpc.secure_channel(connection.address, credentials, options),
+            else grpc.secure_channel(connection.target.name, credentials, options),
         )
 
     def _attach(self, connection: Connection, channel: grpc.Channel) -> None:
@@ -81,17 +89,18 @@ class Client:
         self._channel = channel
         self._stub = InspectionServiceStub(channel)
         self._model: Model | None = None
+        self._agreement = Agreement(connection.address, spread=connection.target.spread)
         self._closed = False
 
     @property
     def model(self) -> Model:
-        """The hosted model: its layers, heads, components and limits. Asked for once."""
+        """The hosted model: its layers, heads, components and limits. Asked for once, of one server."""
         if self._model is None:
             self._model = self._describe(DEFAULT)
         return self._model
 
     def wait_until_serving(self, timeout: float | None = 60.0) -> Model:
-        """Wait for a server that is starting or loading its model.
+        """Wait for a server that is starting or loading its model; of several, for the first.
 
         Raises:
             NotServing: if it still does not serve after `timeout` seconds; None waits for ever.
@@ -323,7 +332,9 @@ class Client:
             )
         except grpc.RpcError as error:
             raise self._error(error) from None
-        return from_response(response)
+        model = from_response(response)
+        self._agreement.check(model)
+        return model
 
     def _messages(
         self, method: "grpc.UnaryStreamMultiCallable[_RequestT, _ResponseT]", request: _RequestT, timeout: Timeout
@@ -351,6 +362,7 @@ class Client:
                 assembler.feed(message)
                 known = assembler.partial()
                 if known is not None:
+                    self._agreement.check(known.provenance)
                     yield known
         assembler.result()  # The last one given must have been the whole.
 
@@ -369,7 +381,9 @@ class Client:
                 done, total = assembler.progress
                 if total:
                     report.update(done, total)
-        return assembler.result()
+        result = assembler.result()
+        self._agreement.check(result.provenance)
+        return result
 
     def _error(self, error: grpc.RpcError) -> errors.SondeError:
         return errors.from_call(cast("errors.FailedCall", error), self._connection.address)

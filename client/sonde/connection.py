@@ -1,10 +1,9 @@
 """The way to a server: address, encryption, token, retries and deadlines."""
 
 import enum
-import ipaddress
 import json
-import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -12,10 +11,9 @@ from typing import Final, TypeAlias
 import grpc
 
 from sonde._version import __version__
+from sonde.addresses import Target, is_loopback, resolve, split
 from sonde.errors import InvalidSettings
 
-DEFAULT_PORT: Final = 50051
-DEFAULT_ADDRESS: Final = f"localhost:{DEFAULT_PORT}"
 POLL_SECONDS: Final = 0.25
 """Between two attempts to reach a server that is starting."""
 ATTEMPT_SECONDS: Final = 10.0
@@ -35,24 +33,29 @@ DEFAULT: Final = Default.DEFAULT
 Timeout: TypeAlias = float | Default | None
 """Seconds; None is no limit but the server's own; left out, the client's default."""
 
-SERVICE_CONFIG: Final = json.dumps(
-    {
-        "methodConfig": [
-            {
-                "name": [{"service": "sonde.v1.InspectionService"}],
-                # UNAVAILABLE alone is safe to repeat: nothing was computed. A full queue is the caller's decision, and
-                # gRPC never retries once the first message of an answer has come.
-                "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.2s",
-                    "maxBackoff": "3s",
-                    "backoffMultiplier": 3,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ]
-    }
-)
+_SERVICE: Final = "sonde.v1.InspectionService"
+_RETRIES: Final = {
+    "methodConfig": [
+        {
+            "name": [{"service": _SERVICE}],
+            # UNAVAILABLE alone is safe to repeat: nothing was computed. A full queue is the caller's decision, and
+            # gRPC never retries once the first message of an answer has come.
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "3s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+_SPREAD: Final = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    # A server that loads its model or shuts down is passed over. A single one is asked in any case: its own answer says
+    # what it is about.
+    "healthCheckConfig": {"serviceName": _SERVICE},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,32 +82,41 @@ class TLS:
 class Connection:
     """Everything a channel is made of. Both clients open theirs from one of these."""
 
-    address: str = DEFAULT_ADDRESS
+    address: str
+    """As messages name it."""
+    target: Target
+    local: bool
+    """Whether all of it stays on this machine."""
     token: str | None = None
     tls: TLS | None = None
     timeout: float | None = None
 
     @classmethod
-    def of(cls, address: str, token: str | None, tls: TLS | bool, timeout: float | None) -> "Connection":
-        """Check the settings and complete the address.
+    def of(
+        cls, address: str | Sequence[str], token: str | None, tls: TLS | bool, timeout: float | None
+    ) -> "Connection":
+        """Check the settings, complete the addresses, and look names up where several are given.
 
         Raises:
-            InvalidSettings: for an empty address or token, a timeout that is not positive, and a token that would
-                travel unencrypted beyond this machine.
+            InvalidSettings: for addresses that cannot be used, an empty token, a timeout that is not positive, and a
+                token that would travel unencrypted beyond this machine.
         """
-        if not address:
-            raise InvalidSettings("address: it is empty; it looks like localhost:50051")
+        addresses = split(address)
         if timeout is not None and not timeout > 0:
             raise InvalidSettings(f"timeout: {timeout} was given; it is a number of seconds above 0, or None")
         encryption = tls if isinstance(tls, TLS) else TLS() if tls else None
         if token is not None:
             if not token or not token.isascii() or not token.isprintable():
                 raise InvalidSettings("token: it is empty or has characters that a header cannot carry")
-            if encryption is None and not is_loopback(address):
+            beyond = [one for one in addresses if not is_loopback(one)]
+            if encryption is None and beyond:
                 raise InvalidSettings(
-                    f"token: it would travel unencrypted to {address}; give tls=True, or use a tunnel on localhost"
+                    f"token: it would travel unencrypted to {', '.join(beyond)}; give tls=True, or use a tunnel on "
+                    "localhost"
                 )
-        return cls(_with_port(address), token, encryption, timeout)
+        target = resolve(addresses, certified=encryption is not None and encryption.server_name is None)
+        local = all(map(is_loopback, addresses))
+        return cls(", ".join(addresses), target, local, token, encryption, timeout)
 
     def seconds(self, timeout: Timeout) -> float | None:
         """The timeout of one call."""
@@ -124,7 +136,7 @@ class Connection:
     def options(self) -> list[tuple[str, str | int]]:
         """The channel's options."""
         options: list[tuple[str, str | int]] = [
-            ("grpc.service_config", SERVICE_CONFIG),
+            ("grpc.service_config", json.dumps(_RETRIES | (_SPREAD if self.target.spread else {}))),
             ("grpc.enable_retries", 1),
             # The contract keeps messages near 1 MiB; the default of 4 MiB is left far behind to be sure.
             ("grpc.max_receive_message_length", 64 * 1024 * 1024),
@@ -137,10 +149,16 @@ class Connection:
             ("grpc.max_reconnect_backoff_ms", 3_000),
             ("grpc.primary_user_agent", f"sonde-python/{__version__}"),
         ]
-        if is_loopback(self.address):
+        if self.target.spread:
+            # A name is looked up again when one of its servers goes, by default at most twice a minute.
+            options.append(("grpc.dns_min_time_between_resolutions_ms", 5_000))
+        # gRPC and proxies would take a list for the name of one host.
+        if self.local or self.target.authority is not None:
             options.append(("grpc.enable_http_proxy", 0))
         if self.tls is not None and self.tls.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
+        elif self.target.authority is not None:
+            options.append(("grpc.default_authority", self.target.authority))
         return options
 
     def credentials(self) -> grpc.ChannelCredentials | None:
@@ -171,34 +189,6 @@ def _trace_context() -> tuple[tuple[str, str], ...]:
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return tuple(carrier.items())
-
-
-def is_loopback(address: str) -> bool:
-    """Whether what goes to this gRPC target stays on this machine."""
-    if address.startswith(("unix:", "unix-abstract:")):
-        return True
-    host = _host(address)
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host(address: str) -> str:
-    # Targets are host:port, dns:///host:port, ipv4:host:port or ipv6:[host]:port. One that names its own DNS server
-    # (dns://server/host) stays as it is: what that server calls localhost need not be here.
-    rest = re.sub(r"^(dns:(///)?|ipv4:|ipv6:)", "", address)
-    bracketed = re.match(r"^\[(.*)\](:\d+)?$", rest)
-    if bracketed:
-        return bracketed.group(1)
-    return rest.rsplit(":", 1)[0] if rest.count(":") == 1 else rest
-
-
-def _with_port(address: str) -> str:
-    bare = re.fullmatch(r"[^:/\[\]]+|\[[^\]]*\]", address)
-    return f"{address}:{DEFAULT_PORT}" if bare else address
 
 
 def _pem(source: bytes | str | Path | None, name: str) -> bytes | None:

@@ -204,7 +204,8 @@ def from_call(call: FailedCall, address: str) -> SondeError:
     if issubclass(kind, Busy):
         return kind(message, retry_after=details.retry_after, **common)  # type: ignore[arg-type]
     if kind is NotServing and not details.reason:
-        message = f"no server answers at {address} ({_first_line(message)})"
+        verb = "serves" if message.startswith("connections to all backends failing") else "answers"
+        message = f"no server {verb} at {address} ({_first_line(message)})"
     if kind is Unsupported and not details.reason:
         message = f"{address} does not speak this contract ({_first_line(message)})"
     if kind is DeadlineExceeded and not details.reason:

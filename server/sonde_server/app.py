@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 SERVICE = inspection_pb2.DESCRIPTOR.services_by_name["InspectionService"].full_name
 PROBE_SECONDS = 60.0
+ANNOUNCED_SECONDS = 0.5
+"""How long before a shutdown health tells of it: a call that is on its way in that very moment would be broken off."""
 _HEALTH_WORKERS = 2
 
 _log = logging.getLogger(__name__)
@@ -234,13 +236,19 @@ class Server:
             raise
 
     def stop(self, grace: float | None = None) -> None:
-        """Turns new calls away, gives those in progress `grace` seconds (as set), then stops them and the model."""
+        """Says NOT_SERVING, turns new calls away, gives those in progress time, then stops them and the model.
+
+        `grace` (as set) is how many seconds that takes at most; callers who watch health have heard before calls are
+        turned away, unless it is 0.
+        """
         if self._stopped:
             return
         self._stopped = True
         self._health.enter_graceful_shutdown()
-        stopped = self._grpc.stop(self.settings.grace if grace is None else grace)
-        stopped.wait()
+        grace = self.settings.grace if grace is None else grace
+        announced = min(ANNOUNCED_SECONDS, grace)
+        time.sleep(announced)
+        self._grpc.stop(grace - announced).wait()
         if self._probes is not None:
             self._probes.stop(None).wait()
         self._servicer.host(None)
@@ -298,7 +306,9 @@ def _telemetry() -> "Telemetry":
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
+    age = settings.max_connection_age
     return [
+        *([] if age is None else [("grpc.max_connection_age_ms", round(1000 * age))]),
         # Two servers on one port would share its calls unnoticed.
         ("grpc.so_reuseport", 0),
         # What is a little too large is refused by a guard, with the numbers; what is much too large is not even taken.

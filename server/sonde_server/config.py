@@ -72,6 +72,14 @@ class Settings:
     )
     cache_bytes: int = _setting(1 << 30, "bytes kept of recent prompts' unchanged runs", least=0)
     workers: int = _setting(64, "threads that serve calls; each call holds one while it lasts", least=2, most=4096)
+    max_connection_age: float | None = _setting(
+        None,
+        "seconds after which a client is told to connect anew, and finds replicas that were added; its calls in "
+        "progress go on; none: never",
+        kind=float,
+        least=1,
+        most=1e6,
+    )
     grace: float = _setting(30.0, "seconds that calls in progress have to finish after SIGTERM", least=0)
     reflection: bool = _setting(True, "answer server reflection, which grpcurl and others ask")
     tls_cert: str | None = _setting(None, "PEM file of the server's certificate and chain: calls are then encrypted")

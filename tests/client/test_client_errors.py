@@ -206,24 +206,3 @@ def test_settings_that_cannot_work_are_refused(arguments: Any, words: str) -> No
 def test_a_certificate_needs_its_key() -> None:
     with pytest.raises(sonde.InvalidSettings, match="key"):
         sonde.TLS(certificate=b"pem")
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("localhost:50051", True),
-        ("localhost", True),
-        ("127.0.0.1:1", True),
-        ("127.8.8.8:1", True),
-        ("[::1]:50051", True),
-        ("ipv6:[::1]:50051", True),
-        ("dns:///localhost:50051", True),
-        ("unix:/tmp/socket", True),
-        ("localhost.example.org:1", False),
-        ("10.0.0.1:50051", False),
-        ("ipv4:127.0.0.1:1,8.8.8.8:1", False),
-        ("[2001:db8::1]:50051", False),
-    ],
-)
-def test_what_stays_on_this_machine(address: str, expected: bool) -> None:
-    assert sonde.connection.is_loopback(address) is expected
