@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["token"]:
         return _token(given[1:])
+    if given[:1] == ["ray"]:
+        return _ray(given[1:])
     try:
         settings = Settings.from_environment_and_flags(given)
     except SettingError as error:
@@ -92,6 +94,24 @@ def _give_up(code: int) -> None:
     logging.getLogger(__name__).warning("what is in progress does not end; leaving it")
     logging.shutdown()
     os._exit(code)
+
+
+def _ray(arguments: Sequence[str]) -> int:
+    """Serves replicas on Ray until it is told to stop."""
+    if any(importlib.util.find_spec(name) is None for name in (*NEEDED, "ray")):
+        return _fail("ray needs its extras: pip install 'sonde[server,ray]'", separator=" ")
+    from .ray.deploying import run
+    from .ray.settings import RaySettings
+
+    try:
+        settings = RaySettings.from_environment_and_flags(arguments)
+    except SettingError as error:
+        return _fail(str(error), code=2)
+    configure(settings.log_format)
+    try:
+        return run(settings)
+    except (OSError, RuntimeError) as error:
+        return _fail(str(error))
 
 
 def _token(arguments: Sequence[str]) -> int:
