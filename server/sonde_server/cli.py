@@ -22,10 +22,9 @@ NEEDED = ("torch", "transformers", "grpc_health", "grpc_reflection", "prometheus
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT, then lets calls in progress finish. Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["token"]:
-        return _token(given[1:])
-    if given[:1] == ["ray"]:
-        return _ray(given[1:])
+    other = {"token": _token, "ray": _ray}.get(given[0]) if given else None
+    if other is not None:
+        return other(given[1:])
     try:
         settings = Settings.from_environment_and_flags(given)
     except SettingError as error:

@@ -28,6 +28,7 @@ class SettingError(ValueError):
 
 
 def setting(default: Any, help: str, **metadata: Any) -> Any:  # noqa: A002 - argparse's own word
+    """A field of settings: its default, what it is for, and its bounds (least, most) or choices."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -38,8 +39,8 @@ class Settings:
     COMMAND: ClassVar[str] = "sonde-server"
     DESCRIPTION: ClassVar[str] = "Hosts a transformer and answers Trace and Intervene over gRPC."
     EPILOG: ClassVar[str] = (
-        "Every setting is also an environment variable; a flag goes before it. `sonde-server token NAME` makes a bearer "
-        "token, and `sonde-server ray` serves replicas on Ray."
+        "Every setting is also an environment variable; a flag goes before it. `sonde-server token NAME` makes a "
+        "bearer token, and `sonde-server ray` serves replicas on Ray."
     )
 
     model: str = setting("atlas", "the embedded model 'atlas', a local directory, or a Hugging Face hub id")

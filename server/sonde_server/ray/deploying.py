@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import ray
@@ -19,9 +19,10 @@ from .routing import PromptRouter
 from .scaling import QueuePolicy
 from .settings import RaySettings
 
+ROUTER: Final = f"{PromptRouter.__module__}:{PromptRouter.__name__}"
 SERVICER_FUNCTION: Final = f"sonde_server.ray.{add_to_server.__name__}"
 HEALTH_SECONDS: Final = 5.0
-# Beyond what a replica serves: what is one too many is refused by the replica, with the numbers, and health is answered.
+# Requests beyond those that a replica serves: the replica refuses them itself, with the numbers, and answers health.
 BESIDE: Final = 64
 LOCAL: Final = {
     # Messages between proxies and replicas by gRPC instead of Ray's object store: more of them a second, and a reader
@@ -53,23 +54,25 @@ def application(settings: RaySettings) -> Application:
                 target_ongoing_requests=settings.target_requests,
                 upscale_delay_s=settings.upscale_delay,
                 downscale_delay_s=settings.downscale_delay,
-                policy=AutoscalingPolicy(policy_function=QueuePolicy, policy_kwargs=policy),
+                policy=AutoscalingPolicy(policy_function=QueuePolicy, policy_kwargs=policy),  # type: ignore[no-untyped-call]
             )
         }
-    deployment = serve.deployment(
+    router: dict[str, Any] = {
+        "request_router_class": ROUTER,
+        "request_router_kwargs": {"room": max(1, settings.workers - SPARE_WORKERS)},
+    }
+    deployment: Any = serve.deployment(
         Replica,
         name="Replica",
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": _gpus(settings)},
         max_ongoing_requests=settings.workers + BESIDE,
         graceful_shutdown_timeout_s=settings.grace,
         health_check_period_s=HEALTH_SECONDS,
-        request_router_config=RequestRouterConfig(
-            request_router_class=PromptRouter,
-            request_router_kwargs={"room": max(1, settings.workers - SPARE_WORKERS)},
-        ),
+        request_router_config=RequestRouterConfig(**router),
         **scaling,
     )
-    return deployment.bind(settings)
+    bound: Application = deployment.bind(settings)
+    return bound
 
 
 def build(arguments: Mapping[str, Any]) -> Application:
@@ -104,7 +107,7 @@ def run(settings: RaySettings) -> int:
         for name, value in {**LOCAL, "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": message_bytes}.items():
             os.environ.setdefault(name, value)
     stopping = threading.Event()
-    ray.init(include_dashboard=False) if not joined else ray.init()
+    ray.init(include_dashboard=None if joined else False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     try:
@@ -114,9 +117,9 @@ def run(settings: RaySettings) -> int:
         stopping.wait()
         serve.delete(settings.application)
     finally:
-        if not joined:
-            serve.shutdown()
-        ray.shutdown()
+        ends: list[Callable[[], None]] = [ray.shutdown] if joined else [serve.shutdown, ray.shutdown]
+        for end in ends:
+            end()
     return 0
 
 
@@ -127,4 +130,5 @@ def _gpus(settings: RaySettings) -> float:
         return 0.0
     if settings.device.startswith("cuda"):
         return 1.0
-    return 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU") else 0.0
+    resources: Callable[[], dict[str, float]] = ray.cluster_resources
+    return 1.0 if ray.is_initialized() and resources().get("GPU") else 0.0

@@ -135,13 +135,11 @@ def _code(context: Any) -> grpc.StatusCode:
 
 
 def _status(code: grpc.StatusCode, details: str, request_id: str) -> status_pb2.Status:
-    """What an error of Ray's is in our terms. Replicas answer their own errors; what they do not answer is their end."""
+    """What an error of Ray's is in our terms. A replica answers its own errors, so one without an answer is gone."""
     error: SondeServerError
     match code:
         case grpc.StatusCode.DEADLINE_EXCEEDED | grpc.StatusCode.CANCELLED:
-            return status_of(
-                Stopped(), expired=code is grpc.StatusCode.DEADLINE_EXCEEDED, request_id=request_id
-            )
+            return status_of(Stopped(), expired=code is grpc.StatusCode.DEADLINE_EXCEEDED, request_id=request_id)
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" not in details:
             error = TooManyRequests("as many requests wait as may; come back later", RETRY_SECONDS)
         case grpc.StatusCode.NOT_FOUND:

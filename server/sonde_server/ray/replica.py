@@ -116,7 +116,7 @@ class Replica:
             server.stop(0)
 
     def _publish(self) -> None:
-        """Answers Prometheus on the first free port from the one that is set: the replicas of a machine have one each."""
+        """Answers Prometheus on the first free port from the one that is set; other replicas may be on this machine."""
         first = self._settings.metrics_port
         if first is None:
             return

@@ -1,0 +1,190 @@
+"""Behind Ray's proxies work that nobody waits for stops, a prompt finds its cache, and a dead replica is replaced."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import sonde
+
+from tests.models import save_model
+from tests.ray.conftest import METRICS, SECONDS, Cluster, wait_for
+
+ROOT = Path(__file__).parents[2]
+IDS = list(range(5, 45))
+LONG = sonde.sweep(sonde.scale(sonde.neuron(), 0.0))
+"""16,000 runs: minutes, if nothing stops them."""
+NEURON = [sonde.scale(sonde.neuron(layer=3, unit=0), 0.0)]
+
+
+def values(client: sonde.Client, prompt: list[int]) -> np.ndarray:
+    return client.intervene(prompt, sonde.sweep(sonde.scale(sonde.head(), 0.0)), targets=[41]).log_probabilities
+
+
+def test_a_timeout_stops_the_work(client: sonde.Client, cluster: Cluster) -> None:
+    with pytest.raises(sonde.DeadlineExceeded):
+        client.intervene(IDS, LONG, timeout=1.0)
+    assert cluster.idle()
+
+
+def test_leaving_a_stream_stops_the_work(client: sonde.Client, cluster: Cluster) -> None:
+    with closing(client.stream_intervene(IDS, LONG)) as stream:
+        assert not next(stream).complete
+        assert any(numbers["sonde_waiting_runs"] for numbers in cluster.metrics().values())
+    assert cluster.idle()
+
+
+def test_a_replica_looks_at_the_deadline_itself(client: sonde.Client, cluster: Cluster) -> None:
+    """Ray passes no deadline on, the proxy does: the log of the replica has its status, not that of a cancel."""
+    with pytest.raises(sonde.DeadlineExceeded):
+        client.intervene(IDS, LONG, timeout=1.0)
+    assert wait_for(lambda: "Intervene DEADLINE_EXCEEDED by alice" in cluster.log.read_text("utf-8"))
+
+
+def test_a_caller_with_enough_requests_is_told_to_come_back(client: sonde.Client, cluster: Cluster) -> None:
+    streams = [client.stream_intervene(IDS, LONG) for _ in range(3)]
+    try:
+        for stream in streams:
+            next(stream)
+        with pytest.raises(sonde.Busy) as caught:
+            client.trace(IDS)  # the same prompt, so the same replica
+        assert caught.value.reason == "TOO_MANY_REQUESTS"
+        assert caught.value.retry_after
+        assert caught.value.metadata["allowed"] == "3"
+    finally:
+        for stream in streams:
+            stream.close()
+    assert cluster.idle()
+
+
+def test_a_prompt_is_asked_where_it_is_known(client: sonde.Client, cluster: Cluster) -> None:
+    before = cluster.metrics()
+    prompts = [[5, 130, first, 41, 9] for first in range(60, 72)]
+    for _ in range(3):
+        for prompt in prompts:
+            client.intervene(prompt, NEURON)
+    after = cluster.metrics()
+
+    def gained(name: str) -> list[float]:
+        return [after[port][name] - before[port][name] for port in after]
+
+    assert sum(gained("sonde_requests_total")) == 3 * len(prompts)
+    # Each prompt was new to one replica, once.
+    assert sum(gained("sonde_cache_misses_total")) == len(prompts)
+    # And the prompts are not all one replica's: the chance of that is 1 in 2,048.
+    assert all(gained("sonde_requests_total"))
+
+
+def test_prompts_go_elsewhere_where_their_replica_is_busy(client: sonde.Client, cluster: Cluster) -> None:
+    assert cluster.idle()
+    before = cluster.metrics()
+    with ThreadPoolExecutor(3) as pool:
+        # More at once than one caller may have at one replica.
+        answers = list(pool.map(lambda _: client.trace(IDS), range(12)))
+    assert len(answers) == 12
+    after = cluster.metrics()
+    assert sum(after[port]["sonde_requests_total"] - before[port]["sonde_requests_total"] for port in after) == 12
+
+
+def busy(cluster: Cluster) -> psutil.Process:
+    """The replica that is computing."""
+    (port,) = (port for port, numbers in cluster.metrics().items() if numbers["sonde_waiting_runs"])
+    (process,) = (
+        one
+        for one in cluster.replicas()
+        if any(connection.laddr and connection.laddr.port == port for connection in one.net_connections("tcp"))
+    )
+    return process
+
+
+def test_a_killed_replica_is_an_error_to_retry_and_is_replaced(client: sonde.Client, cluster: Cluster) -> None:
+    assert cluster.idle()
+    prompts = [[5, 130, first, 41, 9] for first in range(80, 86)]
+    known = [values(client, prompt) for prompt in prompts]
+    parts = client.stream_intervene(IDS, LONG)
+    next(parts)
+    victim = busy(cluster)
+    victim.send_signal(signal.SIGKILL)
+    with pytest.raises(sonde.NotServing) as caught:
+        list(parts)
+    assert caught.value.retryable
+    assert caught.value.reason == "NOT_SERVING"
+    assert str(caught.value) == "the replica that was to answer is gone, and another takes its place; ask again"
+    # The other one answers for it at once, and everybody finds the new one.
+    for prompt, value in zip(prompts, known, strict=True):
+        assert np.allclose(values(client, prompt), value, rtol=0, atol=1e-5)
+    assert cluster.whole()
+    assert victim.pid not in {one.pid for one in cluster.replicas()}
+    for prompt, value in zip(prompts, known, strict=True):
+        assert np.allclose(values(client, prompt), value, rtol=0, atol=1e-5)
+
+
+def test_a_kill_before_the_first_message_is_not_even_seen(client: sonde.Client, cluster: Cluster) -> None:
+    """UNAVAILABLE is what the client tries again by itself."""
+    assert cluster.idle()
+    results: list[sonde.InterventionResult] = []
+    # The runs of one position of a long prompt: one message, after a while.
+    plan = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), positions=[0])
+    thread = threading.Thread(target=lambda: results.append(client.intervene(IDS, plan, targets=[41])))
+    thread.start()
+    assert wait_for(lambda: any(numbers["sonde_waiting_runs"] for numbers in cluster.metrics().values()))
+    busy(cluster).send_signal(signal.SIGKILL)
+    thread.join(SECONDS)
+    assert len(results) == 1
+    assert cluster.whole()
+
+
+LOST = """
+import asyncio, sys, threading
+import torch
+from sonde_server.in_process.channel import Channel
+from sonde_server.ray.replica import Replica
+from sonde_server.ray.settings import RaySettings
+from sonde.v1 import inspection_pb2 as pb
+from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
+
+replica = Replica(RaySettings(model=sys.argv[1], device="cpu", insecure=True, cache_bytes=0))
+asyncio.run(replica.check_health())
+print("healthy", flush=True)
+
+def poisoned(*_):
+    raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+for module in replica._server.model.modules():
+    module.register_forward_pre_hook(poisoned)
+stub = InspectionServiceStub(Channel(replica._server.endpoint))
+try:
+    list(stub.Trace(pb.TraceRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[5, 9])))))
+except Exception as error:
+    print(error.code().name, flush=True)
+while True:
+    try:
+        asyncio.run(replica.check_health())
+    except RuntimeError as error:
+        print(error, flush=True)
+        break
+threading.Event().wait()
+"""
+
+
+def test_a_replica_whose_device_is_lost_says_so_and_ends(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+    ran = subprocess.run(
+        [sys.executable, "-c", LOST, str(save_model("llama", tmp_path / "llama"))],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])},
+        capture_output=True, text=True, timeout=2 * SECONDS, check=False,
+    )  # fmt: skip
+    assert ran.stdout.split("\n")[:3] == ["healthy", "INTERNAL", "the model does not run any more"], ran.stderr
+    assert ran.returncode == 1
+
+
+def test_there_are_ports_to_spare() -> None:
+    """A new replica may come before the old one's port is free."""
+    assert len(METRICS) > 2
