@@ -143,6 +143,7 @@ def questions(model: ModelDescription) -> dict[str, Work]:
 
 
 def sizes() -> list[str]:
+    """What the model and its values take."""
     weights = FLOAT16 * MODEL.parameters
     left = GPUS_PER_REPLICA * MEMORY_BYTES - weights
     token = estimates.state_bytes(2, MODEL) - estimates.state_bytes(1, MODEL)
@@ -166,6 +167,7 @@ def sizes() -> list[str]:
 
 
 def costs() -> list[str]:
+    """What each question costs one replica."""
     lines = [
         "| Question | Runs | Positions x blocks | Of recomputing each run | PFLOP | Seconds alone | Arithmetic alone |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -180,9 +182,10 @@ def costs() -> list[str]:
 
 
 def fleet() -> list[str]:
+    """How many of them all replicas answer."""
     replicas = GPUS // GPUS_PER_REPLICA
     lines = [
-        f"| {replicas} replicas, busy with nothing but | Questions a second, one at a time | In company | Runs a second |",
+        f"| {replicas} replicas, busy with nothing but | Questions a second, one by one | In company | Runs a second |",
         "| --- | --- | --- | --- |",
     ]
     for name, work in questions(MODEL).items():

@@ -62,8 +62,7 @@ class Cluster:
     model: Path
     sockets: Path
     token: str
-    session: str
-    """The name of the namespace."""
+    namespace: str
     process: "subprocess.Popen[str]"
     log: Path
 

@@ -1,6 +1,7 @@
 """Behind Ray's proxies work that nobody waits for stops, a prompt finds its cache, and a dead replica is replaced."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,12 +97,10 @@ def test_prompts_go_elsewhere_where_their_replica_is_busy(client: sonde.Client, 
 def busy(cluster: Cluster) -> psutil.Process:
     """The replica that is computing."""
     (port,) = (port for port, numbers in cluster.metrics().items() if numbers["sonde_waiting_runs"])
-    (process,) = (
-        one
-        for one in cluster.replicas()
-        if any(connection.laddr and connection.laddr.port == port for connection in one.net_connections("tcp"))
-    )
-    return process
+    listing = ["ip", "netns", "exec", cluster.namespace, "ss", "-Hltnp", f"sport = :{port}"]
+    found = re.search(r"pid=(\d+)", subprocess.run(listing, capture_output=True, text=True, check=True).stdout)
+    assert found
+    return psutil.Process(int(found[1]))
 
 
 def test_a_killed_replica_is_an_error_to_retry_and_is_replaced(client: sonde.Client, cluster: Cluster) -> None:

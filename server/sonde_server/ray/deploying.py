@@ -28,6 +28,8 @@ LOCAL: Final = {
     # Messages between proxies and replicas by gRPC instead of Ray's object store: more of them a second, and a reader
     # that is slow holds up whoever computes for it.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # As much as the proxies take; a replica refuses what is too large, and says so.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -103,8 +105,7 @@ def run(settings: RaySettings) -> int:
     """Serves until SIGTERM or SIGINT; `sonde-server ray`. Returns the exit code."""
     joined = "RAY_ADDRESS" in os.environ
     if not joined:
-        message_bytes = str(min(2 * settings.max_request_bytes, 2**31 - 1))
-        for name, value in {**LOCAL, "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": message_bytes}.items():
+        for name, value in LOCAL.items():
             os.environ.setdefault(name, value)
     stopping = threading.Event()
     ray.init(include_dashboard=None if joined else False)

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 from sonde.v1 import inspection_pb2 as pb
 
-from ..errors import NotServing, SondeServerError, Stopped, TooManyRequests
+from ..errors import InvalidQuestion, NotServing, SondeServerError, Stopped, TooManyRequests, Violation
 from ..guards.errors import internal_status, status_of
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["InspectionService"].full_name
@@ -140,7 +140,10 @@ def _status(code: grpc.StatusCode, details: str, request_id: str) -> status_pb2.
     match code:
         case grpc.StatusCode.DEADLINE_EXCEEDED | grpc.StatusCode.CANCELLED:
             return status_of(Stopped(), expired=code is grpc.StatusCode.DEADLINE_EXCEEDED, request_id=request_id)
-        case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" not in details:
+        case _ if "larger than max" in details:
+            text = "the request is larger than what Ray passes on; see RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+            error = InvalidQuestion([Violation("", text)])
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
             error = TooManyRequests("as many requests wait as may; come back later", RETRY_SECONDS)
         case grpc.StatusCode.NOT_FOUND:
             text = "no application serves here yet, or there are several; the metadata 'application' names one"
