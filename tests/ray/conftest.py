@@ -109,16 +109,14 @@ class Cluster:
 
     def idle(self) -> bool:
         """Whether no replica has anything left to do, now or soon."""
-        return bool(
-            wait_for(
-                lambda: (
-                    len(numbers := self.metrics()) == REPLICAS
-                    and not any(
-                        one["sonde_waiting_runs"] + one["sonde_requests_in_progress"] for one in numbers.values()
-                    )
-                )
-            )
-        )
+
+        def rests() -> bool:
+            told = self.metrics().values()
+            # A replica that was never asked tells of no requests.
+            left = [one["sonde_waiting_runs"] + one.get("sonde_requests_in_progress", 0.0) for one in told]
+            return len(left) == REPLICAS and not any(left)
+
+        return bool(wait_for(rests))
 
     def whole(self) -> bool:
         """Whether all replicas serve."""

@@ -21,6 +21,7 @@ from .settings import RaySettings
 
 ROUTER: Final = f"{PromptRouter.__module__}:{PromptRouter.__name__}"
 SERVICER_FUNCTION: Final = f"sonde_server.ray.{add_to_server.__name__}"
+HAPROXY: Final = "RAY_SERVE_ENABLE_HA_PROXY"
 HEALTH_SECONDS: Final = 5.0
 # Requests beyond those that a replica serves: the replica refuses them itself, with the numbers, and answers health.
 BESIDE: Final = 64
@@ -43,13 +44,13 @@ def application(settings: RaySettings) -> Application:
     methods on if Ray Serve was started by `start`, or with `sonde_server.ray.add_to_server` among its
     grpc_servicer_functions.
     """
-    scaling: dict[str, Any] = {"num_replicas": settings.replicas}
+    options: dict[str, Any] = {"num_replicas": settings.replicas}
     if settings.max_replicas is not None:
         policy = {
             "target_requests": settings.target_requests,
             "target_queued_runs": settings.target_queued_runs,
         }
-        scaling = {
+        options = {
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=settings.replicas,
                 max_replicas=settings.max_replicas,
@@ -59,10 +60,13 @@ def application(settings: RaySettings) -> Application:
                 policy=AutoscalingPolicy(policy_function=QueuePolicy, policy_kwargs=policy),  # type: ignore[no-untyped-call]
             )
         }
-    router: dict[str, Any] = {
-        "request_router_class": ROUTER,
-        "request_router_kwargs": {"room": max(1, settings.workers - SPARE_WORKERS)},
-    }
+    if os.environ.get(HAPROXY) != "1":
+        # Otherwise HAProxy chooses replicas, and Ray refuses any other choice.
+        router: dict[str, Any] = {
+            "request_router_class": ROUTER,
+            "request_router_kwargs": {"room": max(1, settings.workers - SPARE_WORKERS)},
+        }
+        options["request_router_config"] = RequestRouterConfig(**router)
     deployment: Any = serve.deployment(
         Replica,
         name="Replica",
@@ -70,8 +74,7 @@ def application(settings: RaySettings) -> Application:
         max_ongoing_requests=settings.workers + BESIDE,
         graceful_shutdown_timeout_s=settings.grace,
         health_check_period_s=HEALTH_SECONDS,
-        request_router_config=RequestRouterConfig(**router),
-        **scaling,
+        **options,
     )
     bound: Application = deployment.bind(settings)
     return bound
