@@ -25,6 +25,7 @@ from tests.models import save_model
 
 ROOT = Path(__file__).parents[2]
 PORT, FIRST_METRICS, REPLICAS = 50051, 9464, 2
+CALLERS = ("alice", "bob")
 METRICS = range(FIRST_METRICS, FIRST_METRICS + 2 * REPLICAS)
 STARTING, SECONDS = 240.0, 60.0
 """Ray starts a dozen processes, which takes 12 seconds on an idle machine and a minute on a busy one."""
@@ -61,7 +62,7 @@ class Cluster:
 
     model: Path
     sockets: Path
-    token: str
+    tokens: dict[str, str]
     namespace: str
     process: "subprocess.Popen[str]"
     log: Path
@@ -70,8 +71,8 @@ class Cluster:
     def address(self) -> str:
         return f"unix:{self.sockets / str(PORT)}"
 
-    def client(self, **options: Any) -> sonde.Client:
-        return sonde.Client(self.address, **({"token": self.token, "timeout": SECONDS} | options))
+    def client(self, caller: str = CALLERS[0], **options: Any) -> sonde.Client:
+        return sonde.Client(self.address, **({"token": self.tokens[caller], "timeout": SECONDS} | options))
 
     def replicas(self) -> list[psutil.Process]:
         """The processes that hold the model."""
@@ -128,16 +129,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed: pip install '.[ray]'")
     directory = tmp_path_factory.mktemp("ray")
-    token, line = make_token("alice")
+    made = {name: make_token(name) for name in CALLERS}
     tokens = directory / "tokens.txt"
-    tokens.write_text(line + "\n", encoding="utf-8")
+    tokens.write_text("".join(line + "\n" for _, line in made.values()), encoding="utf-8")
     model = save_model("llama", directory / "llama")
     with ExitStack() as stack:
-        name = namespace(stack)
+        space = namespace(stack)
         # The path of a socket must be short.
         sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sonde")))
         forwarded = [f"{sockets / str(port)}={port}" for port in (PORT, *METRICS)]
-        forwarder = inside(name, sys.executable, str(Path(__file__).with_name("forward.py")), *forwarded)
+        forwarder = inside(space, sys.executable, str(Path(__file__).with_name("forward.py")), *forwarded)
         stack.callback(stop, forwarder)
         log = directory / "log.txt"
         output = stack.enter_context(log.open("w", encoding="utf-8"))
@@ -147,12 +148,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         }  # fmt: skip
         arguments = [f"--{key}={value}" for key, value in flags.items()]
         process = inside(
-            name, sys.executable, "-m", "sonde_server.cli", "ray", *arguments,
+            space, sys.executable, "-m", "sonde_server.cli", "ray", *arguments,
             stdout=output, stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])},
         )  # fmt: skip
         stack.callback(stop, process)
-        found = Cluster(model, sockets, token, name, process, log)
+        found = Cluster(model, sockets, {name: token for name, (token, _) in made.items()}, space, process, log)
         ready = wait_for(lambda: process.poll() is not None or " on Ray, at port" in log.read_text("utf-8"), STARTING)
         assert ready, log.read_text("utf-8")
         assert process.poll() is None, log.read_text("utf-8")

@@ -49,7 +49,7 @@ def test_a_sweep_comes_in_parts(client: sonde.Client, alone: SyncAsker) -> None:
 
 @pytest.mark.asyncio
 async def test_an_asyncio_client_is_answered(cluster: Cluster) -> None:
-    async with sonde.AsyncClient(cluster.address, token=cluster.token) as client:
+    async with sonde.AsyncClient(cluster.address, token=cluster.tokens["alice"]) as client:
         assert (await client.trace(IDS)).tokens
         with pytest.raises(sonde.InvalidRequest) as caught:
             await client.trace([10**6])
@@ -69,7 +69,7 @@ def raw(channel: grpc.Channel, cluster: Cluster, method: str, request: bytes) ->
     """The error of a call with these bytes."""
     ask = channel.unary_stream(f"/sonde.v1.InspectionService/{method}", lambda sent: sent, lambda answer: answer)
     with pytest.raises(grpc.RpcError) as caught:
-        list(ask(request, timeout=60, metadata=[("authorization", f"Bearer {cluster.token}")]))
+        list(ask(request, timeout=60, metadata=[("authorization", f"Bearer {cluster.tokens['alice']}")]))
     return caught.value
 
 

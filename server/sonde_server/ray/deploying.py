@@ -11,6 +11,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig, gRPCOptions
 from ray.serve.deployment import Application
+from ray.serve.exceptions import RayServeException
 
 from ..guards.admission import SPARE_WORKERS
 from .proxying import add_to_server
@@ -105,7 +106,10 @@ def start(settings: RaySettings) -> None:
 
 
 def run(settings: RaySettings) -> int:
-    """Serves until SIGTERM or SIGINT; `sonde-server ray`. Returns the exit code."""
+    """Serves until SIGTERM or SIGINT; `sonde-server ray`. Returns the exit code.
+
+    Raises RuntimeError where no replica comes up.
+    """
     joined = "RAY_ADDRESS" in os.environ
     if not joined:
         for name, value in LOCAL.items():
@@ -116,7 +120,7 @@ def run(settings: RaySettings) -> int:
         signal.signal(number, lambda *_: stopping.set())
     try:
         start(settings)
-        serve.run(application(settings), name=settings.application, route_prefix=f"/{settings.application}")
+        _deploy(settings)
         _log.info("serving %s on Ray, at port %d of every machine with a proxy", settings.model, settings.port)
         stopping.wait()
         serve.delete(settings.application)
@@ -125,6 +129,18 @@ def run(settings: RaySettings) -> int:
         for end in ends:
             end()
     return 0
+
+
+def _deploy(settings: RaySettings) -> None:
+    """Raises RuntimeError with what a replica had to say, which Ray keeps for its log."""
+    try:
+        serve.run(application(settings), name=settings.application, route_prefix=f"/{settings.application}")
+    except (RuntimeError, RayServeException) as error:
+        deployed = serve.status().applications.get(settings.application)
+        told = [one.message for one in deployed.deployments.values()] if deployed is not None else []
+        lines = [line.strip() for message in (*told, str(error)) for line in message.splitlines() if line.strip()]
+        reason = next((line for line in lines if line.startswith("RuntimeError: ")), lines[-1])
+        raise RuntimeError(reason.removeprefix("RuntimeError: ")) from None
 
 
 def _gpus(settings: RaySettings) -> float:
