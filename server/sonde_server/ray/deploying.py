@@ -139,7 +139,8 @@ def _deploy(settings: RaySettings) -> None:
         deployed = serve.status().applications.get(settings.application)
         told = [one.message for one in deployed.deployments.values()] if deployed is not None else []
         lines = [line.strip() for message in (*told, str(error)) for line in message.splitlines() if line.strip()]
-        reason = next((line for line in lines if line.startswith("RuntimeError: ")), lines[-1])
+        said = [line for line in lines if line.startswith("RuntimeError: ") and "Traceback" not in line]
+        reason = said[-1] if said else lines[-1]
         raise RuntimeError(reason.removeprefix("RuntimeError: ")) from None
 
 
