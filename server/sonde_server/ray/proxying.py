@@ -73,8 +73,8 @@ def _answers(server: Any, service: str, method: str) -> Callable[..., Any]:
 
     async def answers(request: bytes, context: Any) -> AsyncIterator[bytes]:
         async for message in ask(request, _Context(context, method, request)):
-            # What comes with a status is no answer: it brought the status, as Ray brings it in no other way.
-            if _code(context) is grpc.StatusCode.OK:
+            # An empty one is no answer: it brought the status, as Ray brings it in no other way.
+            if message:
                 yield message
         _finish(context)
 
