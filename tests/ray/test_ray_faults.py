@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack, closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ from tests.models import save_model
 from tests.ray.conftest import CALLERS, METRICS, SECONDS, Cluster, wait_for
 
 ROOT = Path(__file__).parents[2]
-IDS = list(range(5, 45))
+IDS, LONG_IDS = list(range(5, 45)), list(range(5, 95))
 LONG = sonde.sweep(sonde.scale(sonde.neuron(), 0.0))
-"""16,000 runs: minutes, if nothing stops them."""
+"""16,000 runs of the short prompt and 36,000 of the long one: what does not end by itself in time."""
 SLACK = 4
 """So many requests more than the idlest has may be in progress at the replica of a prompt: that of the router."""
 NEURON = [sonde.scale(sonde.neuron(layer=3, unit=0), 0.0)]
@@ -32,12 +32,12 @@ def values(client: sonde.Client, prompt: list[int]) -> np.ndarray:
 
 def test_a_timeout_stops_the_work(client: sonde.Client, cluster: Cluster) -> None:
     with pytest.raises(sonde.DeadlineExceeded):
-        client.intervene(IDS, LONG, timeout=1.0)
+        client.intervene(LONG_IDS, LONG, timeout=1.0)
     assert cluster.idle()
 
 
 def test_leaving_a_stream_stops_the_work(client: sonde.Client, cluster: Cluster) -> None:
-    with closing(client.stream_intervene(IDS, LONG)) as stream:
+    with closing(client.stream_intervene(LONG_IDS, LONG)) as stream:
         assert not next(stream).complete
         assert any(numbers["sonde_waiting_runs"] for numbers in cluster.metrics().values())
     assert cluster.idle()
@@ -46,17 +46,17 @@ def test_leaving_a_stream_stops_the_work(client: sonde.Client, cluster: Cluster)
 def test_a_replica_looks_at_the_deadline_itself(client: sonde.Client, cluster: Cluster) -> None:
     """Ray passes no deadline on, the proxy does: the log of the replica has its status, not that of a cancel."""
     with pytest.raises(sonde.DeadlineExceeded):
-        client.intervene(IDS, LONG, timeout=1.0)
+        client.intervene(LONG_IDS, LONG, timeout=1.0)
     assert wait_for(lambda: "Intervene DEADLINE_EXCEEDED by alice" in cluster.log.read_text("utf-8"))
 
 
 def test_a_caller_with_enough_requests_is_told_to_come_back(client: sonde.Client, cluster: Cluster) -> None:
-    streams = [client.stream_intervene(IDS, LONG) for _ in range(3)]
+    streams = [client.stream_intervene(LONG_IDS, LONG) for _ in range(3)]
     try:
         for stream in streams:
             next(stream)
         with pytest.raises(sonde.Busy) as caught:
-            client.trace(IDS)  # the same prompt, so the same replica
+            client.trace(LONG_IDS)  # the same prompt, so the same replica
         assert caught.value.reason == "TOO_MANY_REQUESTS"
         assert caught.value.retry_after
         assert caught.value.metadata["allowed"] == "3"
@@ -86,13 +86,24 @@ def test_a_prompt_is_asked_where_it_is_known(client: sonde.Client, cluster: Clus
 
 def test_a_prompt_is_asked_elsewhere_where_its_replica_is_busy(cluster: Cluster) -> None:
     assert cluster.idle()
-    with ExitStack() as stack:
-        for caller in CALLERS:
-            client = stack.enter_context(cluster.client(caller))
-            for _ in range(3):
-                next(stack.enter_context(closing(client.stream_intervene(IDS, LONG))))
-        held = [numbers.get("sonde_requests_in_progress", 0.0) for numbers in cluster.metrics().values()]
-        assert sorted(held) == [6 - SLACK - 1, SLACK + 1]
+    clients = [cluster.client(caller) for caller in CALLERS]
+
+    def hold(client: sonde.Client) -> None:
+        with suppress(sonde.Cancelled):
+            client.intervene(LONG_IDS, LONG)
+
+    def held() -> list[float]:
+        return sorted(numbers.get("sonde_requests_in_progress", 0.0) for numbers in cluster.metrics().values())
+
+    threads = [threading.Thread(target=hold, args=(client,)) for client in clients for _ in range(3)]
+    for number, thread in enumerate(threads, 1):
+        thread.start()
+        assert wait_for(lambda number=number: sum(held()) == number)
+    assert held() == [len(threads) - SLACK - 1, SLACK + 1]
+    for client in clients:
+        client.close()
+    for thread in threads:
+        thread.join(SECONDS)
     assert cluster.idle()
 
 
@@ -109,7 +120,7 @@ def test_a_killed_replica_is_an_error_to_retry_and_is_replaced(client: sonde.Cli
     assert cluster.idle()
     prompts = [[5, 130, first, 41, 9] for first in range(80, 86)]
     known = [values(client, prompt) for prompt in prompts]
-    parts = client.stream_intervene(IDS, LONG)
+    parts = client.stream_intervene(LONG_IDS, LONG)
     next(parts)
     victim = busy(cluster)
     victim.send_signal(signal.SIGKILL)
