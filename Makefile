@@ -36,7 +36,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt client/sonde
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python $(PIP_INSTALL) --editable '.[server,plot,dev]'
+	$(BIN)/python $(PIP_INSTALL) --editable '.[server,plot,ray,dev]'
 	@touch $@
 
 $(PROTO_VENV)/.installed: .ci/make_venv.sh proto/requirements.txt

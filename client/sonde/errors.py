@@ -218,7 +218,8 @@ def _kind(code: grpc.StatusCode, message: str, details: _Details) -> type[SondeE
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not details.reason and "larger than max" in message:
         return ProtocolError if "CLIENT:" in message else InvalidRequest
     # What a proxy makes of a server that died in the middle of an answer. Our own errors have a reason.
-    if code is grpc.StatusCode.INTERNAL and not details.reason and "RST_STREAM" in message:
+    broken = code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED) and "RST_STREAM" in message
+    if broken and not details.reason:
         return NotServing
     # What a call becomes that came in the very moment in which its server began to shut down. A server that ends a call
     # on purpose gives a reason, and what was ended here says so.

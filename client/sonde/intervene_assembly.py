@@ -157,7 +157,7 @@ def _axis_labels(resolved: Sequence[int], asked: Sequence[int], *, together: boo
         return ("all",)
     if len(several) == 1:
         return (several[0],)
-    contiguous = several == list(range(several[0], several[-1] + 1))
+    contiguous = several[0] >= 0 and several == list(range(several[0], several[-1] + 1))
     return (f"{several[0]}-{several[-1]}" if contiguous else ",".join(map(str, several)),)
 
 

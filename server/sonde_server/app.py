@@ -145,16 +145,21 @@ class Server:
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
             self._health_port = _bind(self._probes, settings.host, settings.health_port, None)
             self._probes.start()
-        if self._metrics is not None and settings.metrics_port is not None:
-            try:
-                self._metrics.serve(settings.host, settings.metrics_port)
-            except OSError as error:
-                wanted = _join(settings.host, settings.metrics_port)
-                raise OSError(f"cannot listen on {wanted}: {error.strerror}") from error
+        if settings.metrics_port is not None:
+            self.publish(settings.metrics_port)
         self._grpc.start()
         _log.info("listening on %s", self.address)
         if self._tokens is not None and credentials is None and not is_loopback(settings.host):
             _log.warning("tokens travel unencrypted: give --tls-cert and --tls-key, unless a proxy in front encrypts")
+
+    def publish(self, port: int) -> None:
+        """Answers Prometheus on a port, if the settings have one at all. Raises OSError."""
+        if self._metrics is None:
+            return
+        try:
+            self._metrics.serve(self.settings.host, port)
+        except OSError as error:
+            raise OSError(f"cannot listen on {_join(self.settings.host, port)}: {error.strerror}") from error
 
     def reload(self) -> None:
         """Reads tokens and certificates again; a file that cannot be used is logged, and what was read before stays."""

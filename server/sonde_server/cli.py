@@ -23,8 +23,9 @@ NEEDED = ("torch", "transformers", "grpc_health", "grpc_reflection", "prometheus
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT, then lets calls in progress finish. Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["token"]:
-        return _token(given[1:])
+    other = {"token": _token, "ray": _ray}.get(given[0]) if given else None
+    if other is not None:
+        return other(given[1:])
     try:
         settings = Settings.from_environment_and_flags(given)
     except SettingError as error:
@@ -52,6 +53,7 @@ class _Interrupted(BaseException):
 
 def _serve(settings: Settings) -> int:
     from .app import Server
+    from .scheduler import leave_the_cores_to_the_model
 
     stopping = threading.Event()
     loading = True
@@ -78,7 +80,7 @@ def _serve(settings: Settings) -> int:
         server.stop(0)
         # The model's thread is still at it, and an interpreter does not end well around one that computes.
         _exit(0)
-    _leave_the_cores_to_the_model()
+    leave_the_cores_to_the_model()
     stopping.wait()
     code, grace = (1, min(settings.grace, FAILED_GRACE)) if server.failed else (0, settings.grace)
     logging.getLogger(__name__).info("stopping: calls in progress have %g seconds", grace)
@@ -91,13 +93,6 @@ def _serve(settings: Settings) -> int:
     return code
 
 
-def _leave_the_cores_to_the_model() -> None:
-    """From now on only the model's thread, which has begun, computes with several: see Scheduler."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def _give_up(code: int) -> None:
     logging.getLogger(__name__).warning("what is in progress does not end; leaving it")
     _exit(code)
@@ -106,6 +101,24 @@ def _give_up(code: int) -> None:
 def _exit(code: int) -> NoReturn:
     logging.shutdown()
     os._exit(code)
+
+
+def _ray(arguments: Sequence[str]) -> int:
+    """Serves replicas on Ray until it is told to stop."""
+    if any(importlib.util.find_spec(name) is None for name in (*NEEDED, "ray")):
+        return _fail("ray needs its extras: pip install 'sonde[server,ray]'", separator=" ")
+    from .ray.deploying import run
+    from .ray.settings import RaySettings
+
+    try:
+        settings = RaySettings.from_environment_and_flags(arguments)
+    except SettingError as error:
+        return _fail(str(error), code=2)
+    configure(settings.log_format)
+    try:
+        return run(settings)
+    except (OSError, RuntimeError) as error:
+        return _fail(str(error))
 
 
 def _token(arguments: Sequence[str]) -> int:

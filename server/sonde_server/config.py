@@ -6,7 +6,7 @@ import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 PREFIX = "SONDE_"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -27,7 +27,8 @@ class SettingError(ValueError):
     """A setting has a value that cannot be used; the message says which and what would do."""
 
 
-def _setting(default: Any, help: str, **metadata: Any) -> Any:  # noqa: A002 - argparse's own word
+def setting(default: Any, help: str, **metadata: Any) -> Any:  # noqa: A002 - argparse's own word
+    """A field of settings: its default, what it is for, and its bounds (least, most) or choices."""
     return field(default=default, metadata={"help": help, **metadata})
 
 
@@ -35,44 +36,51 @@ def _setting(default: Any, help: str, **metadata: Any) -> Any:  # noqa: A002 - a
 class Settings:
     """How a server is run. Each field is a flag (--max-runs) and a variable (SONDE_MAX_RUNS); flags win."""
 
-    model: str = _setting("atlas", "the embedded model 'atlas', a local directory, or a Hugging Face hub id")
-    revision: str | None = _setting(None, "branch, tag or commit of a hub model")
-    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every interface of this machine")
-    port: int = _setting(50051, "port to listen on; 0 takes a free one", least=0, most=65535)
-    device: str = _setting("auto", "torch device, such as cpu, cuda or cuda:1; auto takes a GPU where there is one")
-    device_map: str | None = _setting(
+    COMMAND: ClassVar[str] = "sonde-server"
+    DESCRIPTION: ClassVar[str] = "Hosts a transformer and answers Trace and Intervene over gRPC."
+    EPILOG: ClassVar[str] = (
+        "Every setting is also an environment variable; a flag goes before it. `sonde-server token NAME` makes a "
+        "bearer token, and `sonde-server ray` serves replicas on Ray."
+    )
+
+    model: str = setting("atlas", "the embedded model 'atlas', a local directory, or a Hugging Face hub id")
+    revision: str | None = setting(None, "branch, tag or commit of a hub model")
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 is every interface of this machine")
+    port: int = setting(50051, "port to listen on; 0 takes a free one", least=0, most=65535)
+    device: str = setting("auto", "torch device, such as cpu, cuda or cuda:1; auto takes a GPU where there is one")
+    device_map: str | None = setting(
         None,
         "spread a model that one device does not hold: auto, balanced, sequential, or a JSON file of module names "
         "and their devices, disk among them; goes with --device auto",
     )
-    dtype: str = _setting(
+    dtype: str = setting(
         "auto", "data type of the weights; auto is the checkpoint's on a GPU, float32 elsewhere", choices=DTYPES
     )
     # Requests carry tensors: noise to replay, directions, values to set.
-    max_request_bytes: int = _setting(64 << 20, "most bytes of one request", least=1 << 10, most=1 << 30)
-    max_prompt_tokens: int = _setting(8192, "most tokens of a prompt; 0 leaves it to the model", least=0)
-    max_runs: int = _setting(200_000, "most runs of one request; 0 is no limit", least=0)
-    max_answer_bytes: int = _setting(256 << 20, "most bytes of one answer; 0 is no limit", least=0)
-    max_working_bytes: int = _setting(
+    max_request_bytes: int = setting(64 << 20, "most bytes of one request", least=1 << 10, most=1 << 30)
+    max_prompt_tokens: int = setting(8192, "most tokens of a prompt; 0 leaves it to the model", least=0)
+    max_runs: int = setting(200_000, "most runs of one request; 0 is no limit", least=0)
+    max_answer_bytes: int = setting(256 << 20, "most bytes of one answer; 0 is no limit", least=0)
+    max_working_bytes: int = setting(
         8 << 30, "most bytes that one request may hold beside the weights; 0 is no limit", least=0
     )
-    max_requests: int = _setting(32, "most requests that one caller may have in progress; 0 is no limit", least=0)
-    max_runs_per_second: float = _setting(
+    max_requests: int = setting(32, "most requests that one caller may have in progress; 0 is no limit", least=0)
+    max_runs_per_second: float = setting(
         0.0, "most runs a second that one caller may ask for in the long run; 0 is no limit", least=0
     )
-    max_seconds: float = _setting(3600.0, "most seconds that a request may take, whatever its deadline", least=0.1)
-    max_queued_runs: int = _setting(
+    max_seconds: float = setting(3600.0, "most seconds that a request may take, whatever its deadline", least=0.1)
+    max_queued_runs: int = setting(
         1_000_000, "most runs that may be asked for and not done yet, of all callers", least=1
     )
-    max_queued_bytes: int | None = _setting(
+    max_queued_bytes: int | None = setting(
         None,
         "most bytes that requests in progress may hold together; none: half of the device's memory",
         kind=int,
         least=1,
     )
-    cache_bytes: int = _setting(1 << 30, "bytes kept of recent prompts' unchanged runs", least=0)
-    workers: int = _setting(64, "threads that serve calls; each call holds one while it lasts", least=2, most=4096)
-    max_connection_age: float | None = _setting(
+    cache_bytes: int = setting(1 << 30, "bytes kept of recent prompts' unchanged runs", least=0)
+    workers: int = setting(64, "threads that serve calls; each call holds one while it lasts", least=2, most=4096)
+    max_connection_age: float | None = setting(
         None,
         "seconds after which a client is told to connect anew, and finds replicas that were added; its calls in "
         "progress go on; none: never",
@@ -80,23 +88,23 @@ class Settings:
         least=1,
         most=1e6,
     )
-    grace: float = _setting(30.0, "seconds that calls in progress have to finish after SIGTERM", least=0)
-    reflection: bool = _setting(True, "answer server reflection, which grpcurl and others ask")
-    tls_cert: str | None = _setting(None, "PEM file of the server's certificate and chain: calls are then encrypted")
-    tls_key: str | None = _setting(None, "PEM file of its key")
-    tls_client_ca: str | None = _setting(
+    grace: float = setting(30.0, "seconds that calls in progress have to finish after SIGTERM", least=0)
+    reflection: bool = setting(True, "answer server reflection, which grpcurl and others ask")
+    tls_cert: str | None = setting(None, "PEM file of the server's certificate and chain: calls are then encrypted")
+    tls_key: str | None = setting(None, "PEM file of its key")
+    tls_client_ca: str | None = setting(
         None, "PEM file of the authorities whose client certificates are let in; then nobody comes in without one"
     )
-    tokens: str | None = _setting(
+    tokens: str | None = setting(
         None, "file of bearer tokens, one 'NAME SHA256' a line as `sonde-server token NAME` makes it"
     )
-    insecure: bool = _setting(False, "listen beyond this machine although nobody has to say who they are")
-    log_format: str = _setting("human", "how log lines are written", choices=LOG_FORMATS)
-    metrics_port: int | None = _setting(
+    insecure: bool = setting(False, "listen beyond this machine although nobody has to say who they are")
+    log_format: str = setting("human", "how log lines are written", choices=LOG_FORMATS)
+    metrics_port: int | None = setting(
         None, "a port that answers Prometheus, without TLS or token", kind=int, least=0, most=65535
     )
-    telemetry: bool = _setting(False, "send spans by OpenTelemetry, as the OTEL_... variables say")
-    health_port: int | None = _setting(
+    telemetry: bool = setting(False, "send spans by OpenTelemetry, as the OTEL_... variables say")
+    health_port: int | None = setting(
         None, "a port that answers health alone, without TLS or token, for probes", kind=int, least=0, most=65535
     )
 
@@ -141,7 +149,7 @@ class Settings:
     @classmethod
     def from_environment_and_flags(cls, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Self:
         """Reads the flags, then the variables, then the defaults. Raises SettingError; --help and bad flags exit."""
-        given = vars(_parser().parse_args(arguments))
+        given = vars(_parser(cls).parse_args(arguments))
         values: dict[str, Any] = {}
         for one in dataclasses.fields(cls):
             if given[one.name] is not None:
@@ -182,14 +190,9 @@ def _parse(text: str, one: "dataclasses.Field[Any]") -> Any:
         raise SettingError(f"{PREFIX}{one.name.upper()}: {text!r} is not a number") from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sonde-server",
-        description="Hosts a transformer and answers Trace and Intervene over gRPC.",
-        epilog="Every setting is also an environment variable; a flag goes before it. `sonde-server token NAME` makes "
-        "a bearer token.",
-    )
-    for one in dataclasses.fields(Settings):
+def _parser(settings: type[Settings]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=settings.COMMAND, description=settings.DESCRIPTION, epilog=settings.EPILOG)
+    for one in dataclasses.fields(settings):
         kind = _kind(one)
         default = "none" if one.default is None else one.default
         text = f"{one.metadata['help']} (default: {default}; {PREFIX}{one.name.upper()})".replace("%", "%%")

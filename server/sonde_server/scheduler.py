@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, cast
 
+import torch
+
 from .bases import Bases
 from .engine import Engine
 from .engine.layout import Row
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 
 # What a caller is told to wait before asking again, in seconds.
 RETRY_AFTER = 1.0
+
+
+def leave_the_cores_to_the_model() -> None:
+    """From now on no thread but the model's, which has begun, computes with several; for processes of our own alone."""
+    torch.set_num_threads(1)
 
 
 class Job:

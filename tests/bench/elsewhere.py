@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
+from sonde_server.scheduler import leave_the_cores_to_the_model
 
 from tests.bench.contender import ask
 from tests.bench.profile import Profile, profiled
@@ -83,8 +83,7 @@ class Elsewhere:
 def _serve(pipe: Connection, model: Path) -> None:
     """Answers until the pipe is closed."""
     sonde = InProcess.hosting(model)
-    # As in the server's own process: only the model's thread computes with several.
-    torch.set_num_threads(1)
+    leave_the_cores_to_the_model()
     pipe.send(None)
     while True:
         try:

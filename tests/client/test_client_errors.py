@@ -99,12 +99,15 @@ def test_an_error_in_the_middle_of_a_stream_is_an_error(peer: Any, fail: Any, an
     assert len(peer.requests) == 1, "an answer that has begun was asked for again"
 
 
-def test_a_proxy_that_lost_its_server_is_one_that_does_not_serve(peer: Any, fail: Any) -> None:
-    gone = "Received RST_STREAM with error code 2"
-    error = failure(peer, lambda context: context.abort(grpc.StatusCode.INTERNAL, gone))
+@pytest.mark.parametrize(
+    ("code", "kind"), [(grpc.StatusCode.INTERNAL, sonde.InternalError), (grpc.StatusCode.CANCELLED, sonde.Cancelled)]
+)
+def test_a_proxy_that_lost_its_server_is_one_that_does_not_serve(peer: Any, fail: Any, code: Any, kind: Any) -> None:
+    gone = "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))"
+    error = failure(peer, lambda context: context.abort(code, gone))
     assert (type(error), error.retryable) == (sonde.NotServing, True)
-    ours = failure(peer, fail(grpc.StatusCode.INTERNAL, gone, INFO))
-    assert (type(ours), ours.retryable) == (sonde.InternalError, False)
+    ours = failure(peer, fail(code, gone, INFO))
+    assert (type(ours), ours.retryable) == (kind, False)
 
 
 def test_a_call_that_a_shutdown_swept_away_may_be_tried_again(peer: Any, fail: Any) -> None:

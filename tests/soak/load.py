@@ -11,7 +11,7 @@ import sonde
 from tests.soak.serving import QUESTIONS, Holdings, ServerProcess, expected, is_right, wait_for
 
 # How a call may end, besides with its answer, for what is done to it.
-EXPECTED_ERRORS = (sonde.DeadlineExceeded, sonde.Cancelled)
+EXPECTED_ERRORS = (sonde.DeadlineExceeded, sonde.Cancelled, sonde.Busy)
 
 
 @dataclass
@@ -67,9 +67,7 @@ class _Callers:
                 answer = QUESTIONS[name](client, timeout)
             except EXPECTED_ERRORS as error:
                 self._count(type(error).__name__)
-            except sonde.Busy as error:
-                self._count(type(error).__name__)
-                self.over.wait(error.retry_after or 0.0)
+                self.over.wait(error.retry_after or 0.0 if isinstance(error, sonde.Busy) else 0.0)
             except sonde.SondeError as error:
                 if fate == "hang up":
                     self._count("closed")

@@ -49,11 +49,15 @@ class Endpoint:
         self._methods = _Methods(servicer).by_name
         self._interceptors = tuple(interceptors)
 
-    def answers(self, method: str, request: Message, context: Context) -> Iterator[Any]:
-        """Serves one call."""
+    def answers(self, method: str, request: Message | bytes, context: Context) -> Iterator[Any]:
+        """Serves one call. Bytes are what a socket would have brought."""
         handler = self._handler(_Details(method, context.invocation_metadata()))
-        # A guard that parses requests itself wants their bytes.
-        given = request if handler.request_deserializer is not None else request.SerializeToString()
+        given: Any = request
+        if handler.request_deserializer is not None:
+            given = handler.request_deserializer(request) if isinstance(request, bytes) else request
+        elif not isinstance(request, bytes):
+            # A guard that parses requests itself wants their bytes.
+            given = request.SerializeToString()
         if handler.stream_stream is not None:
             yield from handler.stream_stream(iter([given]), context)
         elif handler.unary_stream is not None:
@@ -82,7 +86,7 @@ def _intercepted(interceptor: "grpc.ServerInterceptor", following: _Finder) -> _
 class Call(Generic[T]):
     """A call under way: an iterator of its messages that computes as it is read. Any thread may cancel it."""
 
-    def __init__(self, endpoint: Endpoint, method: str, request: Message, context: Context) -> None:
+    def __init__(self, endpoint: Endpoint, method: str, request: Message | bytes, context: Context) -> None:
         self._context = context
         # What the guards keep in context variables stays between the call's own steps, whichever thread takes them.
         self._variables = copy_context()

@@ -34,8 +34,9 @@ class CallError(grpc.RpcError):
 class Context(grpc.ServicerContext):
     """The context of one call. It can be cancelled from any thread."""
 
-    def __init__(self, metadata: Metadata, timeout: float | None) -> None:
+    def __init__(self, metadata: Metadata, timeout: float | None, peer: str = PEER) -> None:
         self._metadata = tuple(metadata)
+        self._peer = peer
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
@@ -139,7 +140,7 @@ class Context(grpc.ServicerContext):
 
     def peer(self) -> str:
         """Who calls."""
-        return PEER
+        return self._peer
 
     def peer_identities(self) -> Iterable[bytes] | None:
         """Nobody has to say who they are."""

@@ -144,12 +144,18 @@ class Plan:
                     yield (*plan.always, Edit(site, self._at(plan, positions)))
 
     def axes(self) -> SweepAxes | None:
-        """The resolved axes of a sweep."""
+        """The resolved axes of a sweep; one that every run takes together has no entries."""
         plan = self.question.plan
         if not isinstance(plan, Sweep):
             return None
-        layers = () if plan.edit.site.component in LAYERLESS else plan.layers
-        return SweepAxes(layers, plan.units or (), plan.positions or ())
+
+        def entries(axis: Axis, values: tuple[int, ...] | None) -> tuple[int, ...]:
+            return () if axis in plan.together or values is None else values
+
+        layers = None if plan.edit.site.component in LAYERLESS else plan.layers
+        return SweepAxes(
+            entries(Axis.LAYER, layers), entries(Axis.UNIT, plan.units), entries(Axis.POSITION, plan.positions)
+        )
 
     def components(self) -> set[Component]:
         """Every component that is edited or read."""

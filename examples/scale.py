@@ -1,0 +1,220 @@
+"""What questions about a large model cost, and how many of them a thousand GPUs answer: the numbers of docs/scale.md.
+
+python examples/scale.py            prints its tables
+python examples/scale.py --write    puts them into the page
+
+Work is counted by the server's own planner and estimates, for a model whose sizes are public; no weights are needed.
+Speeds are those of a data sheet times a stated share, so the times are estimates, not measurements.
+"""
+
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sonde_server import estimates
+from sonde_server.domain import (
+    CausalTracing,
+    Component,
+    GaussianCorruption,
+    ModelDescription,
+    Prompt,
+    Target,
+    TraceQuestion,
+)
+from sonde_server.engine import Change, PlacedEdit
+from sonde_server.engine.plan import extent_of
+from sonde_server.methods.causal_tracing import cells, matters
+
+PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
+
+# Llama 3.1 70B, as its config.json on the Hugging Face hub has it (meta-llama/Llama-3.1-70B).
+MODEL = ModelDescription(
+    name="Llama-3.1-70B", revision="", architecture="llama", data_type="bfloat16", device="cuda:0", attention="sdpa",
+    layers=80, hidden_size=8192, heads=64, key_value_heads=8, head_size=128, neurons=28_672, vocabulary_size=128_256,
+    max_positions=131_072, parameters=70_553_706_496,
+)  # fmt: skip
+GPUS_PER_REPLICA, GPUS = 4, 1_000
+# NVIDIA H100 SXM, data sheet: dense bf16, HBM3 memory and its bandwidth.
+PEAK_FLOPS, MEMORY_BYTES, MEMORY_BANDWIDTH = 989e12, 80e9, 3.35e12
+UTILISATION = 0.4
+"""The share of the peak that large batches are assumed to reach."""
+SAMPLES, TOKENS, SUBJECT = 10, 16, (1, 2, 3, 4, 5)
+FLOAT16 = 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a question has the model do."""
+
+    runs: int
+    token_layers: int
+    """Positions x blocks."""
+    full_token_layers: int
+    """The same if every run were computed in full."""
+    passes: float
+    """Passes of the whole model that it needs at least, one after the other; half a pass is half of its blocks."""
+
+
+def block_parameters(model: ModelDescription) -> int:
+    """Weights of one block that every position meets: queries, keys, values and output, and the gated MLP."""
+    attention = 2 * model.heads * model.head_size + 2 * model.key_value_heads * model.head_size
+    return model.hidden_size * (attention + 3 * model.neurons)
+
+
+def flops(work: Work, model: ModelDescription, tokens: int = TOKENS) -> float:
+    """Two for each weight a position meets; its scores and sums over the keys; and the logits of each run."""
+    attention = 4 * tokens * model.heads * model.head_size
+    read = 2.0 * model.hidden_size * model.vocabulary_size
+    return work.token_layers * (2.0 * block_parameters(model) + attention) + work.runs * read
+
+
+def seconds(work: Work, model: ModelDescription) -> float:
+    """On one replica whose GPUs hold a part of the blocks each: one of them computes at a time.
+
+    Computing takes the FLOPs; and each pass reads the weights once, however little it computes.
+    """
+    return max(computing(work, model), work.passes * FLOAT16 * model.parameters / MEMORY_BANDWIDTH)
+
+
+def computing(work: Work, model: ModelDescription) -> float:
+    """Seconds of arithmetic: what is left of a question that shares its passes with enough others."""
+    return flops(work, model) / (UTILISATION * PEAK_FLOPS)
+
+
+def causal_trace(model: ModelDescription, tokens: int = TOKENS, subject: tuple[int, ...] = SUBJECT) -> Work:
+    """ROME's three grids over all layers and positions, of a prompt that is new."""
+    layers, read = model.layers, tokens - 1
+    method = traced(model, tokens, subject)
+    nothing = Change("multiply", 1.0)
+    # The clean run; the corrupted ones from the subject on; then every cell, for each sample.
+    work = tokens * layers + SAMPLES * (tokens - min(subject)) * layers
+    grid = cells(method, layers)
+    for cell in grid:
+        if matters(cell, method, read):
+            edits = [PlacedEdit(cell.component, layer, (cell.position,), None, nothing) for layer in cell.restored]
+            work += SAMPLES * extent_of(edits, (), read, tokens, layers).token_layers
+    # What the attention and MLP put out in the clean run is not kept of it: it is run again for that.
+    work += tokens * layers
+    runs = SAMPLES * (len(grid) + 1)
+    return Work(runs, work, (runs + 1) * tokens * layers, passes=3)
+
+
+def traced(model: ModelDescription, tokens: int, subject: tuple[int, ...]) -> CausalTracing:
+    """The question, as the server makes it of a request."""
+    return CausalTracing(
+        corruption=GaussianCorruption(samples=SAMPLES, seed=1, standard_deviation=None, deviations=None),
+        replace=False,
+        subject=subject,
+        components=(Component.RESIDUAL_POST, Component.ATTENTION_OUT, Component.MLP_OUT),
+        window=10,
+        layers=tuple(range(model.layers)),
+        positions=tuple(range(tokens)),
+        per_sample=False,
+    )
+
+
+def sweep(model: ModelDescription, component: Component, layers: Sequence[int], units: int) -> Work:
+    """One unit after the other at the last position, in these layers; the prompt is known already."""
+    nothing = Change("multiply", 0.0)
+    work = 0
+    for layer in layers:
+        edit = PlacedEdit(component, layer, (TOKENS - 1,), (0,), nothing)
+        work += units * extent_of([edit], (), TOKENS - 1, TOKENS, model.layers).token_layers
+    runs = len(layers) * units
+    return Work(runs, work, (runs + 1) * TOKENS * model.layers, passes=1 - min(layers) / model.layers)
+
+
+def questions(model: ModelDescription) -> dict[str, Work]:
+    """What people ask."""
+    middle = model.layers // 2
+    return {
+        "a prediction, a new prompt": Work(1, TOKENS * model.layers, TOKENS * model.layers, passes=1),
+        f"one neuron of block {middle}, a known prompt": sweep(model, Component.NEURON, [middle], 1),
+        f"all {model.neurons:,} neurons of block {middle}": sweep(model, Component.NEURON, [middle], model.neurons),
+        f"all {model.layers * model.heads:,} heads": sweep(model, Component.HEAD_OUT, range(model.layers), model.heads),
+        "a causal trace, ROME's three grids": causal_trace(model),
+    }
+
+
+# ---------------------------------------------------------------------- the tables
+
+
+def sizes() -> list[str]:
+    """What the model and its values take."""
+    weights = FLOAT16 * MODEL.parameters
+    left = GPUS_PER_REPLICA * MEMORY_BYTES - weights
+    token = estimates.state_bytes(2, MODEL) - estimates.state_bytes(1, MODEL)
+    token -= 4 * MODEL.vocabulary_size  # the logits of a few read positions are no matter of length
+    question = TraceQuestion(
+        Prompt(tuple(range(TOKENS))), (Target(0),), TOKENS - 1, 0, traced(MODEL, TOKENS, SUBJECT), dry_run=False
+    )
+    held = estimates.working_bytes(question, MODEL)
+    activations = TOKENS * MODEL.layers * MODEL.hidden_size * 4
+    rows = {
+        "weights": f"{weights / 1e9:.0f} GB",
+        f"left on {GPUS_PER_REPLICA} GPUs of {MEMORY_BYTES / 1e9:.0f} GB": f"{left / 1e9:.0f} GB",
+        "one position x one block": f"{(2 * block_parameters(MODEL) + 4 * TOKENS * MODEL.hidden_size) / 1e9:.2f} GFLOP",
+        "logits of one run": f"{2 * MODEL.hidden_size * MODEL.vocabulary_size / 1e9:.2f} GFLOP",
+        "kept of an unchanged run, per token": f"{token / 1e6:.2f} MB",
+        "prompts of 128 tokens in a cache of 16 GiB": f"{(16 << 30) / (128 * token):.0f}",
+        "held by a causal trace beside the weights, at most": f"{held / 1e9:.2f} GB",
+        f"the residual stream of {TOKENS} tokens, all blocks, as an answer": f"{activations / 1e6:.0f} MB",
+    }
+    return ["| What | How much |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
+
+
+def costs() -> list[str]:
+    """What each question costs one replica."""
+    lines = [
+        "| Question | Runs | Positions x blocks | Of recomputing each run | PFLOP | Seconds alone | Arithmetic alone |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, work in questions(MODEL).items():
+        share = work.token_layers / work.full_token_layers
+        lines.append(
+            f"| {name} | {work.runs:,} | {work.token_layers:,} | {share:.1%} | {_rounded(flops(work, MODEL) / 1e15)} "
+            f"| {_rounded(seconds(work, MODEL))} | {_rounded(computing(work, MODEL))} |"
+        )
+    return lines
+
+
+def fleet() -> list[str]:
+    """How many of them all replicas answer."""
+    replicas = GPUS // GPUS_PER_REPLICA
+    lines = [
+        f"| {replicas} replicas, busy with nothing but | Questions a second, one by one | In company | Runs a second |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, work in questions(MODEL).items():
+        alone, shared = replicas / seconds(work, MODEL), replicas / computing(work, MODEL)
+        lines.append(f"| {name} | {_rounded(alone)} | {_rounded(shared)} | {_rounded(shared * work.runs)} |")
+    return lines
+
+
+def _rounded(number: float) -> str:
+    """To three digits."""
+    decimals = 2 - math.floor(math.log10(number))
+    return f"{round(number, decimals):,.{max(0, decimals)}f}"
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {"sizes": sizes, "costs": costs, "fleet": fleet}
+
+
+def page(text: str) -> str:
+    """The page with its tables as they are now."""
+    for name, make in TABLES.items():
+        inside = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, count = inside.subn(lambda found, make=make: found[1] + "\n".join(make()) + "\n" + found[2], text)
+        if count != 1:
+            raise SystemExit(f"{PAGE} has {count} places for the table {name!r}")
+    return text
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print(*("\n".join(make()) for make in TABLES.values()), sep="\n\n")
