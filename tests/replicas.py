@@ -25,7 +25,7 @@ TOLERANCE = 1e-5
 """Answers share their batches with others, and float32 sums then come in another order."""
 IDS = [5, 130, 77, 301, 9, 260, 41]
 SMALL = sonde.sweep(sonde.scale(sonde.head(), 0.0), layers=[2], positions=[-1])
-LONG = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), layers=[0])
+LONG = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), layers=[0, 1])
 """Thousands of runs, over dozens of batches, with the prompt eight times as long."""
 MANY = 1000
 PAUSE = 0.03
@@ -202,8 +202,8 @@ class Sweeps(threading.Thread):
 
     @property
     def under_way(self) -> bool:
-        """Whether a part of each has come, and of none all."""
-        return all(0 < one < 1 for one in self.progress)
+        """Whether a part of each has come; the rest takes seconds."""
+        return all(self.progress)
 
     def run(self) -> None:
         addresses = [one.address for one in self._replicas]
