@@ -25,6 +25,8 @@ from tests.models import save_model
 
 ROOT = Path(__file__).parents[2]
 PORT, FIRST_METRICS, REPLICAS = 50051, 9464, 2
+MOST = 3
+"""Requests that a caller may have in progress at each replica."""
 CALLERS = ("alice", "bob")
 METRICS = range(FIRST_METRICS, FIRST_METRICS + 2 * REPLICAS)
 STARTING, SECONDS = 240.0, 60.0
@@ -144,7 +146,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         output = stack.enter_context(log.open("w", encoding="utf-8"))
         flags = {
             "model": model, "device": "cpu", "dtype": "float32", "tokens": tokens, "replicas": REPLICAS, "port": PORT,
-            "metrics-port": FIRST_METRICS, "max-requests": 3, "max-request-bytes": 1 << 20, "cpus-per-replica": 0.5,
+            "metrics-port": FIRST_METRICS, "max-requests": MOST, "max-request-bytes": 1 << 20, "cpus-per-replica": 0.5,
         }  # fmt: skip
         arguments = [f"--{key}={value}" for key, value in flags.items()]
         process = inside(

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import sonde
 
 from tests.models import save_model
-from tests.ray.conftest import CALLERS, METRICS, SECONDS, Cluster, wait_for
+from tests.ray.conftest import CALLERS, MOST, SECONDS, Cluster, wait_for
 
 ROOT = Path(__file__).parents[2]
 IDS, LONG_IDS = list(range(5, 45)), list(range(5, 95))
@@ -50,19 +51,43 @@ def test_a_replica_looks_at_the_deadline_itself(client: sonde.Client, cluster: C
     assert wait_for(lambda: "Intervene DEADLINE_EXCEEDED by alice" in cluster.log.read_text("utf-8"))
 
 
-def test_a_caller_with_enough_requests_is_told_to_come_back(client: sonde.Client, cluster: Cluster) -> None:
-    streams = [client.stream_intervene(LONG_IDS, LONG) for _ in range(3)]
+def in_progress(cluster: Cluster) -> list[float]:
+    """Requests at each replica, the idlest first."""
+    return sorted(numbers.get("sonde_requests_in_progress", 0.0) for numbers in cluster.metrics().values())
+
+
+@contextmanager
+def held(cluster: Cluster, *callers: str) -> Iterator[None]:
+    """Has each of them ask as much as it may at once of one prompt, one request after the other."""
+    clients = [cluster.client(caller) for caller in callers]
+
+    def ask(client: sonde.Client) -> None:
+        with suppress(sonde.Cancelled):
+            client.intervene(LONG_IDS, LONG)
+
+    threads = [threading.Thread(target=ask, args=(client,)) for client in clients for _ in range(MOST)]
     try:
-        for stream in streams:
-            next(stream)
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            assert wait_for(lambda number=number: sum(in_progress(cluster)) == number)
+        yield
+    finally:
+        for client in clients:
+            client.close()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(SECONDS)
+
+
+def test_a_caller_with_enough_requests_is_told_to_come_back(client: sonde.Client, cluster: Cluster) -> None:
+    assert cluster.idle()
+    with held(cluster, "alice"):
+        assert in_progress(cluster) == [0, MOST]
         with pytest.raises(sonde.Busy) as caught:
             client.trace(LONG_IDS)  # the same prompt, so the same replica
-        assert caught.value.reason == "TOO_MANY_REQUESTS"
-        assert caught.value.retry_after
-        assert caught.value.metadata["allowed"] == "3"
-    finally:
-        for stream in streams:
-            stream.close()
+    assert caught.value.reason == "TOO_MANY_REQUESTS"
+    assert caught.value.retry_after
+    assert caught.value.metadata["allowed"] == str(MOST)
     assert cluster.idle()
 
 
@@ -86,24 +111,8 @@ def test_a_prompt_is_asked_where_it_is_known(client: sonde.Client, cluster: Clus
 
 def test_a_prompt_is_asked_elsewhere_where_its_replica_is_busy(cluster: Cluster) -> None:
     assert cluster.idle()
-    clients = [cluster.client(caller) for caller in CALLERS]
-
-    def hold(client: sonde.Client) -> None:
-        with suppress(sonde.Cancelled):
-            client.intervene(LONG_IDS, LONG)
-
-    def held() -> list[float]:
-        return sorted(numbers.get("sonde_requests_in_progress", 0.0) for numbers in cluster.metrics().values())
-
-    threads = [threading.Thread(target=hold, args=(client,)) for client in clients for _ in range(3)]
-    for number, thread in enumerate(threads, 1):
-        thread.start()
-        assert wait_for(lambda number=number: sum(held()) == number)
-    assert held() == [len(threads) - SLACK - 1, SLACK + 1]
-    for client in clients:
-        client.close()
-    for thread in threads:
-        thread.join(SECONDS)
+    with held(cluster, *CALLERS):
+        assert in_progress(cluster) == [2 * MOST - SLACK - 1, SLACK + 1]
     assert cluster.idle()
 
 
@@ -195,8 +204,3 @@ def test_a_replica_whose_device_is_lost_says_so_and_ends(tmp_path: Path) -> None
     )  # fmt: skip
     assert ran.stdout.split("\n")[:3] == ["healthy", "INTERNAL", "the model does not run any more"], ran.stderr
     assert ran.returncode == 1
-
-
-def test_there_are_ports_to_spare() -> None:
-    """A new replica may come before the old one's port is free."""
-    assert len(METRICS) > 2

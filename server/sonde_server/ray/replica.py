@@ -19,7 +19,7 @@ from ..errors import UnsupportedModel
 from ..in_process.channel import Call
 from ..in_process.context import CallError, Context, Metadata
 from ..logs import configure
-from ..scheduler import leave_the_cores_to_the_model
+from ..tokens import TokenFileError
 from .proxying import TIMEOUT_KEY
 from .scaling import QUEUED_RUNS
 from .settings import RaySettings
@@ -37,19 +37,23 @@ class Replica:
     """What Ray Serve makes its replicas of. Methods are called with requests as bytes, and answer with messages."""
 
     def __init__(self, settings: RaySettings) -> None:
-        """Loads the model. Raises UnsupportedModel, TokenFileError and OSError."""
+        """Loads the model. Raises RuntimeError where it cannot be hosted, and says why."""
         configure(settings.log_format)
         self._settings = settings
-        self._server = Server(settings, on_failure=self._leave)
         try:
+            self._server = Server(settings, on_failure=self._leave)
             self._server.load()
+            # With torch, which the proxies, who read this file too, do without.
+            from ..scheduler import leave_the_cores_to_the_model
+
             leave_the_cores_to_the_model()
             self._publish()
-        except UnsupportedModel as error:
-            self._server.stop(0)
+        except (UnsupportedModel, TokenFileError, OSError) as error:
+            self._stop()
+            # Ray keeps the text of a RuntimeError.
             raise RuntimeError(f"the model cannot be hosted: {error}") from None
         except BaseException:
-            self._server.stop(0)
+            self._stop()
             raise
         self._endpoint = self._server.endpoint
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="sonde-call")
@@ -113,7 +117,10 @@ class Replica:
 
     def __del__(self) -> None:
         """Ray's last call: no request is in progress any more."""
-        server = getattr(self, "_server", None)
+        self._stop()
+
+    def _stop(self) -> None:
+        server: Server | None = getattr(self, "_server", None)
         if server is not None:
             server.stop(0)
 
