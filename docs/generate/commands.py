@@ -11,8 +11,8 @@ from sonde.cli import EXIT_CODES, build_parser
 from docs.generate.text import cell, table
 
 _INTRODUCTION: Final = """\
-Generated from the command's own parser. Where it asks is the same for all commands, under *connection*. Lists of
-layers, units and positions are numbers and ranges: `3`, `0,2,5`, `0-7`; a minus in front counts from the end."""
+Generated from the command's own parser. Lists of layers, units and positions are numbers and ranges: `3`, `0,2,5`,
+`0-7`; a minus in front counts from the end. The options under [Connection](#connection) go with every command."""
 
 
 def page() -> str:
@@ -29,23 +29,24 @@ def page() -> str:
     ]
     for name, command in commands.choices.items():
         parts += [f"## sonde {name}", *_command(command)]
+    parts += ["## Connection", *_tables(next(iter(commands.choices.values())), connection=True)]
     parts += ["## Exit status and environment", f"```text\n{EXIT_CODES}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
 def _command(command: argparse.ArgumentParser) -> Iterator[str]:
     yield cell(command.description or "")
-    for group in _groups(command):
+    yield from _tables(command, connection=False)
+
+
+def _tables(command: argparse.ArgumentParser, *, connection: bool) -> Iterator[str]:
+    """A table for each group of options: that of the connection, which all commands have, or the others."""
+    named = {"positional arguments": "Argument", "options": "Option", "connection": "Option"}
+    for group in command._action_groups:
         rows = [_row(action) for action in group._group_actions if not isinstance(action, argparse._HelpAction)]
         title = group.title or "options"
-        if rows:
-            named = {"positional arguments": "Argument", "options": "Option"}
+        if rows and (title == "connection") is connection:
             yield table([named.get(title, title.capitalize()), "Meaning"], rows)
-
-
-def _groups(command: argparse.ArgumentParser) -> list[argparse._ArgumentGroup]:
-    """The groups of options, those of the connection last, as they are the same everywhere."""
-    return sorted(command._action_groups, key=lambda group: group.title == "connection")
 
 
 def _row(action: argparse.Action) -> tuple[str, str]:

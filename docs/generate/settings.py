@@ -49,4 +49,4 @@ def default_of(one: "dataclasses.Field[Any]") -> str:
     for size, unit in _UNITS:
         if one.name.endswith("_bytes") and value and value % size == 0:
             return f"{value // size:,} {unit}"
-    return f"{value:,g}"
+    return f"{value:.0f}" if one.name == "port" else f"{value:,.10g}"
