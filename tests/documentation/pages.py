@@ -19,14 +19,11 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 
 CANNOT_RUN: Final[Mapping[str, str]] = {
     "docker": "needs a daemon; tests/container builds and runs the image where there is one",
-    "kubectl": "needs a cluster; tests/test_deployment.py holds the manifests to the schema",
     "ssh": "needs another machine",
     "make": "is what runs these tests; CI runs the targets",
     "pip install": "changes the environment that runs the tests; tests/test_packaging.py installs",
     "grpcurl": "is in no package of Python or Debian; buf asks the same",
-    "npm": "tests/languages builds and runs the examples",
     "sonde-server --model": "needs a model of the hub, or one of yours",
-    "kill -HUP": "needs the process that a supervisor started; tests/test_server_access.py sends it",
 }
 """Commands that are shown and not run, by how they begin, with the reason."""
 
