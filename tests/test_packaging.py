@@ -139,7 +139,7 @@ def test_metadata_names_licence_version_and_requirements(wheel: Path) -> None:
         "protobuf",
         "numpy",
     }
-    assert set(metadata.get_all("Provides-Extra", [])) == {"server", "telemetry", "plot", "safetensors", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"server", "telemetry", "plot", "safetensors", "docs", "dev"}
 
 
 def test_client_brings_four_requirements(client_only: Installation) -> None:
