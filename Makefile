@@ -14,15 +14,15 @@ PROTO_VENV := .venv-proto
 BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
-SOURCES := client server tests examples proto
-# proto/generate.py and proto/check.py have no package, so the packages of the project and they are checked apart.
-TYPED_SCRIPTS := proto/generate.py proto/check.py
+SOURCES := client server tests examples proto docs README.md CONTRIBUTING.md
+# Scripts have no package, so the packages of the project and they are checked apart.
+TYPED_SCRIPTS := proto/generate.py proto/check.py docs/generate
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: help demo serve test test-languages soak check format-check lint types contract drift bench bench-gpu proto format clean
+.PHONY: help demo serve test test-languages soak check format-check lint types contract drift bench bench-gpu proto docs docs-serve format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt client/sonde
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python $(PIP_INSTALL) --editable '.[server,plot,ray,dev]'
+	$(BIN)/python $(PIP_INSTALL) --editable '.[server,plot,ray,dev,docs]'
 	@touch $@
 
 $(PROTO_VENV)/.installed: .ci/make_venv.sh proto/requirements.txt
@@ -98,6 +98,13 @@ bench-gpu: $(BENCH_VENV)/.installed ## The same for a model of 8B parameters, wh
 proto: $(PROTO_VENV)/.installed ## Generate client/sonde/v1 from the contract.
 	@$(PROTO_VENV)/bin/python proto/generate.py
 
+docs: $(VENV)/.installed-dev ## Build the documentation as a site, into build/docs.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
+
+docs-serve: $(VENV)/.installed-dev ## Show the site on http://127.0.0.1:8000 while its pages are written.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
 format: $(VENV)/.installed-dev ## Format the Python code and the contract, and mend what ruff can.
 	@$(BIN)/ruff check --fix-only --quiet $(wildcard $(SOURCES))
 	@$(BIN)/ruff format $(wildcard $(SOURCES))
@@ -105,4 +112,4 @@ format: $(VENV)/.installed-dev ## Format the Python code and the contract, and m
 
 clean: ## Remove the environments, caches and everything built.
 	rm -rf $(VENV) $(PROTO_VENV) $(BENCH_VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find client server tests examples proto -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find client server tests examples proto docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -54,7 +54,8 @@ def test_an_example_finds_what_it_looks_for(
         assert re.search(pattern, output), f"{pattern} is not in\n{output}"
 
 
-def test_every_question_is_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_question_is_in_the_table_of_questions() -> None:
+    page = (ROOT / "docs" / "reference" / "questions.md").read_text(encoding="utf-8")
     functions = [name for name in questions.__all__ if name.islower()]
-    assert [name for name in functions if f"`{name}" not in readme] == []
+    assert [name for name in functions if f"`{name}`" not in page] == []
+    assert [path.name for path in EXAMPLES.glob("*.py") if f"/{path.name})" not in page] == []

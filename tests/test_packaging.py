@@ -139,7 +139,8 @@ def test_metadata_names_licence_version_and_requirements(wheel: Path) -> None:
         "protobuf",
         "numpy",
     }
-    assert set(metadata.get_all("Provides-Extra", [])) == {"server", "ray", "telemetry", "plot", "safetensors", "dev"}
+    extras = {"server", "ray", "telemetry", "plot", "safetensors", "docs", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 
 def test_client_brings_four_requirements(client_only: Installation) -> None:

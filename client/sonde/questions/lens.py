@@ -28,7 +28,7 @@ class LensTable:
     depths: tuple[int, ...]
     """0 is before the first block, k after k blocks."""
     cells: tuple[tuple[TokenPrediction, ...], ...]
-    """[depth][position]"""
+    """By depth, then by position."""
 
     @property
     def probabilities(self) -> Floats:
