@@ -22,7 +22,7 @@ TYPED_SCRIPTS := proto/generate.py proto/check.py
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: help demo serve test test-languages soak check format-check lint types contract drift bench bench-gpu proto format clean
+.PHONY: help demo serve test test-languages test-container soak check format-check lint types contract drift bench bench-gpu proto format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ soak: $(VENV)/.installed-dev ## The long proofs, half an hour and more; shorter 
 test-languages: $(VENV)/.installed-dev ## Build the examples in other languages and hold them to the same numbers.
 	@tests/languages/install.sh
 	@$(BIN)/python -m pytest tests/languages $(PYTEST_ARGS)
+
+test-container: $(VENV)/.installed-dev ## Build the container image and run it; CONTAINER_STORAGE=DIRECTORY keeps what was built.
+	@tests/container/install.sh
+	@$(BIN)/python -m pytest tests/test_container.py $(PYTEST_ARGS)
 
 check: format-check lint types contract drift ## All of `make test` but the tests.
 
