@@ -37,14 +37,15 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY client/sonde/_version.py client/sonde/_version.py
 # hadolint ignore=DL3013,SC2086
 RUN umask 022 \
-    && mkdir -p server/sonde_server \
-    && touch client/sonde/__init__.py server/sonde_server/__init__.py \
+    && mkdir -p server/sonde_server proto/sonde/v1 \
+    && touch client/sonde/__init__.py server/sonde_server/__init__.py proto/sonde/v1/inspection.proto \
     && grep -v '^torch==' constraints.txt > /tmp/constraints.txt \
     && python -m pip --python /opt/sonde/bin/python install ${PIP_INDEX_ARGS} --constraint /tmp/constraints.txt '.[server]' \
     && python -m pip --python /opt/sonde/bin/python uninstall --yes sonde
 
 FROM dependencies AS wheel
 
+COPY proto proto
 COPY client client
 COPY server server
 # hadolint ignore=DL3013,SC2086

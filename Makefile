@@ -22,10 +22,10 @@ TYPED_SCRIPTS := proto/generate.py proto/check.py
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: help demo serve test test-languages test-container soak check format-check lint types contract drift bench bench-gpu proto format clean
+.PHONY: help demo serve test test-languages test-container release-check soak check format-check lint types contract drift bench bench-gpu proto format clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/.created: .ci/make_venv.sh
 	@sh .ci/make_venv.sh $(VENV) $(PYTHON)
@@ -52,6 +52,13 @@ serve: $(VENV)/.installed ## Serve a model: the embedded one, or as in `make ser
 
 test: check ## Everything that must hold: format, lint, types, contract, drift, tests.
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(if $(PYTEST_STATUS),|| echo $$? > $(PYTEST_STATUS))
+
+$(VENV)/.installed-release: $(VENV)/.installed-dev tests/release/requirements.txt
+	$(BIN)/python $(PIP_INSTALL) --requirement tests/release/requirements.txt
+	@touch $@
+
+release-check: $(VENV)/.installed-release ## Build what is uploaded, and hold it to the tests at the lowest and highest versions it allows.
+	@$(BIN)/python -m pytest -o 'python_files=check_*.py' tests/release $(PYTEST_ARGS)
 
 soak: $(VENV)/.installed-dev ## The long proofs, half an hour and more; shorter as in `make soak ARGS="--requests 5000 --minutes 1 --kills 3"`.
 	@PYTHONPATH=.:client:server OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
