@@ -15,6 +15,7 @@ BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 SOURCES := client server tests examples proto
+SCRIPTS := .ci/run .ci/*.sh tests/*/*.sh examples/*/*.sh
 # proto/generate.py and proto/check.py have no package, so the packages of the project and they are checked apart.
 TYPED_SCRIPTS := proto/generate.py proto/check.py
 
@@ -22,7 +23,7 @@ TYPED_SCRIPTS := proto/generate.py proto/check.py
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: help demo serve test test-languages test-container release-check soak check format-check lint types contract drift bench bench-gpu proto format clean
+.PHONY: help demo serve test test-languages test-container release-check soak check format-check lint types contract drift bench bench-gpu proto hooks format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +81,10 @@ format-check: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	@echo "== lint"
 	@$(BIN)/ruff check $(wildcard $(SOURCES))
+	@$(BIN)/shellcheck $(SCRIPTS)
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows --quiet .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec --quiet examples/compose.yaml
 
 types: $(VENV)/.installed-dev
 	@echo "== types"
@@ -108,6 +113,10 @@ bench-gpu: $(BENCH_VENV)/.installed ## The same for a model of 8B parameters, wh
 
 proto: $(PROTO_VENV)/.installed ## Generate client/sonde/v1 from the contract.
 	@$(PROTO_VENV)/bin/python proto/generate.py
+
+hooks: $(VENV)/.installed-dev ## Check what is committed, and what is pushed, before it is.
+	@$(BIN)/python $(PIP_INSTALL) --quiet pre-commit
+	@$(BIN)/pre-commit install
 
 format: $(VENV)/.installed-dev ## Format the Python code and the contract, and mend what ruff can.
 	@$(BIN)/ruff check --fix-only --quiet $(wildcard $(SOURCES))
