@@ -78,6 +78,7 @@ class AsyncClient:
         self._channel = channel
         self._stub = InspectionServiceStub(channel)
         self._model: Model | None = None
+        self._calls: set[grpc.aio.Call] = set()
         self._closed = False
 
     @property
@@ -295,6 +296,9 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the connection. Calls that still run are cancelled."""
         self._closed = True
+        # Older versions of grpcio find only those that a task awaits directly.
+        for call in tuple(self._calls):
+            call.cancel()
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -331,6 +335,7 @@ class AsyncClient:
         self._check_open()
         seconds = self._connection.seconds(timeout)
         call = method(request, timeout=seconds, metadata=self._connection.metadata)
+        self._calls.add(call)
         try:
             async for message in call:
                 yield message
@@ -345,6 +350,7 @@ class AsyncClient:
         finally:
             # Also when the task is cancelled, on an error in the caller's progress function and on leaving early.
             call.cancel()
+            self._calls.discard(call)
 
     async def _partials(
         self,

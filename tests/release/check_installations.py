@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.release.conftest import Tested
+from tests.release.conftest import Installed
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -17,7 +17,7 @@ LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 
 
 @contextmanager
-def serving(installation: Tested) -> Iterator[str]:
+def serving(installation: Installed) -> Iterator[str]:
     """The installed command, with the embedded model; where it listens."""
     process = subprocess.Popen(
         [installation.scripts / "sonde-server", "--port", "0", "--device", "cpu"],
@@ -45,7 +45,7 @@ def serving(installation: Tested) -> Iterator[str]:
         process.wait()
 
 
-def test_a_client_without_torch_asks_a_server(client_side: Tested, server_side: Tested) -> None:
+def test_a_client_without_torch_asks_a_server(client_side: Installed, server_side: Installed) -> None:
     client_side.run("python", "-m", "pip", "check")
     listed = json.loads(client_side.run("python", "-m", "pip", "list", "--format=json").stdout)
     assert not {one["name"].lower() for one in listed} & {"torch", "transformers"}
@@ -58,12 +58,12 @@ def test_a_client_without_torch_asks_a_server(client_side: Tested, server_side: 
     assert (client_side.elsewhere / "trace.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_tests_of_the_client_pass(client_side: Tested) -> None:
+def test_the_tests_of_the_client_pass(client_side: Installed) -> None:
     # Those of the server's need torch, and the file beside them.
     client_side.test("--confcutdir=tests/client", "tests/client")
 
 
-def test_the_tests_of_both_pass(server_side: Tested) -> None:
+def test_the_tests_of_both_pass(server_side: Installed) -> None:
     server_side.run("python", "-m", "pip", "check")
     server_side.test(
         "tests/conformance",

@@ -31,7 +31,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
     return Distributions(sdist, wheel)
 
 
-class Tested(Installation):
+class Installed(Installation):
     """An installation with what the tests are run with, and a copy of the tests beside it, but of no sources."""
 
     def __init__(self, directory: Path, wheel: Path, end: str, extras: Iterable[str]) -> None:
@@ -57,10 +57,10 @@ def end(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def client_side(end: str, distributions: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Tested:
-    return Tested(tmp_path_factory.mktemp(f"client-{end}"), distributions.wheel, end, ("plot", "safetensors"))
+def client_side(end: str, distributions: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return Installed(tmp_path_factory.mktemp(f"client-{end}"), distributions.wheel, end, ("plot", "safetensors"))
 
 
 @pytest.fixture(scope="module")
-def server_side(end: str, distributions: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Tested:
-    return Tested(tmp_path_factory.mktemp(f"server-{end}"), distributions.wheel, end, ("server", "telemetry"))
+def server_side(end: str, distributions: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return Installed(tmp_path_factory.mktemp(f"server-{end}"), distributions.wheel, end, ("server", "telemetry"))
