@@ -1,5 +1,6 @@
 """The container image, built as the Dockerfile says and run as the README says it is run."""
 
+import copy
 import json
 import re
 import socket
@@ -8,11 +9,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sonde
 import sonde_server
+import yaml
 
 from tests.container.engine import CannotRun, Engine, engine
 from tests.container.host import CannotBuild
@@ -230,3 +233,51 @@ def test_it_says_what_it_is(described: Any) -> None:
     # docker and podman keep it in different places.
     check = configuration.get("Healthcheck") or described["Healthcheck"]
     assert check["Test"] == ["CMD", "python", "-m", "sonde_server.healthcheck"]
+
+
+def pod_for_this_machine(image: str, settings: dict[str, str]) -> Any:
+    """The pod of the example's Deployment, less what only a cluster has: GPUs, its files, its networks, its probes."""
+    manifests = Path(__file__).parents[1] / "examples" / "kubernetes" / "sonde.yaml"
+    documents = yaml.safe_load_all(manifests.read_text(encoding="utf-8"))
+    (deployment,) = [one for one in documents if one["kind"] == "Deployment"]
+    specification = copy.deepcopy(deployment["spec"]["template"]["spec"])
+    (container,) = specification["containers"]
+    for what in ("ports", "lifecycle", "startupProbe", "readinessProbe", "livenessProbe"):
+        del container[what]
+    del specification["tolerations"]
+    del container["resources"]["limits"]["nvidia.com/gpu"]
+    for mounted in (container["volumeMounts"], specification["volumes"]):
+        mounted[:] = [one for one in mounted if one["name"] == "tmp"]
+    of_files = {"SONDE_MODEL", "SONDE_TLS_CERT", "SONDE_TLS_KEY", "SONDE_TOKENS"}
+    given = {one["name"]: one["value"] for one in container["env"] if one["name"] not in of_files} | settings
+    container["env"] = [{"name": name, "value": value} for name, value in given.items()]
+    container |= {"image": image, "imagePullPolicy": "Never"}
+    metadata = {"name": "sonde", "labels": deployment["spec"]["template"]["metadata"]["labels"]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata,
+        "spec": specification | {"hostNetwork": True},
+    }
+
+
+def test_the_pod_of_the_manifests_runs_with_the_rights_it_has_there(
+    containers: Engine, image: str, tmp_path: Path
+) -> None:
+    if not containers.is_podman:
+        pytest.skip("docker plays no pods; podman does")
+    port, health, metrics = map(str, free_ports(3))
+    ports = {"SONDE_PORT": port, "SONDE_HEALTH_PORT": health, "SONDE_METRICS_PORT": metrics}
+    pod = pod_for_this_machine(image, ports | {"SONDE_HOST": "127.0.0.1", "SONDE_DEVICE": "cpu"})
+    file = tmp_path / "pod.yaml"
+    file.write_text(yaml.safe_dump(pod), encoding="utf-8")
+    containers.tell("kube", "play", str(file))
+    try:
+        with sonde.Client(f"127.0.0.1:{port}") as client:
+            client.wait_until_serving(HEALTHY_SECONDS)
+            assert client.trace(PROMPT, targets=[" Paris"]).prediction.probabilities[0] > 0.5
+        assert containers.tell("exec", "sonde-sonde", "id", "-u") == "10001"
+        written = containers.inside("sonde-sonde", "touch", "/opt/sonde/written")
+        assert "Read-only file system" in written.stderr
+    finally:
+        containers.tell("kube", "down", str(file))

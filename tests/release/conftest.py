@@ -45,7 +45,7 @@ class Installed(Installation):
         """Runs tests; what they print is shown."""
         where = self.python("import sonde; print(sonde.__file__)")
         assert Path(where).is_relative_to(self.scripts.parent / "lib"), where
-        command = [self.scripts / "python", "-m", "pytest", "-q", *arguments]
+        command = [str(self.scripts / "python"), "-m", "pytest", "-q", *arguments]
         done = subprocess.run(command, cwd=self.elsewhere, env=self.environment, check=False)
         assert done.returncode == 0
 
