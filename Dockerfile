@@ -14,8 +14,8 @@
 #   docker run --rm --read-only --tmpfs /tmp --cap-drop all -p 127.0.0.1:50051:50051 sonde --insecure
 #   docker run --rm --gpus all -v ~/models:/models:ro -p 127.0.0.1:50051:50051 sonde:cuda --insecure --model /models/NAME
 #
-# It needs BuildKit, which is what docker builds with since version 23, or Buildah or Podman, with `--format docker`: their own
-# format has no place for the health check. tests/test_container.py builds and runs it.
+# It needs BuildKit, which is what docker builds with since version 23, or Buildah or Podman, with `--format docker`:
+# their own format has no place for the health check. tests/test_container.py builds and runs it.
 
 FROM python:3.11-slim AS dependencies
 
@@ -24,8 +24,9 @@ ARG PIP_INDEX_ARGS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 
-# An environment without pip of its own, filled by the image's pip. torch first and by itself: the largest part, which a change of
-# the other requirements leaves alone. The user of the image must be able to read what a builder with a strict umask installs.
+# An environment without pip of its own, filled by the image's pip. torch first and by itself: the largest part, which
+# a change of the other requirements leaves alone. The user of the image must be able to read what a builder with a
+# strict umask installs.
 # hadolint ignore=DL3013,SC2086
 RUN umask 022 \
     && python -m venv --without-pip /opt/sonde \
@@ -40,7 +41,8 @@ RUN umask 022 \
     && mkdir -p server/sonde_server proto/sonde/v1 \
     && touch client/sonde/__init__.py server/sonde_server/__init__.py proto/sonde/v1/inspection.proto \
     && grep -v '^torch==' constraints.txt > /tmp/constraints.txt \
-    && python -m pip --python /opt/sonde/bin/python install ${PIP_INDEX_ARGS} --constraint /tmp/constraints.txt '.[server]' \
+    && python -m pip --python /opt/sonde/bin/python install ${PIP_INDEX_ARGS} --constraint /tmp/constraints.txt \
+        '.[server]' \
     && python -m pip --python /opt/sonde/bin/python uninstall --yes sonde
 
 FROM dependencies AS wheel

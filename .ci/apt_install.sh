@@ -1,11 +1,12 @@
 #!/bin/sh
-# Installs packages of Debian where they are missing: apt_install.sh PACKAGE... Root gets them; anybody else is told what is
-# missing, which is no failure.
+# Installs packages of Debian where they are missing: apt_install.sh PACKAGE... Root gets them; anybody else is told
+# what is missing, which is no failure.
 set -eu
 
 missing=""
 for package in "$@"; do
-    dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing="$missing $package"
+    dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed ||
+        missing="$missing $package"
 done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then

@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 from tests.installation import ROOT
 
 TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "pandas")
-"""What the tests are run with, at both ends in the version of constraints.txt."""
+"""What the tests are run with, at both ends in the version of constraints.txt, but for pandas, which follows numpy."""
 
 
 def constraints(directory: Path, end: str, extras: Iterable[str]) -> Path:
@@ -20,7 +20,7 @@ def constraints(directory: Path, end: str, extras: Iterable[str]) -> Path:
     torch is the version of constraints.txt at both ends. Any other would be its build for CUDA, with gigabytes of
     libraries, where the index has no builds for CPUs; so nothing here says whether its floor is right.
     """
-    lines = [f"{name}=={version}" for name, version in pinned().items() if name in {"torch", *TOOLS}]
+    lines = [f"{name}=={version}" for name, version in pinned().items() if name in {"torch", *TOOLS} - {"pandas"}]
     if end == "lowest":
         lines += [f"{name}=={floor}" for name, floor in floors(extras).items() if name != "torch"]
     file = directory / f"{end}.txt"
