@@ -128,6 +128,32 @@ def test_client_is_imported_without_warning_or_torch(client_only: Installation) 
     assert client_only.run("python", "-W", "error", "-c", program).stdout == "Client\n"
 
 
+CONSUMER = """\
+from typing import assert_type
+
+import sonde
+
+def ask(client: sonde.Client) -> float:
+    trace = client.trace("a", targets=[" b"], method=sonde.CausalTracing(subject="a"))
+    assert_type(trace, sonde.CausalTracingResult)
+    result = client.intervene("a", [sonde.scale(sonde.neuron(layer=0, unit=1), 0.0)])
+    assert_type(result, sonde.InterventionResult)
+    return float(trace.clean[0] + result.log_probabilities[0, 0])
+"""
+
+
+@pytest.mark.parametrize(("program", "code"), [(CONSUMER, 0), (CONSUMER + 'sonde.Client("a").trace(prompt_=1)\n', 1)])
+def test_what_is_installed_is_typed(client_only: Installation, tmp_path: Path, program: str, code: int) -> None:
+    (tmp_path / "consumer.py").write_text(program, encoding="utf-8")
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache",
+         "--python-executable", client_only.scripts / "python", "consumer.py"],
+        cwd=tmp_path, env=dict(client_only.environment), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert checked.returncode == code, checked.stdout + checked.stderr
+    assert (code == 0) == ("Success" in checked.stdout)
+
+
 def test_command_of_the_client_runs(client_only: Installation) -> None:
     result = client_only.run("sonde", "--help")
     assert {"model", "trace", "intervene"} <= set(result.stdout.replace(",", " ").replace("{", " ").split())
