@@ -63,4 +63,6 @@ def client_side(end: str, distributions: Distributions, tmp_path_factory: pytest
 
 @pytest.fixture(scope="module")
 def server_side(end: str, distributions: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    return Installed(tmp_path_factory.mktemp(f"server-{end}"), distributions.wheel, end, ("server", "telemetry"))
+    return Installed(
+        tmp_path_factory.mktemp(f"server-{end}"), distributions.wheel, end, ("server", "telemetry", "plot")
+    )
