@@ -36,6 +36,8 @@ class Installed(Installation):
 
     def __init__(self, directory: Path, wheel: Path, end: str, extras: Iterable[str]) -> None:
         super().__init__(directory)
+        # What is old uses what its newer neighbours have deprecated.
+        self._options = ("-W", "default::DeprecationWarning") if end == "lowest" else ()
         limits = constraints(directory, end, extras)
         self.pip_install("--constraint", str(limits), f"{wheel}[{','.join(extras)}]", *TOOLS)
         shutil.copytree(ROOT / "tests", self.elsewhere / "tests", ignore=shutil.ignore_patterns("__pycache__"))
@@ -45,7 +47,7 @@ class Installed(Installation):
         """Runs tests; what they print is shown."""
         where = self.python("import sonde; print(sonde.__file__)")
         assert Path(where).is_relative_to(self.scripts.parent / "lib"), where
-        command = [str(self.scripts / "python"), "-m", "pytest", "-q", *arguments]
+        command = [str(self.scripts / "python"), "-m", "pytest", "-q", *self._options, *arguments]
         done = subprocess.run(command, cwd=self.elsewhere, env=self.environment, check=False)
         assert done.returncode == 0
 
@@ -63,6 +65,4 @@ def client_side(end: str, distributions: Distributions, tmp_path_factory: pytest
 
 @pytest.fixture(scope="module")
 def server_side(end: str, distributions: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    return Installed(
-        tmp_path_factory.mktemp(f"server-{end}"), distributions.wheel, end, ("server", "telemetry", "plot")
-    )
+    return Installed(tmp_path_factory.mktemp(f"server-{end}"), distributions.wheel, end, ("server", "telemetry"))
