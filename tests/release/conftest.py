@@ -40,7 +40,9 @@ class Installed(Installation):
         self._options = ("-W", "default::DeprecationWarning") if end == "lowest" else ()
         limits = constraints(directory, end, extras)
         self.pip_install("--constraint", str(limits), f"{wheel}[{','.join(extras)}]", *TOOLS)
-        shutil.copytree(ROOT / "tests", self.elsewhere / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("tests", "examples"):
+            unwanted = shutil.ignore_patterns("__pycache__", "node_modules")
+            shutil.copytree(ROOT / part, self.elsewhere / part, ignore=unwanted)
         shutil.copy(ROOT / "pyproject.toml", self.elsewhere)
 
     def test(self, *arguments: str) -> None:
