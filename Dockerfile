@@ -13,39 +13,60 @@
 #
 #   docker run --rm --read-only --tmpfs /tmp --cap-drop all -p 127.0.0.1:50051:50051 sonde --insecure
 #   docker run --rm --gpus all -v ~/models:/models:ro -p 127.0.0.1:50051:50051 sonde:cuda --insecure --model /models/NAME
+#
+# It needs BuildKit, which is what docker builds with since version 23, or Buildah or Podman, with `--format docker`:
+# their own format has no place for the health check. tests/test_container.py builds and runs it.
 
-FROM python:3.11-slim AS build
+FROM python:3.11-slim AS dependencies
 
 ARG TORCH="torch==2.13.0"
 ARG PIP_INDEX_ARGS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 
-WORKDIR /src
-# torch first and by itself: the largest layer, which a change of the sources leaves alone.
+# An environment without pip of its own, filled by the image's pip. torch first and by itself: the largest part, which
+# a change of the other requirements leaves alone. The user of the image must be able to read what a builder with a
+# strict umask installs.
 # hadolint ignore=DL3013,SC2086
-RUN python -m venv /opt/sonde \
-    && /opt/sonde/bin/pip install ${PIP_INDEX_ARGS} "${TORCH}"
+RUN umask 022 \
+    && python -m venv --without-pip /opt/sonde \
+    && python -m pip --python /opt/sonde/bin/python install ${PIP_INDEX_ARGS} "${TORCH}"
 
 # Then what else the server needs, from the metadata alone.
+WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY client/sonde/_version.py client/sonde/_version.py
 # hadolint ignore=DL3013,SC2086
-RUN mkdir -p server/sonde_server \
-    && touch client/sonde/__init__.py server/sonde_server/__init__.py \
+RUN umask 022 \
+    && mkdir -p server/sonde_server proto/sonde/v1 \
+    && touch client/sonde/__init__.py server/sonde_server/__init__.py proto/sonde/v1/inspection.proto \
     && grep -v '^torch==' constraints.txt > /tmp/constraints.txt \
-    && /opt/sonde/bin/pip install ${PIP_INDEX_ARGS} --constraint /tmp/constraints.txt '.[server]' \
-    && /opt/sonde/bin/pip uninstall --yes sonde
+    && python -m pip --python /opt/sonde/bin/python install ${PIP_INDEX_ARGS} --constraint /tmp/constraints.txt \
+        '.[server]' \
+    && python -m pip --python /opt/sonde/bin/python uninstall --yes sonde
 
+FROM dependencies AS wheel
+
+COPY proto proto
 COPY client client
 COPY server server
-# Files keep their modes, which a strict umask of the builder must not turn into an image that its user cannot read.
-RUN /opt/sonde/bin/pip install --no-deps . \
-    && chmod -R a+rX /opt/sonde
+# hadolint ignore=DL3013,SC2086
+RUN umask 022 \
+    && python -m pip wheel ${PIP_INDEX_ARGS} --constraint /tmp/constraints.txt --no-deps --wheel-dir /wheel .
 
 FROM python:3.11-slim
 
-COPY --from=build /opt/sonde /opt/sonde
+LABEL org.opencontainers.image.title="Sonde" \
+      org.opencontainers.image.description="See inside a transformer and change it, over gRPC" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+# The requirements and Sonde are layers of their own: another version of Sonde is a small download.
+COPY --from=dependencies /opt/sonde /opt/sonde
+# hadolint ignore=DL3013
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
+    umask 022 \
+    && python -m pip --python /opt/sonde/bin/python install --no-cache-dir --no-index --no-deps /wheel/*.whl
+
 # Outside the container only published ports are reachable, so the server listens to all of its own network. Health has
 # a port of its own, which stays without TLS and token.
 ENV PATH=/opt/sonde/bin:$PATH \

@@ -15,6 +15,7 @@ BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 SOURCES := client server tests examples proto docs README.md CONTRIBUTING.md
+SCRIPTS := .ci/run .ci/*.sh tests/*/*.sh examples/*/*.sh
 # Scripts have no package, so the packages of the project and they are checked apart.
 TYPED_SCRIPTS := proto/generate.py proto/check.py docs/generate
 
@@ -22,10 +23,10 @@ TYPED_SCRIPTS := proto/generate.py proto/check.py docs/generate
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: help demo serve test test-languages soak check format-check lint types contract drift bench bench-gpu proto docs docs-serve format clean
+.PHONY: help demo serve test test-languages test-container release-check soak check format-check lint types contract drift bench bench-gpu proto docs docs-serve hooks format clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/.created: .ci/make_venv.sh
 	@sh .ci/make_venv.sh $(VENV) $(PYTHON)
@@ -53,12 +54,23 @@ serve: $(VENV)/.installed ## Serve a model: the embedded one, or as in `make ser
 test: check ## Everything that must hold: format, lint, types, contract, drift, tests.
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(if $(PYTEST_STATUS),|| echo $$? > $(PYTEST_STATUS))
 
+$(VENV)/.installed-release: $(VENV)/.installed-dev tests/release/requirements.txt
+	$(BIN)/python $(PIP_INSTALL) --requirement tests/release/requirements.txt
+	@touch $@
+
+release-check: $(VENV)/.installed-release ## Build what is uploaded, and hold it to the tests at the lowest and highest versions it allows.
+	@$(BIN)/python -m pytest -o 'python_files=check_*.py' tests/release $(PYTEST_ARGS)
+
 soak: $(VENV)/.installed-dev ## The long proofs, half an hour and more; shorter as in `make soak ARGS="--requests 5000 --minutes 1 --kills 3"`.
 	@PYTHONPATH=.:client:server OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
 
 test-languages: $(VENV)/.installed-dev ## Build the examples in other languages and hold them to the same numbers.
 	@tests/languages/install.sh
 	@$(BIN)/python -m pytest tests/languages $(PYTEST_ARGS)
+
+test-container: $(VENV)/.installed-dev ## Build the container image and run it; CONTAINER_STORAGE=DIRECTORY keeps what was built.
+	@tests/container/install.sh
+	@$(BIN)/python -m pytest tests/test_container.py $(PYTEST_ARGS)
 
 check: format-check lint types contract drift ## All of `make test` but the tests.
 
@@ -69,6 +81,10 @@ format-check: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	@echo "== lint"
 	@$(BIN)/ruff check $(wildcard $(SOURCES))
+	@$(BIN)/shellcheck $(SCRIPTS)
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows --quiet .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec --quiet examples/compose.yaml
 
 types: $(VENV)/.installed-dev
 	@echo "== types"
@@ -104,6 +120,10 @@ docs: $(VENV)/.installed-dev ## Build the documentation as a site, into build/do
 
 docs-serve: $(VENV)/.installed-dev ## Show the site on http://127.0.0.1:8000 while its pages are written.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+hooks: $(VENV)/.installed-dev ## Check what is committed, and what is pushed, before it is.
+	@$(BIN)/python $(PIP_INSTALL) --quiet pre-commit
+	@$(BIN)/pre-commit install
 
 format: $(VENV)/.installed-dev ## Format the Python code and the contract, and mend what ruff can.
 	@$(BIN)/ruff check --fix-only --quiet $(wildcard $(SOURCES))

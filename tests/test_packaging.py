@@ -1,15 +1,15 @@
 """What an installation holds, measured on a built wheel in an environment of its own."""
 
 import email
-import os
 import subprocess
 import sys
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from tests.installation import ROOT, Installation
 
 pytestmark = [
     pytest.mark.slow,
@@ -17,7 +17,6 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
-ROOT = Path(__file__).resolve().parent.parent
 # What `pip install .` brings, and nothing else: the four requirements with what they require in turn.
 CLIENT_CLOSURE = {
     "sonde",
@@ -34,39 +33,9 @@ GENERATED = {
     "inspection_pb2.pyi",
     "inspection_pb2_grpc.py",
     "inspection_pb2_grpc.pyi",
+    "inspection.proto",
     "__init__.py",
 }
-
-
-class Installation:
-    """A virtual environment, and what is run in it, away from the sources."""
-
-    def __init__(self, directory: Path) -> None:
-        self.scripts = directory / ("Scripts" if os.name == "nt" else "bin")
-        self.elsewhere = directory / "elsewhere"
-        venv.create(directory, with_pip=True)
-        self.elsewhere.mkdir()
-
-    def run(self, program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        # The sources must not be found by accident.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SONDE_"))}
-        result = subprocess.run(
-            [self.scripts / program, *arguments],
-            cwd=self.elsewhere,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0 or not check, result.stdout + result.stderr
-        return result
-
-    def pip_install(self, *arguments: str) -> None:
-        constraints = str(ROOT / "constraints.txt")
-        self.run("python", "-m", "pip", "install", "--quiet", "--constraint", constraints, *arguments)
-
-    def python(self, program: str) -> str:
-        return self.run("python", "-c", program).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +52,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client_only(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
     installation = Installation(tmp_path_factory.mktemp("client"))
-    installation.pip_install(str(wheel))
+    installation.pip_install("--constraint", str(ROOT / "constraints.txt"), str(wheel))
     return installation
 
 
@@ -160,6 +129,32 @@ def test_client_is_imported_without_warning_or_torch(client_only: Installation) 
     assert client_only.run("python", "-W", "error", "-c", program).stdout == "Client\n"
 
 
+CONSUMER = """\
+from typing import assert_type
+
+import sonde
+
+def ask(client: sonde.Client) -> float:
+    trace = client.trace("a", targets=[" b"], method=sonde.CausalTracing(subject="a"))
+    assert_type(trace, sonde.CausalTracingResult)
+    result = client.intervene("a", [sonde.scale(sonde.neuron(layer=0, unit=1), 0.0)])
+    assert_type(result, sonde.InterventionResult)
+    return float(trace.clean[0] + result.log_probabilities[0, 0])
+"""
+
+
+@pytest.mark.parametrize(("program", "code"), [(CONSUMER, 0), (CONSUMER + 'sonde.Client("a").trace(prompt_=1)\n', 1)])
+def test_what_is_installed_is_typed(client_only: Installation, tmp_path: Path, program: str, code: int) -> None:
+    (tmp_path / "consumer.py").write_text(program, encoding="utf-8")
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache",
+         "--python-executable", client_only.scripts / "python", "consumer.py"],
+        cwd=tmp_path, env=dict(client_only.environment), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert checked.returncode == code, checked.stdout + checked.stderr
+    assert (code == 0) == ("Success" in checked.stdout)
+
+
 def test_command_of_the_client_runs(client_only: Installation) -> None:
     result = client_only.run("sonde", "--help")
     assert {"model", "trace", "intervene"} <= set(result.stdout.replace(",", " ").replace("{", " ").split())
@@ -174,7 +169,7 @@ def test_server_without_its_extra_says_what_to_install(client_only: Installation
 
 def test_editable_installation_follows_the_sources(tmp_path: Path) -> None:
     installation = Installation(tmp_path / "editable")
-    installation.pip_install("--no-deps", "--editable", str(ROOT))
+    installation.pip_install("--constraint", str(ROOT / "constraints.txt"), "--no-deps", "--editable", str(ROOT))
     found = installation.python(
         "from importlib.util import find_spec; print(*(find_spec(name).origin for name in ('sonde', 'sonde_server')))"
     )

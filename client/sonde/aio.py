@@ -87,6 +87,7 @@ class AsyncClient:
         self._stub = InspectionServiceStub(channel)
         self._model: Model | None = None
         self._agreement = Agreement(connection.address, spread=connection.target.spread)
+        self._calls: set[grpc.aio.Call] = set()
         self._closed = False
 
     @property
@@ -304,6 +305,9 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the connection. Calls that still run are cancelled."""
         self._closed = True
+        # Older versions of grpcio find only those that a task awaits directly.
+        for call in tuple(self._calls):
+            call.cancel()
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -342,6 +346,7 @@ class AsyncClient:
         self._check_open()
         seconds = self._connection.seconds(timeout)
         call = method(request, timeout=seconds, metadata=self._connection.metadata)
+        self._calls.add(call)
         try:
             async for message in call:
                 yield message
@@ -356,6 +361,7 @@ class AsyncClient:
         finally:
             # Also when the task is cancelled, on an error in the caller's progress function and on leaving early.
             call.cancel()
+            self._calls.discard(call)
 
     async def _partials(
         self,

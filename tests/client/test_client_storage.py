@@ -187,8 +187,9 @@ def test_a_result_is_an_array_with_named_axes(result: Result) -> None:
     assert_same(np.asarray(result), values, exactly=True)
     assert np.asarray(result, np.float64).dtype == np.float64
     assert not np.shares_memory(np.array(result), values)
-    with pytest.raises(ValueError, match="copy"):
-        np.array(result, np.complex128, copy=False)
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":  # until then it meant: where it can be done
+        with pytest.raises(ValueError, match="copy"):
+            np.array(result, np.complex128, copy=False)
 
 
 @settings(max_examples=50)
