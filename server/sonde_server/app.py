@@ -20,6 +20,7 @@ from .certificates import CertificateError, Certificates
 from .config import Settings, is_loopback
 from .faults import Probe, translate
 from .guards import AdmissionGuard, AuthenticationGuard, ErrorGuard, Observer, RequestGuard, WatchGuard
+from .health import HealthService
 from .logs import CallLog
 from .metrics import Metrics
 from .quota import RunQuota
@@ -59,7 +60,7 @@ class Server:
         self._probe = Probe(self._run_once, self._fail)
         self._tokens = None if settings.tokens is None else Tokens(settings.tokens)
         self._certificates = _certificates(settings)
-        self._health = health.HealthServicer()
+        self._health = HealthService()
         self._servicer = InspectionServicer()
         self._admission = AdmissionGuard(
             frozenset(f"/{SERVICE}/{name}" for name in ("Trace", "Intervene")),
