@@ -117,8 +117,8 @@ def test_a_prompt_is_asked_elsewhere_where_its_replica_is_busy(cluster: Cluster)
 
 
 def busy(cluster: Cluster) -> psutil.Process:
-    """The replica that is computing."""
-    (port,) = (port for port, numbers in cluster.metrics().items() if numbers["sonde_waiting_runs"])
+    """The replica that is computing, or soon will be."""
+    (port,) = wait_for(lambda: [port for port, one in cluster.metrics().items() if one["sonde_waiting_runs"]])
     listing = ["ip", "netns", "exec", cluster.namespace, "ss", "-Hltnp", f"sport = :{port}"]
     found = re.search(r"pid=(\d+)", subprocess.run(listing, capture_output=True, text=True, check=True).stdout)
     assert found
@@ -150,13 +150,13 @@ def test_a_killed_replica_is_an_error_to_retry_and_is_replaced(client: sonde.Cli
 def test_a_kill_before_the_first_message_is_not_even_seen(client: sonde.Client, cluster: Cluster) -> None:
     """UNAVAILABLE is what the client tries again by itself."""
     assert cluster.idle()
-    results: list[sonde.InterventionResult] = []
-    # The runs of one position of a long prompt: one message, after a while.
-    plan = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), positions=[0])
-    thread = threading.Thread(target=lambda: results.append(client.intervene(IDS, plan, targets=[41])))
+    results: list[sonde.TraceResult] = []
+    # Seconds of work, and then a single message.
+    method = sonde.AttributionPatching(LONG_IDS[::-1], components="neuron", integration_steps=256, edges=1)
+    thread = threading.Thread(target=lambda: results.append(client.trace(LONG_IDS, targets=[41], method=method)))
     thread.start()
-    assert wait_for(lambda: any(numbers["sonde_waiting_runs"] for numbers in cluster.metrics().values()))
     busy(cluster).send_signal(signal.SIGKILL)
+    assert not results
     thread.join(SECONDS)
     assert len(results) == 1
     assert cluster.whole()
