@@ -152,7 +152,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         process = inside(
             space, sys.executable, "-m", "sonde_server.cli", "ray", *arguments,
             stdout=output, stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])},
+            env=os.environ | {
+                "PYTHONPATH": os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")]),
+                # Ray's workers give way to all others; on a machine with other work they would hardly run.
+                "RAY_worker_niceness": "0",
+            },
         )  # fmt: skip
         stack.callback(stop, process)
         found = Cluster(model, sockets, {name: token for name, (token, _) in made.items()}, space, process, log)

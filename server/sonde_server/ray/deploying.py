@@ -31,6 +31,8 @@ LOCAL: Final = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     # As much as the proxies take; a replica refuses what is too large, and says so.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
+    # Seconds for a proxy to come up, three times: on a busy machine its imports alone take more than Ray's five.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
