@@ -1,7 +1,7 @@
 """Attention written out, every intermediate value shown, in place of what transformers computes.
 
-Most families let their attention be replaced by name. Four do not: their modules are given another method, which
-follows that family's code step by step and differs in nothing but that it shows its values.
+Most families let their attention be replaced by name. Four do not, or did not always: their modules are given another
+method, which follows that family's code step by step and differs in nothing but that it shows its values.
 """
 
 import math
@@ -146,7 +146,8 @@ def _turned(states: Tensor) -> Tensor:
 def show(model: Any, modules: list[Any], visit: Visit, stack: ExitStack) -> None:
     """Has every attention module show its values to `visit` until the stack is closed."""
     kind = model.config.model_type
-    if kind not in ("bloom", "falcon", "gptj", "gpt_neo"):
+    # Since transformers 5.24 GPT-J's is replaced by name like most.
+    if kind not in ("bloom", "falcon", "gpt_neo") and not (kind == "gptj" and hasattr(modules[0], "_attn")):
         before = model.config._attn_implementation
         _visitors.append(visit)
         stack.callback(_visitors.pop)

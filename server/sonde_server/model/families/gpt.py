@@ -1,6 +1,7 @@
 """GPT-2 and what came of it before Llama: learned, rotary or linear positions, an MLP without a gate."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +57,10 @@ def gpt_neo(config: PreTrainedConfig) -> Family:
 
 
 def _gptj_rotary(model: nn.Module, like: Tensor, positions: Tensor) -> Rotations:
-    # A table that every attention module holds: it is no weight, and lies where the model runs.
-    table: Tensor = model.get_submodule("transformer.h.0.attn").embed_positions  # type: ignore[assignment]
+    # A table that is no weight and lies where the model runs. Before transformers 5.24 every attention module has one.
+    transformer: Any = model.get_submodule("transformer")
+    holder = transformer.rotary_emb if hasattr(transformer, "rotary_emb") else transformer.h[0].attn
+    table: Tensor = holder.embed_positions
     sine, cosine = table.to(positions.device)[positions].to(like.dtype).chunk(2, dim=-1)
     return {"": Rotation(cosine.repeat_interleave(2, dim=-1), sine.repeat_interleave(2, dim=-1))}
 
