@@ -59,7 +59,7 @@ def captured(draw: st.DrawFn) -> Captured:
 
 @st.composite
 def common(draw: st.DrawFn, targets: int) -> dict[str, Any]:
-    ranked = st.builds(sonde.TokenPrediction, SMALL, TEXTS, NUMBERS)
+    ranked = st.builds(sonde.TokenPrediction, SMALL, TEXTS, LOGARITHMS)
     named = tuple(draw(st.lists(TOKENS, min_size=targets, max_size=targets)))
     dry = draw(st.booleans())
     said = st.builds(Continuation, st.lists(TOKENS, max_size=2).map(tuple), TEXTS, st.sampled_from(["length", None]))

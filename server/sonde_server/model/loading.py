@@ -1,6 +1,7 @@
 """Loads a model from a directory or the hub: weights as safetensors only, no code from the checkpoint."""
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ _CONVERT = (
     'to convert a checkpoint that you trust: python -c "from transformers import AutoModelForCausalLM as Model, '
     "AutoTokenizer as Tokenizer; [kind.from_pretrained('OLD').save_pretrained('NEW') for kind in (Model, Tokenizer)]\""
 )
+_log = logging.getLogger(__name__)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -135,13 +138,20 @@ def _dtype(dtype: str, place: torch.device, checkpoint: object) -> torch.dtype:
 
 
 def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase | None:
+    """None where there is none; the log says why."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
-    except (OSError, ValueError, TypeError):
-        return None
-    return tokenizer
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        reason = " ".join(str(error).split())
+    else:
+        # Without a file many classes make one that knows special tokens alone, and takes any text for nothing or <unk>.
+        if set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+            return tokenizer
+        reason = "its vocabulary is empty"
+    _log.warning("%s has no tokenizer that can be read, prompts have to be token ids: %s", source, reason)
+    return None
 
 
 def _describe(name: str, revision: str | None, decoder: Decoder, device: str) -> ModelDescription:
