@@ -164,8 +164,16 @@ def test_half_precision_agrees_with_the_plain_model_of_the_same_type(
 def test_weights_that_overflow_are_refused(folders: Callable[[str], Path]) -> None:
     decoder = load(str(folders("llama")), device="cpu", dtype="float16").decoder
     decoder.embedding.weight.data[:] = torch.inf
-    with pytest.raises(UnsupportedModel, match="by inf of their size, where rounding in float16"):
+    with pytest.raises(UnsupportedModel, match=r"in float16 its own logits are infinite.* from block 0 on"):
         verify(Engine(decoder))
+
+
+def test_weights_that_are_no_numbers_are_refused_with_their_place(folders: Callable[[str], Path]) -> None:
+    for path, where in (("model.layers.2.mlp.up_proj", "from block 2 on"), ("lm_head", "its unembedding")):
+        decoder = load(str(folders("llama")), device="cpu").decoder
+        decoder.model.get_submodule(path).weight.data[3, 5] = torch.nan
+        with pytest.raises(UnsupportedModel, match=rf"in float32 its own logits are .* not numbers: .*{where}"):
+            verify(Engine(decoder))
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,7 @@ def verify(engine: Engine) -> None:
     decoder = check.decoder
     with torch.inference_mode():
         plain = check.plain()
+        _refuse_overflow(check, plain)
         error = summary(distance(_centred(check.logits()), _centred(plain.logits)), precise=check.precise)
         for layer in range(decoder.layers):
             check.block(layer, plain, findings)
@@ -201,6 +202,19 @@ def verify(engine: Engine) -> None:
             f"most is {worst.layer}, by {worst.error:.2g}, where rounding is below {check.block_tolerance:.0e}"
         )
     _withdraw(check, findings)
+
+
+def _refuse_overflow(check: Check, plain: Plain) -> None:
+    """Raises UnsupportedModel where the model's own logits are no numbers: nothing could be compared, or answered."""
+    if plain.logits.isfinite().all():
+        return
+    overflown = (layer for layer, after in enumerate(plain.after) if not after.isfinite().all())
+    first = next(overflown, None)
+    where = "its unembedding makes them" if first is None else f"the stream has them from block {first} on"
+    raise UnsupportedModel(
+        f"this {check.decoder.model.config.model_type} model is not hosted, because in "
+        f"{str(check.decoder.dtype).removeprefix('torch.')} its own logits are infinite or not numbers: {where}"
+    )
 
 
 def _withdraw(check: Check, findings: Findings) -> None:

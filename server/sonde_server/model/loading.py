@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,9 +32,11 @@ _CONVERT = (
     'to convert a checkpoint that you trust: python -c "from transformers import AutoModelForCausalLM as Model, '
     "AutoTokenizer as Tokenizer; [kind.from_pretrained('OLD').save_pretrained('NEW') for kind in (Model, Tokenizer)]\""
 )
-_log = logging.getLogger(__name__)
-
+MOST_SHOWN = 5
+"""Weights that are named where a checkpoint is not whole."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,8 @@ def load(
     """Loads `name`: "atlas" (the embedded model), a directory, or a hub id.
 
     It goes to one device, or with `device_map` to several: spread by accelerate, or as a JSON file says. Raises
-    UnsupportedModel, with what would do, for an unknown family, a checkpoint that is not safetensors, a name that
-    leads nowhere, or a map that does not fit.
+    UnsupportedModel, with what would do, for an unknown family, a checkpoint that is not safetensors or not whole, a
+    name that leads nowhere, or a map that does not fit.
     """
     transformers_logging.disable_progress_bar()
     source = str(ATLAS_DIRECTORY) if name == "atlas" else name
@@ -82,9 +85,26 @@ def load(
 
 
 def _pretrained(source: str, options: dict[str, Any]) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        source, use_safetensors=True, trust_remote_code=False, **options
-    )
+    """Raises UnsupportedModel for a checkpoint that is not whole: transformers would draw the rest at random."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (ImportError, SafetensorError) as error:
+        raise UnsupportedModel(f"cannot load {source!r}: {error}") from error
+    model: PreTrainedModel
+    model, told = loaded
+    wrong = [f"{name} is missing" for name in sorted(told["missing_keys"])]
+    for name, found, expected in sorted(told["mismatched_keys"]):
+        wrong.append(f"{name} has shape {tuple(found)} instead of {tuple(expected)}")
+    if wrong:
+        shown = "; ".join(wrong[:MOST_SHOWN]) + (f"; and {len(wrong) - MOST_SHOWN} more" if wrong[MOST_SHOWN:] else "")
+        raise UnsupportedModel(f"{source!r} is not a whole {type(model).__name__}: {shown}")
     return model
 
 
