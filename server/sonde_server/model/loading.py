@@ -68,6 +68,9 @@ def load(
     config = _config(source, revision)
     _refuse_pickles(source)
     options = {"revision": revision, "config": config, "dtype": _dtype(dtype, place, getattr(config, "dtype", None))}
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        # Before transformers 5.21 such a model takes "sdpa" by itself, which leaves the cap out.
+        options["attn_implementation"] = "eager"
     try:
         if device_map is None:
             model = _pretrained(source, options)
