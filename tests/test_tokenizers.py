@@ -14,6 +14,7 @@ from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.app import Server
 from sonde_server.config import Settings
 from sonde_server.model.loading import load
+from transformers import AutoTokenizer
 
 from tests import wire
 from tests.architectures import ARCHITECTURES
@@ -67,6 +68,28 @@ def test_it_is_asked_by_token_ids(family: str, tmp_path: Path) -> None:
         answer = traced(stub, wire.prompt(IDS))
         assert [token.id for token in answer.context.tokens] == IDS
         assert [token.text for token in answer.context.tokens] == [f"<{token}>" for token in IDS]
+
+
+def test_tokens_that_the_model_does_not_have_are_refused_by_name(tmp_path: Path) -> None:
+    """A tokenizer that was given more tokens than the model; on a GPU their embeddings would cost the process."""
+    directory = save_model("gpt2", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(directory)
+    prompt = pb.Prompt(text="the <two> of <one> and <two>")
+    with serving(directory) as stub:
+        refused = wire.refusal(stub.Trace(pb.TraceRequest(prompt=prompt), timeout=DEADLINE))
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        told = f"which the model does not have; tokens are 0 to {size - 1}"
+        assert refused.violations == {"prompt.text": f"'<one>' is token {size}, {told}"}
+        target = pb.Target(text="<two>", contrast_text="<one>")
+        refused = wire.refusal(stub.Trace(pb.TraceRequest(prompt=wire.prompt(IDS), targets=[target]), timeout=DEADLINE))
+        assert refused.violations == {
+            "targets[0].text": f"'<two>' is token {size + 1}, {told}",
+            "targets[0].contrast_text": f"'<one>' is token {size}, {told}",
+        }
+        assert len(traced(stub, wire.prompt(IDS)).context.tokens) == len(IDS)
 
 
 @pytest.fixture

@@ -40,7 +40,21 @@ def _read_text(text: str, path: str, most: int, reader: Reader) -> Prompt | None
         reader.problems.add(path, f"the text has {len(text)} characters; {most} tokens have {longest} at most")
         return None
     prompt = reader.vocabulary.encode(text)
-    return prompt if _fits(len(prompt.tokens), most, path, reader) else None
+    if not _fits(len(prompt.tokens), most, path, reader):
+        return None
+    unknown = [token for token in dict.fromkeys(prompt.tokens) if not _embedded(token, path, reader)]
+    return None if unknown else prompt
+
+
+def _embedded(token: int, path: str, reader: Reader) -> bool:
+    """Whether the model has the token: a tokenizer may have been given more than the model was."""
+    size = reader.model.vocabulary_size
+    if token >= size:
+        shown = reader.vocabulary.text(token)
+        reader.problems.add(
+            path, f"{shown!r} is token {token}, which the model does not have; tokens are 0 to {size - 1}"
+        )
+    return token < size
 
 
 def _read_ids(ids: Sequence[int], path: str, most: int, reader: Reader) -> Prompt | None:
@@ -96,7 +110,7 @@ def _read_token(text: str, path: str, reader: Reader) -> int | None:
         return None
     tokens = vocabulary.target(text)
     if len(tokens) == 1:
-        return tokens[0]
+        return tokens[0] if _embedded(tokens[0], path, reader) else None
     shown = ", ".join(f"{token} {vocabulary.text(token)!r}" for token in tokens[:8]) + (", ..." if tokens[8:] else "")
     given = text if len(text) <= 80 else text[:80] + "..."
     reader.problems.add(
