@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from tests import wire
 from tests.architectures import ARCHITECTURES
-from tests.conftest import DEADLINE
+from tests.conftest import DEADLINE, Hosts
 from tests.models import save_model
 
 IDS = [5, 130, 77]
@@ -90,6 +90,15 @@ def test_tokens_that_the_model_does_not_have_are_refused_by_name(tmp_path: Path)
             "targets[0].contrast_text": f"'<one>' is token {size}, {told}",
         }
         assert len(traced(stub, wire.prompt(IDS)).context.tokens) == len(IDS)
+
+
+def test_tokens_that_the_tokenizer_does_not_have_are_named_by_their_number(hosts: Hosts) -> None:
+    """Many models have more tokens than their tokenizer, to come to a round number."""
+    llama = hosts["llama"]
+    beyond = len(llama.tokenizer)
+    answer = llama.trace(pb.TraceRequest(prompt=wire.prompt([5, beyond]), targets=[pb.Target(id=beyond + 1)]))
+    assert answer.context.tokens[1].text == f"<{beyond}>"
+    assert answer.context.targets[0].text == f"<{beyond + 1}>"
 
 
 @pytest.fixture

@@ -47,12 +47,13 @@ class Vocabulary:
         return list(self._required().encode(text, add_special_tokens=False))
 
     def text(self, token: int) -> str:
-        """A token as it stands in a text, a leading space included.
+        """A token as it stands in a text, a leading space included; one that has no text by its number.
 
         Decoding a token alone drops the space that SentencePiece marks it with, so it is decoded behind another
         and the difference taken.
         """
-        if self.tokenizer is None:
+        if self.tokenizer is None or self.tokenizer.convert_ids_to_tokens(token) is None:
+            # Many models have more tokens than their tokenizer, to come to a round number.
             return f"<{token}>"
         if token in self.tokenizer.all_special_ids:
             return str(self.tokenizer.convert_ids_to_tokens(token))
