@@ -64,13 +64,22 @@ LONG = {
 }
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
+# Squares of larger neurons would make a stream in which rounding is all that is seen. A neuron is 0 where it is not
+# positive; with heads of this size those that the tests change are positive.
+SQUARED = {"initializer_range": 0.12, "head_dim": 16}
+
 ARCHITECTURES: dict[str, Make] = {
+    "arcee": make("ArceeConfig", **SQUARED, attention_bias=True, mlp_bias=True),
     "bloom": make("BloomConfig", **GPT, n_head=4, n_layer=3, num_attention_heads=..., num_hidden_layers=...),
     "bloom-six-heads": make(
         "BloomConfig", **GPT, hidden_size=36, n_head=6, n_layer=3, num_attention_heads=..., num_hidden_layers=...
     ),
     "cohere": make("CohereConfig", head_dim=12, use_qk_norm=False, logit_scale=0.7),
     "cohere-normed": make("CohereConfig", use_qk_norm=True, logit_scale=2.0),
+    "cohere2": make("Cohere2Config", head_dim=12, sliding_window=WINDOW, layer_types=KINDS, logit_scale=0.7),
+    "ernie4_5": make("Ernie4_5Config", head_dim=12, use_bias=True),
+    "exaone4": make("Exaone4Config", head_dim=12, sliding_window=WINDOW, layer_types=KINDS),
+    "exaone4-all": make("Exaone4Config", head_dim=12, sliding_window=None, layer_types=3 * ["full_attention"]),
     "falcon": make("FalconConfig", **GPT, multi_query=False, parallel_attn=False, bias=True),
     "falcon-alibi": make("FalconConfig", **GPT, multi_query=True, alibi=True, bias=True),
     "falcon-multi-query": make("FalconConfig", **GPT, multi_query=True, parallel_attn=True, bias=False),
@@ -133,9 +142,26 @@ ARCHITECTURES: dict[str, Make] = {
         attention_multiplier=0.2,
         logits_scaling=2.5,
     ),
+    "granitemoe": make(
+        "GraniteMoeConfig",
+        embedding_multiplier=3.0,
+        residual_multiplier=0.3,
+        attention_multiplier=0.2,
+        logits_scaling=2.5,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+    ),
+    "helium": make("HeliumConfig", head_dim=8, attention_bias=True, mlp_bias=True),
+    "hunyuan_v1_dense": make("HunYuanDenseV1Config", head_dim=12, attention_bias=True),
+    "ministral": make("MinistralConfig", head_dim=12, sliding_window=WINDOW, layer_types=KINDS),
     "mistral": make("MistralConfig", head_dim=12, sliding_window=WINDOW),
     "mixtral": make("MixtralConfig", sliding_window=WINDOW, num_local_experts=5, num_experts_per_tok=2),
+    "nemotron": make("NemotronConfig", **SQUARED, attention_bias=True, mlp_bias=True),
+    "olmo": make("OlmoConfig", attention_bias=True),
+    "olmo-clamped": make("OlmoConfig", clip_qkv=0.4),
     "olmo2": make("Olmo2Config"),
+    "olmo3": make("Olmo3Config", sliding_window=WINDOW, layer_types=KINDS, rope_parameters=ROPES),
+    "olmoe": make("OlmoeConfig", num_experts=5, num_experts_per_tok=2, clip_qkv=0.8, norm_topk_prob=True),
     "opt": make(
         "OPTConfig",
         intermediate_size=...,
@@ -155,7 +181,13 @@ ARCHITECTURES: dict[str, Make] = {
     ),
     "qwen3": make("Qwen3Config", head_dim=12),
     "qwen3_moe": make("Qwen3MoeConfig", **EXPERTS, head_dim=12, norm_topk_prob=True),
+    "seed_oss": make("SeedOssConfig", head_dim=12, attention_bias=True, attention_out_bias=True, mlp_bias=True),
+    "smollm3": make("SmolLM3Config", no_rope_layers=[1, 0, 1], attention_bias=True, mlp_bias=True),
+    "smollm3-windows": make(
+        "SmolLM3Config", use_sliding_window=True, sliding_window=WINDOW, no_rope_layers=[0, 1, 0], layer_types=KINDS
+    ),
     "stablelm": make("StableLmConfig", partial_rotary_factor=0.5, use_qkv_bias=True),
+    "starcoder2": make("Starcoder2Config", sliding_window=WINDOW, use_bias=True),
     "stablelm-parallel": make(
         "StableLmConfig", partial_rotary_factor=0.5, use_parallel_residual=True, qk_layernorm=True
     ),

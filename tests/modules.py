@@ -174,9 +174,29 @@ def _cohere(model: Any) -> Modules:
     return _llama(model, middle=None, finish=lambda logits: logits * scale)
 
 
+def _granitemoe(model: Any) -> Modules:
+    config = model.config
+    return _llama(
+        model,
+        mlp_out="block_sparse_moe",
+        neurons=None,
+        factor=config.residual_multiplier,
+        finish=lambda logits: logits / config.logits_scaling,
+    )
+
+
+def _normed_behind(model: Any) -> Modules:
+    # Without a norm before the MLP, the MLP itself takes the stream.
+    return _llama(model, attention_out="post_attention_layernorm", middle="mlp", mlp_out="post_feedforward_layernorm")
+
+
 MODULES: dict[str, Callable[[Any], Modules]] = {
+    "arcee": _llama,
     "bloom": _bloom,
     "cohere": _cohere,
+    "cohere2": _cohere,
+    "ernie4_5": _llama,
+    "exaone4": _normed_behind,
     "falcon": _falcon,
     "gemma": _llama,
     "gemma2": lambda model: _sandwiched(model, finish=_cap(model)),
@@ -190,13 +210,18 @@ MODULES: dict[str, Callable[[Any], Modules]] = {
     "gpt_oss": lambda model: _llama(model, neurons=None),
     "gptj": lambda model: _gpt(model, projection="attn.out_proj", middle=None, neurons="mlp.fc_out"),
     "granite": _granite,
+    "granitemoe": _granitemoe,
+    "helium": _llama,
+    "hunyuan_v1_dense": _llama,
     "llama": _llama,
+    "ministral": _llama,
     "mistral": _llama,
     "mixtral": lambda model: _llama(model, neurons=None),
-    # Without a norm before the MLP, the MLP itself takes the stream.
-    "olmo2": lambda model: _llama(
-        model, attention_out="post_attention_layernorm", middle="mlp", mlp_out="post_feedforward_layernorm"
-    ),
+    "nemotron": _llama,
+    "olmo": _llama,
+    "olmo2": _normed_behind,
+    "olmo3": _normed_behind,
+    "olmoe": lambda model: _llama(model, neurons=None),
     "opt": _opt,
     "phi": _phi,
     "phi3": _llama,
@@ -204,7 +229,10 @@ MODULES: dict[str, Callable[[Any], Modules]] = {
     "qwen2_moe": lambda model: _llama(model, neurons=None),
     "qwen3": _llama,
     "qwen3_moe": lambda model: _llama(model, neurons=None),
+    "seed_oss": _llama,
+    "smollm3": _llama,
     "stablelm": _stablelm,
+    "starcoder2": lambda model: _llama(model, neurons="mlp.c_proj"),
 }
 
 

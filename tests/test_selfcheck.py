@@ -65,6 +65,14 @@ def engine_of(folder: Path, dtype: str = "float32") -> Engine:
         ("glm4", {"attention_post_norm": None}),
         ("glm4", {"rotate": rotate_halves}),
         ("gpt_oss", {"sinks": None}),
+        ("cohere2", {"kinds": None}),
+        ("smollm3", {"kinds": None}),
+        ("exaone4", {"kinds": [None, "", None]}),
+        ("hunyuan_v1_dense", {"turned_norms": None}),
+        ("olmo3", {"kinds": ["full_attention"] * 3}),
+        ("helium", {"rotate": rotate_halves}),
+        ("starcoder2", {"windows": None}),
+        ("granitemoe", {"logits": None}),
         ("granite", {"residual_multiplier": 0.31}),
         ("granite", {"enter": None}),
         ("bloom", {"enter": None}),
@@ -179,7 +187,7 @@ def test_weights_that_are_no_numbers_are_refused_with_their_place(folders: Calla
 @pytest.mark.parametrize(
     ("name", "fields", "reason"),
     [
-        ("BertConfig", {}, "'bert' are not known to this server; known are: bloom, cohere, .*stablelm"),
+        ("BertConfig", {}, "'bert' are not known to this server; known are: arcee, bloom, .*starcoder2"),
         ("OPTConfig", {"do_layer_norm_before": False, "ffn_dim": 40, "word_embed_proj_dim": 32}, "norms come after"),
         ("OPTConfig", {"word_embed_proj_dim": 16}, "narrower than the residual stream"),
         ("BloomConfig", {"apply_residual_connection_post_layernorm": True}, "normed stream is carried on"),

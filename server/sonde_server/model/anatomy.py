@@ -153,9 +153,15 @@ class Decoder(Sized):
         """Queries [N, H, d], keys and values [N, K, d] of the residual stream [N, D], as the scores use them."""
         parts, family = self.blocks[layer], self.family
         query, key, value = family.project(parts.attention, parts.attention_norm(stream), self._heads)
-        if family.rotate is not None and rotations is not None:
-            rotation = rotations["" if family.kinds is None else family.kinds[layer]].to(query.device)
+        kind = "" if family.kinds is None else family.kinds[layer]
+        if family.rotate is not None and rotations is not None and kind is not None:
+            rotation = rotations[kind].to(query.device)
             query, key = family.rotate(query, rotation), family.rotate(key, rotation)
+        if family.turned_norms is not None:
+            query, key = (
+                parts.attention.get_submodule(norm)(heads)
+                for norm, heads in zip(family.turned_norms, (query, key), strict=True)
+            )
         return query, key, value
 
     def attention_settings(self, layer: int) -> AttentionSettings:

@@ -84,6 +84,18 @@ def normed_whole(project: Project, query: str, key: str) -> Project:
     return norming
 
 
+def clamped(project: Project, limit: float | None) -> Project:
+    """No entry of queries, keys and values is further from 0 than the limit; None: there is none."""
+    if limit is None:
+        return project
+
+    def clamping(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
+        q, k, v = (one.clamp(-limit, limit) for one in project(attention, normed, heads))
+        return q, k, v
+
+    return clamping
+
+
 def scaled_queries(project: Project, scaling: float) -> Project:
     """The scaling of the scores is done at the queries."""
 

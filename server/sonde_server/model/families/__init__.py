@@ -10,14 +10,18 @@ from transformers import PreTrainedConfig
 
 from ...errors import UnsupportedModel
 from ..rotary import scalings
-from . import experts, gemma, gpt, llama
+from . import experts, gemma, gpt, llama, olmo
 from .family import Family, Recipe, refuse
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
 FAMILIES: Mapping[str, Recipe] = {
+    "arcee": llama.arcee,
     "bloom": gpt.bloom,
     "cohere": llama.cohere,
+    "cohere2": llama.cohere2,
+    "ernie4_5": llama.ernie4_5,
+    "exaone4": llama.exaone4,
     "falcon": gpt.falcon,
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
@@ -31,10 +35,18 @@ FAMILIES: Mapping[str, Recipe] = {
     "gpt_oss": experts.gpt_oss,
     "gptj": gpt.gptj,
     "granite": llama.granite,
+    "granitemoe": experts.granitemoe,
+    "helium": llama.helium,
+    "hunyuan_v1_dense": llama.hunyuan_v1_dense,
     "llama": llama.llama,
+    "ministral": llama.ministral,
     "mistral": llama.mistral,
     "mixtral": experts.mixtral,
-    "olmo2": llama.olmo2,
+    "nemotron": llama.nemotron,
+    "olmo": olmo.olmo,
+    "olmo2": olmo.olmo2,
+    "olmo3": olmo.olmo3,
+    "olmoe": experts.olmoe,
     "opt": gpt.opt,
     "phi": llama.phi,
     "phi3": llama.phi3,
@@ -42,7 +54,10 @@ FAMILIES: Mapping[str, Recipe] = {
     "qwen2_moe": experts.qwen2_moe,
     "qwen3": llama.qwen3,
     "qwen3_moe": experts.qwen3_moe,
+    "seed_oss": llama.seed_oss,
+    "smollm3": llama.smollm3,
     "stablelm": llama.stablelm,
+    "starcoder2": llama.starcoder2,
 }
 
 

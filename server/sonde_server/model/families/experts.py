@@ -1,14 +1,16 @@
 """Mixtures of experts: the MLP is a router over many, whose weights are fused into one module."""
 
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from ...domain import Component
-from ..projections import normed_heads, separate
+from ..feedforward import feed_forward
+from ..projections import clamped, normed_heads, normed_whole, separate
 from ..rotary import changed, for_both_halves, rotary_module
 from .family import EXPERTS, Family, same_window, windows_by_kind
-from .llama import llama
+from .llama import granite, llama
 
 
 def _routed(config: PreTrainedConfig, **different: Any) -> Family:
@@ -28,6 +30,22 @@ def qwen2_moe(config: PreTrainedConfig) -> Family:
 def qwen3_moe(config: PreTrainedConfig) -> Family:
     """Qwen3-MoE: arXiv 2505.09388."""
     return _routed(config, project=normed_heads(separate(), "q_norm", "k_norm"), windows=same_window(config))
+
+
+def olmoe(config: PreTrainedConfig) -> Family:
+    """OLMoE: arXiv 2409.02060. Norms over all heads' queries and keys, which are clamped like values."""
+    return _routed(config, project=clamped(normed_whole(separate(), "q_norm", "k_norm"), config.clip_qkv))
+
+
+def granitemoe(config: PreTrainedConfig) -> Family:
+    """Granite 3 with experts: the multipliers of Granite."""
+    return replace(
+        granite(config),
+        feed_forward=feed_forward("block_sparse_moe"),
+        neurons=0,
+        down_projection=None,
+        unavailable={Component.NEURON: EXPERTS},
+    )
 
 
 def gpt_oss(config: PreTrainedConfig) -> Family:

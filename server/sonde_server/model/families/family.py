@@ -59,8 +59,10 @@ class Family:
     # Makes what rotary attention needs of the positions, and turns queries and keys by it.
     rotary: Rotary | None = None
     rotate: Rotate | None = None
-    # Each layer's kind, where rotary positions differ by it.
-    kinds: Sequence[str] | None = None
+    # Each layer's kind, where rotary positions differ by it; None: its queries and keys are not turned.
+    kinds: Sequence[str | None] | None = None
+    # The attention module's norms of queries and of keys, head by head, behind the rotation.
+    turned_norms: tuple[str, str] | None = None
     # What scores are multiplied by; None is what the attention module calls `scaling`.
     scaling: float | None = None
     # How many keys a query sees, layer by layer; None is all.

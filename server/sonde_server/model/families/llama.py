@@ -7,8 +7,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ...domain import Component
-from ..projections import fused, normed_heads, normed_whole, separate
-from ..rotary import changed, first_half_for_pairs, rotary_module, rotate_halves, rotate_pairs, rotate_pairs_in_float32
+from ..projections import fused, normed_heads, separate
+from ..rotary import (
+    changed,
+    first_half_for_pairs,
+    rotary_module,
+    rotate_halves,
+    rotate_pairs,
+    rotate_pairs_in_float32,
+)
 from .family import PARALLEL, Family, divided, multiplied, same_window, windows_by_kind
 
 
@@ -47,16 +54,55 @@ def qwen3(config: PreTrainedConfig) -> Family:
     return llama(config, project=project, windows=windows_by_kind(config))
 
 
-def olmo2(config: PreTrainedConfig) -> Family:
-    """OLMo 2: arXiv 2501.00656. Norms only after each part, and over all heads' queries and keys."""
+def ministral(config: PreTrainedConfig) -> Family:
+    """Ministral 8B: a Mistral of whose layers some see all."""
+    return llama(config, windows=windows_by_kind(config))
+
+
+def seed_oss(config: PreTrainedConfig) -> Family:
+    """Seed-OSS: biases at queries, keys and values alone."""
+    return llama(config)
+
+
+def arcee(config: PreTrainedConfig) -> Family:
+    """AFM 4.5B: an MLP without a gate, whose neurons are squared."""
+    return llama(config)
+
+
+def smollm3(config: PreTrainedConfig) -> Family:
+    """SmolLM3: every fourth layer knows no positions (Yang et al. 2025, arXiv 2501.18795)."""
+    kinds = ["" if turned else None for turned in config.no_rope_layers]
+    return llama(config, kinds=kinds, windows=windows_by_kind(config) if config.use_sliding_window else None)
+
+
+def exaone4(config: PreTrainedConfig) -> Family:
+    """EXAONE 4.0: arXiv 2507.11407. Norms only after each part; layers that see all know no positions."""
+    all_turned = config.sliding_window is None
     return llama(
         config,
-        project=normed_whole(separate(), "q_norm", "k_norm"),
+        project=normed_heads(separate(), "q_norm", "k_norm"),
         attention_norm=None,
         attention_post_norm="post_attention_layernorm",
         mlp_norm=None,
         mlp_post_norm="post_feedforward_layernorm",
+        kinds=["" if all_turned or kind == "sliding_attention" else None for kind in config.layer_types],
+        windows=windows_by_kind(config),
     )
+
+
+def hunyuan_v1_dense(config: PreTrainedConfig) -> Family:
+    """Hunyuan dense: queries and keys are normed after they are turned."""
+    return llama(config, turned_norms=("query_layernorm", "key_layernorm"))
+
+
+def nemotron(config: PreTrainedConfig) -> Family:
+    """Nemotron-4 and Minitron: arXiv 2402.16819. An MLP without a gate, whose neurons are squared."""
+    return llama(config)
+
+
+def starcoder2(config: PreTrainedConfig) -> Family:
+    """StarCoder 2: arXiv 2402.19173. An MLP without a gate."""
+    return llama(config, down_projection="mlp.c_proj", windows=same_window(config))
 
 
 def phi3(config: PreTrainedConfig) -> Family:
@@ -73,6 +119,16 @@ def glm(config: PreTrainedConfig) -> Family:
 def glm4(config: PreTrainedConfig) -> Family:
     """GLM-4 of 2025: norms before and after each part."""
     return replace(glm(config), attention_post_norm="post_self_attn_layernorm", mlp_post_norm="post_mlp_layernorm")
+
+
+def helium(config: PreTrainedConfig) -> Family:
+    """Helium 1: Kyutai 2025."""
+    return glm(config)
+
+
+def ernie4_5(config: PreTrainedConfig) -> Family:
+    """ERNIE 4.5, dense: Baidu 2025."""
+    return replace(glm(config), rotate=rotate_pairs_in_float32)
 
 
 def granite(config: PreTrainedConfig) -> Family:
@@ -99,6 +155,20 @@ def cohere(config: PreTrainedConfig) -> Family:
         mlp_norm="input_layernorm",
         parallel=True,
         rotate=rotate_pairs_in_float32,
+        logits=multiplied(float(config.logit_scale)),
+        unavailable={Component.RESIDUAL_MID: PARALLEL},
+    )
+
+
+def cohere2(config: PreTrainedConfig) -> Family:
+    """Command R7B and Command A: arXiv 2504.00698. Layers that see all know no positions."""
+    return llama(
+        config,
+        mlp_norm="input_layernorm",
+        parallel=True,
+        rotate=rotate_pairs_in_float32,
+        kinds=["" if kind == "sliding_attention" else None for kind in config.layer_types],
+        windows=windows_by_kind(config),
         logits=multiplied(float(config.logit_scale)),
         unavailable={Component.RESIDUAL_MID: PARALLEL},
     )
