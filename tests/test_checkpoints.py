@@ -1,4 +1,4 @@
-"""Checkpoints that are not whole are refused by name; the forms in which whole ones come give the same model."""
+"""Checkpoints that are not whole, and devices that are not there, are refused; whole ones load in all their forms."""
 
 import json
 from pathlib import Path
@@ -34,6 +34,12 @@ def logits(model: Path) -> Tensor:
     with torch.no_grad():
         answer: Tensor = load(str(model), device="cpu").decoder.model(IDS, use_cache=False).logits
     return answer
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "meta"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(device: str) -> None:
+    with pytest.raises(UnsupportedModel, match=rf"^--device {device} cannot be used: .*; there is cpu"):
+        load("atlas", device=device)
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", UP, "model.norm.weight"])

@@ -60,11 +60,11 @@ def load(
 
     It goes to one device, or with `device_map` to several: spread by accelerate, or as a JSON file says. Raises
     UnsupportedModel, with what would do, for an unknown family, a checkpoint that is not safetensors or not whole, a
-    name that leads nowhere, or a map that does not fit.
+    name that leads nowhere, a device that is not there, or a map that does not fit.
     """
     transformers_logging.disable_progress_bar()
     source = str(ATLAS_DIRECTORY) if name == "atlas" else name
-    place = torch.device(_device(device))
+    place = _device(device)
     config = _config(source, revision)
     _refuse_pickles(source)
     options = {"revision": revision, "config": config, "dtype": _dtype(dtype, place, getattr(config, "dtype", None))}
@@ -146,10 +146,18 @@ def _refuse_pickles(source: str) -> None:
         )
 
 
-def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _device(device: str) -> torch.device:
+    """Raises UnsupportedModel where torch has no such device here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise UnsupportedModel(f"--device {device} cannot be used: {reason}; there is {', '.join(there)}") from error
+    return torch.device(device)
 
 
 def _dtype(dtype: str, place: torch.device, checkpoint: object) -> torch.dtype:
