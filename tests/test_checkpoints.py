@@ -68,6 +68,14 @@ def test_half_a_file_is_refused(model: Path) -> None:
         load(str(model), device="cpu")
 
 
+@pytest.mark.parametrize(("field", "value"), [("num_hidden_layers", "five"), ("hidden_size", 50)])
+def test_a_faulty_configuration_is_refused(model: Path, field: str, value: object) -> None:
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    (model / "config.json").write_text(json.dumps(config | {field: value}), "utf-8")
+    with pytest.raises(UnsupportedModel, match=rf"configuration of .*llama' is faulty: .*{value}"):
+        load(str(model), device="cpu")
+
+
 def test_a_quantised_one_without_its_library_is_refused(model: Path) -> None:
     config = json.loads((model / "config.json").read_text("utf-8"))
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}

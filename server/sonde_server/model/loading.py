@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -130,6 +131,8 @@ def _config(source: str, revision: str | None) -> PreTrainedConfig:
         raise UnsupportedModel(
             f"{source!r} is neither a model directory nor a hub id that can be read: {error}"
         ) from error
+    except StrictDataclassError as error:
+        raise UnsupportedModel(f"the configuration of {source!r} is faulty: {' '.join(str(error).split())}") from error
     family_of(config)  # refused before its weights are read
     return config
 
