@@ -62,6 +62,18 @@ LONG = {
     "original_max_position_embeddings": 8,
     "partial_rotary_factor": 0.5,
 }
+BIGCODE = {
+    **GPT,
+    "n_embd": 32,
+    "n_inner": 40,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 96,
+    "hidden_size": ...,
+    "num_hidden_layers": ...,
+    "num_attention_heads": ...,
+    "max_position_embeddings": ...,
+}
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 # Squares of larger neurons would make a stream in which rounding is all that is seen. A neuron is 0 where it is not
@@ -101,6 +113,8 @@ ARCHITECTURES: dict[str, Make] = {
     "gemma3": _gemma3,
     "glm": make("GlmConfig", head_dim=12, attention_bias=True),
     "glm4": make("Glm4Config", head_dim=12, attention_bias=True),
+    "gpt_bigcode": make("GPTBigCodeConfig", **BIGCODE, multi_query=True),
+    "gpt_bigcode-heads": make("GPTBigCodeConfig", **BIGCODE, multi_query=False, scale_attn_weights=False),
     "gpt_neo": make(
         "GPTNeoConfig",
         **GPT,

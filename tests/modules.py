@@ -205,6 +205,7 @@ MODULES: dict[str, Callable[[Any], Modules]] = {
     "glm": _llama,
     "glm4": lambda model: _llama(model, attention_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm"),
     "gpt2": lambda model: _gpt(model, projection="attn.c_proj", middle="ln_2", neurons="mlp.c_proj"),
+    "gpt_bigcode": lambda model: _gpt(model, projection="attn.c_proj", middle="ln_2", neurons="mlp.c_proj"),
     "gpt_neo": lambda model: _gpt(model, projection="attn.attention.out_proj", middle="ln_2", neurons="mlp.c_proj"),
     "gpt_neox": _gpt_neox,
     "gpt_oss": lambda model: _llama(model, neurons=None),

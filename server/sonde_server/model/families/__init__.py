@@ -30,6 +30,7 @@ FAMILIES: Mapping[str, Recipe] = {
     "glm": llama.glm,
     "glm4": llama.glm4,
     "gpt2": gpt.gpt2,
+    "gpt_bigcode": gpt.gpt_bigcode,
     "gpt_neo": gpt.gpt_neo,
     "gpt_neox": gpt.gpt_neox,
     "gpt_oss": experts.gpt_oss,

@@ -36,6 +36,26 @@ def gpt2(config: PreTrainedConfig) -> Family:
     )
 
 
+def gpt_bigcode(config: PreTrainedConfig) -> Family:
+    """SantaCoder and StarCoder: arXiv 2301.03988 and 2305.06161. A GPT-2 whose heads may share one key and value."""
+    if config.add_cross_attention:
+        refuse(config, "add_cross_attention is set; only decoders without an encoder are hosted")
+    return Family(
+        embedding="transformer.wte",
+        enter=with_positions("transformer.wpe"),
+        blocks="transformer.h",
+        attention_norm="ln_1",
+        attention="attn",
+        project=fused("c_attn") if config.multi_query else grouped("c_attn"),
+        output_projection="attn.c_proj",
+        mlp_norm="ln_2",
+        down_projection="mlp.c_proj",
+        final_norm="transformer.ln_f",
+        neurons=int(config.n_inner or 4 * config.hidden_size),
+        key_value_heads=1 if config.multi_query else int(config.num_attention_heads),
+    )
+
+
 def gpt_neo(config: PreTrainedConfig) -> Family:
     """GPT-Neo: Black et al. 2021. Scores are not scaled; every other layer sees a window."""
     window = int(config.window_size)
