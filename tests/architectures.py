@@ -62,6 +62,15 @@ LONG = {
     "original_max_position_embeddings": 8,
     "partial_rotary_factor": 0.5,
 }
+# Both lengths are turned by the short factors and differ in what cosines and sines are multiplied by.
+LONG_MULTIPLIED = {
+    **LONG,
+    "short_factor": [1.0, 1.2, 1.4, 1.6],
+    "long_factor": [3.0, 4.0, 5.0, 6.0],
+    "partial_rotary_factor": 1.0,
+    "short_mscale": 1.2,
+    "long_mscale": 0.7,
+}
 BIGCODE = {
     **GPT,
     "n_embd": 32,
@@ -189,6 +198,17 @@ ARCHITECTURES: dict[str, Make] = {
     "phi-normed": make("PhiConfig", partial_rotary_factor=0.5, qk_layernorm=True),
     "phi3": make("Phi3Config", sliding_window=WINDOW, original_max_position_embeddings=96),
     "phi3-longrope": make("Phi3Config", rope_parameters=LONG, original_max_position_embeddings=8),
+    "phimoe": make(
+        "PhimoeConfig",
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        sliding_window=WINDOW,
+        attention_bias=True,
+        lm_head_bias=True,
+    ),
+    "phimoe-longrope": make(
+        "PhimoeConfig", num_local_experts=5, num_experts_per_tok=2, rope_parameters=LONG_MULTIPLIED
+    ),
     "qwen2": make("Qwen2Config", use_sliding_window=True, sliding_window=WINDOW, layer_types=KINDS),
     "qwen2_moe": make(
         "Qwen2MoeConfig", **EXPERTS, shared_expert_intermediate_size=24, mlp_only_layers=[1], norm_topk_prob=False

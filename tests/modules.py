@@ -226,6 +226,7 @@ MODULES: dict[str, Callable[[Any], Modules]] = {
     "opt": _opt,
     "phi": _phi,
     "phi3": _llama,
+    "phimoe": lambda model: _llama(model, neurons=None),
     "qwen2": _llama,
     "qwen2_moe": lambda model: _llama(model, neurons=None),
     "qwen3": _llama,

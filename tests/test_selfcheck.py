@@ -29,6 +29,7 @@ from tests.models import EVERY, save_model
 from tests.oracle import Edit, Scale, Site, Target
 
 IDS = [5, 130, 77, 301]
+STRETCHED = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0, "short_mscale": 1.0, "long_mscale": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,7 @@ def engine_of(folder: Path, dtype: str = "float32") -> Engine:
         ("starcoder2", {"windows": None}),
         ("granitemoe", {"logits": None}),
         ("gpt_bigcode", {"enter": None}),
+        ("phimoe", {"windows": None}),
         ("granite", {"residual_multiplier": 0.31}),
         ("granite", {"enter": None}),
         ("bloom", {"enter": None}),
@@ -197,6 +199,7 @@ def test_weights_that_are_no_numbers_are_refused_with_their_place(folders: Calla
         ("GemmaConfig", {"use_bidirectional_attention": True}, "bidirectional"),
         ("FalconConfig", {"new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn"),
         ("LlamaConfig", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
+        ("PhimoeConfig", {"rope_parameters": STRETCHED}, "other means than longrope"),
     ],
 )
 def test_what_would_not_be_exact_is_refused_by_name(name: str, fields: dict[str, Any], reason: str) -> None:

@@ -51,6 +51,7 @@ FAMILIES: Mapping[str, Recipe] = {
     "opt": gpt.opt,
     "phi": llama.phi,
     "phi3": llama.phi3,
+    "phimoe": experts.phimoe,
     "qwen2": llama.qwen2,
     "qwen2_moe": experts.qwen2_moe,
     "qwen3": llama.qwen3,

@@ -8,8 +8,8 @@ from transformers import PreTrainedConfig
 from ...domain import Component
 from ..feedforward import feed_forward
 from ..projections import clamped, normed_heads, normed_whole, separate
-from ..rotary import changed, for_both_halves, rotary_module
-from .family import EXPERTS, Family, same_window, windows_by_kind
+from ..rotary import changed, for_both_halves, rotary_module, scalings
+from .family import EXPERTS, Family, refuse, same_window, windows_by_kind
 from .llama import granite, llama
 
 
@@ -46,6 +46,13 @@ def granitemoe(config: PreTrainedConfig) -> Family:
         down_projection=None,
         unavailable={Component.NEURON: EXPERTS},
     )
+
+
+def phimoe(config: PreTrainedConfig) -> Family:
+    """Phi-3.5-MoE: arXiv 2404.14219. Always two experts, each chosen and weighed alone (arXiv 2409.12136)."""
+    if set(scalings(config)) - {"default", "longrope"}:
+        refuse(config, "its rotary positions are scaled by other means than longrope")
+    return _routed(config, windows=same_window(config))
 
 
 def gpt_oss(config: PreTrainedConfig) -> Family:
