@@ -90,6 +90,7 @@ EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 
 SQUARED = {"initializer_range": 0.12, "head_dim": 16}
 
 ARCHITECTURES: dict[str, Make] = {
+    "apertus": make("ApertusConfig", head_dim=12, attention_bias=True),
     "arcee": make("ArceeConfig", **SQUARED, attention_bias=True, mlp_bias=True),
     "bloom": make("BloomConfig", **GPT, n_head=4, n_layer=3, num_attention_heads=..., num_hidden_layers=...),
     "bloom-six-heads": make(

@@ -191,6 +191,7 @@ def _normed_behind(model: Any) -> Modules:
 
 
 MODULES: dict[str, Callable[[Any], Modules]] = {
+    "apertus": lambda model: _llama(model, middle="feedforward_layernorm"),
     "arcee": _llama,
     "bloom": _bloom,
     "cohere": _cohere,

@@ -19,6 +19,7 @@ from sonde_server.errors import UnsupportedModel
 from sonde_server.model.anatomy import Decoder
 from sonde_server.model.families import FAMILIES, family_of
 from sonde_server.model.loading import load
+from sonde_server.model.projections import separate
 from sonde_server.model.rotary import rotate_halves, rotate_pairs
 from torch import Tensor, nn
 
@@ -74,6 +75,8 @@ def engine_of(folder: Path, dtype: str = "float32") -> Engine:
         ("helium", {"rotate": rotate_halves}),
         ("starcoder2", {"windows": None}),
         ("granitemoe", {"logits": None}),
+        ("apertus", {"project": separate()}),
+        ("apertus", {"mlp_norm": "attention_layernorm"}),
         ("gpt_bigcode", {"enter": None}),
         ("phimoe", {"windows": None}),
         ("granite", {"residual_multiplier": 0.31}),
@@ -190,7 +193,7 @@ def test_weights_that_are_no_numbers_are_refused_with_their_place(folders: Calla
 @pytest.mark.parametrize(
     ("name", "fields", "reason"),
     [
-        ("BertConfig", {}, "'bert' are not known to this server; known are: arcee, bloom, .*starcoder2"),
+        ("BertConfig", {}, "'bert' are not known to this server; known are: apertus, arcee, bloom, .*starcoder2"),
         ("OPTConfig", {"do_layer_norm_before": False, "ffn_dim": 40, "word_embed_proj_dim": 32}, "norms come after"),
         ("OPTConfig", {"word_embed_proj_dim": 16}, "narrower than the residual stream"),
         ("BloomConfig", {"apply_residual_connection_post_layernorm": True}, "normed stream is carried on"),

@@ -16,6 +16,7 @@ from .family import Family, Recipe, refuse
 __all__ = ["FAMILIES", "Family", "family_of"]
 
 FAMILIES: Mapping[str, Recipe] = {
+    "apertus": llama.apertus,
     "arcee": llama.arcee,
     "bloom": gpt.bloom,
     "cohere": llama.cohere,

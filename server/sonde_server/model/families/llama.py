@@ -100,6 +100,16 @@ def nemotron(config: PreTrainedConfig) -> Family:
     return llama(config)
 
 
+def apertus(config: PreTrainedConfig) -> Family:
+    """Apertus: arXiv 2509.14233. An MLP without a gate, and norms by names of their own."""
+    return llama(
+        config,
+        project=normed_heads(separate(), "q_norm", "k_norm"),
+        attention_norm="attention_layernorm",
+        mlp_norm="feedforward_layernorm",
+    )
+
+
 def starcoder2(config: PreTrainedConfig) -> Family:
     """StarCoder 2: arXiv 2402.19173. An MLP without a gate."""
     return llama(config, down_projection="mlp.c_proj", windows=same_window(config))
