@@ -219,7 +219,7 @@ ARCHITECTURES: dict[str, Make] = {
     "seed_oss": make("SeedOssConfig", head_dim=12, attention_bias=True, attention_out_bias=True, mlp_bias=True),
     "smollm3": make("SmolLM3Config", no_rope_layers=[1, 0, 1], attention_bias=True, mlp_bias=True),
     "smollm3-windows": make(
-        "SmolLM3Config", use_sliding_window=True, sliding_window=WINDOW, no_rope_layers=[0, 1, 0], layer_types=KINDS
+        "SmolLM3Config", use_sliding_window=False, sliding_window=WINDOW, no_rope_layers=[0, 1, 0], layer_types=KINDS
     ),
     "stablelm": make("StableLmConfig", partial_rotary_factor=0.5, use_qkv_bias=True),
     "starcoder2": make("Starcoder2Config", sliding_window=WINDOW, use_bias=True),

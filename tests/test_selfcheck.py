@@ -24,7 +24,7 @@ from sonde_server.model.rotary import rotate_halves, rotate_pairs
 from torch import Tensor, nn
 
 from tests import wire
-from tests.architectures import ARCHITECTURES, make
+from tests.architectures import ARCHITECTURES, KINDS, make
 from tests.conftest import DEADLINE
 from tests.models import EVERY, save_model
 from tests.oracle import Edit, Scale, Site, Target
@@ -202,6 +202,7 @@ def test_weights_that_are_no_numbers_are_refused_with_their_place(folders: Calla
         ("GemmaConfig", {"use_bidirectional_attention": True}, "bidirectional"),
         ("FalconConfig", {"new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn"),
         ("LlamaConfig", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
+        ("Qwen2Config", {"layer_types": KINDS}, "no sliding_window"),
         ("PhimoeConfig", {"rope_parameters": STRETCHED}, "other means than longrope"),
     ],
 )

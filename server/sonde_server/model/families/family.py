@@ -133,4 +133,6 @@ def windows_by_kind(config: PreTrainedConfig) -> list[int | None] | None:
     """The window of the layers that are called sliding_attention."""
     if "sliding_attention" not in config.layer_types:
         return None
+    if config.sliding_window is None:
+        refuse(config, "it has layers of type sliding_attention, but no sliding_window")
     return [int(config.sliding_window) if kind == "sliding_attention" else None for kind in config.layer_types]

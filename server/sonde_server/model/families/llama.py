@@ -72,7 +72,8 @@ def arcee(config: PreTrainedConfig) -> Family:
 def smollm3(config: PreTrainedConfig) -> Family:
     """SmolLM3: every fourth layer knows no positions (Yang et al. 2025, arXiv 2501.18795)."""
     kinds = ["" if turned else None for turned in config.no_rope_layers]
-    return llama(config, kinds=kinds, windows=windows_by_kind(config) if config.use_sliding_window else None)
+    # A mask with a window is what transformers gives these layers, whether use_sliding_window is set or not.
+    return llama(config, kinds=kinds, windows=windows_by_kind(config))
 
 
 def exaone4(config: PreTrainedConfig) -> Family:
