@@ -177,6 +177,11 @@ ARCHITECTURES: dict[str, Make] = {
     ),
     "helium": make("HeliumConfig", head_dim=8, attention_bias=True, mlp_bias=True),
     "hunyuan_v1_dense": make("HunYuanDenseV1Config", head_dim=12, attention_bias=True),
+    "hunyuan_v1_dense-stretched": make(
+        "HunYuanDenseV1Config",
+        head_dim=12,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 1.0, "alpha": 50.0},
+    ),
     "ministral": make("MinistralConfig", head_dim=12, sliding_window=WINDOW, layer_types=KINDS),
     "mistral": make("MistralConfig", head_dim=12, sliding_window=WINDOW),
     "mixtral": make("MixtralConfig", sliding_window=WINDOW, num_local_experts=5, num_experts_per_tok=2),

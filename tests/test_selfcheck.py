@@ -30,6 +30,7 @@ from tests.models import EVERY, save_model
 from tests.oracle import Edit, Scale, Site, Target
 
 IDS = [5, 130, 77, 301]
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 STRETCHED = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0, "short_mscale": 1.0, "long_mscale": 1.0}
 
 
@@ -201,7 +202,8 @@ def test_weights_that_are_no_numbers_are_refused_with_their_place(folders: Calla
         ("GPTBigCodeConfig", {"add_cross_attention": True}, "add_cross_attention"),
         ("GemmaConfig", {"use_bidirectional_attention": True}, "bidirectional"),
         ("FalconConfig", {"new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn"),
-        ("LlamaConfig", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
+        ("LlamaConfig", {"rope_parameters": DYNAMIC}, "dynamic"),
+        ("HunYuanDenseV1Config", {"rope_parameters": DYNAMIC, "head_dim": 12}, "dynamic"),
         ("Qwen2Config", {"layer_types": KINDS}, "no sliding_window"),
         ("PhimoeConfig", {"rope_parameters": STRETCHED}, "other means than longrope"),
     ],
