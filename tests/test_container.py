@@ -27,7 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PROMPT = "The Eiffel Tower is in the city of"
 HEALTHY_SECONDS = 120.0
 STOP_SECONDS = 60.0
-SWEEP = sonde.sweep(sonde.scale(sonde.neuron(), 0.0))
+SWEEP = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), layers=[0, 1, 2])
+"""Seconds of work: more than a message waits, far less than calls have to finish, on a busy machine too."""
 """Thousands of runs."""
 MOST_BYTES = 2_000_000_000
 """Of an image with the CPU build of torch."""
@@ -97,7 +98,9 @@ def free_ports(count: int) -> list[int]:
 def running(containers: Engine, image: str) -> Iterator[Running]:
     port, health, metrics = free_ports(3)
     # On the host's network, so that loopback is enough and nothing is published.
-    settings = {"HOST": "127.0.0.1", "PORT": port, "HEALTH_PORT": health, "METRICS_PORT": metrics}
+    settings = {
+        "HOST": "127.0.0.1", "PORT": port, "HEALTH_PORT": health, "METRICS_PORT": metrics, "GRACE": int(STOP_SECONDS)
+    }  # fmt: skip
     variables = [part for name, value in settings.items() for part in ("--env", f"SONDE_{name}={value}")]
     started = containers.start("--network", "host", *variables, image)
     try:
