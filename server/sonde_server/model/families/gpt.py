@@ -1,6 +1,7 @@
 """GPT-2 and what came of it before Llama: learned, rotary or linear positions, an MLP without a gate."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,34 +11,26 @@ from transformers import PreTrainedConfig
 from ...domain import Component
 from ..attention import LinearBias
 from ..feedforward import adding_feed_forward, in_a_row
-from ..projections import fused, grouped, scaled_queries, separate
+from ..projections import Project, fused, grouped, scaled_queries, separate
 from ..rotary import Rotation, Rotations, rotary_module, rotate_halves, rotate_pairs
 from .family import PARALLEL, Family, normed, refuse, with_positions
 
 
 def gpt2(config: PreTrainedConfig) -> Family:
     """GPT-2: Radford et al. 2019."""
-    if config.add_cross_attention:
-        refuse(config, "add_cross_attention is set; only decoders without an encoder are hosted")
     if config.reorder_and_upcast_attn:
         refuse(config, "reorder_and_upcast_attn is set, which changes how attention is rounded")
-    return Family(
-        embedding="transformer.wte",
-        enter=with_positions("transformer.wpe"),
-        blocks="transformer.h",
-        attention_norm="ln_1",
-        attention="attn",
-        project=fused("c_attn"),
-        output_projection="attn.c_proj",
-        mlp_norm="ln_2",
-        down_projection="mlp.c_proj",
-        final_norm="transformer.ln_f",
-        neurons=int(config.n_inner or 4 * config.hidden_size),
-    )
+    return _gpt2(config, fused("c_attn"))
 
 
 def gpt_bigcode(config: PreTrainedConfig) -> Family:
     """SantaCoder and StarCoder: arXiv 2301.03988 and 2305.06161. A GPT-2 whose heads may share one key and value."""
+    if config.multi_query:
+        return replace(_gpt2(config, fused("c_attn")), key_value_heads=1)
+    return _gpt2(config, grouped("c_attn"))
+
+
+def _gpt2(config: PreTrainedConfig, project: Project) -> Family:
     if config.add_cross_attention:
         refuse(config, "add_cross_attention is set; only decoders without an encoder are hosted")
     return Family(
@@ -46,13 +39,12 @@ def gpt_bigcode(config: PreTrainedConfig) -> Family:
         blocks="transformer.h",
         attention_norm="ln_1",
         attention="attn",
-        project=fused("c_attn") if config.multi_query else grouped("c_attn"),
+        project=project,
         output_projection="attn.c_proj",
         mlp_norm="ln_2",
         down_projection="mlp.c_proj",
         final_norm="transformer.ln_f",
         neurons=int(config.n_inner or 4 * config.hidden_size),
-        key_value_heads=1 if config.multi_query else int(config.num_attention_heads),
     )
 
 

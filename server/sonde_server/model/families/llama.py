@@ -159,29 +159,25 @@ def granite(config: PreTrainedConfig) -> Family:
 
 def cohere(config: PreTrainedConfig) -> Family:
     """Command R: one norm for attention and the MLP, which run in parallel."""
-    project = separate()
-    return llama(
-        config,
-        project=normed_heads(project, "q_norm", "k_norm") if config.use_qk_norm else project,
-        mlp_norm="input_layernorm",
-        parallel=True,
-        rotate=rotate_pairs_in_float32,
-        logits=multiplied(float(config.logit_scale)),
-        unavailable={Component.RESIDUAL_MID: PARALLEL},
-    )
+    project = normed_heads(separate(), "q_norm", "k_norm") if config.use_qk_norm else separate()
+    return _cohere(config, project=project)
 
 
 def cohere2(config: PreTrainedConfig) -> Family:
     """Command R7B and Command A: arXiv 2504.00698. Layers that see all know no positions."""
+    kinds = ["" if kind == "sliding_attention" else None for kind in config.layer_types]
+    return _cohere(config, kinds=kinds, windows=windows_by_kind(config))
+
+
+def _cohere(config: PreTrainedConfig, **different: Any) -> Family:
     return llama(
         config,
         mlp_norm="input_layernorm",
         parallel=True,
         rotate=rotate_pairs_in_float32,
-        kinds=["" if kind == "sliding_attention" else None for kind in config.layer_types],
-        windows=windows_by_kind(config),
         logits=multiplied(float(config.logit_scale)),
         unavailable={Component.RESIDUAL_MID: PARALLEL},
+        **different,
     )
 
 

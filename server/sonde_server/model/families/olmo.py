@@ -28,7 +28,7 @@ def olmo2(config: PreTrainedConfig) -> Family:
 
 
 def olmo3(config: PreTrainedConfig) -> Family:
-    """OLMo 3: arXiv 2512.13961. Layers with a window have rotary positions of their own."""
+    """OLMo 3: Ai2 2025. Layers with a window have rotary positions of their own."""
     kinds = [str(kind) for kind in config.layer_types]
     return replace(
         olmo2(config),
