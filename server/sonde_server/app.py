@@ -226,6 +226,7 @@ class Server:
             device=settings.device,
             dtype=settings.dtype,
             device_map=settings.device_map,
+            pack_weights=settings.pack_weights,
         )
         engine = Engine(self._loaded.decoder, cache_bytes=settings.cache_bytes)
         verify(engine)

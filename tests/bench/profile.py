@@ -12,7 +12,15 @@ from tests.bench.disturbance import timed
 from tests.bench.sonde_in_process import InProcess
 from tests.bench.workloads import OneNeuron, Workload
 
-PRODUCTS = ("aten::addmm", "aten::mm", "aten::linear", "aten::addmv", "aten::mv", "aten::baddbmm", "aten::addbmm")
+PRODUCTS = (
+    "aten::addmm",
+    "aten::mm",
+    "aten::linear",
+    "aten::addmv",
+    "aten::mv",
+    "aten::baddbmm",
+    "mkldnn::_linear_pointwise",
+)
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "attention": ("aten::bmm", "aten::_softmax", "scaled_dot_product", "masked_fill"),
     "softmax of the vocabulary": ("aten::_log_softmax", "aten::logsumexp", "aten::topk", "aten::exp"),

@@ -22,6 +22,7 @@ SETTINGS: Final = (
     "device",
     "device_map",
     "dtype",
+    "pack_weights",
     "max_prompt_tokens",
     "max_runs",
     "max_answer_bytes",

@@ -22,6 +22,7 @@ from ..errors import UnsupportedModel
 from .attention import AttentionSettings
 from .devices import device_of, parameter_of
 from .families import Family, family_of
+from .packing import Packed
 from .projections import Heads, Projected
 from .rotary import Rotations, rotate_by_length, scalings
 
@@ -74,8 +75,8 @@ class Block:
         )
 
 
-def _weighted(module: nn.Module) -> nn.Embedding | nn.Linear:
-    if not isinstance(module, nn.Embedding | nn.Linear):
+def _weighted(module: nn.Module) -> nn.Embedding | nn.Linear | Packed:
+    if not isinstance(module, nn.Embedding | nn.Linear | Packed):
         raise UnsupportedModel(f"an embedding or unembedding of type {type(module).__name__} is not known")
     return module
 
