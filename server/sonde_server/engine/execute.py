@@ -3,7 +3,7 @@
 Going up, each block runs once over a growing batch: what starts later waits in its base's residual stream.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from ..model.rotary import Rotations
 from .attention import Block, attend
 from .changes import Visits
 from .continuation import adopt, gather, store
+from .joining import go_on, inside, join
 from .layout import Layout, Row, Segment
 from .readout import by_reading, read
 from .runs import State
@@ -46,6 +47,8 @@ class Execution:
         self.stream = torch.empty(0, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
         self.rotation: Rotations | None = None
         self.visits = Visits(self.waiting)
+        self.inside = inside(self.waiting, decoder.layers)
+        self._joining_inside = {id(row) for rows in self.inside.values() for row in rows}
 
     def run(self) -> None:
         """Computes every row's result; rows that nobody waits for any more are left before the next block."""
@@ -81,17 +84,28 @@ class Execution:
     def _arrive(self, depth: int) -> None:
         """Makes the edits of the stream between two blocks, and joins the rows that start here."""
         self.stream = self._between(depth, self.layout, self.decoder.place(self.stream, depth))
-        joining = [row for row in self.waiting if row.extent.start == depth and row.positions]
-        if joining:
-            entering: dict[int, Tensor] = {}
-            # Rows over the base run of another row of this batch come after it.
-            waves = [row for row in joining if row.prefix is None], [row for row in joining if row.prefix]
-            for wave in filter(None, waves):
-                layout = Layout(wave)
-                packed = self._between(depth, layout, self._entering(depth, layout))
-                entering.update((id(row), packed[layout.slice(row)]) for row in wave)
-            self._repack([*self.layout.rows, *joining], entering)
-            for row in joining:
+        entering: dict[int, Tensor] = {}
+        spans: dict[int, Sequence[int]] = {}
+        behind = [row for row in self.inside.pop(depth - 1, ()) if not row.dropped]
+        if behind:
+            joined = join(self.decoder, self.visits, depth - 1, behind)
+            spans = joined.spans
+            layout = Layout(behind, spans)
+            self.work.token_layers += layout.tokens
+            packed = torch.cat([joined.streams[id(row)] for row in layout.rows])
+            packed = self._between(depth, layout, self.decoder.place(packed, depth))
+            entering.update((id(row), packed[layout.slice(row)]) for row in behind)
+        starting = [row for row in self.waiting if row.extent.start == depth and row.positions]
+        starting = [row for row in starting if id(row) not in self._joining_inside]
+        # Rows over the base run of another row of this batch come after it.
+        waves = [row for row in starting if row.prefix is None], [row for row in starting if row.prefix]
+        for wave in filter(None, waves):
+            layout = Layout(wave)
+            packed = self._between(depth, layout, self._entering(depth, layout))
+            entering.update((id(row), packed[layout.slice(row)]) for row in wave)
+        if entering:
+            self._repack([*self.layout.rows, *behind, *starting], entering, spans)
+            for row in starting:
                 adopt(row)
 
     def _between(self, depth: int, layout: Layout, stream: Tensor) -> Tensor:
@@ -121,8 +135,10 @@ class Execution:
         if len(staying) < len(self.layout.rows):
             self._repack(staying, {})
 
-    def _repack(self, rows: list[Row], entering: dict[int, Tensor]) -> None:
-        layout = Layout(rows, self.layout.spans)
+    def _repack(
+        self, rows: list[Row], entering: dict[int, Tensor], spans: Mapping[int, Sequence[int]] | None = None
+    ) -> None:
+        layout = Layout(rows, {**self.layout.spans, **(spans or {})})
         parts = [self.stream[:0]]
         for row in layout.rows:
             arriving = entering.get(id(row))
@@ -162,16 +178,8 @@ class Execution:
         parts = [
             attend(block, segment, query[segment.attending], *own) for segment, own in zip(segments, owned, strict=True)
         ]
-        mixed = self._visit(parts[0] if len(parts) == 1 else torch.cat(parts), Component.HEAD_OUT, layer)
-        added = self._visit(decoder.attention_output(layer, mixed), Component.ATTENTION_OUT, layer)
-        middle = self._visit(self.stream + added, Component.RESIDUAL_MID, layer)
-        watched = (Component.NEURON, layer) in self.visits
-        transformed = decoder.mlp_output(
-            layer,
-            self.stream if decoder.family.parallel else middle,
-            (lambda neurons: self._visit(neurons, Component.NEURON, layer)) if watched else None,
-        )
-        self.stream = middle + self._visit(transformed, Component.MLP_OUT, layer)
+        mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.stream = go_on(decoder, self.visits, self.layout, layer, Component.HEAD_OUT, self.stream, mixed)
 
     def _own(self, layer: int, segment: Segment, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [rows, length, K, d] of a segment's own positions, those of earlier steps included."""

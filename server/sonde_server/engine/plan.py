@@ -5,6 +5,9 @@ base. So a run restarts at its lowest touched block, from its first touched posi
 the last position that is read or edited. In its last block, only what is looked at there or above goes through
 the queries and the MLP. A captured place counts as touched: where no shortcut applies, more is computed, never
 something else.
+
+A position of a run's first block counts whole, also where the run joins inside it and shares the part before with
+others (joining.py): which runs share a batch is not known before.
 """
 
 from collections.abc import Iterable

@@ -1,0 +1,178 @@
+"""Runs that join inside a block: what they have in common with their base there is computed once for all of them.
+
+A run that touches its first block only behind attention is as its base up to what it touches first: a head's output,
+a neuron. That far, the block is computed for the base alone, over its kept keys and values, at the positions that any
+of the runs goes on from. Each run goes on from there: one whose neuron is set to zero computes the MLP's second half.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..domain import Component
+from ..model.anatomy import Decoder
+from .attention import Block, attend
+from .changes import Visits
+from .layout import Layout, Row, Segment
+from .plan import Extent, first_block
+from .runs import State
+
+# What lies behind attention, in the order of the block.
+BEHIND = (
+    Component.HEAD_OUT,
+    Component.ATTENTION_OUT,
+    Component.RESIDUAL_MID,
+    Component.NEURON,
+    Component.MLP_OUT,
+)
+
+
+def go_on(
+    decoder: Decoder, visits: Visits, layout: Layout, layer: int, at: Component, stream: Tensor, value: Tensor
+) -> Tensor:
+    """The stream [N, D] that leaves a block, from its `value` of one of `BEHIND`, which is edited first.
+
+    `stream` is what enters the block, but for NEURON and MLP_OUT the stream between attention and the MLP.
+    """
+
+    def visit(packed: Tensor, component: Component) -> Tensor:
+        return visits.visit(packed, layout, component, layer)
+
+    start = BEHIND.index(at)
+    middle = stream
+    if start <= 0:
+        value = decoder.attention_output(layer, visit(value, Component.HEAD_OUT))
+    if start <= 1:
+        value = stream + visit(value, Component.ATTENTION_OUT)
+    if start <= 2:
+        middle = visit(value, Component.RESIDUAL_MID)
+        watched = (Component.NEURON, layer) in visits
+        value = decoder.mlp_output(
+            layer,
+            stream if decoder.parallel else middle,
+            (lambda neurons: visit(neurons, Component.NEURON)) if watched else None,
+        )
+    elif at is Component.NEURON:
+        value = decoder.neurons_output(layer, visit(value, Component.NEURON))
+    return middle + visit(value, Component.MLP_OUT)
+
+
+def inside(rows: Iterable[Row], layers: int) -> dict[int, list[Row]]:
+    """By their first block: the rows that join inside it, and have one over the same base beside them."""
+    alike: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        if touched_first(row, layers) is not None:
+            alike[row.extent.start, id(row.prefix)].append(row)
+    found: dict[int, list[Row]] = defaultdict(list)
+    for (start, _), together in alike.items():
+        if len(together) > 1:
+            found[start] += together
+    return found
+
+
+def touched_first(row: Row, layers: int) -> Component | None:
+    """What a row touches first in its first block, if that lies behind attention and the row keeps nothing of it."""
+    if row.prefix is None or row.state is not None or row.slot is not None or not row.positions:
+        return None
+    places = [edits[0] for edits in row.edits.values()] + [one for one in row.captures if one.positions]
+    first = {place.component for place in places if first_block(place, layers) == row.extent.start}
+    return min(first, key=BEHIND.index) if first and first <= set(BEHIND) else None
+
+
+@dataclass(slots=True)
+class Joined:
+    """The stream behind their first block, by row, at each row's `spans`."""
+
+    streams: dict[int, Tensor]
+    spans: dict[int, Sequence[int]]
+
+
+def join(decoder: Decoder, visits: Visits, layer: int, rows: Sequence[Row]) -> Joined:
+    """Takes rows that join inside a block through it."""
+    spans: dict[int, Sequence[int]] = {
+        id(row): row.extent.last if row.extent.stop == layer + 1 else row.positions for row in rows
+    }
+    by_place: dict[Component, list[Row]] = defaultdict(list)
+    for row in rows:
+        if (at := touched_first(row, decoder.layers)) is not None:
+            by_place[at].append(row)
+    common = _Common(decoder, layer, rows, spans, frozenset(by_place))
+    streams: dict[int, Tensor] = {}
+    for at, some in by_place.items():
+        layout = Layout(some, spans)
+        where = common.places(layout)
+        stream = common.middle if at in (Component.NEURON, Component.MLP_OUT) else common.stream
+        left = go_on(decoder, visits, layout, layer, at, stream[where], common.values[at][where])
+        streams.update((id(row), left[layout.slice(row)]) for row in some)
+    return Joined(streams, spans)
+
+
+class _Common:
+    """A block of some bases, at the positions that runs over them go on from, as far as what is `wanted` of it."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        layer: int,
+        rows: Sequence[Row],
+        spans: dict[int, Sequence[int]],
+        wanted: frozenset[Component],
+    ) -> None:
+        self._layer = layer
+        states: dict[int, State] = {}
+        positions: dict[int, set[int]] = defaultdict(set)
+        for row in rows:
+            assert row.prefix is not None
+            states[id(row.prefix)] = row.prefix
+            positions[id(row.prefix)].update(spans[id(row)])
+        self._bases = {key: self._base(states[key], sorted(some)) for key, some in positions.items()}
+        self._layout = Layout(self._bases.values(), {id(base): base.extent.last for base in self._bases.values()})
+        streams = [states[id(base.prefix)].residual[layer][list(base.extent.last)] for base in self._layout.rows]
+        self.stream = self.middle = torch.cat(streams)
+        self.values: dict[Component, Tensor] = {Component.HEAD_OUT: self._mixed(decoder)}
+        if wanted - {Component.HEAD_OUT}:
+            self._behind_heads(decoder, wanted)
+
+    def _base(self, state: State, positions: list[int]) -> Row:
+        extent = Extent(self._layer, self._layer + 1, positions[0], positions[-1] + 1, tuple(positions))
+        return Row(state.tokens, state, extent, {})
+
+    def places(self, layout: Layout) -> Tensor:
+        """Where the tokens of rows lie in what is common to them."""
+        index = [
+            self._layout.index(self._bases[id(row.prefix)], position)
+            for row in layout.rows
+            for position in layout.spans[id(row)]
+        ]
+        return torch.tensor(index, device=self.stream.device)
+
+    def _mixed(self, decoder: Decoder) -> Tensor:
+        layer, layout = self._layer, self._layout
+        rotation = decoder.rotation(self.stream, layout.positions(self.stream.device), layout.lengths)
+        query, _, _ = decoder.project(layer, self.stream, rotation)
+        block = Block(layer, decoder.attention_settings(layer), Visits(()))
+        parts = []
+        for base in layout.rows:
+            assert base.prefix is not None
+            end, own = base.extent.end, layout.slice(base)
+            segment = Segment(own.start, own.start, 0, end, range(end), base.extent.last, (None,), 1, (base,))
+            keys, values = base.prefix.keys[layer][None, :end], base.prefix.values[layer][None, :end]
+            parts.append(attend(block, segment, query[own], keys, values))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _behind_heads(self, decoder: Decoder, wanted: frozenset[Component]) -> None:
+        layer, values = self._layer, self.values
+        values[Component.ATTENTION_OUT] = decoder.attention_output(layer, values[Component.HEAD_OUT])
+        values[Component.RESIDUAL_MID] = self.middle = self.stream + values[Component.ATTENTION_OUT]
+        if wanted & {Component.NEURON, Component.MLP_OUT}:
+
+            def keep(neurons: Tensor) -> Tensor:
+                values[Component.NEURON] = neurons
+                return neurons
+
+            read = self.stream if decoder.parallel else self.middle
+            sees = keep if Component.NEURON in wanted else None
+            values[Component.MLP_OUT] = decoder.mlp_output(layer, read, sees)
