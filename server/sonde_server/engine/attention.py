@@ -89,13 +89,14 @@ def _explicit(block: Block, segment: Segment, query: Tensor, key: Tensor, value:
         prefix_keys = _prefix([state.keys[block.layer] for state in segment.prefixes if state], first)  # [B, K, P, d]
         before = (q.reshape(*shared, size) @ prefix_keys.transpose(-1, -2)).view(*q.shape[:-1], first)
         scores = torch.cat([before, scores], dim=-1)
-    scores = scores * settings.scaling
+    # In place where nothing else holds them: of long prompts they are the largest tensors there are.
+    scores = scores.mul_(settings.scaling)
     if settings.softcap is not None:
         scores = torch.tanh(scores / settings.softcap) * settings.softcap
     if settings.key_bias is not None:
         added = settings.key_bias(first + length, scores)
         scores = scores + added.view(1, kv_heads, 1, group, 1, first + length)
-    scores = scores.masked_fill(_hidden(segment, settings, scores.device), -torch.inf)
+    scores = scores.masked_fill_(_hidden(segment, settings, scores.device), -torch.inf)
     if _pairs_are_visited(block, segment):
         pattern = _edited_pattern(block, segment, scores)
     else:
