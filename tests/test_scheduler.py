@@ -3,7 +3,7 @@
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -17,6 +17,7 @@ from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.engine.layout import Row
 from sonde_server.estimates import state_bytes
+from sonde_server.scheduler import Job
 from sonde_server.session import AHEAD, WINDOW
 
 from tests import wire
@@ -290,6 +291,27 @@ def test_one_callers_failure_is_not_anothers(gpt2: Host) -> None:
     assert [error is None for error in errors] == [True, False, True, True]
     assert isinstance(errors[1], grpc.RpcError)
     assert errors[1].code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_the_model_has_the_runs_of_a_small_question_before_anybody_reads_its_prediction(
+    wide: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where targets and KL come from that prediction."""
+    settle(wide)
+    scheduler = wide.server.scheduler
+    enqueue, handed_in = scheduler.enqueue, []
+
+    def watched(jobs: Iterable[Job]) -> None:
+        together = list(jobs)
+        handed_in.append(len(together))
+        enqueue(together)
+
+    monkeypatch.setattr(scheduler, "enqueue", watched)
+    plan = [[Edit(Site("NEURON", (2,), (unit,), (-1,)), Scale(0.0))] for unit in (1, 2)]
+    answer = wide.intervene(wire.intervene([53, 59, 61, 67, 71], plan, kl_divergence=True, top_k=3))
+    assert handed_in == [2]
+    assert list(answer.context.targets) == answer.context.clean.top_tokens[:1]
+    assert answer.columns["kl_divergences"].min() > 0
 
 
 def test_two_who_ask_about_a_new_prompt_at_once_have_it_run_once(wide: Host) -> None:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ..domain import Component, Target
-from ..estimates import LOGITS_KEPT
 from ..model.anatomy import Decoder
 from .cache import StateCache
 from .continuation import Slot, allot
@@ -15,7 +14,7 @@ from .execute import Execution, Work
 from .layout import Row
 from .memory import Memory
 from .plan import Extent, extent
-from .readout import divergence, read
+from .readout import divergence, logits_of, read
 from .runs import Base, Capture, PlacedEdit, Reading, Result, Run, State
 from .sampling import Choice
 
@@ -64,23 +63,11 @@ class Engine:
         values = parts[capture.component]()[list(capture.positions)]
         return (values if capture.units is None else values[:, list(capture.units)]).float().cpu()
 
-    def logits(self, state: State, position: int) -> Tensor:
-        """Next-token logits [V] of a base run."""
-        if position not in state.logits:
-            if len(state.logits) >= LOGITS_KEPT:
-                state.logits.pop(next(iter(state.logits)))
-            state.logits[position] = self._unembedded(state.residual[-1][position : position + 1])[0]
-        return state.logits[position]
-
-    def log_probabilities(self, state: State, position: int) -> Tensor:
-        """Next-token log-probabilities [V] of a base run."""
-        with torch.inference_mode():
-            return torch.log_softmax(self.logits(state, position).float(), dim=-1)
-
     def read(self, states: Sequence[State], reading: Reading) -> list[Result]:
         """What is read of base runs as they are."""
         with torch.inference_mode():
-            return read(torch.stack([self.logits(state, reading.position) for state in states]), reading)
+            logits = [logits_of(self.decoder, state, reading.position) for state in states]
+            return read(self.decoder, torch.stack(logits), reading)
 
     # ------------------------------------------------------------ runs
 

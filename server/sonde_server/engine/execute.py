@@ -206,7 +206,8 @@ class Execution:
         limit = max(1, UNEMBEDDING_BYTES // (4 * self.decoder.vocabulary_size))
         chunk: list[Row] = []
         size = 0
-        for row in self.layout.rows:
+        # Base runs come first: what is read of others may be relative to them.
+        for row in sorted(self.layout.rows, key=lambda row: not row.reads):
             needed = len(_needed(row))
             if chunk and size + needed > limit:
                 self._read_rows(chunk)
@@ -240,7 +241,7 @@ class Execution:
             index = [picked.index(row, reading.position) for row in alike]
             # Mostly all rows are read alike, and their logits, which are large, need not be copied.
             chosen = logits if index == list(range(len(logits))) else logits[torch.tensor(index, device=logits.device)]
-            for row, result in zip(alike, read(chosen, reading), strict=True):
+            for row, result in zip(alike, read(self.decoder, chosen, reading), strict=True):
                 row.result = result
         for row in rows:
             row.result.token = following.get(id(row))

@@ -5,20 +5,38 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from ..domain import Target
+from ..estimates import LOGITS_KEPT
+from ..model.anatomy import Decoder
 from .layout import Row
-from .runs import Reading, Result
+from .runs import Reading, Result, State
 
 
-def read(logits: Tensor, reading: Reading) -> list[Result]:
+def logits_of(decoder: Decoder, state: State, position: int) -> Tensor:
+    """Next-token logits [V] of a base run; kept."""
+    if position not in state.logits:
+        if len(state.logits) >= LOGITS_KEPT:
+            state.logits.pop(next(iter(state.logits)))
+        state.logits[position] = decoder.unembed(decoder.norm(state.residual[-1][position : position + 1]))[0].float()
+    return state.logits[position]
+
+
+def read(decoder: Decoder, logits: Tensor, reading: Reading) -> list[Result]:
     """What `reading` asks for of logits [R, V], one Result a row. On a CPU float32 logits are overwritten.
 
     A second tensor of that size would cost more than the softmax: the allocator gives so much back, and every page of
     it has to be mapped anew.
     """
     logits = logits.float()
-    tokens = torch.tensor([target.token for target in reading.targets], dtype=torch.long, device=logits.device)
+    clean = None
+    if reading.clean is not None and (reading.divergence or not reading.targets):
+        clean = logits_of(decoder, reading.clean, reading.position).float()
+    targets = reading.targets
+    if not targets and clean is not None:
+        targets = (Target(int(clean.topk(max(1, reading.top_k)).indices[0])),)
+    tokens = torch.tensor([target.token for target in targets], dtype=torch.long, device=logits.device)
     values = logits[:, tokens]
-    contrasts = [target.contrast for target in reading.targets]
+    contrasts = [target.contrast for target in targets]
     if any(contrast is not None for contrast in contrasts):
         index = torch.tensor([0 if c is None else c for c in contrasts], device=logits.device)
         used = torch.tensor([c is not None for c in contrasts], device=logits.device)
@@ -26,7 +44,9 @@ def read(logits: Tensor, reading: Reading) -> list[Result]:
     top_tokens = logits.topk(reading.top_k, dim=-1).indices
     log_probabilities = torch.log_softmax(logits, dim=-1, out=logits if logits.device.type == "cpu" else None)
     top_values = log_probabilities.gather(-1, top_tokens)
-    kl = None if reading.reference is None else divergence(reading.reference, log_probabilities).tolist()
+    kl = None
+    if reading.divergence and clean is not None:
+        kl = divergence(torch.log_softmax(clean, dim=-1), log_probabilities).tolist()
     chosen, values = log_probabilities[:, tokens].cpu(), values.cpu()
     top_tokens, top_values = top_tokens.int().cpu(), top_values.cpu()
     return [

@@ -87,12 +87,17 @@ class State:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """How the next-token distribution at `position` is read. `reference` [V]: log-probabilities for the KL."""
+    """How the next-token distribution at `position` is read.
+
+    `clean` is the unchanged run. Where there are no targets, its most likely token is the one; with `divergence` KL is
+    taken from it. It may still be empty: it has to be computed, or read, before what is read beside it.
+    """
 
     position: int
     targets: tuple[Target, ...] = ()
     top_k: int = 0
-    reference: Tensor | None = None
+    clean: State | None = None
+    divergence: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

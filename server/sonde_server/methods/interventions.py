@@ -40,7 +40,7 @@ from .prediction import attention_for, numbers, predict
 
 # Results are handed on in groups of this many runs.
 GROUP = 64
-# So few runs are computed beside the unchanged run; more would keep the caller waiting for its prediction.
+# So few runs may be computed beside the unchanged run; more would keep the caller waiting for its prediction.
 TOGETHER = 64
 
 
@@ -58,11 +58,11 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     captures = captures_of(readout.activations, len(tokens))
     wanted = tuple(capture for _, capture in captures)
     clean = session.start(Base(tokens), read=readout.position)
+    reading = Reading(readout.position, readout.targets, readout.top_k, clean=clean, divergence=readout.kl_divergence)
     results = None
-    alone = readout.targets and not readout.kl_divergence and not wanted and readout.generation is None
-    if plan.count <= TOGETHER and alone:
-        # Nothing of the clean run has to be known before: the runs share its batch.
-        results = _run(plan, clean, Reading(readout.position, readout.targets, readout.top_k), ())
+    if plan.count <= TOGETHER and not wanted and readout.generation is None:
+        # The model goes on with them while the prediction is read and sent.
+        results = _run(plan, clean, reading, ())
     session.ready([clean])
     targets, prediction = predict(session, clean, readout.targets, readout.position, readout.top_k)
     yield Context(tokens, targets, readout.position, prediction, cost, attention, axes=plan.axes())
@@ -75,10 +75,6 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
             yield from _activations(offset + number, captures, result.captures)
 
     if results is None:
-        reference = None
-        if readout.kl_divergence:
-            reference = session.call(lambda: session.engine.log_probabilities(clean, readout.position))
-        reading = Reading(readout.position, targets, readout.top_k, reference)
         if readout.generation is not None:
             runs = _continued(plan, clean, reading, wanted)
             yield from generation.answer(session, clean, runs, plan.count, readout.generation, report)

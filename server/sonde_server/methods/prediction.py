@@ -27,13 +27,10 @@ def predict(
     session: Session, state: State, targets: Sequence[Target], position: int, top_k: int
 ) -> tuple[tuple[Target, ...], Prediction]:
     """What the unchanged run predicts; without targets, its own top prediction becomes the one."""
-    wanted = max(top_k, 1)
-    reading = Reading(position, tuple(targets), wanted)
-    result = session.read([state], reading)[0]
+    result = session.read([state], Reading(position, tuple(targets), max(top_k, 1), clean=state))[0]
     if not targets:
         assert result.top_tokens is not None
         targets = (Target(int(result.top_tokens[0])),)
-        result = session.read([state], Reading(position, targets, wanted))[0]
     return tuple(targets), as_prediction(result, top_k)
 
 
