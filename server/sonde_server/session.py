@@ -92,7 +92,7 @@ class Session:
                 return begun
             # Nobody waits for another who waits for what is held here.
             if self._held:
-                self._send()
+                self.send()
             try:
                 self.wait(begun.portion)
             except Exception:  # noqa: BLE001 - it belongs to the other one, unless nobody waits here either
@@ -109,7 +109,7 @@ class Session:
         wanted = {id(state) for state in states}
         waiting = [(key, one) for key, one in self._starting.items() if id(one.state) in wanted]
         if waiting and self._held:
-            self._send()
+            self.send()
         for key, one in waiting:
             self.wait(one.portion)
             self.engine.cache.keep(one.base, one.state)
@@ -155,10 +155,13 @@ class Session:
             return self.engine.read(states, reading)
         return self.call(lambda: self.engine.read(states, reading))
 
-    def run(self, runs: Iterable[Run]) -> Iterator[Result]:
-        """The results of runs, in their order; only a window of runs is held at a time. The first are handed in now."""
+    def run(self, runs: Iterable[Run], *, at_once: bool = True) -> Iterator[Result]:
+        """The results of runs, in their order; only a window of runs is held at a time.
+
+        The first window is laid out now, and `at_once` also handed in; else that waits for who asks for a result.
+        """
         source = iter(runs)
-        return self._results(source, self._window(source))
+        return self._results(source, self._window(source, at_once=at_once))
 
     def compute(self, rows: list[Row]) -> Iterator[Result]:
         """The results of rows, in their order; `finish` says when runs are done."""
@@ -174,9 +177,14 @@ class Session:
             window = None  # its rows go before the next are made
             window = self._window(source)
 
-    def _window(self, source: Iterator[Run]) -> "_Window | None":
+    def _window(self, source: Iterator[Run], *, at_once: bool = True) -> "_Window | None":
         rows = [self.engine.run_row(run) for run in islice(source, WINDOW)]
-        return _Window(self, rows) if rows else None
+        if not rows:
+            return None
+        window = _Window(self, rows)
+        if at_once:
+            window.submit()
+        return window
 
     def submit(self, rows: list[Row]) -> Portion:
         """Hands in rows."""
@@ -194,10 +202,11 @@ class Session:
 
     def _submit(self, job: J) -> J:
         self._hold(job)
-        self._send()
+        self.send()
         return job
 
-    def _send(self) -> None:
+    def send(self) -> None:
+        """Hands in what is held, such as a base run that was started. Raises Stopped when nobody waits any more."""
         self.check()
         held, self._held = self._held, []
         self.scheduler.enqueue(held)
@@ -221,12 +230,12 @@ class _Window:
         order = sorted(range(len(rows)), key=lambda number: (*rows[number].group, rows[number].extent.start))
         self._portions = self._cut(order)
         self._pending: deque[tuple[list[int], Portion]] = deque()
-        self._submit()
 
     def results(self) -> Iterator[Result]:
         """The results; the next portion is handed in when one has been taken."""
         ready: set[int] = set()
         following = 0
+        self.submit()
         while self._pending:
             numbers, portion = self._pending.popleft()
             self._session.wait(portion)
@@ -237,9 +246,10 @@ class _Window:
                 yield self._rows[following].result
                 self._rows[following].result = Result()
                 following += 1
-            self._submit()
+            self.submit()
 
-    def _submit(self) -> None:
+    def submit(self) -> None:
+        """Hands in as many portions as may wait."""
         while len(self._pending) < AHEAD and (numbers := next(self._portions, None)) is not None:
             portion = self._session.submit([self._rows[number] for number in numbers])
             self._pending.append((numbers, portion))

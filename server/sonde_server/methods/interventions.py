@@ -59,10 +59,14 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     wanted = tuple(capture for _, capture in captures)
     clean = session.start(Base(tokens), read=readout.position)
     reading = Reading(readout.position, readout.targets, readout.top_k, clean=clean, divergence=readout.kl_divergence)
+    together = plan.count <= TOGETHER and not wanted
+    if not together:
+        session.send()
     results = None
-    if plan.count <= TOGETHER and not wanted and readout.generation is None:
-        # The model goes on with them while the prediction is read and sent.
-        results = _run(plan, clean, reading, ())
+    if readout.generation is None and (together or not question.sources):
+        # Few runs go with the unchanged one, and the model goes on with them while its prediction is read and sent.
+        # More are laid out while it is computed.
+        results = _run(plan, clean, reading, wanted, at_once=together)
     session.ready([clean])
     targets, prediction = predict(session, clean, readout.targets, readout.position, readout.top_k)
     yield Context(tokens, targets, readout.position, prediction, cost, attention, axes=plan.axes())
@@ -87,10 +91,13 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
         yield Progress(offset, plan.count)
 
 
-def _run(plan: "Plan", clean: State, reading: Reading, wanted: tuple[Capture, ...]) -> Iterator[Result]:
+def _run(
+    plan: "Plan", clean: State, reading: Reading, wanted: tuple[Capture, ...], *, at_once: bool = True
+) -> Iterator[Result]:
     plan.read_sources()
     receipts = plan.receipts
-    return plan.session.run(Run(clean, plan.place(edits), reading, wanted, receipts) for edits in plan.runs())
+    runs = (Run(clean, plan.place(edits), reading, wanted, receipts) for edits in plan.runs())
+    return plan.session.run(runs, at_once=at_once)
 
 
 def _continued(
