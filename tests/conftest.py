@@ -1,6 +1,7 @@
 """One real server per tiny model, on a free port of the loopback, with raw stubs on a real channel."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesi
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, **_COMMON)
 hypothesis.settings.register_profile("explore", **_COMMON)
 hypothesis.settings.load_profile(PROFILE)
+# A shell ignores SIGINT for what it runs in the background, and every process under it would: tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEADLINE = 60.0
 """Seconds that any one call may take."""
