@@ -48,7 +48,6 @@ class Execution:
         self.rotation: Rotations | None = None
         self.visits = Visits(self.waiting)
         self.inside = inside(self.waiting, decoder.layers)
-        self._joining_inside = {id(row) for rows in self.inside.values() for row in rows}
 
     def run(self) -> None:
         """Computes every row's result; rows that nobody waits for any more are left before the next block."""
@@ -85,18 +84,16 @@ class Execution:
         """Makes the edits of the stream between two blocks, and joins the rows that start here."""
         self.stream = self._between(depth, self.layout, self.decoder.place(self.stream, depth))
         entering: dict[int, Tensor] = {}
-        spans: dict[int, Sequence[int]] = {}
+        spans: Mapping[int, Sequence[int]] = {}
         behind = [row for row in self.inside.pop(depth - 1, ()) if not row.dropped]
         if behind:
-            joined = join(self.decoder, self.visits, depth - 1, behind)
-            spans = joined.spans
-            layout = Layout(behind, spans)
+            layout, packed = join(self.decoder, self.visits, depth - 1, behind)
+            spans = layout.spans
             self.work.token_layers += layout.tokens
-            packed = torch.cat([joined.streams[id(row)] for row in layout.rows])
             packed = self._between(depth, layout, self.decoder.place(packed, depth))
             entering.update((id(row), packed[layout.slice(row)]) for row in behind)
-        starting = [row for row in self.waiting if row.extent.start == depth and row.positions]
-        starting = [row for row in starting if id(row) not in self._joining_inside]
+        later = {id(row) for row in self.inside.get(depth, ())}
+        starting = [row for row in self.waiting if row.extent.start == depth and row.positions and id(row) not in later]
         # Rows over the base run of another row of this batch come after it.
         waves = [row for row in starting if row.prefix is None], [row for row in starting if row.prefix]
         for wave in filter(None, waves):

@@ -7,7 +7,6 @@ of the runs goes on from. Each run goes on from there: one whose neuron is set t
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -82,16 +81,8 @@ def touched_first(row: Row, layers: int) -> Component | None:
     return min(first, key=BEHIND.index) if first and first <= set(BEHIND) else None
 
 
-@dataclass(slots=True)
-class Joined:
-    """The stream behind their first block, by row, at each row's `spans`."""
-
-    streams: dict[int, Tensor]
-    spans: dict[int, Sequence[int]]
-
-
-def join(decoder: Decoder, visits: Visits, layer: int, rows: Sequence[Row]) -> Joined:
-    """Takes rows that join inside a block through it."""
+def join(decoder: Decoder, visits: Visits, layer: int, rows: Sequence[Row]) -> tuple[Layout, Tensor]:
+    """Takes rows that join inside a block through it: the stream [N, D] that leaves it, and how it lies."""
     spans: dict[int, Sequence[int]] = {
         id(row): row.extent.last if row.extent.stop == layer + 1 else row.positions for row in rows
     }
@@ -107,7 +98,8 @@ def join(decoder: Decoder, visits: Visits, layer: int, rows: Sequence[Row]) -> J
         stream = common.middle if at in (Component.NEURON, Component.MLP_OUT) else common.stream
         left = go_on(decoder, visits, layout, layer, at, stream[where], common.values[at][where])
         streams.update((id(row), left[layout.slice(row)]) for row in some)
-    return Joined(streams, spans)
+    layout = Layout(rows, spans)
+    return layout, torch.cat([streams[id(row)] for row in layout.rows])
 
 
 class _Common:

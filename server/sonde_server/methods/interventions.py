@@ -63,7 +63,7 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     if not together:
         session.send()
     results = None
-    if readout.generation is None and (together or not question.sources):
+    if readout.generation is None:
         # Few runs go with the unchanged one, and the model goes on with them while its prediction is read and sent.
         # More are laid out while it is computed.
         results = _run(plan, clean, reading, wanted, at_once=together)
@@ -79,11 +79,10 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
             yield from _activations(offset + number, captures, result.captures)
 
     if results is None:
-        if readout.generation is not None:
-            runs = _continued(plan, clean, reading, wanted)
-            yield from generation.answer(session, clean, runs, plan.count, readout.generation, report)
-            return
-        results = _run(plan, clean, reading, wanted)
+        assert readout.generation is not None
+        runs = _continued(plan, clean, reading, wanted)
+        yield from generation.answer(session, clean, runs, plan.count, readout.generation, report)
+        return
     offset = 0
     while group := list(islice(results, GROUP)):
         yield from report(offset, group)
@@ -92,7 +91,7 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
 
 
 def _run(
-    plan: "Plan", clean: State, reading: Reading, wanted: tuple[Capture, ...], *, at_once: bool = True
+    plan: "Plan", clean: State, reading: Reading, wanted: tuple[Capture, ...], *, at_once: bool
 ) -> Iterator[Result]:
     plan.read_sources()
     receipts = plan.receipts

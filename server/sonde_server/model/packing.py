@@ -2,8 +2,8 @@
 
 torch hands a product in float32 to MKL, with the weights as the checkpoint has them. Of a few rows most of its time
 goes into bringing the weights into the order that the processor reads them in. oneDNN, which comes with torch, keeps
-them in that order. It is the faster the fewer the rows are, up to twice for 16 and more for 2 to 8, and for a
-vocabulary always; beyond some hundred rows neither is ahead on every processor, and MKL was on some.
+them in that order: it takes a third less time for 16 rows, half and less for 2 to 8, and less for a vocabulary always.
+Beyond some hundred rows neither is ahead on every processor.
 """
 
 import contextlib
