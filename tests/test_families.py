@@ -97,6 +97,20 @@ def test_the_parts_add_up(host: Host) -> None:
             assert_close(pattern.sum(-1), np.ones(pattern.shape[:2]))
 
 
+def test_few_and_many_positions_behind_a_prefix(host: Host) -> None:
+    """How a run attends depends on how many positions it computes, and how many it shares with its base."""
+    ids = [(7 * position + 11) % 300 for position in range(70)]
+    plan = [
+        [Edit(Site(component, (LAYER,), units, (position,)), oracle.Scale(-0.5))]
+        for component, units in (("RESIDUAL_PRE", ()), ("VALUE", (0,)), ("MLP_OUT", ()))
+        for position in (1, 9, 34, 37, 66)
+    ]
+    answer = host.intervene(wire.intervene(ids, plan, TARGETS))
+    predictions = [host.oracle.predict(host.oracle.run(ids, run).logits[-1], TARGETS) for run in plan]
+    assert_close(answer.columns["log_probabilities"], [one.log_probabilities for one in predictions])
+    assert_close(answer.columns["logits"], [one.logits for one in predictions])
+
+
 def test_every_component_edited(host: Host) -> None:
     plan = edits(host)
     answer = host.intervene(wire.intervene(IDS, plan, TARGETS, SOURCES, kl_divergence=True))

@@ -1,12 +1,13 @@
 """Attention over packed rows that share prefixes.
 
 A row's queries see the keys of its prefix, which are its base's, and its own. A segment without a prefix is plain
-causal attention, done by SDPA. One with a prefix multiplies all its rows' queries with the one copy of the
+causal attention, done by SDPA. So is one with a short prefix and many queries: each row then has a copy of the prefix's
+keys before its own, which is less than its scores. Else all rows' queries are multiplied with the one copy of the
 prefix's keys, so that nothing is repeated per row; the softmax then runs over both parts. Rows whose scores or
 patterns are edited or read go through the same explicit form.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,14 +17,26 @@ from ..model.attention import AttentionSettings
 from .changes import Visits, changed, receive
 from .layout import Segment
 
+# Of fewer queries SDPA makes no use of the processor's width.
+MANY_QUERIES = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What attention has to know of the block that it is in."""
+    """What attention has to know of the block that it is in; `masks` may be those of other blocks of the batch."""
 
     layer: int
     settings: AttentionSettings
     visits: Visits
+    masks: dict[object, Tensor] = field(default_factory=dict)
+
+
+def copies_prefix(queries: int, first: int) -> bool:
+    """Whether rows of so many queries each have a copy of their prefix of `first` positions.
+
+    Measured on a CPU: with fewer queries than keys to be copied, and with very few, the scores are the lesser evil.
+    """
+    return queries >= max(MANY_QUERIES, first)
 
 
 def attend(block: Block, segment: Segment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -31,37 +44,47 @@ def attend(block: Block, segment: Segment, query: Tensor, key: Tensor, value: Te
     if not segment.queries:
         return query
     settings = block.settings
-    if segment.first or settings.explicit or _pairs_are_visited(block, segment):
+    multiplied = segment.first and not copies_prefix(len(segment.queries), segment.first)
+    if multiplied or settings.explicit or _pairs_are_visited(block, segment):
         return _explicit(block, segment, query, key, value)
-    rows = len(segment.members)
-    q = query.reshape(rows, len(segment.queries), *query.shape[1:]).transpose(1, 2)
-    return _plain(segment, q, key.transpose(1, 2), value.transpose(1, 2), settings).transpose(1, 2).flatten(0, 1)
+    if segment.first:
+        states = [state for state in segment.prefixes if state]
+        key = _behind([state.keys[block.layer] for state in states], segment, key)
+        value = _behind([state.values[block.layer] for state in states], segment, value)
+    q = query.reshape(len(segment.members), len(segment.queries), *query.shape[1:]).transpose(1, 2)
+    return _fused(block, segment, q, key.transpose(1, 2), value.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
 
 
-def _plain(segment: Segment, query: Tensor, key: Tensor, value: Tensor, settings: AttentionSettings) -> Tensor:
+def _fused(block: Block, segment: Segment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Causal SDPA over [rows, H, n, d] and [rows, K, T, d]."""
-    everything = len(segment.queries) == segment.length
-    mask = _mask(segment, settings, query)
+    mask = _mask(block, segment, query)
     return torch.nn.functional.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
-        is_causal=mask is None and everything and segment.length > 1,
-        scale=settings.scaling,
+        is_causal=mask is None and query.shape[2] > 1,
+        scale=block.settings.scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
 
 
-def _mask(segment: Segment, settings: AttentionSettings, query: Tensor) -> Tensor | None:
+def _mask(block: Block, segment: Segment, query: Tensor) -> Tensor | None:
     """What SDPA has to be told beyond that it is causal: [n, T] that may be seen, or [H, n, T] that is added."""
-    windowed = settings.sliding_window is not None and segment.length > settings.sliding_window
-    if settings.key_bias is not None:
-        added = settings.key_bias(segment.length, query)[:, None, :]
-        return added.masked_fill(_hidden(segment, settings, query.device), -torch.inf)
-    everything = len(segment.queries) == segment.length
-    last = segment.queries == (segment.length - 1,)
-    return ~_hidden(segment, settings, query.device) if windowed or not (everything or last) else None
+    hidden, keys = _hidden(block, segment, query.device), segment.first + segment.length
+    if block.settings.key_bias is not None:
+        added = block.settings.key_bias(keys, query)[:, None, :]
+        return added if hidden is None else added.masked_fill(hidden, -torch.inf)
+    window = block.settings.sliding_window
+    everything = len(segment.queries) == keys and (window is None or keys <= window)
+    return None if hidden is None or everything else ~hidden
+
+
+def _behind(states: list[Tensor], segment: Segment, own: Tensor) -> Tensor:
+    """[rows, P + m, K, d] of keys or values: those of each row's base [T, K, d], and its own [rows, m, K, d]."""
+    shape = (len(states), segment.rows)
+    prefix = torch.stack([state[: segment.first] for state in states]).unsqueeze(1)
+    return torch.cat([prefix.expand(*shape, *prefix.shape[2:]), own.unflatten(0, shape)], dim=2).flatten(0, 1)
 
 
 def _pairs_are_visited(block: Block, segment: Segment) -> bool:
@@ -80,7 +103,8 @@ def _explicit(block: Block, segment: Segment, query: Tensor, key: Tensor, value:
     bases, rows, length, first = len(segment.prefixes), segment.rows, segment.length, segment.first
     heads, kv_heads, size = query.shape[1], key.shape[2], query.shape[2]
     group, queries = heads // kv_heads, len(segment.queries)
-    q = query.reshape(bases, rows, queries, kv_heads, group, size).permute(0, 3, 1, 4, 2, 5)  # [B, K, R, G, n, d]
+    q = query if settings.scaling == 1.0 else query * settings.scaling
+    q = q.reshape(bases, rows, queries, kv_heads, group, size).permute(0, 3, 1, 4, 2, 5)  # [B, K, R, G, n, d]
     k = key.reshape(bases, rows, length, kv_heads, size).permute(0, 3, 1, 2, 4).unsqueeze(3)  # [B, K, R, 1, m, d]
     v = value.reshape(bases, rows, length, kv_heads, size).permute(0, 3, 1, 2, 4).unsqueeze(3)
     scores = q @ k.transpose(-1, -2)  # [B, K, R, G, n, m]
@@ -89,14 +113,15 @@ def _explicit(block: Block, segment: Segment, query: Tensor, key: Tensor, value:
         prefix_keys = _prefix([state.keys[block.layer] for state in segment.prefixes if state], first)  # [B, K, P, d]
         before = (q.reshape(*shared, size) @ prefix_keys.transpose(-1, -2)).view(*q.shape[:-1], first)
         scores = torch.cat([before, scores], dim=-1)
-    # In place where nothing else holds them: of long prompts they are the largest tensors there are.
-    scores = scores.mul_(settings.scaling)
     if settings.softcap is not None:
         scores = torch.tanh(scores / settings.softcap) * settings.softcap
     if settings.key_bias is not None:
         added = settings.key_bias(first + length, scores)
         scores = scores + added.view(1, kv_heads, 1, group, 1, first + length)
-    scores = scores.masked_fill_(_hidden(segment, settings, scores.device), -torch.inf)
+    if (hidden := _hidden(block, segment, scores.device)) is not None:
+        # In place, for nothing else holds them: of long prompts they are the largest tensors there are.
+        unsure = slice(first if settings.sliding_window is None else 0, None)
+        scores[..., unsure].masked_fill_(hidden[:, unsure], -torch.inf)
     if _pairs_are_visited(block, segment):
         pattern = _edited_pattern(block, segment, scores)
     else:
@@ -144,14 +169,19 @@ def _prefix(states: list[Tensor], first: int) -> Tensor:
     return cut[0].unsqueeze(0) if len(cut) == 1 else torch.stack(cut)
 
 
-def _hidden(segment: Segment, settings: AttentionSettings, device: torch.device) -> Tensor:
-    """Which of the keys up to the segment's end each of its queries must not see, [n, P + m]."""
-    queries = torch.tensor(segment.queries, device=device)[:, None]
-    keys = torch.arange(segment.first + segment.length, device=device)[None, :]
-    hidden = keys > queries
-    if settings.sliding_window is not None:
-        hidden = hidden | (keys <= queries - settings.sliding_window)
-    return hidden
+def _hidden(block: Block, segment: Segment, device: torch.device) -> Tensor | None:
+    """Which of the keys up to the segment's end each of its queries must not see, [n, P + m]; None: it sees all."""
+    window, end = block.settings.sliding_window, segment.first + segment.length
+    window = None if window is None or window >= end else window
+    if window is None and segment.queries == (end - 1,):
+        return None
+    place = segment.first, segment.length, segment.queries, window, device
+    if place not in block.masks:
+        queries = torch.tensor(segment.queries, device=device)[:, None]
+        keys = torch.arange(end, device=device)[None, :]
+        hidden = keys > queries
+        block.masks[place] = hidden if window is None else hidden | (keys <= queries - window)
+    return block.masks[place]
 
 
 def _visit_pairs(block: Block, segment: Segment, pairs: Tensor, component: Component, hidden: Tensor | None) -> Tensor:

@@ -48,6 +48,7 @@ class Execution:
         self.rotation: Rotations | None = None
         self.visits = Visits(self.waiting)
         self.inside = inside(self.waiting, decoder.layers)
+        self.masks: dict[object, Tensor] = {}
 
     def run(self) -> None:
         """Computes every row's result; rows that nobody waits for any more are left before the next block."""
@@ -171,7 +172,7 @@ class Execution:
         query, segments = self._narrow(layer, query)
         self.work.token_layers += len(query)
         query = self._visit(query, Component.QUERY, layer)
-        block = Block(layer, decoder.attention_settings(layer), self.visits)
+        block = Block(layer, decoder.attention_settings(layer), self.visits, self.masks)
         parts = [
             attend(block, segment, query[segment.attending], *own) for segment, own in zip(segments, owned, strict=True)
         ]

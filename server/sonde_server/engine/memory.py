@@ -8,6 +8,7 @@ import torch
 
 from ..domain import PAIRWISE
 from ..model.anatomy import Decoder
+from .attention import copies_prefix
 from .layout import Row
 
 # Of the memory that is free, how much a batch may take; the rest is for what is estimated too low.
@@ -46,11 +47,14 @@ class Memory:
     def row_bytes(self, row: Row) -> float:
         """What a row takes while it runs."""
         length = len(row.positions)
-        pairs = any(place[0] in PAIRWISE for place in row.edits)
-        explicit = row.first or pairs or self.decoder.attention == "eager"
+        touched = {component for component, _ in row.edits} | {capture.component for capture in row.captures}
+        pairs = not touched.isdisjoint(PAIRWISE)
+        explicit = pairs or self.decoder.attention == "eager" or (row.first and not copies_prefix(length, row.first))
         result = length * self._token + (self._reading if row.reading is not None or row.choice is not None else 0)
         if explicit:
             result += length * row.extent.end * self._pair
+        elif row.first:
+            result += self.cache_bytes(row.extent.end) / self.decoder.layers
         if row.state is not None:
             result += self.state_bytes(len(row.tokens))
         return result

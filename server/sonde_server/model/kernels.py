@@ -1,15 +1,42 @@
-"""Activations that are written as many passes over memory, replaced by the one kernel that computes the same."""
+"""Activations that are written as many passes over memory, replaced by fewer that compute the same."""
 
-from torch import nn
-from transformers.activations import FastGELUActivation, NewGELUActivation
+from math import pi, sqrt
 
-# 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), written out: six passes where torch has one.
-_TANH_GELU = (NewGELUActivation, FastGELUActivation)
+import torch
+from torch import Tensor, nn
+from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation
+
+# From so many numbers on five passes take less time than one with a tangent, over parts that stay in the cache.
+MANY, PART = 1 << 17, 1 << 18
+# 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+_TANH_GELU = (NewGELUActivation, FastGELUActivation, GELUTanh)
+
+
+class TanhGELU(nn.GELU):
+    """GELU by a hyperbolic tangent (Hendrycks & Gimpel 2016, section 2), in float32 on a CPU by a logistic function.
+
+    (1 + tanh(y)) / 2 = 1 / (1 + exp(-2 y)), and torch's exponential takes much less time than its tangent. Gradients
+    are those of torch's own, as is what other devices compute.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """For each x: x / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3)))."""
+        plain = inputs.device.type != "cpu" or inputs.dtype != torch.float32 or torch.is_grad_enabled()
+        if plain or inputs.numel() < MANY:
+            return super().forward(inputs)
+        output = torch.empty_like(inputs, memory_format=torch.contiguous_format)
+        for x, y in zip(inputs.reshape(-1).split(PART), output.view(-1).split(PART), strict=True):
+            torch.addcmul(x, x, torch.square(x, out=y), value=0.044715, out=y)
+            y.mul_(2 * sqrt(2 / pi)).sigmoid_().mul_(x)
+        return output
 
 
 def fuse_activations(model: nn.Module) -> None:
-    """Puts torch's own tanh GELU in the place of the written out ones; equal to rounding."""
+    """Puts one kind of tanh GELU in the place of transformers' several; equal to rounding."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) in _TANH_GELU:
-                setattr(module, name, nn.GELU(approximate="tanh"))
+            if type(child) in _TANH_GELU or (type(child) is nn.GELU and child.approximate == "tanh"):
+                setattr(module, name, TanhGELU())
