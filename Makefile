@@ -6,6 +6,8 @@ PIP_ARGS ?=
 # Arguments for `make demo`, `make serve` and `make bench`, and for pytest.
 ARGS ?=
 PYTEST_ARGS ?=
+# As many tests at once as there are cores; one file's run in one process, for they share servers. Debuggers want -n 0.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # A file for pytest's exit status; when it is given, `make test` leaves judging it to the caller (.ci/run).
 PYTEST_STATUS ?=
 
@@ -52,7 +54,7 @@ serve: $(VENV)/.installed ## Serve a model: the embedded one, or as in `make ser
 	@$(BIN)/sonde-server $(ARGS)
 
 test: check ## Everything that must hold: format, lint, types, contract, drift, tests.
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(if $(PYTEST_STATUS),|| echo $$? > $(PYTEST_STATUS))
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS) $(if $(PYTEST_STATUS),|| echo $$? > $(PYTEST_STATUS))
 
 $(VENV)/.installed-release: $(VENV)/.installed-dev tests/release/requirements.txt
 	$(BIN)/python $(PIP_INSTALL) --requirement tests/release/requirements.txt

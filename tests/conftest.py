@@ -32,8 +32,16 @@ hypothesis.settings.load_profile(PROFILE)
 # A shell ignores SIGINT for what it runs in the background, and every process under it would: tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files that take minutes: they come first, so that no process is left alone with one at the end.
+LONGEST = ("test_container.py", "test_languages.py", "test_families.py")
+
 DEADLINE = 60.0
 """Seconds that any one call may take."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest first; else as they are found."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @dataclass(frozen=True)
