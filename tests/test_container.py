@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PROMPT = "The Eiffel Tower is in the city of"
 HEALTHY_SECONDS = 120.0
-STOP_SECONDS = 60.0
+STOP_SECONDS = 240.0
 SWEEP = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), layers=[0, 1, 2])
 """Seconds of work: more than a message waits, far less than calls have to finish, on a busy machine too."""
 """Thousands of runs."""
