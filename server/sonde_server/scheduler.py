@@ -33,8 +33,8 @@ SWITCH_SECONDS = 0.0005
 def leave_the_cores_to_the_model() -> None:
     """From now on no thread but the model's, which has begun, computes with several; for processes of our own alone.
 
-    Nor does one hold the interpreter for long: the model's gives it away with every operation, and would wait for it
-    up to ten times as long as the operation took while another reads a request or writes an answer.
+    Nor does one hold the interpreter for long: the model's gives it away with every operation, and waits to get it back
+    while another reads a request or writes an answer.
     """
     torch.set_num_threads(1)
     sys.setswitchinterval(SWITCH_SECONDS)
