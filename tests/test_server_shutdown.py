@@ -143,11 +143,13 @@ def test_a_call_that_ends_within_the_grace_period_is_finished(model: Path) -> No
         process_ends = time.monotonic() + 60
         refused: sonde.SondeError | None = None
         while refused is None and time.monotonic() < process_ends:
-            with sonde.Client(f"127.0.0.1:{port}", timeout=60) as another:
+            with sonde.Client(f"127.0.0.1:{port}", timeout=10) as another:
                 try:
                     another.trace([5, 6])
                 except sonde.NotServing as error:
                     refused = error
+                except sonde.DeadlineExceeded:
+                    continue  # it came just as the port was closed, and may get no answer at all; the next one is told
         assert refused is not None
         asking.join(60)
         assert asking.error is None
