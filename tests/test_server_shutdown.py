@@ -142,15 +142,18 @@ def test_a_call_that_ends_within_the_grace_period_is_finished(model: Path) -> No
         process.send_signal(signal.SIGTERM)
         process_ends = time.monotonic() + 60
         refused: sonde.SondeError | None = None
+        unanswered = 0
         while refused is None and time.monotonic() < process_ends:
-            with sonde.Client(f"127.0.0.1:{port}", timeout=10) as another:
+            with sonde.Client(f"127.0.0.1:{port}", timeout=30) as another:
                 try:
                     another.trace([5, 6])
                 except sonde.NotServing as error:
                     refused = error
                 except sonde.DeadlineExceeded:
-                    continue  # it came just as the port was closed, and may get no answer at all; the next one is told
+                    # Under load one was seen that came just as the port was closed and got no answer; why is not known.
+                    unanswered += 1
         assert refused is not None
+        assert unanswered <= 1
         asking.join(60)
         assert asking.error is None
         assert max(asking.progress) == 1
