@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import sonde
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.models import save_model
 
@@ -142,19 +144,27 @@ def test_a_call_that_ends_within_the_grace_period_is_finished(model: Path) -> No
         process.send_signal(signal.SIGTERM)
         process_ends = time.monotonic() + 60
         refused: sonde.SondeError | None = None
-        unanswered = 0
         while refused is None and time.monotonic() < process_ends:
-            with sonde.Client(f"127.0.0.1:{port}", timeout=30) as another:
+            # Its time is longer than the server's: what comes just as the port is closed ends with the server.
+            with sonde.Client(f"127.0.0.1:{port}", timeout=120) as another:
                 try:
                     another.trace([5, 6])
                 except sonde.NotServing as error:
                     refused = error
-                except sonde.DeadlineExceeded:
-                    # Under load one was seen that came just as the port was closed and got no answer; why is not known.
-                    unanswered += 1
         assert refused is not None
-        assert unanswered <= 1
         asking.join(60)
         assert asking.error is None
         assert max(asking.progress) == 1
         assert process.wait(30) == 0
+
+
+def test_who_watches_health_does_not_hold_up_the_end(model: Path) -> None:
+    port = free_port()
+    with running(model, port, "--grace", "300") as process, sonde.Client(f"127.0.0.1:{port}", timeout=60) as client:
+        client.wait_until_serving()
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=300)
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            process.send_signal(signal.SIGTERM)
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert process.wait(60) == 0

@@ -40,6 +40,8 @@ SERVICE = inspection_pb2.DESCRIPTOR.services_by_name["InspectionService"].full_n
 PROBE_SECONDS = 60.0
 ANNOUNCED_SECONDS = 0.5
 """How long before a shutdown health tells of it: a call that is on its way in that very moment would be broken off."""
+LAST_WORDS_SECONDS = 1.0
+"""How long a shutdown gives answers that are done to be sent."""
 _HEALTH_WORKERS = 2
 
 _log = logging.getLogger(__name__)
@@ -255,7 +257,12 @@ class Server:
         grace = self.settings.grace if grace is None else grace
         announced = min(ANNOUNCED_SECONDS, grace)
         time.sleep(announced)
-        self._grpc.stop(grace - announced).wait()
+        closed = self._grpc.stop(grace - announced)
+        # What is not in progress here is not waited for: streams of health, which never end, and a call that came just
+        # as the port was closed, which gRPC now and then neither hands over nor refuses.
+        self._admission.wait_until_idle(grace - announced)
+        closed.wait(min(LAST_WORDS_SECONDS, grace))
+        self._grpc.stop(None).wait()
         if self._probes is not None:
             self._probes.stop(None).wait()
         self._servicer.host(None)

@@ -54,11 +54,16 @@ class AdmissionGuard(Guard):
         finally:
             self._leave(call, share)
 
+    def wait_until_idle(self, seconds: float) -> None:
+        """Returns once no call is in progress, at the latest after so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._calls, seconds)
+
     def stop(self) -> None:
         """Watches no longer."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._watch.join()
 
     def _enter(self, call: Call, share: tuple[str, bool], ends: float, context: grpc.ServicerContext) -> None:
@@ -72,7 +77,7 @@ class AdmissionGuard(Guard):
                 raise TooManyRequests(text, RETRY_SECONDS, asked=all_of_them + 1, allowed=self._room)
             self._held[share] += 1
             self._calls[call.id] = (ends + LENIENCE_SECONDS, context)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _leave(self, call: Call, share: tuple[str, bool]) -> None:
         with self._changed:
@@ -80,6 +85,8 @@ class AdmissionGuard(Guard):
             self._held[share] -= 1
             if not self._held[share]:
                 del self._held[share]
+            if not self._calls:
+                self._changed.notify_all()
 
     def _end_overdue(self) -> None:
         """Ends calls that cannot end by themselves: those whose reader does not read, or whose request never comes."""
