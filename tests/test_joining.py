@@ -3,11 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from sonde.v1 import inspection_pb2 as pb
+from sonde_server.engine import Base
+from sonde_server.estimates import INSIDE_KEPT
 
 from tests import wire
 from tests.conftest import Host
@@ -17,6 +20,7 @@ from tests.tolerance import assert_close
 IDS = [5, 130, 77, 301, 9, 260, 41]
 SOURCE = [8, 131, 70, 12, 299, 261, 40]
 TARGETS = [Target(41), Target(200, contrast=12)]
+NEURON = Edit(Site("NEURON", (1,), (3,), (-1,)), Scale(0.0))
 BEHIND = ("HEAD_OUT", "ATTENTION_OUT", "RESIDUAL_MID", "NEURON", "MLP_OUT")
 
 
@@ -37,15 +41,15 @@ def modules(host: Host, layer: int) -> dict[str, str]:
 
 @contextmanager
 def rows(host: Host, layer: int) -> Iterator[Counter[str]]:
-    """Counts the positions that go through the parts of a block meanwhile."""
+    """Counts the positions that have gone through the parts of a block meanwhile."""
     counted: Counter[str] = Counter()
     hooks = []
     for name, path in modules(host, layer).items():
 
-        def count(_: object, inputs: tuple[np.ndarray, ...], name: str = name) -> None:
-            counted[name] += int(np.prod(inputs[0].shape[:-1]))
+        def count(_: object, __: object, output: np.ndarray, name: str = name) -> None:
+            counted[name] += int(np.prod(output.shape[:-1]))
 
-        hooks.append(host.server.model.get_submodule(path).register_forward_pre_hook(count))
+        hooks.append(host.server.model.get_submodule(path).register_forward_hook(count))
     try:
         yield counted
     finally:
@@ -54,7 +58,8 @@ def rows(host: Host, layer: int) -> Iterator[Counter[str]]:
 
 
 def asked(host: Host, ids: list[int]) -> None:
-    """Has the unchanged run of a prompt kept."""
+    """Has the unchanged run of a prompt kept, and nothing else of it."""
+    host.server.scheduler.engine.cache.clear()
     host.intervene(wire.intervene(ids, [[Edit(Site("LOGITS"), Scale(1.0))]], TARGETS))
 
 
@@ -64,7 +69,7 @@ def test_neurons_of_a_block_share_all_but_the_end_of_the_mlp(host: Host) -> None
     sweep = Sweep(Edit(Site("NEURON", (1,), tuple(range(count)), (-1,)), Scale(0.0)))
     with rows(host, 1) as counted:
         host.intervene(wire.intervene(IDS, sweep, TARGETS))
-    assert counted == {"queries": 1, "heads": 1, "up": 1, "down": 1 + count}
+    assert counted == {"queries": 1, "heads": 1, "up": 1, "down": count}
 
 
 def test_heads_of_a_block_share_its_attention(host: Host) -> None:
@@ -80,8 +85,54 @@ def test_heads_of_a_block_share_its_attention(host: Host) -> None:
 def test_a_lone_run_goes_through_its_block_once(host: Host) -> None:
     asked(host, IDS)
     with rows(host, 1) as counted:
-        host.intervene(wire.intervene(IDS, [[Edit(Site("NEURON", (1,), (3,), (-1,)), Scale(0.0))]], TARGETS))
+        host.intervene(wire.intervene(IDS, [[NEURON]], TARGETS))
     assert counted == dict.fromkeys(("queries", "heads", "up", "down"), 1)
+
+
+def test_who_asks_about_the_same_block_again_goes_on_inside_it(host: Host) -> None:
+    asked(host, IDS)
+    host.intervene(wire.intervene(IDS, [[NEURON]], TARGETS))
+    other = replace(NEURON, site=replace(NEURON.site, units=(4,)), operation=Scale(2.0))
+    with rows(host, 1) as counted:
+        host.intervene(wire.intervene(IDS, [[other]], TARGETS))
+    assert counted == {"down": 1}
+    heads = [[Edit(Site("HEAD_OUT", (1,), (head,)), Scale(0.0))] for head in range(2)]
+    host.intervene(wire.intervene(IDS, heads[:1], TARGETS))
+    with rows(host, 1) as counted:
+        host.intervene(wire.intervene(IDS, heads[1:], TARGETS))
+    assert counted == dict.fromkeys(("heads", "up", "down"), len(IDS))
+
+
+def test_what_is_kept_of_a_block_changes_no_bit(host: Host) -> None:
+    """Others of the same block, at other positions, are asked in between."""
+    questions = [
+        [Edit(Site(component, (1,), (0,), positions), Scale(0.5))]
+        for component in BEHIND for positions in ((-1,), (), (2, 4))
+    ]  # fmt: skip
+    first = []
+    for one in questions:
+        asked(host, IDS)
+        first.append(host.intervene(wire.intervene(IDS, [one], TARGETS)))
+    for one, before in [*zip(questions, first, strict=True)] * 2:
+        after = host.intervene(wire.intervene(IDS, [one], TARGETS))
+        for name, column in before.columns.items():
+            np.testing.assert_array_equal(after.columns[name], column, f"{name} of {one}")
+
+
+def test_what_is_kept_of_a_block_is_a_small_part_of_the_run(host: Host) -> None:
+    asked(host, IDS)
+    cache = host.server.scheduler.engine.cache
+    state = cache.find(Base(tuple(IDS)))
+    assert state is not None
+    alone, most = state.bytes, 0
+    for layer in range(host.oracle.layers):
+        for component in BEHIND:
+            host.intervene(wire.intervene(IDS, [[Edit(Site(component, (layer,)), Scale(0.5))]], TARGETS))
+            assert state.bytes <= (1 + INSIDE_KEPT) * alone
+            most = max(most, state.bytes)
+    assert cache.find(Base(tuple(IDS))) is state
+    assert cache.bytes == state.bytes
+    assert most > alone
 
 
 def together_and_alone(host: Host, plan: list[list[Edit]], **readout: Any) -> tuple[wire.Answer, list[wire.Answer]]:

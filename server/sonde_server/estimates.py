@@ -31,6 +31,8 @@ from .domain import (
 FLOAT, DOUBLE = 4, 8
 # Positions of a kept run whose logits are kept too.
 LOGITS_KEPT = 4
+# What is kept of the insides of its blocks, as a share of all else.
+INSIDE_KEPT = 0.25
 # What all senders of edges write, or what their receivers read, at the positions that are looked at together.
 EDGE_CHUNK_BYTES = 32 << 20
 # Runs whose changed values are held at a time.
@@ -147,8 +149,9 @@ def state_bytes(tokens: int, model: ModelDescription) -> int:
     """Bytes of what is kept of an unchanged run: its stream, keys and values at every block."""
     item = FLOAT if model.data_type == "float32" else 2
     width = (model.layers + 2) * model.hidden_size + 2 * model.layers * model.key_value_heads * model.head_size
-    # The logits of a few positions that were read are kept beside it.
-    return tokens * width * item + FLOAT * model.vocabulary_size * min(tokens, LOGITS_KEPT)
+    # The logits of a few positions that were read are kept beside it, and what runs went on from inside a block.
+    logits = FLOAT * model.vocabulary_size * min(tokens, LOGITS_KEPT)
+    return math.ceil((1 + INSIDE_KEPT) * (tokens * width * item + logits))
 
 
 def _edited_bytes(question: InterveneQuestion, model: ModelDescription) -> int:

@@ -1,10 +1,10 @@
 """Attention over packed rows that share prefixes.
 
 A row's queries see the keys of its prefix, which are its base's, and its own. A segment without a prefix is plain
-causal attention, done by SDPA. So is one with a short prefix and many queries: each row then has a copy of the prefix's
-keys before its own, which is less than its scores. Else all rows' queries are multiplied with the one copy of the
-prefix's keys, so that nothing is repeated per row; the softmax then runs over both parts. Rows whose scores or
-patterns are edited or read go through the same explicit form.
+causal attention, done by SDPA. So is one with a short prefix and many queries, and a lone row behind a short prefix:
+each row then has a copy of the prefix's keys before its own, which is less than its scores. Else all rows' queries are
+multiplied with the one copy of the prefix's keys, so that nothing is repeated per row; the softmax then runs over both
+parts. Rows whose scores or patterns are edited or read go through the same explicit form.
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +19,8 @@ from .layout import Segment
 
 # Of fewer queries SDPA makes no use of the processor's width.
 MANY_QUERIES = 32
+# So many positions are copied for a lone row in less time than the operations on its scores take to be called.
+FEW_KEYS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ def attend(block: Block, segment: Segment, query: Tensor, key: Tensor, value: Te
     if not segment.queries:
         return query
     settings = block.settings
-    multiplied = segment.first and not copies_prefix(len(segment.queries), segment.first)
+    alone = len(segment.members) == 1 and segment.first <= FEW_KEYS
+    multiplied = segment.first and not alone and not copies_prefix(len(segment.queries), segment.first)
     if multiplied or settings.explicit or _pairs_are_visited(block, segment):
         return _explicit(block, segment, query, key, value)
     if segment.first:

@@ -3,6 +3,10 @@
 A run that touches its first block only behind attention is as its base up to what it touches first: a head's output,
 a neuron. That far, the block is computed for the base alone, over its kept keys and values, at the positions that any
 of the runs goes on from. Each run goes on from there: one whose neuron is set to zero computes the MLP's second half.
+
+What was computed for a lone base is kept with its state, so that who asks about the same block again goes on from it at
+once. It is found by the very positions and components that it was computed for: the same question has the same bits,
+whatever was asked before it.
 """
 
 from collections import defaultdict
@@ -12,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..domain import Component
+from ..estimates import INSIDE_KEPT
 from ..model.anatomy import Decoder
 from .attention import Block, attend
 from .changes import Visits
@@ -60,15 +65,11 @@ def go_on(
 
 
 def inside(rows: Iterable[Row], layers: int) -> dict[int, list[Row]]:
-    """By their first block: the rows that join inside it, and have one over the same base beside them."""
-    alike: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    """By their first block: the rows that join inside it."""
+    found: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         if touched_first(row, layers) is not None:
-            alike[row.extent.start, id(row.prefix)].append(row)
-    found: dict[int, list[Row]] = defaultdict(list)
-    for (start, _), together in alike.items():
-        if len(together) > 1:
-            found[start] += together
+            found[row.extent.start].append(row)
     return found
 
 
@@ -95,7 +96,8 @@ def join(decoder: Decoder, visits: Visits, layer: int, rows: Sequence[Row]) -> t
     for at, some in by_place.items():
         layout = Layout(some, spans)
         where = common.places(layout)
-        stream = common.middle if at in (Component.NEURON, Component.MLP_OUT) else common.stream
+        second = at in (Component.NEURON, Component.MLP_OUT)
+        stream = common.values[Component.RESIDUAL_MID] if second else common.stream
         left = go_on(decoder, visits, layout, layer, at, stream[where], common.values[at][where])
         streams.update((id(row), left[layout.slice(row)]) for row in some)
     layout = Layout(rows, spans)
@@ -123,10 +125,16 @@ class _Common:
         self._bases = {key: self._base(states[key], sorted(some)) for key, some in positions.items()}
         self._layout = Layout(self._bases.values(), {id(base): base.extent.last for base in self._bases.values()})
         streams = [states[id(base.prefix)].residual[layer][list(base.extent.last)] for base in self._layout.rows]
-        self.stream = self.middle = torch.cat(streams)
-        self.values: dict[Component, Tensor] = {Component.HEAD_OUT: self._mixed(decoder)}
-        if wanted - {Component.HEAD_OUT}:
-            self._behind_heads(decoder, wanted)
+        self.stream = torch.cat(streams)
+        self.values: dict[Component, Tensor] = {}
+        lone = next(iter(states.values())) if len(states) == 1 else None
+        place = layer, self._layout.rows[0].extent.last, wanted
+        if lone is not None and place in lone.inside:
+            self.values = lone.inside[place]
+            return
+        self._compute(decoder, wanted)
+        if lone is not None:
+            keep(lone, place, self.values)
 
     def _base(self, state: State, positions: list[int]) -> Row:
         extent = Extent(self._layer, self._layer + 1, positions[0], positions[-1] + 1, tuple(positions))
@@ -155,16 +163,24 @@ class _Common:
             parts.append(attend(block, segment, query[own], keys, values))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _behind_heads(self, decoder: Decoder, wanted: frozenset[Component]) -> None:
-        layer, values = self._layer, self.values
-        values[Component.ATTENTION_OUT] = decoder.attention_output(layer, values[Component.HEAD_OUT])
-        values[Component.RESIDUAL_MID] = self.middle = self.stream + values[Component.ATTENTION_OUT]
-        if wanted & {Component.NEURON, Component.MLP_OUT}:
+    def _compute(self, decoder: Decoder, wanted: frozenset[Component]) -> None:
+        """What is wanted, and for the MLP's parts the stream between attention and it."""
+        found = {Component.HEAD_OUT: self._mixed(decoder)}
+        if wanted - {Component.HEAD_OUT}:
+            found[Component.ATTENTION_OUT] = decoder.attention_output(self._layer, found[Component.HEAD_OUT])
+            middle = found[Component.RESIDUAL_MID] = self.stream + found[Component.ATTENTION_OUT]
+            read = self.stream if decoder.parallel else middle
+            if Component.NEURON in wanted:
+                found[Component.NEURON] = decoder.neurons_of(self._layer, read)
+            if Component.MLP_OUT in wanted:
+                found[Component.MLP_OUT] = decoder.mlp_output(self._layer, read)
+        behind = {Component.RESIDUAL_MID} if wanted & {Component.NEURON, Component.MLP_OUT} else set()
+        self.values = {component: found[component] for component in wanted | behind}
 
-            def keep(neurons: Tensor) -> Tensor:
-                values[Component.NEURON] = neurons
-                return neurons
 
-            read = self.stream if decoder.parallel else self.middle
-            sees = keep if Component.NEURON in wanted else None
-            values[Component.MLP_OUT] = decoder.mlp_output(layer, read, sees)
+def keep(state: State, place: object, values: dict[Component, Tensor]) -> None:
+    """Keeps values inside a block with a state, and forgets the oldest while they take more than their share of it."""
+    limit = INSIDE_KEPT * (state.bytes - state.inside_bytes)
+    state.inside[place] = values
+    while state.inside and state.inside_bytes > limit:
+        del state.inside[next(iter(state.inside))]

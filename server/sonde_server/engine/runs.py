@@ -62,7 +62,8 @@ class State:
     """What is kept of a base run: all that a run over it restarts from.
 
     embedding [T, D]; residual: layers + 1 of [T, D], the stream before each block and after the last;
-    keys and values: one [T, K, d] a layer, as attention received them; logits: [V], of the positions that were read.
+    keys and values: one [T, K, d] a layer, as attention received them; logits: [V], of the positions that were read;
+    prediction: what was read of it last, and how; inside: what runs over it went on from inside a block (joining.py).
     A state that is still to be computed is empty.
     """
 
@@ -72,17 +73,25 @@ class State:
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     logits: dict[int, Tensor] = field(default_factory=dict)
+    prediction: "tuple[object, Result] | None" = None
+    inside: dict[object, dict[Component, Tensor]] = field(default_factory=dict)
 
     def clear(self) -> None:
         """Empties it, to be computed anew."""
-        for part in (self.residual, self.keys, self.values, self.logits):
+        for part in (self.residual, self.keys, self.values, self.logits, self.inside):
             part.clear()
+        self.prediction = None
 
     @property
     def bytes(self) -> int:
         """Memory this state holds."""
         tensors = [self.embedding, *self.residual, *self.keys, *self.values, *self.logits.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(map(_bytes, tensors)) + self.inside_bytes
+
+    @property
+    def inside_bytes(self) -> int:
+        """What `inside` has of it."""
+        return sum(_bytes(tensor) for kept in list(self.inside.values()) for tensor in kept.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,3 +136,7 @@ class Result:
     captures: list[Tensor] = field(default_factory=list)
     edit_norms: Tensor | None = None
     token: int | None = None
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..answers import Activation, Answer, Context, Cost, Progress, Readings, SweepAxes
+from ..answers import Activation, Answer, Context, Cost, Floats, Progress, Readings, SweepAxes
 from ..domain import (
     LAYERLESS,
     PAIRWISE,
@@ -352,15 +352,16 @@ def _activations(run: int, captures: list[tuple[int, Capture]], read: list[Tenso
 
 
 def _readings(offset: int, group: list[Result], *, kl: bool) -> Readings:
-    def column(name: str) -> Tensor:
-        return torch.stack([getattr(result, name) for result in group])
+    # By numpy, which keeps the interpreter meanwhile: torch would give it to the model's thread, and wait for it again.
+    def column(name: str) -> Floats:
+        return np.stack([numbers(getattr(result, name)) for result in group])
 
     return Readings(
         offset,
-        numbers(column("log_probabilities")),
-        numbers(column("logits")),
+        column("log_probabilities"),
+        column("logits"),
         np.array([result.kl_divergence for result in group], dtype=np.float32) if kl else None,
-        column("top_tokens").numpy(),
-        numbers(column("top_log_probabilities")),
-        numbers(column("edit_norms")),
+        np.stack([result.top_tokens.numpy() for result in group if result.top_tokens is not None]),
+        column("top_log_probabilities"),
+        column("edit_norms"),
     )

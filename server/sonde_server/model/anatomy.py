@@ -189,6 +189,23 @@ class Decoder(Sized):
             output = self.family.feed_forward(parts.module, parts.mlp_norm(stream))
         return self._added(layer, parts.mlp_post_norm(output))
 
+    def neurons_of(self, layer: int, stream: Tensor) -> Tensor:
+        """The MLP's neurons [N, F], of the residual stream [N, D]; its second half is not run."""
+        parts = self.blocks[layer]
+        assert parts.down_projection is not None
+
+        def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            raise _Neurons(inputs[0][0])
+
+        hook = parts.down_projection.register_forward_pre_hook(stop)
+        try:
+            self.family.feed_forward(parts.module, parts.mlp_norm(stream))
+        except _Neurons as reached:
+            return reached.values
+        finally:
+            hook.remove()
+        raise AssertionError("the MLP does not call its second half")
+
     def neurons_output(self, layer: int, neurons: Tensor) -> Tensor:
         """What the MLP adds when its neurons are [N, F]."""
         parts = self.blocks[layer]
@@ -220,3 +237,11 @@ class Decoder(Sized):
             total += float(entries.sum())
             squares += float(entries.square().sum())
         return float(((squares - total**2 / count) / (count - 1)) ** 0.5)
+
+
+class _Neurons(Exception):
+    """Leaves an MLP in its middle."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values = values
