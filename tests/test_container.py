@@ -28,8 +28,7 @@ PROMPT = "The Eiffel Tower is in the city of"
 HEALTHY_SECONDS = 120.0
 STOP_SECONDS = 240.0
 SWEEP = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), layers=[0, 1, 2])
-"""Seconds of work: more than a message waits, far less than calls have to finish, on a busy machine too."""
-"""Thousands of runs."""
+"""Thousands of runs, and seconds of work: more than a message waits, far less than calls have to finish."""
 MOST_BYTES = 2_000_000_000
 """Of an image with the CPU build of torch."""
 

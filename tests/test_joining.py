@@ -135,6 +135,14 @@ def test_what_is_kept_of_a_block_is_a_small_part_of_the_run(host: Host) -> None:
     assert most > alone
 
 
+def test_neurons_and_outputs_of_an_mlp_share_its_first_half(host: Host) -> None:
+    asked(host, IDS)
+    with rows(host, 1) as counted:
+        host.intervene(wire.intervene(IDS, [[NEURON], [Edit(Site("MLP_OUT", (1,), (), (-1,)), Scale(0.0))]], TARGETS))
+    # Both runs are in one batch: the second half once for the base, and once for the neuron.
+    assert counted == {"queries": 1, "heads": 1, "up": 1, "down": 2}
+
+
 def together_and_alone(host: Host, plan: list[list[Edit]], **readout: Any) -> tuple[wire.Answer, list[wire.Answer]]:
     together = host.intervene(wire.intervene(IDS, plan, TARGETS, [SOURCE], **readout))
     return together, [host.intervene(wire.intervene(IDS, [one], TARGETS, [SOURCE], **readout)) for one in plan]

@@ -172,7 +172,9 @@ class _Common:
             read = self.stream if decoder.parallel else middle
             if Component.NEURON in wanted:
                 found[Component.NEURON] = decoder.neurons_of(self._layer, read)
-            if Component.MLP_OUT in wanted:
+                if Component.MLP_OUT in wanted:
+                    found[Component.MLP_OUT] = decoder.neurons_output(self._layer, found[Component.NEURON])
+            elif Component.MLP_OUT in wanted:
                 found[Component.MLP_OUT] = decoder.mlp_output(self._layer, read)
         behind = {Component.RESIDUAL_MID} if wanted & {Component.NEURON, Component.MLP_OUT} else set()
         self.values = {component: found[component] for component in wanted | behind}
