@@ -146,8 +146,8 @@ def sizes() -> list[str]:
     """What the model and its values take."""
     weights = FLOAT16 * MODEL.parameters
     left = GPUS_PER_REPLICA * MEMORY_BYTES - weights
-    token = estimates.state_bytes(2, MODEL) - estimates.state_bytes(1, MODEL)
-    token -= 4 * MODEL.vocabulary_size  # the logits of a few read positions are no matter of length
+    # Of a long prompt: the logits of a few read positions are no matter of length.
+    token = estimates.state_bytes(101, MODEL) - estimates.state_bytes(100, MODEL)
     question = TraceQuestion(
         Prompt(tuple(range(TOKENS))), (Target(0),), TOKENS - 1, 0, traced(MODEL, TOKENS, SUBJECT), dry_run=False
     )
@@ -158,7 +158,7 @@ def sizes() -> list[str]:
         f"left on {GPUS_PER_REPLICA} GPUs of {MEMORY_BYTES / 1e9:.0f} GB": f"{left / 1e9:.0f} GB",
         "one position x one block": f"{(2 * block_parameters(MODEL) + 4 * TOKENS * MODEL.hidden_size) / 1e9:.2f} GFLOP",
         "logits of one run": f"{2 * MODEL.hidden_size * MODEL.vocabulary_size / 1e9:.2f} GFLOP",
-        "kept of an unchanged run, per token": f"{token / 1e6:.2f} MB",
+        "kept of an unchanged run, per token, at most": f"{token / 1e6:.2f} MB",
         "prompts of 128 tokens in a cache of 16 GiB": f"{(16 << 30) / (128 * token):.0f}",
         "held by a causal trace beside the weights, at most": f"{held / 1e9:.2f} GB",
         f"the residual stream of {TOKENS} tokens, all blocks, as an answer": f"{activations / 1e6:.0f} MB",

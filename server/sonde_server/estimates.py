@@ -32,7 +32,7 @@ FLOAT, DOUBLE = 4, 8
 # Positions of a kept run whose logits are kept too.
 LOGITS_KEPT = 4
 # What is kept of the insides of its blocks, as a share of all else.
-INSIDE_KEPT = 0.25
+INSIDE_KEPT = 1 / 6
 # What all senders of edges write, or what their receivers read, at the positions that are looked at together.
 EDGE_CHUNK_BYTES = 32 << 20
 # Runs whose changed values are held at a time.
