@@ -71,8 +71,10 @@ class Engine:
         """
         one = states[0] if len(states) == 1 and reading.clean in (None, states[0]) else None
         how = (reading.position, reading.targets, reading.top_k, reading.clean is None, reading.divergence)
-        if one is not None and one.prediction is not None and one.prediction[0] == how:
-            return [one.prediction[1]]
+        # Taken once: the thread of another call may put its own in place meanwhile.
+        last = None if one is None else one.prediction
+        if last is not None and last[0] == how:
+            return [last[1]]
         with torch.inference_mode():
             logits = [logits_of(self.decoder, state, reading.position) for state in states]
             results = read(self.decoder, torch.stack(logits), reading)
