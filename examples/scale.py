@@ -14,19 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sonde_server import estimates
-from sonde_server.domain import (
-    CausalTracing,
-    Component,
-    GaussianCorruption,
-    ModelDescription,
-    Prompt,
-    Target,
-    TraceQuestion,
-)
 from sonde_server.engine import Change, PlacedEdit
-from sonde_server.engine.plan import extent_of
 from sonde_server.methods.causal_tracing import cells, matters
+from sonde_server.questions.causal_tracing import CausalTracing, GaussianCorruption
+from sonde_server.questions.costs import state_bytes, working_bytes
+from sonde_server.questions.extents import extent_of
+from sonde_server.questions.places import Component, ModelDescription
+from sonde_server.questions.prompts import Prompt, Target
+from sonde_server.questions.traces import TraceQuestion
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 
@@ -147,11 +142,11 @@ def sizes() -> list[str]:
     weights = FLOAT16 * MODEL.parameters
     left = GPUS_PER_REPLICA * MEMORY_BYTES - weights
     # Of a long prompt: the logits of a few read positions are no matter of length.
-    token = estimates.state_bytes(101, MODEL) - estimates.state_bytes(100, MODEL)
+    token = state_bytes(101, MODEL) - state_bytes(100, MODEL)
     question = TraceQuestion(
         Prompt(tuple(range(TOKENS))), (Target(0),), TOKENS - 1, 0, traced(MODEL, TOKENS, SUBJECT), dry_run=False
     )
-    held = estimates.working_bytes(question, MODEL)
+    held = working_bytes(question, MODEL)
     activations = TOKENS * MODEL.layers * MODEL.hidden_size * 4
     rows = {
         "weights": f"{weights / 1e9:.0f} GB",

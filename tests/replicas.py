@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import sonde
-from sonde_server.app import Server
+from sonde_server.serving.server import Server
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 60.0

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sonde.v1 import inspection_pb2 as pb
 from sonde_server import domain
-from sonde_server.domain import Component, Metric
 from sonde_server.engine import Base
 from sonde_server.engine.gradients import Descent
-from sonde_server.engine.softmax import key_effects, query_effects
+from sonde_server.methods.attribution.softmax import key_effects, query_effects
+from sonde_server.questions.places import Component
+from sonde_server.questions.prompts import Metric
 
 from tests import attribution_oracle as plain
 from tests import oracle, wire

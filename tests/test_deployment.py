@@ -11,8 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from sonde.connection import Connection
-from sonde_server.app import Server
 from sonde_server.config import PREFIX, Settings
+from sonde_server.serving.server import Server
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MANIFESTS: dict[str, Any] = {

@@ -13,10 +13,10 @@ import pytest
 import torch
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
-from sonde_server.app import Server
 from sonde_server.config import SettingError, Settings
 from sonde_server.errors import UnsupportedModel
 from sonde_server.model.loading import load
+from sonde_server.serving.server import Server
 from torch import nn
 
 from tests import wire

@@ -9,8 +9,8 @@ import pytest
 import sonde
 import torch
 from sonde import questions
-from sonde_server.app import Server
 from sonde_server.config import Settings
+from sonde_server.serving.server import Server
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "questions"

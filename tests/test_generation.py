@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from sonde import cli
 from sonde.arrays import visible
 from sonde.v1 import inspection_pb2 as pb
-from sonde_server import estimates
-from sonde_server.domain import Component
 from sonde_server.engine import Base, Change, Choice, PlacedEdit, Reading, Run
+from sonde_server.questions import costs
+from sonde_server.questions.places import Component
 from torch import Tensor
 
 from tests import oracle, strategies, wire
@@ -403,7 +403,7 @@ def test_tokens_come_one_by_one_in_their_order(host: Host) -> None:
 def test_runs_beyond_what_goes_on_together_are_the_same(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = Sweep(Edit(Site("HEAD_OUT", (0, 2)), oracle.Scale(0.0)), frozenset({"POSITION"}))
     whole = said(host, sweep, temperature=1.0)
-    monkeypatch.setattr(estimates, "MOST_TOGETHER", 3)
+    monkeypatch.setattr(costs, "MOST_TOGETHER", 3)
     assert said(host, sweep, temperature=1.0) == whole
 
 

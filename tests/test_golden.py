@@ -12,8 +12,8 @@ import pytest
 import sonde
 import torch
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
-from sonde_server.app import Server
 from sonde_server.config import Settings
+from sonde_server.serving.server import Server
 
 from tests.golden import cases, vectors
 from tests.golden.cases import Case

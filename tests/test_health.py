@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sonde_server.health import HealthService
+from sonde_server.serving.health import HealthService
 
 SECONDS = 60.0
 ROUNDS = 30

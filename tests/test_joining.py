@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sonde.v1 import inspection_pb2 as pb
 from sonde_server.engine import Base
-from sonde_server.estimates import INSIDE_KEPT
+from sonde_server.questions.costs import INSIDE_KEPT
 
 from tests import wire
 from tests.conftest import Host

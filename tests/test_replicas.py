@@ -14,8 +14,8 @@ import pytest
 import sonde
 import sonde.cli
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sonde_server.app import SERVICE, Server
 from sonde_server.config import Settings
+from sonde_server.serving.server import SERVICE, Server
 
 from tests.models import save_model
 from tests.replicas import IDS, KINDS, Asking, Replica, Sweeps, replica, served, wait_for

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sonde.v1 import inspection_pb2 as pb
-from sonde_server.domain import Component
+from sonde_server.questions.places import Component
 
 from tests import wire
 from tests.conftest import Host

@@ -16,9 +16,9 @@ from grpc_status import rpc_status
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.engine.layout import Row
-from sonde_server.estimates import state_bytes
-from sonde_server.scheduler import Job
-from sonde_server.session import AHEAD, WINDOW
+from sonde_server.questions.costs import state_bytes
+from sonde_server.sharing.scheduler import Job
+from sonde_server.sharing.session import AHEAD, WINDOW
 
 from tests import wire
 from tests.conftest import DEADLINE, Host, Hosts

@@ -10,9 +10,7 @@ import pytest
 import torch
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
-from sonde_server.app import Server
 from sonde_server.config import Settings
-from sonde_server.domain import Component
 from sonde_server.engine import Engine, attention
 from sonde_server.engine.selfcheck import TOLERANCES, verify
 from sonde_server.errors import UnsupportedModel
@@ -21,6 +19,8 @@ from sonde_server.model.families import FAMILIES, family_of
 from sonde_server.model.loading import load
 from sonde_server.model.projections import separate
 from sonde_server.model.rotary import rotate_halves, rotate_pairs
+from sonde_server.questions.places import Component
+from sonde_server.serving.server import Server
 from torch import Tensor, nn
 
 from tests import wire

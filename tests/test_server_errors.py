@@ -18,9 +18,9 @@ from sonde.v1.inspection_pb2_grpc import (
     add_InspectionServiceServicer_to_server,
 )
 from sonde_server import errors
-from sonde_server.guards import ErrorGuard
-from sonde_server.guards.catalogue import CATALOGUE, ENTRIES
-from sonde_server.guards.errors import status_of
+from sonde_server.serving.guards import ErrorGuard
+from sonde_server.serving.guards.catalogue import CATALOGUE, ENTRIES
+from sonde_server.serving.guards.errors import status_of
 
 METADATA_LIMIT = 8192
 """Bytes of headers and trailers that a client takes by default."""

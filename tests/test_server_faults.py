@@ -23,8 +23,8 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
-from sonde_server.app import SERVICE, Server
 from sonde_server.config import Settings
+from sonde_server.serving.server import SERVICE, Server
 
 from tests.models import save_model
 from tests.tolerance import assert_close

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sonde.v1 import inspection_pb2 as pb
-from sonde_server.app import Server
 from sonde_server.config import Settings
+from sonde_server.serving.server import Server
 
 from tests import wire
 from tests.conftest import EFFORT

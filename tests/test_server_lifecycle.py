@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
-from sonde_server.app import SERVICE, Server
 from sonde_server.config import Settings
+from sonde_server.serving.server import SERVICE, Server
 
 from tests import wire
 from tests.models import save_model

@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
-from sonde_server.app import SERVICE, Server
 from sonde_server.config import Settings
 from sonde_server.errors import TooManyRuns
-from sonde_server.quota import BURST_SECONDS, RunQuota
+from sonde_server.serving.server import SERVICE, Server
+from sonde_server.sharing.quota import BURST_SECONDS, RunQuota
 
 from tests import wire
 from tests.models import save_model
@@ -204,7 +204,7 @@ def test_huge_lists_are_refused_without_being_looked_through(hosts: Any, name: s
 
 def test_what_a_question_may_hold_is_never_less_than_what_the_engine_keeps(hosts: Any) -> None:
     from sonde_server.engine import Base
-    from sonde_server.estimates import state_bytes
+    from sonde_server.questions.costs import state_bytes
 
     for family in ("gpt2", "llama"):
         server = hosts[family].server

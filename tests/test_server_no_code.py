@@ -19,9 +19,9 @@ import torch
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from safetensors.torch import load_file
 from sonde.v1 import inspection_pb2 as pb
-from sonde_server.app import Server
 from sonde_server.config import Settings
 from sonde_server.errors import UnsupportedModel
+from sonde_server.serving.server import Server
 
 from tests import wire
 from tests.models import save_model

@@ -17,10 +17,10 @@ from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client.parser import text_string_to_metric_families
-from sonde_server.app import Server
 from sonde_server.config import Settings
-from sonde_server.logs import JsonFormatter
-from sonde_server.tokens import make_token
+from sonde_server.serving.logs import JsonFormatter
+from sonde_server.serving.server import Server
+from sonde_server.serving.tokens import make_token
 
 from tests.models import save_model
 

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sonde.v1 import inspection_pb2 as pb
-from sonde_server import answers
 from sonde_server.config import Limits
-from sonde_server.domain import Component, ModelDescription, Target
 from sonde_server.errors import InvalidQuestion
 from sonde_server.model.vocabulary import Vocabulary
+from sonde_server.questions import answers
+from sonde_server.questions.places import Component, ModelDescription
+from sonde_server.questions.prompts import Target
 from sonde_server.wire import encode_intervene, encode_model, encode_trace
-from sonde_server.wire.reading import Reader
+from sonde_server.wire.fields import Reader
 from sonde_server.wire.tensors import check_broadcasts, decode_tensor
 
 from tests import wire

@@ -11,9 +11,9 @@ import pytest
 import sentencepiece
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
-from sonde_server.app import Server
 from sonde_server.config import Settings
 from sonde_server.model.loading import load
+from sonde_server.serving.server import Server
 from transformers import AutoTokenizer
 
 from tests import wire

@@ -3,7 +3,7 @@
 import grpc
 from google.rpc import code_pb2
 from sonde.errors import KINDS, SondeError
-from sonde_server.guards.catalogue import CATALOGUE, DEADLINE_EXCEEDED, INTERNAL, Entry
+from sonde_server.serving.guards.catalogue import CATALOGUE, DEADLINE_EXCEEDED, INTERNAL, Entry
 
 from docs.generate.text import cell, first_paragraph, table
 

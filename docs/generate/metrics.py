@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import grpc
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from sonde_server.domain import ModelDescription
-from sonde_server.guards.calls import Call
-from sonde_server.metrics import Metrics
-from sonde_server.statistics import Statistics
+from sonde_server.questions.places import ModelDescription
+from sonde_server.serving.guards.calls import Call
+from sonde_server.serving.metrics import Metrics
+from sonde_server.sharing.statistics import Statistics
 
 from docs.generate.text import cell, table
 

@@ -14,7 +14,7 @@ def page() -> str:
     """The page, in Markdown."""
     return f"""# Settings of the server
 
-Generated from `sonde_server.config.Settings`. Every setting is a flag of `sonde-server` and an environment variable; a
+Generated from `sonde_server.configSettings`. Every setting is a flag of `sonde-server` and an environment variable; a
 flag goes before its variable. A switch is turned off by its `--no-` form, or by `false` in the variable. A value that
 cannot be used ends the command with status 2 and a message that says what would do.
 

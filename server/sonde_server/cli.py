@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from .certificates import CertificateError
 from .config import SettingError, Settings
 from .errors import UnsupportedModel
-from .logs import configure
-from .tokens import TokenFileError, make_token
+from .serving.certificates import CertificateError
+from .serving.logs import configure
+from .serving.tokens import TokenFileError, make_token
 
 NEEDED = ("torch", "transformers", "grpc_health", "grpc_reflection", "prometheus_client")
 
@@ -52,8 +52,8 @@ class _Interrupted(BaseException):
 
 
 def _serve(settings: Settings) -> int:
-    from .app import Server
-    from .scheduler import leave_the_cores_to_the_model
+    from .serving.server import Server
+    from .sharing.scheduler import leave_the_cores_to_the_model
 
     stopping = threading.Event()
     loading = True

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from sonde_server.scheduler import leave_the_cores_to_the_model
+from sonde_server.sharing.scheduler import leave_the_cores_to_the_model
 
 from tests.bench.contender import ask
 from tests.bench.profile import Profile, profiled

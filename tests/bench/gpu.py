@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from sonde_server.engine import Engine
 from sonde_server.model.anatomy import Decoder
-from sonde_server.scheduler import Scheduler
+from sonde_server.sharing.scheduler import Scheduler
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.bench.agreement import Disagreement

@@ -8,26 +8,18 @@ from pathlib import Path
 
 import numpy as np
 from sonde_server import methods
-from sonde_server.answers import Answer as Part
-from sonde_server.answers import Context, Readings, RestorationGrid
-from sonde_server.app import Server
 from sonde_server.config import Settings
-from sonde_server.domain import (
-    CausalTracing,
-    Component,
-    Edit,
-    GaussianCorruption,
-    InterveneQuestion,
-    Intervention,
-    Prompt,
-    Readout,
-    Scale,
-    Site,
-    Sweep,
-    Target,
-    TraceQuestion,
-)
-from sonde_server.scheduler import Scheduler
+from sonde_server.questions.answers import Answer as Part
+from sonde_server.questions.answers import Context, Readings, RestorationGrid
+from sonde_server.questions.causal_tracing import CausalTracing, GaussianCorruption
+from sonde_server.questions.edits import Edit, Scale
+from sonde_server.questions.interventions import InterveneQuestion, Readout
+from sonde_server.questions.places import Component, Site
+from sonde_server.questions.plans import Intervention, Sweep
+from sonde_server.questions.prompts import Prompt, Target
+from sonde_server.questions.traces import TraceQuestion
+from sonde_server.serving.server import Server
+from sonde_server.sharing.scheduler import Scheduler
 
 from tests.bench.workloads import Answer, Caller, Callers, Grid, Heads, Neurons, OneNeuron, Workload, axes, cells
 

@@ -11,9 +11,9 @@ import pytest
 import sonde
 import yaml
 from sonde.names import COMPONENTS
-from sonde_server.app import Server
 from sonde_server.config import Settings
 from sonde_server.model.families import FAMILIES
+from sonde_server.serving.server import Server
 
 from docs.generate.settings import default_of
 from tests.documentation import pages

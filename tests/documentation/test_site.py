@@ -20,7 +20,7 @@ from google.protobuf.descriptor import Descriptor
 from sonde import cli, questions
 from sonde.v1 import inspection_pb2 as pb
 from sonde_server.config import Settings
-from sonde_server.guards.catalogue import ENTRIES
+from sonde_server.serving.guards.catalogue import ENTRIES
 
 from tests.documentation.pages import ROOT, documents, name
 

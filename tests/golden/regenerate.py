@@ -7,8 +7,8 @@ from pathlib import Path
 import grpc
 import torch
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
-from sonde_server.app import Server
 from sonde_server.config import Settings
+from sonde_server.serving.server import Server
 
 from tests.golden import cases
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from sonde_server.app import Server
 from sonde_server.config import Settings
+from sonde_server.serving.server import Server
 
 ROOT = Path(__file__).parents[2]
 BUILD_SECONDS = 300.0

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import sonde
-from sonde_server.tokens import make_token
+from sonde_server.serving.tokens import make_token
 
 from tests.models import save_model
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sonde_server.builtin.corpus import facts
+from .corpus import facts
 
 _NOISE_IN_STANDARD_DEVIATIONS = 3.0
 _NOISE_SAMPLES = 10

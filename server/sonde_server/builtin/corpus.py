@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sonde_server.builtin.names import FIRST_NAMES, PLACES, THINGS
-from sonde_server.builtin.phrasings import FACT_PHRASINGS, LEAD_INS, NAME_TEMPLATES
+from .names import FIRST_NAMES, PLACES, THINGS
+from .phrasings import FACT_PHRASINGS, LEAD_INS, NAME_TEMPLATES
 
 WITHHELD_PER_FACT = 2
 """How many phrasings of its relation training does not contain, for each fact."""

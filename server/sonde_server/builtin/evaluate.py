@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sonde_server.builtin import ATLAS_DIRECTORY
-from sonde_server.builtin.causal import TRACED, CausalTrace, MeanTrace, causal_trace, mean_trace, traced_facts
-from sonde_server.builtin.corpus import Fact, Sentence, withheld_fact_prompts, withheld_name_sentences
-from sonde_server.builtin.vocabulary import PADDING_ID
+from . import ATLAS_DIRECTORY
+from .causal import TRACED, CausalTrace, MeanTrace, causal_trace, mean_trace, traced_facts
+from .corpus import Fact, Sentence, withheld_fact_prompts, withheld_name_sentences
+from .vocabulary import PADDING_ID
 
 _BATCH_SIZE = 128
 

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sonde_server.builtin import ATLAS_DIRECTORY, vocabulary
-from sonde_server.builtin.bottleneck import routed
-from sonde_server.builtin.corpus import Sentence, training_epoch
+from . import ATLAS_DIRECTORY, vocabulary
+from .bottleneck import routed
+from .corpus import Sentence, training_epoch
 
 
 @dataclass(frozen=True)

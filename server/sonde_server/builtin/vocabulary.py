@@ -5,9 +5,9 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from sonde_server.builtin.corpus import facts
-from sonde_server.builtin.names import FIRST_NAMES, PLACES, THINGS
-from sonde_server.builtin.phrasings import FACT_PHRASINGS, LEAD_INS, NAME_TEMPLATES
+from .corpus import facts
+from .names import FIRST_NAMES, PLACES, THINGS
+from .phrasings import FACT_PHRASINGS, LEAD_INS, NAME_TEMPLATES
 
 VOCABULARY_SIZE = 2048
 BEGIN, END, PADDING = "<s>", "</s>", "<pad>"

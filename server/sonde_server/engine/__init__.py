@@ -1,6 +1,6 @@
 """Runs with edits and readouts, over torch; knows nothing of gRPC."""
 
-from .continuation import Slot
+from .decoding import Slot
 from .engine import Engine
 from .runs import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
 from .sampling import Choice

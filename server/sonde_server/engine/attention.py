@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..domain import PAIRWISE, Component
 from ..model.attention import AttentionSettings
-from .changes import Visits, changed, receive
+from ..questions.places import PAIRWISE, Component
 from .layout import Segment
+from .visits import Visits, changed, receive
 
 # Of fewer queries SDPA makes no use of the processor's width.
 MANY_QUERIES = 32

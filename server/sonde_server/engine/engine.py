@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..domain import Component, Target
 from ..model.anatomy import Decoder
+from ..questions.extents import Extent, extent_of
+from ..questions.places import Component
+from ..questions.prompts import Target
 from .cache import StateCache
-from .continuation import Slot, allot
+from .decoding import Slot, allot
 from .execute import Execution, Work
 from .layout import Row
 from .memory import Memory
-from .plan import Extent, extent
 from .readout import divergence, logits_of, read
 from .runs import Base, Capture, PlacedEdit, Reading, Result, Run, State
 from .sampling import Choice
@@ -52,7 +53,7 @@ class Engine:
         return Row(base.tokens, clean, extent, edits, state=State(base.tokens))
 
     def kept(self, state: State, capture: Capture) -> Tensor:
-        """The values of a component that is kept of every base run (plan.KEPT), on the CPU in float32."""
+        """The values of a component that is kept of every base run (extents.KEPT), on the CPU in float32."""
         parts = {
             Component.TOKEN_EMBEDDING: lambda: state.embedding,
             Component.RESIDUAL_PRE: lambda: state.residual[capture.layer],
@@ -89,13 +90,18 @@ class Engine:
         return Row(
             run.base.tokens,
             run.base,
-            extent(run, self.layers),
+            self._extent(run),
             _by_place(run.edits),
             run.captures,
             run.reading,
             run.receipts,
             choice=run.choice,
         )
+
+    def _extent(self, run: Run) -> Extent:
+        read = None if run.reading is None else run.reading.position
+        tokens, continued = len(run.base.tokens), run.choice is not None
+        return extent_of(run.edits, run.captures, read, tokens, self.layers, continued=continued)
 
     def continued_rows(self, rows: Sequence[Row], limit: int) -> list[Slot]:
         """Has rows of runs over one prompt keep what their continuation needs; none grows beyond `limit` positions.

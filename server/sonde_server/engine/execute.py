@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..domain import Component
 from ..model.anatomy import Decoder
 from ..model.rotary import Rotations
+from ..questions.places import Component
 from .attention import Block, attend
-from .changes import Visits
-from .continuation import adopt, gather, store
-from .joining import go_on, inside, join
+from .decoding import adopt, gather, store
 from .layout import Layout, Row, Segment
+from .midblock import go_on, inside, join
 from .readout import by_reading, read
 from .runs import State
 from .sampling import by_choice, choose
+from .visits import Visits
 
 # Logits of this many bytes are held at once while a batch is read. Above 32 MiB glibc maps fresh memory for every
 # tensor, page by page as it is written, which made a reading of GPT-2's vocabulary a third dearer.

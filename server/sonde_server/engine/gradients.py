@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..domain import PAIRWISE, Component, Metric, Target
 from ..model.anatomy import Decoder
+from ..questions.extents import Extent
+from ..questions.places import PAIRWISE, Component
+from ..questions.prompts import Metric, Target
 from .attention import Block, attend
-from .changes import Place, Visits
 from .execute import Execution, Work
 from .layout import Layout, Row
-from .plan import Extent
 from .runs import State
+from .visits import Place, Visits
 
 Values = dict[Component, Tensor]
 

@@ -7,9 +7,9 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ..domain import Component
-from .continuation import Slot
-from .plan import Extent
+from ..questions.extents import Extent
+from ..questions.places import Component
+from .decoding import Slot
 from .runs import Capture, PlacedEdit, Reading, Result, State
 from .sampling import Choice
 

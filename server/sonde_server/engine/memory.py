@@ -6,8 +6,8 @@ from math import inf
 import psutil
 import torch
 
-from ..domain import PAIRWISE
 from ..model.anatomy import Decoder
+from ..questions.places import PAIRWISE
 from .attention import copies_prefix
 from .layout import Row
 

@@ -5,9 +5,9 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from ..domain import Target
-from ..estimates import LOGITS_KEPT
 from ..model.anatomy import Decoder
+from ..questions.costs import LOGITS_KEPT
+from ..questions.prompts import Target
 from .layout import Row
 from .runs import Reading, Result, State
 

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..domain import Component, Target
+from ..questions.places import Component
+from ..questions.prompts import Target
 from .sampling import Choice
 
 
@@ -63,7 +64,7 @@ class State:
 
     embedding [T, D]; residual: layers + 1 of [T, D], the stream before each block and after the last;
     keys and values: one [T, K, d] a layer, as attention received them; logits: [V], of the positions that were read;
-    prediction: what was read of it last, and how; inside: what runs over it went on from inside a block (joining.py).
+    prediction: what was read of it last, and how; inside: what runs over it went on from inside a block (midblock.py).
     A state that is still to be computed is empty.
     """
 

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..domain import Component
 from ..errors import UnsupportedModel
+from ..questions.extents import Extent
+from ..questions.places import Component
 from .attention import Block, attend
-from .changes import Visits
 from .engine import Engine
 from .execute import Execution, Work
 from .layout import Layout, Row
-from .plan import Extent
 from .runs import Capture
+from .visits import Visits
 
 # How far two ways of rounding may lead apart, relative to what is computed: logits, behind all blocks, and one block.
 # Tiny models of every family come to 1e-6 and 4e-7 in float32, to 1.5e-2 and 9e-3 in bfloat16.

@@ -12,9 +12,9 @@ from sonde import AsyncClient, Client, InvalidSettings, Unsupported
 from sonde.addresses import DEFAULT_ADDRESS
 from sonde.connection import Connection
 
-from ..app import Server
 from ..config import SettingError, Settings
 from ..errors import UnsupportedModel
+from ..serving.server import Server
 from .channel import AsyncChannel, Channel
 
 SETTINGS: Final = (

@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 
-from ..answers import Answer
-from ..domain import AttributionPatching, CausalTracing, InterveneQuestion, TokenProbability, TraceQuestion
-from ..session import Session
+from ..questions.answers import Answer
+from ..questions.attribution_patching import AttributionPatching
+from ..questions.causal_tracing import CausalTracing
+from ..questions.interventions import InterveneQuestion
+from ..questions.token_probability import TokenProbability
+from ..questions.traces import TraceQuestion
+from ..sharing.session import Session
 from . import activations, attribution_patching, causal_tracing, interventions, prediction, token_probability
 
 __all__ = ["intervene", "trace"]

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from itertools import groupby
 from math import prod
 
-from ..answers import Activation, Answer, Context, Cost
-from ..domain import Activations, Site, TraceQuestion
 from ..engine import Base, Capture
-from ..engine.plan import reread
-from ..session import Session
+from ..questions.activations import Activations
+from ..questions.answers import Activation, Answer, Context, Cost
+from ..questions.extents import reread
+from ..questions.places import Site
+from ..questions.traces import TraceQuestion
+from ..sharing.session import Session
 from .prediction import attention_for, numbers, predict
 
 

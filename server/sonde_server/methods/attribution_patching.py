@@ -24,13 +24,16 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ..answers import Answer, Context, Cost, Floats, VerifiedEffect
-from ..domain import AttributionPatching, Component, Metric, Site, TraceQuestion
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
-from ..engine.plan import extent_of
-from ..estimates import attribution_bytes
-from ..session import Session
-from .attribution_estimates import Estimation, bottom
+from ..questions.answers import Answer, Context, Cost, Floats, VerifiedEffect
+from ..questions.attribution_patching import AttributionPatching
+from ..questions.costs import attribution_bytes
+from ..questions.extents import extent_of
+from ..questions.places import Component, Site
+from ..questions.prompts import Metric
+from ..questions.traces import TraceQuestion
+from ..sharing.session import Session
+from .attribution.estimates import Estimation, bottom
 from .prediction import attention_for, numbers, predict
 
 

@@ -16,20 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..answers import Answer, Context, Corruption, Cost, Progress, RestorationGrid
-from ..domain import (
-    LAYERLESS,
-    PAIRWISE,
-    CausalTracing,
-    Component,
-    Counterfactual,
-    ExplicitNoise,
-    Target,
-    TraceQuestion,
-)
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
-from ..engine.plan import extent_of, reread
-from ..session import Session
+from ..questions.answers import Answer, Context, Corruption, Cost, Progress, RestorationGrid
+from ..questions.causal_tracing import CausalTracing, Counterfactual, ExplicitNoise
+from ..questions.extents import extent_of, reread
+from ..questions.places import LAYERLESS, PAIRWISE, Component
+from ..questions.prompts import Target
+from ..questions.traces import TraceQuestion
+from ..sharing.session import Session
 from .prediction import attention_for, numbers, predict
 
 WINDOWED = (Component.MLP_OUT, Component.ATTENTION_OUT)

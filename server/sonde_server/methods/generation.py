@@ -16,12 +16,13 @@ from itertools import islice
 import numpy as np
 import torch
 
-from ..answers import Answer, FinishReason, Generated, Progress
-from ..domain import Edit, Generation
 from ..engine import Choice, Engine, PlacedEdit, Result, Run, Slot, State
 from ..errors import Unsupported
-from ..estimates import together
-from ..session import Session
+from ..questions.answers import Answer, FinishReason, Generated, Progress
+from ..questions.costs import together
+from ..questions.edits import Edit
+from ..questions.interventions import Generation
+from ..sharing.session import Session
 
 Report = Callable[[int, list[Result]], Iterator[Answer]]
 CLEAN = -1

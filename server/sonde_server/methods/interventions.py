@@ -10,29 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..answers import Activation, Answer, Context, Cost, Floats, Progress, Readings, SweepAxes
-from ..domain import (
-    LAYERLESS,
-    PAIRWISE,
-    Add,
-    Axis,
-    Component,
-    Edit,
-    InterveneQuestion,
-    Knockout,
-    Multiply,
-    Noise,
-    Operation,
-    Patch,
-    ProjectOut,
-    Scale,
-    Set,
-    Site,
-    Sweep,
-)
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
-from ..engine.plan import extent_of, reread
-from ..session import Session
+from ..questions.answers import Activation, Answer, Context, Cost, Floats, Progress, Readings, SweepAxes
+from ..questions.edits import Add, Edit, Knockout, Multiply, Noise, Operation, Patch, ProjectOut, Scale, Set
+from ..questions.extents import extent_of, reread
+from ..questions.interventions import InterveneQuestion
+from ..questions.places import LAYERLESS, PAIRWISE, Component, Site
+from ..questions.plans import Axis, Sweep
+from ..sharing.session import Session
 from . import generation
 from .activations import captures_of, size_of
 from .causal_tracing import window

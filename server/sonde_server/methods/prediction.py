@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from ..answers import Answer, Context, Cost, Floats, Prediction
-from ..domain import PAIRWISE, Component, Target, TraceQuestion
 from ..engine import Base, Reading, Result, State
-from ..session import Session
+from ..questions.answers import Answer, Context, Cost, Floats, Prediction
+from ..questions.places import PAIRWISE, Component
+from ..questions.prompts import Target
+from ..questions.traces import TraceQuestion
+from ..sharing.session import Session
 
 
 def attention_for(components: Iterable[Component]) -> str:

@@ -11,11 +11,13 @@ from functools import partial
 
 import numpy as np
 
-from ..answers import Answer, Context, Cost, Floats, LayerReadings
-from ..domain import Metric, Target, TokenProbability, TraceQuestion
 from ..engine import Base, State
 from ..engine.gradients import Descent
-from ..session import Session
+from ..questions.answers import Answer, Context, Cost, Floats, LayerReadings
+from ..questions.prompts import Metric, Target
+from ..questions.token_probability import TokenProbability
+from ..questions.traces import TraceQuestion
+from ..sharing.session import Session
 from .prediction import attention_for, numbers, predict
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..domain import Component, Sized
 from ..errors import UnsupportedModel
+from ..questions.places import Component, Sized
 from .attention import AttentionSettings
 from .devices import device_of, parameter_of
 from .families import Family, family_of

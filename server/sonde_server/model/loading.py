@@ -20,8 +20,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ..builtin import ATLAS_DIRECTORY
-from ..domain import ModelDescription
 from ..errors import UnsupportedModel
+from ..questions.places import ModelDescription
 from .anatomy import Decoder
 from .families import family_of
 from .kernels import fuse_activations

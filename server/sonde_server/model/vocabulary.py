@@ -5,7 +5,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from ..domain import Prompt
+from ..questions.prompts import Prompt
 
 
 class Vocabulary:

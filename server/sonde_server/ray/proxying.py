@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 from sonde.v1 import inspection_pb2 as pb
 
 from ..errors import InvalidQuestion, NotServing, SondeServerError, Stopped, TooManyRequests, Violation
-from ..guards.errors import internal_status, status_of
+from ..serving.guards.errors import internal_status, status_of
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["InspectionService"].full_name
 HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

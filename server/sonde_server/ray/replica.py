@@ -14,12 +14,12 @@ from google.rpc import code_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
-from ..app import SERVICE, Server
 from ..errors import UnsupportedModel
 from ..in_process.channel import Call
 from ..in_process.context import CallError, Context, Metadata
-from ..logs import configure
-from ..tokens import TokenFileError
+from ..serving.logs import configure
+from ..serving.server import SERVICE, Server
+from ..serving.tokens import TokenFileError
 from .proxying import TIMEOUT_KEY
 from .scaling import QUEUED_RUNS
 from .settings import RaySettings
@@ -44,7 +44,7 @@ class Replica:
             self._server = Server(settings, on_failure=self._leave)
             self._server.load()
             # With torch, which the proxies, who read this file too, do without.
-            from ..scheduler import leave_the_cores_to_the_model
+            from ..sharing.scheduler import leave_the_cores_to_the_model
 
             leave_the_cores_to_the_model()
             self._publish()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sonde.v1 import inspection_pb2 as pb
 
-from .. import answers
+from ..questions import answers
 
 if TYPE_CHECKING:
     from ..model.vocabulary import Vocabulary

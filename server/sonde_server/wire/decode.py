@@ -8,30 +8,21 @@ from typing import TYPE_CHECKING
 from sonde.v1 import inspection_pb2 as pb
 
 from ..config import Limits
-from ..domain import (
-    LAYERLESS,
-    Activations,
-    Axis,
-    Edit,
-    InterveneQuestion,
-    Intervention,
-    Method,
-    Metric,
-    ModelDescription,
-    Prompt,
-    Readout,
-    Site,
-    Sweep,
-    TokenProbability,
-    TraceQuestion,
-)
-from ..estimates import count_runs, working_bytes
-from .attributing import read_attribution_patching
+from ..questions.activations import Activations
+from ..questions.costs import count_runs, working_bytes
+from ..questions.edits import Edit
+from ..questions.interventions import InterveneQuestion, Readout
+from ..questions.places import LAYERLESS, ModelDescription, Site
+from ..questions.plans import Axis, Intervention, Sweep
+from ..questions.prompts import Metric, Prompt
+from ..questions.token_probability import TokenProbability
+from ..questions.traces import Method, TraceQuestion
+from .attribution_patching import read_attribution_patching
+from .causal_tracing import read_causal_tracing
 from .edits import Scene, read_edit
+from .fields import MOST_EDITS, MOST_LISTED, MOST_SITES, MOST_VALUES_TOGETHER, Reader
 from .generating import read_generation
 from .inputs import Role, read_metric, read_prompt, read_site, read_targets
-from .reading import MOST_EDITS, MOST_LISTED, MOST_SITES, MOST_VALUES_TOGETHER, Reader
-from .tracing import read_causal_tracing
 
 if TYPE_CHECKING:
     from ..model.vocabulary import Vocabulary

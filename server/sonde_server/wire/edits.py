@@ -7,26 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
-from ..domain import (
-    LAYERLESS,
-    PAIRWISE,
-    Add,
-    Axis,
-    Component,
-    Edit,
-    Knockout,
-    Multiply,
-    Noise,
-    Operation,
-    Patch,
-    ProjectOut,
-    Prompt,
-    Scale,
-    Set,
-    Site,
-)
+from ..questions.edits import Add, Edit, Knockout, Multiply, Noise, Operation, Patch, ProjectOut, Scale, Set
+from ..questions.places import LAYERLESS, PAIRWISE, Component, Site
+from ..questions.plans import Axis
+from ..questions.prompts import Prompt
+from .fields import MOST_LISTED, Reader
 from .inputs import Role, read_site
-from .reading import MOST_LISTED, Reader
 from .tensors import check_broadcasts, decode_tensor
 
 _OPERATIONS = "scale, set, add, multiply, patch, noise, project_out or knockout"

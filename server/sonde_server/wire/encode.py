@@ -7,20 +7,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
-from .. import answers
-from ..domain import ModelDescription
+from ..questions import answers
+from ..questions.places import ModelDescription
 from .continuations import Continuations, encode_generated
-from .cutting import (
-    MESSAGE_BYTES,
-    cut_attributions,
-    cut_edges,
-    cut_grid,
-    cut_layers,
-    cut_readings,
-    cut_values,
-    join_readings,
-    size_of,
-)
 from .messages import (
     encode_attributions,
     encode_context,
@@ -32,6 +21,17 @@ from .messages import (
     encode_readings,
     encode_slice,
     encode_verified,
+)
+from .parts import (
+    MESSAGE_BYTES,
+    cut_attributions,
+    cut_edges,
+    cut_grid,
+    cut_layers,
+    cut_readings,
+    cut_values,
+    join_readings,
+    size_of,
 )
 
 if TYPE_CHECKING:

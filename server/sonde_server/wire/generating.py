@@ -4,8 +4,8 @@ import math
 
 from sonde.v1 import inspection_pb2 as pb
 
-from ..domain import Generation
-from .reading import Reader
+from ..questions.interventions import Generation
+from .fields import Reader
 
 
 def read_generation(message: pb.Generation, path: str, tokens: int | None, reader: Reader) -> Generation:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from sonde.v1 import inspection_pb2 as pb
 
-from ..domain import LAYERLESS, UNIT_SWEPT, Component, Metric, Prompt, Site, Target
-from .reading import MOST_TARGETS, Reader
+from ..questions.places import LAYERLESS, UNIT_SWEPT, Component, Site
+from ..questions.prompts import Metric, Prompt, Target
+from .fields import MOST_TARGETS, Reader
 
 # Texts of targets of so many times the longest token are not even cut into tokens.
 LONGEST_TARGET = 8

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
-from .. import answers
 from ..config import Limits
-from ..domain import LAYERLESS, Component, ModelDescription
+from ..questions import answers
+from ..questions.places import LAYERLESS, Component, ModelDescription
 from .tensors import encode_floats, encode_integers
 
 _DATA_TYPES = {

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sonde.v1 import inspection_pb2 as pb
 
-from ..domain import Values
-from .reading import Reader
+from ..questions.edits import Values
+from .fields import Reader
 
 MOST_DIMENSIONS = 8
 ITEM_SIZES = {pb.DATA_TYPE_FLOAT32: 4, pb.DATA_TYPE_BFLOAT16: 2, pb.DATA_TYPE_FLOAT16: 2}

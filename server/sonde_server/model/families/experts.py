@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ...domain import Component
+from ...questions.places import Component
 from ..feedforward import feed_forward
 from ..projections import clamped, normed_heads, normed_whole, separate
 from ..rotary import changed, for_both_halves, rotary_module, scalings

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ...domain import Component
 from ...errors import UnsupportedModel
+from ...questions.places import Component
 from ..attention import KeyBias
 from ..feedforward import FeedForward, feed_forward
 from ..projections import Project

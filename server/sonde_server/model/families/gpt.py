@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ...domain import Component
+from ...questions.places import Component
 from ..attention import LinearBias
 from ..feedforward import adding_feed_forward, in_a_row
 from ..projections import Project, fused, grouped, scaled_queries, separate

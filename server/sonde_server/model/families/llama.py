@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ...domain import Component
+from ...questions.places import Component
 from ..projections import fused, normed_heads, separate
 from ..rotary import (
     changed,

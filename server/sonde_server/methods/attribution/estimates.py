@@ -1,0 +1,242 @@
+"""The estimates of attribution patching, added up on the way down through the runs that are differentiated."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...engine import Base, Change, PlacedEdit, State
+from ...engine.gradients import Descent, Differentiated, Values
+from ...questions.answers import Attributions, Floats, Progress
+from ...questions.attribution_patching import AttributionPatching
+from ...questions.places import LAYERLESS, PAIRWISE, UNIT_SWEPT, Component, Site
+from ...questions.prompts import Target
+from ...sharing.session import Session
+from .edges import Edges
+from .softmax import key_effects, query_effects
+
+RECOMPUTED = (Component.QUERY, Component.KEY)
+
+
+def bottom(method: AttributionPatching, layers: int) -> int:
+    """The lowest block that gradients have to go through; `layers`: none."""
+    if method.inside or {Component.RESIDUAL_PRE, Component.TOKEN_EMBEDDING} & set(method.components):
+        return 0
+    return min(1, layers) if Component.RESIDUAL_POST in method.components else layers
+
+
+class Estimates:
+    """The sums so far, by component: [layers, positions, targets], units before targets where it has any."""
+
+    def __init__(self, method: AttributionPatching, session: Session, tokens: int, targets: int) -> None:
+        decoder = session.engine.decoder
+        self.arrays: dict[Component, Floats] = {}
+        for component in method.components:
+            layers = 1 if component in LAYERLESS else decoder.layers
+            units = (decoder.units(component),) if component in UNIT_SWEPT else ()
+            self.arrays[component] = np.zeros((layers, tokens, *units, targets), np.float32)
+
+    def add(self, component: Component, layer: int, first: int, found: Tensor) -> None:
+        """Adds estimates [targets, positions, ...] of the positions from `first` on."""
+        values = found.movedim(0, -1).cpu().numpy()
+        self.arrays[component][layer, first : first + len(values)] += values
+
+    def parts(self, component: Component) -> Iterator[Attributions]:
+        """One component's, layer by layer."""
+        array = self.arrays[component]
+        for layer in range(len(array)):
+            layers = () if component in LAYERLESS else (layer,)
+            yield Attributions(component, layers, tuple(range(array.shape[1])), array[layer : layer + 1])
+
+    def largest(self, count: int) -> list[tuple[Site, Floats]]:
+        """The places of the largest estimates by the first target, and their estimates by target."""
+        found: list[tuple[float, Site, Floats]] = []
+        for component, array in self.arrays.items():
+            sizes = np.abs(array[..., 0])
+            for flat in np.argsort(-sizes, axis=None, kind="stable")[:count]:
+                layer, position, *unit = (int(i) for i in np.unravel_index(flat, sizes.shape))
+                site = Site(component, (layer,), tuple(unit) or None, (position,))
+                found.append((float(sizes.flat[flat]), site, array[(layer, position, *unit)]))
+        found.sort(key=lambda one: -one[0])
+        return [(site, estimated) for _, site, estimated in found[:count]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gradients:
+    """Gradients [W, targets, n, ...] of W passes, each of which stands for so many.
+
+    Where no layer is dropped there is one. Else the first is the plain one, which is that of all passes that drop a
+    layer further down; the others have dropped theirs.
+    """
+
+    values: Tensor
+    weights: tuple[float, ...]
+
+    def of(self, found: Tensor) -> "Gradients":
+        """The same passes by another component: `found` [W x targets, ...]."""
+        return Gradients(found.unflatten(0, self.values.shape[:2]), self.weights)
+
+
+class Estimation:
+    """All that is estimated for one question."""
+
+    def __init__(
+        self,
+        method: AttributionPatching,
+        targets: tuple[Target, ...],
+        position: int,
+        session: Session,
+        base: State,
+        source: State,
+    ) -> None:
+        self.method = method
+        self.targets = targets
+        self.session = session
+        self.engine = session.engine
+        self.length = position + 1
+        self.base = Descent(self.engine.decoder, self.engine.work, base, self.length)
+        self.source = Descent(self.engine.decoder, self.engine.work, source, self.length)
+        self.estimates = Estimates(method, session, len(base.tokens), len(targets))
+        self.edges = Edges(session, self.length, len(targets)) if method.edges is not None else None
+        self._inside = method.inside
+        self._prompts: dict[int, tuple[Values, Values]] = {}
+        self._factor = 1 / method.integration_steps
+        if method.drop_layers:
+            self._factor = 1 / max(1, self.engine.layers - 1)
+
+    def run(self) -> Iterator[Progress]:
+        """Every step, block by block, each a turn on the model's thread."""
+        layers, steps = self.engine.layers, self.method.integration_steps
+        low = bottom(self.method, layers)
+        done, total = 0, steps * (layers - low + 1)
+        for step in range(steps):
+            descent = self.base if steps == 1 else self.session.call(partial(self._between, (step + 0.5) / steps))
+            gradients = self.session.call(partial(self._top, descent))
+            for layer in range(layers - 1, low - 1, -1):
+                gradients = self.session.call(partial(self._block, descent, layer, gradients))
+                done += 1
+                yield Progress(done, total)
+            if Component.TOKEN_EMBEDDING in self.method.components:
+                self.session.call(partial(self._entrance, descent, gradients))
+            if self.edges is not None:
+                for first in range(0, self.length, self.edges.chunk):
+                    self.session.call(partial(self.edges.add, descent, self.base, self.source, first))
+            done += 1
+            yield Progress(done, total)
+
+    # ------------------------------------------------------------ turns on the model's thread
+
+    def _between(self, share: float) -> Descent:
+        """The prompt's run with its token embeddings that far on the straight line to the source's."""
+        start, end = self.base.state, self.source.state
+        pairs = enumerate(zip(start.tokens, end.tokens, strict=True))
+        differing = tuple(number for number, (one, other) in pairs if one != other)
+        if not differing:
+            return self.base
+        picked = list(differing)
+        embedding = torch.lerp(start.embedding[picked].float(), end.embedding[picked].float(), share)
+        edit = PlacedEdit(Component.TOKEN_EMBEDDING, 0, differing, None, Change("set", embedding))
+        row = self.engine.base_row(Base(start.tokens, edit), start)
+        self.engine.execute([row])
+        assert row.state is not None
+        return Descent(self.engine.decoder, self.engine.work, row.state, self.length)
+
+    def _top(self, descent: Descent) -> Gradients:
+        top = descent.top(self.targets, self.method.metric)
+        weight = float(self.engine.layers) if self.method.drop_layers else 1.0
+        gradients = Gradients(top.below[None], (weight,))
+        if self.edges is not None:
+            self.edges.top(top.below)
+        for component in (Component.FINAL_NORM, Component.LOGITS):
+            if component in self.method.components:
+                found = gradients.of(top.gradients[component])
+                ends = self.base.end()[component], self.source.end()[component]
+                self._add(component, 0, found, ends, self.length - 1)
+        return gradients
+
+    def _block(self, descent: Descent, layer: int, above: Gradients) -> Gradients:
+        wanted = self._inside
+        if self.method.recompute_softmax:
+            wanted |= {Component.ATTENTION_PATTERN}
+        done = descent.block(layer, above.values.flatten(0, 1), wanted, mlp_input=self.edges is not None)
+        passes = above
+        if self.method.drop_layers:
+            # The pass that drops this layer, and counts no longer among the plain ones, has no gradient within.
+            passes = Gradients(above.values, (above.weights[0] - 1, *above.weights[1:]))
+        if self._inside:
+            prompt, source = self._values(layer, done.values)
+            self._within(layer, done, passes, prompt, source)
+            if self.edges is not None:
+                self.edges.take(layer, done, prompt, source)
+        below = passes.of(done.below)
+        if self.method.drop_layers:
+            # Blocks may lie on several devices.
+            dropped = above.values[:1].to(below.values.device)
+            below = Gradients(torch.cat([below.values, dropped]), (*below.weights, 1.0))
+            if Component.RESIDUAL_MID in self.method.components:
+                ends = prompt[Component.RESIDUAL_MID], source[Component.RESIDUAL_MID]
+                self._add(Component.RESIDUAL_MID, layer, Gradients(dropped, (1.0,)), ends)
+        states = self.base.state, self.source.state
+        for component, depth, gradients in (
+            (Component.RESIDUAL_POST, layer + 1, above),
+            (Component.RESIDUAL_PRE, layer, below),
+        ):
+            if component in self.method.components:
+                ends = states[0].residual[depth][: self.length], states[1].residual[depth][: self.length]
+                self._add(component, layer, gradients, ends)
+        return below
+
+    def _entrance(self, descent: Descent, gradients: Gradients) -> None:
+        found = gradients.of(descent.entrance(gradients.values.flatten(0, 1)))
+        ends = self.base.state.embedding[: self.length], self.source.state.embedding[: self.length]
+        self._add(Component.TOKEN_EMBEDDING, 0, found, ends)
+
+    # ------------------------------------------------------------ sums
+
+    def _values(self, layer: int, own: Values) -> tuple[Values, Values]:
+        """What is compared in a block: the prompt's values and the source's. Several steps share them."""
+        if self.method.integration_steps == 1:
+            return own, self.source.values(layer, self._inside)
+        if layer not in self._prompts:
+            self._prompts[layer] = self.base.values(layer, self._inside), self.source.values(layer, self._inside)
+        return self._prompts[layer]
+
+    def _within(self, layer: int, done: Differentiated, passes: Gradients, prompt: Values, source: Values) -> None:
+        for component in self._inside & set(self.method.components):
+            if self.method.recompute_softmax and component in RECOMPUTED:
+                effects = query_effects if component is Component.QUERY else key_effects
+                query, key = prompt[Component.QUERY], prompt[Component.KEY]
+                by_pattern = done.gradients[Component.ATTENTION_PATTERN][:, 0]
+                found = effects(self.base, layer, query, key, source[component], by_pattern)
+                self._sum(component, layer, passes.of(found), 0)
+            else:
+                gradients = passes.of(done.gradients[component])
+                self._add(component, layer, gradients, (prompt[component], source[component]))
+
+    def _add(
+        self, component: Component, layer: int, gradients: Gradients, ends: tuple[Tensor, Tensor], first: int = 0
+    ) -> None:
+        """Adds (source - prompt) . gradient; `ends`: the prompt's values and the source's."""
+        difference = ends[1].float() - ends[0].float()
+        if component in PAIRWISE:
+            # A masked score is -infinity in both.
+            difference = difference.nan_to_num(0.0, 0.0, 0.0)
+        products = gradients.values.float() * difference
+        if component in PAIRWISE:
+            products = products.sum(-1)[:, :, 0].transpose(-1, -2)
+        elif component is not Component.NEURON:
+            products = products.sum(-1)
+        self._sum(component, layer, Gradients(products, gradients.weights), first)
+
+    def _sum(self, component: Component, layer: int, found: Gradients, first: int) -> None:
+        """Adds estimates [W, targets, n, ...]: their sizes, where layers are dropped."""
+        values = found.values.float()
+        if self.method.drop_layers:
+            weights = torch.tensor(found.weights, device=values.device)
+            total = torch.tensordot(weights, values.abs(), 1)
+        else:
+            total = values[0]
+        self.estimates.add(component, layer, first, total * self._factor)

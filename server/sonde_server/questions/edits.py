@@ -1,0 +1,83 @@
+"""Changes of activations."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .places import Site
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """x -> factor * x."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Set:
+    """x -> values."""
+
+    values: Values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Add:
+    """x -> x + values."""
+
+    values: Values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Multiply:
+    """x -> x * values."""
+
+    values: Values
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """x -> its value in the unchanged runs of these sources, averaged; `positions` pair with the site's.
+
+    `layer`: where in the sources; None stands for the site's own.
+    """
+
+    sources: tuple[int, ...]
+    positions: tuple[int, ...] | None = None
+    layer: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """x -> x + standard_deviation * RandomState(seed).randn(shape selected)."""
+
+    standard_deviation: float
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProjectOut:
+    """x -> x less its part along `direction`, over the last axis."""
+
+    direction: Values
+
+
+@dataclass(frozen=True, slots=True)
+class Knockout:
+    """The site's queries do not attend to these keys; None stands for all keys."""
+
+    keys: tuple[int, ...] | None = None
+
+
+Operation = Scale | Set | Add | Multiply | Patch | Noise | ProjectOut | Knockout
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One change of one site."""
+
+    site: Site
+    operation: Operation

@@ -1,0 +1,29 @@
+"""What the model reads, and whose prediction is measured."""
+
+import enum
+from dataclasses import dataclass
+
+
+class Metric(enum.IntEnum):
+    """Which number of a target is differentiated."""
+
+    LOGIT = 1
+    LOG_PROBABILITY = 2
+    PROBABILITY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids, and the text with each token's place in it where the prompt was given as text."""
+
+    tokens: tuple[int, ...]
+    text: str | None = None
+    offsets: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A token whose prediction is measured; with a contrast the logit is the difference of the two."""
+
+    token: int
+    contrast: int | None = None

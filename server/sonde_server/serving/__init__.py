@@ -1,0 +1,1 @@
+"""The process: it listens, guards, answers, reports, and stops."""

@@ -1,0 +1,111 @@
+"""The servicer: request to question, question to method, answers to messages. Nothing else."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import grpc
+from sonde.v1 import inspection_pb2 as pb
+from sonde.v1.inspection_pb2_grpc import InspectionServiceServicer
+
+from ..config import Limits
+from ..errors import NotServing
+from ..questions.answers import Answer
+from ..questions.costs import runs_of, working_bytes
+from ..questions.interventions import InterveneQuestion
+from ..questions.places import ModelDescription
+from ..questions.traces import TraceQuestion
+from ..sharing.quota import RunQuota
+from ..wire import decode_intervene, decode_trace, encode_intervene, encode_model, encode_trace
+from .guards.calls import current_call
+
+if TYPE_CHECKING:
+    from ..model.vocabulary import Vocabulary
+
+
+class Sessions(Protocol):
+    """Who lets a caller's forward passes through to the model."""
+
+    def session(
+        self, *, caller: str, cancelled: threading.Event, deadline: float | None, runs: int, held: int
+    ) -> AbstractContextManager[Any]:
+        """A caller's share of the model, until the block ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """A model that is ready to be asked, and how."""
+
+    description: ModelDescription
+    vocabulary: "Vocabulary"
+    limits: Limits
+    quota: RunQuota
+    version: str
+    scheduler: Sessions
+    trace: Callable[[TraceQuestion, Any], Iterator[Answer]]
+    intervene: Callable[[InterveneQuestion, Any], Iterator[Answer]]
+
+
+class InspectionServicer(InspectionServiceServicer):
+    """Answers sonde.v1.InspectionService. Until it hosts a model every call raises NotServing."""
+
+    def __init__(self) -> None:
+        self._hosted: Hosted | None = None
+
+    def host(self, hosted: Hosted | None) -> None:
+        """From now on calls ask this model; none: they are turned away."""
+        self._hosted = hosted
+
+    def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:
+        """Describes the hosted model, without waiting for it."""
+        hosted = self._ready()
+        return encode_model(hosted.description, hosted.limits, hosted.version)
+
+    def Trace(self, request: pb.TraceRequest, context: grpc.ServicerContext) -> Iterator[pb.TraceResponse]:
+        """Reports how a prediction comes about."""
+        hosted = self._ready()
+        question = decode_trace(request, hosted.description, hosted.vocabulary, hosted.limits)
+        with _session(hosted, question, context) as session:
+            answers = hosted.trace(question, session)
+            yield from encode_trace(answers, hosted.description, hosted.vocabulary, hosted.version)
+
+    def Intervene(self, request: pb.InterveneRequest, context: grpc.ServicerContext) -> Iterator[pb.InterveneResponse]:
+        """Reports what each intervention did to the prediction."""
+        hosted = self._ready()
+        question = decode_intervene(request, hosted.description, hosted.vocabulary, hosted.limits)
+        with _session(hosted, question, context) as session:
+            answers = hosted.intervene(question, session)
+            yield from encode_intervene(answers, hosted.description, hosted.vocabulary, hosted.version)
+
+    def _ready(self) -> Hosted:
+        if self._hosted is None:
+            raise NotServing("the model is not ready: it is still loading, or the server is shutting down")
+        return self._hosted
+
+
+def _session(
+    hosted: Hosted, question: TraceQuestion | InterveneQuestion, context: grpc.ServicerContext
+) -> AbstractContextManager[Any]:
+    call = current_call()
+    assert call is not None
+    held = 0
+    if not question.dry_run:
+        call.runs, held = runs_of(question, hosted.description), working_bytes(question, hosted.description)
+        hosted.quota.take(call.caller, call.runs)
+    cancelled = threading.Event()
+    # gRPC never stops a handler: it calls back, or says that the call is over already.
+    if not context.add_callback(cancelled.set):
+        cancelled.set()
+    # The stubs promise a deadline, gRPC gives None where the caller set none.
+    remaining: Any = context.time_remaining()
+    finite = remaining is not None and math.isfinite(remaining) and remaining < threading.TIMEOUT_MAX
+    ends = [time.monotonic() + remaining] if finite else []
+    if call.ends is not None:
+        ends.append(call.ends)
+    return hosted.scheduler.session(
+        caller=call.caller, cancelled=cancelled, deadline=min(ends, default=None), runs=call.runs, held=held
+    )

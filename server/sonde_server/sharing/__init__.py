@@ -1,0 +1,1 @@
+"""One thread owns the model; the questions of many callers share it."""

@@ -1,0 +1,110 @@
+"""Attribution patching: what is patched from where, which places and edges are estimated, and how."""
+
+from sonde.v1 import inspection_pb2 as pb
+
+from ..questions.attribution_patching import AttributionPatching
+from ..questions.costs import attribution_bytes
+from ..questions.places import EDGE_ENDS, UNIT_SWEPT, Component
+from ..questions.prompts import Metric, Prompt
+from .fields import MOST_LISTED, MOST_VALUES_TOGETHER, Reader
+from .inputs import read_component, read_metric, read_prompt
+
+
+def read_attribution_patching(
+    message: pb.AttributionPatching, path: str, prompt: Prompt | None, targets: int, reader: Reader
+) -> AttributionPatching | None:
+    """The question of attribution patching; None where its source is faulty."""
+    source = _read_source(message, f"{path}.source", prompt, reader)
+    components = _read_components(message, path, reader)
+    steps = _count(message.integration_steps, f"{path}.integration_steps", reader)
+    metric = read_metric(message.metric, Metric.LOGIT, f"{path}.metric", reader)
+    verify_top = _count(message.verify_top, f"{path}.verify_top", reader)
+    edges = _read_edges(message, f"{path}.edges", reader)
+    _check_corrections(message, components, path, reader)
+    if source is None:
+        return None
+    question = AttributionPatching(
+        source,
+        components,
+        max(1, steps),
+        metric,
+        verify_top,
+        message.recompute_softmax,
+        message.drop_layers,
+        edges,
+    )
+    _check_size(question, path, len(source.tokens), targets, reader)
+    return question
+
+
+def _read_source(message: pb.AttributionPatching, path: str, prompt: Prompt | None, reader: Reader) -> Prompt | None:
+    source = read_prompt(message.source, path, reader)
+    if source is None or prompt is None:
+        return None
+    if len(source.tokens) != len(prompt.tokens):
+        given = f"it has {len(source.tokens)} tokens and the prompt {len(prompt.tokens)}"
+        reader.problems.add(path, f"{given}; give as many")
+        return None
+    return source
+
+
+def _read_components(message: pb.AttributionPatching, path: str, reader: Reader) -> tuple[Component, ...]:
+    field = f"{path}.components"
+    if not message.components and not message.HasField("edges"):
+        reader.problems.add(field, "no component was given; give at least one, or ask for edges")
+    if not message.components and message.verify_top > 0:
+        reader.problems.add(f"{path}.verify_top", "edges are not verified; give components, whose places are")
+    if not reader.listed(len(message.components), MOST_LISTED, field, "components"):
+        return ()
+    components: list[int | None] = []
+    for i, number in enumerate(message.components):
+        components.append(read_component(number, f"{field}[{i}]", reader))
+    return tuple(Component(value) for value in reader.distinct(components, field, "component"))
+
+
+def _count(value: int, path: str, reader: Reader) -> int:
+    if value < 0:
+        reader.problems.add(path, f"{value} was given; give 0 or more")
+        return 0
+    return value
+
+
+def _read_edges(message: pb.AttributionPatching, path: str, reader: Reader) -> int | None:
+    if not message.HasField("edges"):
+        return None
+    for component in sorted(EDGE_ENDS):
+        if reason := reader.model.unavailable.get(component):
+            reader.problems.refuse(path, f"{component.name}: {reason}")
+    return _count(message.edges.top, f"{path}.top", reader)
+
+
+def _check_corrections(
+    message: pb.AttributionPatching, components: tuple[Component, ...], path: str, reader: Reader
+) -> None:
+    problems = reader.problems
+    if message.recompute_softmax:
+        field = f"{path}.recompute_softmax"
+        if not {Component.QUERY, Component.KEY} & set(components):
+            problems.add(field, "it is of estimates at QUERY and KEY; name one of them, or leave it unset")
+        for component in (Component.ATTENTION_SCORES, Component.ATTENTION_PATTERN):
+            if reason := reader.model.unavailable.get(component):
+                problems.refuse(field, f"{component.name}: {reason}")
+    if message.drop_layers and message.integration_steps > 1:
+        problems.add(
+            f"{path}.drop_layers", "it takes the gradient at the prompt; leave integration_steps unset, or drop_layers"
+        )
+    if message.drop_layers and message.HasField("edges"):
+        problems.add(f"{path}.drop_layers", "it is of estimates at components; leave edges unset, or drop_layers")
+
+
+def _check_size(question: AttributionPatching, path: str, tokens: int, targets: int, reader: Reader) -> None:
+    for component in question.components:
+        units = reader.model.units(component) if component in UNIT_SWEPT else 1
+        if units * targets > MOST_VALUES_TOGETHER:
+            reader.problems.add(
+                f"{path}.components",
+                f"{units} units of {component.name} x {targets} targets are more than {MOST_VALUES_TOGETHER} at a "
+                "position; give fewer targets",
+            )
+    reader.answer(attribution_bytes(question, tokens, targets, reader.model), path)
+    reader.runs(question.runs(targets, reader.model.layers), path)
