@@ -26,9 +26,9 @@ from sonde_server.certificates import CertificateError
 from sonde_server.config import SettingError, Settings
 from sonde_server.tokens import TokenFileError, Tokens, make_token
 
-from tests import wire
-from tests.models import save_model
-from tests.replicas import served
+from tests.support import wire
+from tests.support.models import save_model
+from tests.support.replicas import served
 
 ROOT = Path(__file__).parent.parent
 

@@ -22,7 +22,7 @@ from sonde_server.config import Settings
 from sonde_server.logs import JsonFormatter
 from sonde_server.tokens import make_token
 
-from tests.models import save_model
+from tests.support.models import save_model
 
 PROMPT = [5, 130, 77, 301, 9]
 DASHBOARD = Path(__file__).parents[1] / "examples" / "grafana.json"
