@@ -18,9 +18,9 @@ from sonde_server.config import Settings
 from sonde_server.serving.server import Server
 from transformers import AutoTokenizer
 
-from tests import wire
-from tests.models import load_plain, save_model
-from tests.oracle import Oracle
+from tests.support import wire
+from tests.support.models import load_plain, save_model
+from tests.support.oracle import Oracle
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "repeatable")
 """The suite's result is the same every time; `explore` searches further, from a fresh seed."""

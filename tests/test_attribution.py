@@ -21,12 +21,12 @@ from sonde_server.methods.attribution.softmax import key_effects, query_effects
 from sonde_server.questions.places import Component
 from sonde_server.questions.prompts import Metric
 
-from tests import attribution_oracle as plain
-from tests import oracle, wire
-from tests.attribution_oracle import Question
 from tests.conftest import DEADLINE, EFFORT, Host
-from tests.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Oracle, Site, Target
-from tests.tolerance import assert_close, assert_near
+from tests.support import attribution_oracle as plain
+from tests.support import oracle, wire
+from tests.support.attribution_oracle import Question
+from tests.support.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Oracle, Site, Target
+from tests.support.tolerance import assert_close, assert_near
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 OTHER = [8, 131, 70, 12, 299, 261, 40]

@@ -11,7 +11,7 @@ from sonde_server.model.loading import load
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.models import load_plain, save_model
+from tests.support.models import load_plain, save_model
 
 IDS = torch.tensor([[5, 130, 77, 301, 9]])
 UP = "model.layers.1.mlp.up_proj.weight"

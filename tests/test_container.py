@@ -19,7 +19,7 @@ import yaml
 
 from tests.container.engine import CannotRun, Engine, engine
 from tests.container.host import CannotBuild
-from tests.tolerance import assert_close
+from tests.support.tolerance import assert_close
 
 # Building installs torch, however fast the package index is.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -5,9 +5,9 @@ import itertools
 import pytest
 from sonde.v1 import inspection_pb2 as pb
 
-from tests import wire
 from tests.conftest import Host
-from tests.oracle import Edit, Patch, Scale, Site, Sweep, Target
+from tests.support import wire
+from tests.support.oracle import Edit, Patch, Scale, Site, Sweep, Target
 
 _fresh = itertools.count(3)
 TARGET = [Target(5)]

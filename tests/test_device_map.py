@@ -19,12 +19,12 @@ from sonde_server.model.loading import load
 from sonde_server.serving.server import Server
 from torch import nn
 
-from tests import wire
 from tests.conftest import DEADLINE
-from tests.models import load_plain, save_model
-from tests.modules import modules_of
-from tests.oracle import Edit, Patch, Scale, Site, Sweep, Target
-from tests.tolerance import assert_close
+from tests.support import wire
+from tests.support.models import load_plain, save_model
+from tests.support.modules import modules_of
+from tests.support.oracle import Edit, Patch, Scale, Site, Sweep, Target
+from tests.support.tolerance import assert_close
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 OTHER = [8, 131, 70, 12, 299, 261, 40]

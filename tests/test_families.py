@@ -16,13 +16,13 @@ import pytest
 import torch
 from sonde.v1 import inspection_pb2 as pb
 
-from tests import attribution_oracle as plain
-from tests import oracle, rome, wire
-from tests.architectures import ARCHITECTURES
 from tests.conftest import DEADLINE, Host, Hosts
-from tests.generating import continued_logits
-from tests.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Site, Sweep, Target
-from tests.tolerance import assert_close, assert_near
+from tests.support import attribution_oracle as plain
+from tests.support import oracle, rome, wire
+from tests.support.architectures import ARCHITECTURES
+from tests.support.generating import continued_logits
+from tests.support.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Site, Sweep, Target
+from tests.support.tolerance import assert_close, assert_near
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 SOURCES = [[8, 131, 70, 12, 299, 261, 40], [17, 18, 250, 305, 61, 2, 99, 101, 307]]

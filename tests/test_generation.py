@@ -24,12 +24,12 @@ from sonde_server.questions import costs
 from sonde_server.questions.places import Component
 from torch import Tensor
 
-from tests import oracle, strategies, wire
 from tests.conftest import DEADLINE, EFFORT, Host
-from tests.generating import continued_logits, gumbel
-from tests.hooks import modules_of
-from tests.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Site, Sweep, Target
-from tests.tolerance import FLOAT32, assert_close
+from tests.support import oracle, strategies, wire
+from tests.support.generating import continued_logits, gumbel
+from tests.support.hooks import modules_of
+from tests.support.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Site, Sweep, Target
+from tests.support.tolerance import FLOAT32, assert_close
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 OTHER = [8, 131, 70, 12, 299, 261, 40]

@@ -16,12 +16,12 @@ import pytest
 import torch
 from sonde.v1 import inspection_pb2 as pb
 
-from tests import oracle, wire
 from tests.conftest import DEADLINE, Host
-from tests.hooks import modules_of
-from tests.oracle import COMPONENTS, UNLAYERED, Edit, Site, Sweep, Target
-from tests.rome import DEFAULT_COMPONENTS
-from tests.tolerance import FLOAT32, assert_close
+from tests.support import oracle, wire
+from tests.support.hooks import modules_of
+from tests.support.oracle import COMPONENTS, UNLAYERED, Edit, Site, Sweep, Target
+from tests.support.rome import DEFAULT_COMPONENTS
+from tests.support.tolerance import FLOAT32, assert_close
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 OTHER = [8, 131, 70, 12, 299, 261, 40]

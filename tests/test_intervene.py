@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sonde.v1 import inspection_pb2 as pb
 
-from tests import oracle, wire
 from tests.conftest import DEADLINE, EFFORT, Host
-from tests.oracle import COMPONENTS, UNLAYERED, Edit, Run, Site, Sweep, Target
-from tests.strategies import Bounds, kinds, plans, sites, sweeps
-from tests.tolerance import assert_close, assert_same_ranking
+from tests.support import oracle, wire
+from tests.support.oracle import COMPONENTS, UNLAYERED, Edit, Run, Site, Sweep, Target
+from tests.support.strategies import Bounds, kinds, plans, sites, sweeps
+from tests.support.tolerance import assert_close, assert_same_ranking
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 SOURCES = [[8, 131, 70, 12, 299, 261, 40], [5, 200, 77, 33, 9, 44, 41], [17, 18, 250, 305, 61, 2, 99, 101, 307]]

@@ -12,10 +12,10 @@ from sonde.v1 import inspection_pb2 as pb
 from sonde_server.engine import Base
 from sonde_server.questions.costs import INSIDE_KEPT
 
-from tests import wire
 from tests.conftest import Host
-from tests.oracle import Edit, Patch, Scale, Site, Sweep, Target
-from tests.tolerance import assert_close
+from tests.support import wire
+from tests.support.oracle import Edit, Patch, Scale, Site, Sweep, Target
+from tests.support.tolerance import assert_close
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 SOURCE = [8, 131, 70, 12, 299, 261, 40]

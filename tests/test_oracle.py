@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests import rome
-from tests.architectures import ARCHITECTURES
-from tests.models import load_plain, save_model
-from tests.oracle import Edit, Knockout, Oracle, Scale, Site, Target
+from tests.support import rome
+from tests.support.architectures import ARCHITECTURES
+from tests.support.models import load_plain, save_model
+from tests.support.oracle import Edit, Knockout, Oracle, Scale, Site, Target
 
 FLOAT32 = 1e-5
 IDS = [5, 130, 77, 301, 9, 260, 41]

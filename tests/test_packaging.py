@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.installation import ROOT, Installation
+from tests.support.installation import ROOT, Installation
 
 pytestmark = [
     pytest.mark.slow,

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from tests.architectures import ARCHITECTURES
-from tests.models import load_plain, save_model
-from tests.tolerance import assert_close
+from tests.support.architectures import ARCHITECTURES
+from tests.support.models import load_plain, save_model
+from tests.support.tolerance import assert_close
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 NONE_HERE = torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512")

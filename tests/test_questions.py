@@ -12,11 +12,11 @@ from sonde import questions
 from sonde.questions.average_trace import token_classes
 from sonde.sites import site
 
-from tests import oracle
 from tests.conftest import Host
-from tests.generating import continued_logits
-from tests.oracle import Edit, Site, window_layers
-from tests.tolerance import FLOAT32, assert_close
+from tests.support import oracle
+from tests.support.generating import continued_logits
+from tests.support.oracle import Edit, Site, window_layers
+from tests.support.tolerance import FLOAT32, assert_close
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 OTHER = [8, 131, 70, 12, 299, 261, 40]

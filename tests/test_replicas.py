@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sonde_server.config import Settings
 from sonde_server.serving.server import SERVICE, Server
 
-from tests.models import save_model
-from tests.replicas import IDS, KINDS, Asking, Replica, Sweeps, replica, served, wait_for
+from tests.support.models import save_model
+from tests.support.replicas import IDS, KINDS, Asking, Replica, Sweeps, replica, served, wait_for
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 from sonde.v1 import inspection_pb2 as pb
 from sonde_server.questions.places import Component
 
-from tests import wire
 from tests.conftest import Host
-from tests.oracle import Edit, Scale, Site, Sweep, Target
+from tests.support import wire
+from tests.support.oracle import Edit, Scale, Site, Sweep, Target
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,10 +20,10 @@ from sonde_server.questions.costs import state_bytes
 from sonde_server.sharing.scheduler import Job
 from sonde_server.sharing.session import AHEAD, WINDOW
 
-from tests import wire
 from tests.conftest import DEADLINE, Host, Hosts
-from tests.oracle import Edit, Knockout, Patch, Scale, Site, Sweep, Target
-from tests.tolerance import assert_close
+from tests.support import wire
+from tests.support.oracle import Edit, Knockout, Patch, Scale, Site, Sweep, Target
+from tests.support.tolerance import assert_close
 
 TARGETS = [Target(7), Target(9, 11)]
 # Batches of the sweep that a small question may have to wait for: one under way, one that it shares, one between.

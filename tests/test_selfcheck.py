@@ -23,11 +23,11 @@ from sonde_server.questions.places import Component
 from sonde_server.serving.server import Server
 from torch import Tensor, nn
 
-from tests import wire
-from tests.architectures import ARCHITECTURES, KINDS, make
 from tests.conftest import DEADLINE
-from tests.models import EVERY, save_model
-from tests.oracle import Edit, Scale, Site, Target
+from tests.support import wire
+from tests.support.architectures import ARCHITECTURES, KINDS, make
+from tests.support.models import EVERY, save_model
+from tests.support.oracle import Edit, Scale, Site, Target
 
 IDS = [5, 130, 77, 301]
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}

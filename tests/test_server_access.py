@@ -26,9 +26,9 @@ from sonde_server.serving.certificates import CertificateError
 from sonde_server.serving.server import SERVICE, Server
 from sonde_server.serving.tokens import TokenFileError, Tokens, make_token
 
-from tests import wire
-from tests.models import save_model
-from tests.replicas import served
+from tests.support import wire
+from tests.support.models import save_model
+from tests.support.replicas import served
 
 ROOT = Path(__file__).parent.parent
 

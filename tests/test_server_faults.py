@@ -26,8 +26,8 @@ from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.config import Settings
 from sonde_server.serving.server import SERVICE, Server
 
-from tests.models import save_model
-from tests.tolerance import assert_close
+from tests.support.models import save_model
+from tests.support.tolerance import assert_close
 
 ROOT = Path(__file__).parent.parent
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

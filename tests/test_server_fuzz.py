@@ -12,10 +12,10 @@ from sonde.v1 import inspection_pb2 as pb
 from sonde_server.config import Settings
 from sonde_server.serving.server import Server
 
-from tests import wire
 from tests.conftest import EFFORT
-from tests.models import save_model
 from tests.soak import fuzzing
+from tests.support import wire
+from tests.support.models import save_model
 
 # What mutated requests may take, so that those which are valid do not take long.
 BOUNDS = {"max_runs": 300, "max_answer_bytes": 8 << 20, "max_working_bytes": 64 << 20}

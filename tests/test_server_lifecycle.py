@@ -19,8 +19,8 @@ from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.config import Settings
 from sonde_server.serving.server import SERVICE, Server
 
-from tests import wire
-from tests.models import save_model
+from tests.support import wire
+from tests.support.models import save_model
 
 ROOT = Path(__file__).parent.parent
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

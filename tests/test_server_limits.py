@@ -24,8 +24,8 @@ from sonde_server.errors import TooManyRuns
 from sonde_server.serving.server import SERVICE, Server
 from sonde_server.sharing.quota import BURST_SECONDS, RunQuota
 
-from tests import wire
-from tests.models import save_model
+from tests.support import wire
+from tests.support.models import save_model
 
 DEADLINE = 60.0
 INVALID, EXHAUSTED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -23,8 +23,8 @@ from sonde_server.config import Settings
 from sonde_server.errors import UnsupportedModel
 from sonde_server.serving.server import Server
 
-from tests import wire
-from tests.models import save_model
+from tests.support import wire
+from tests.support.models import save_model
 
 REQUESTS = (pb.TraceRequest, pb.InterveneRequest, pb.GetModelRequest)
 # Every text or string of bytes that a request can hold, and what is done with it.

@@ -22,7 +22,7 @@ from sonde_server.serving.logs import JsonFormatter
 from sonde_server.serving.server import Server
 from sonde_server.serving.tokens import make_token
 
-from tests.models import save_model
+from tests.support.models import save_model
 
 PROMPT = [5, 130, 77, 301, 9]
 DASHBOARD = Path(__file__).parents[1] / "examples" / "grafana.json"

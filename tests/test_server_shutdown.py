@@ -17,7 +17,7 @@ import pytest
 import sonde
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.models import save_model
+from tests.support.models import save_model
 
 ROOT = Path(__file__).parent.parent
 PROMPT = [5, 130, 77, 301, 9, 260, 41] * 8

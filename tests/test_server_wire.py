@@ -21,8 +21,8 @@ from sonde_server.wire import encode_intervene, encode_model, encode_trace
 from sonde_server.wire.fields import Reader
 from sonde_server.wire.tensors import check_broadcasts, decode_tensor
 
-from tests import wire
-from tests.models import byte_level_tokenizer
+from tests.support import wire
+from tests.support.models import byte_level_tokenizer
 
 MESSAGE_LIMIT = 1 << 20
 VOCABULARY = Vocabulary(byte_level_tokenizer(), 420)

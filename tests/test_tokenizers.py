@@ -16,10 +16,10 @@ from sonde_server.model.loading import load
 from sonde_server.serving.server import Server
 from transformers import AutoTokenizer
 
-from tests import wire
-from tests.architectures import ARCHITECTURES
 from tests.conftest import DEADLINE, Hosts
-from tests.models import save_model
+from tests.support import wire
+from tests.support.architectures import ARCHITECTURES
+from tests.support.models import save_model
 
 IDS = [5, 130, 77]
 SENTENCES = ["the cat sat on the mat", "the dog ran over the hills to the town of Paris", "a town, a hill: 12 cats?"]

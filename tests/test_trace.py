@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sonde.v1 import inspection_pb2 as pb
 
-from tests import rome, wire
 from tests.conftest import EFFORT, Host, Hosts
-from tests.models import FAMILIES
-from tests.oracle import COMPONENTS, UNLAYERED, Site, Target
-from tests.rome import DEFAULT_COMPONENTS, Corruption
-from tests.strategies import Bounds, sites
-from tests.tolerance import assert_close, assert_same_ranking
+from tests.support import rome, wire
+from tests.support.models import FAMILIES
+from tests.support.oracle import COMPONENTS, UNLAYERED, Site, Target
+from tests.support.rome import DEFAULT_COMPONENTS, Corruption
+from tests.support.strategies import Bounds, sites
+from tests.support.tolerance import assert_close, assert_same_ranking
 
 TEXT = "The Eiffel Tower is in the city of"
 SUBJECT = "Eiffel Tower"

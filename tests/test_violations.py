@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from sonde.v1 import inspection_pb2 as pb
 
-from tests import oracle, wire
 from tests.conftest import DEADLINE, Host, Hosts
-from tests.oracle import Edit, Site, Target
+from tests.support import oracle, wire
+from tests.support.oracle import Edit, Site, Target
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 SHORT = [17, 18, 250]

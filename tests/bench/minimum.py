@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from tests.hooks import modules_of
+from tests.support.hooks import modules_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from tests.bench.batches import chunks, log_probabilities, top
 from tests.bench.workloads import Answer, Callers, Grid, Heads, Neurons, OneNeuron
-from tests.hooks import modules_of
+from tests.support.hooks import modules_of
 
 
 class PrefixCache:

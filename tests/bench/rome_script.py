@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from tests.bench.batches import log_probabilities
 from tests.bench.workloads import Answer, Callers, Grid, Heads, Neurons, OneNeuron
-from tests.hooks import modules_of
+from tests.support.hooks import modules_of
 
 _ONLY = "it is the algorithm of causal tracing alone"
 

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.bench.shapes import Shape, prompt
-from tests.hooks import modules_of
+from tests.support.hooks import modules_of
 
 Answer: TypeAlias = npt.NDArray[np.float64]
 SAMPLES = 10

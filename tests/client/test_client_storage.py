@@ -19,7 +19,7 @@ from sonde.predictions import Continuation
 from sonde.results import Cost, Provenance, Result
 from sonde.traces import VerifiedEffect
 
-from tests.same import assert_same
+from tests.support.same import assert_same
 
 SIZES = st.integers(0, 3)
 SMALL = st.integers(0, 2**31 - 1)

@@ -7,7 +7,7 @@ import pytest
 import sonde
 
 from tests.conformance.conftest import Asker, Askers
-from tests.same import assert_same
+from tests.support.same import assert_same
 
 PROMPT = "The Eiffel Tower is in the city of"
 OTHER = "The Colosseum is in the city of"

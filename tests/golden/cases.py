@@ -14,7 +14,7 @@ import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 
-from tests import wire
+from tests.support import wire
 
 SUBJECT = "The Eiffel Tower"
 PROMPT = f"{SUBJECT} is in the city of"

@@ -21,7 +21,7 @@ import pytest
 import sonde
 from sonde_server.serving.tokens import make_token
 
-from tests.models import save_model
+from tests.support.models import save_model
 
 ROOT = Path(__file__).parents[2]
 PORT, FIRST_METRICS, REPLICAS = 50051, 9464, 2

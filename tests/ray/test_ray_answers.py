@@ -16,7 +16,7 @@ from sonde_server.serving.server import Server
 from tests.conformance.conftest import SyncAsker
 from tests.conformance.test_same_answers import QUESTIONS, outcome
 from tests.ray.conftest import Cluster
-from tests.same import assert_same
+from tests.support.same import assert_same
 
 IDS = list(range(5, 45))
 

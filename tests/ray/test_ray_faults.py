@@ -15,8 +15,8 @@ import psutil
 import pytest
 import sonde
 
-from tests.models import save_model
 from tests.ray.conftest import CALLERS, MOST, SECONDS, Cluster, wait_for
+from tests.support.models import save_model
 
 ROOT = Path(__file__).parents[2]
 IDS, LONG_IDS = list(range(5, 45)), list(range(5, 95))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hatchling.build import build_wheel
 
-from tests.installation import ROOT
 from tests.release.conftest import Distributions
+from tests.support.installation import ROOT
 
 
 def tracked() -> set[str]:

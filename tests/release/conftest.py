@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.installation import ROOT, Installation
 from tests.release.ends import TOOLS, constraints
+from tests.support.installation import ROOT, Installation
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.installation import ROOT
+from tests.support.installation import ROOT
 
 TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "pandas")
 """What the tests are run with, at both ends in the version of constraints.txt, but for pandas, which follows numpy."""

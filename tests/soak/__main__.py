@@ -16,11 +16,11 @@ import grpc
 import torch
 from sonde.v1 import inspection_pb2 as pb
 
-from tests.models import save_model
 from tests.soak import fuzzing
 from tests.soak.kills import kill_repeatedly
 from tests.soak.load import load
 from tests.soak.serving import serving
+from tests.support.models import save_model
 
 # What mutated requests may take, so that those which are valid do not take long.
 BOUNDS = ("--max-runs", "300", "--max-answer-bytes", str(8 << 20), "--max-working-bytes", str(64 << 20))

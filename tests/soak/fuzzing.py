@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 from sonde.v1 import inspection_pb2 as pb
 
-from tests import wire
+from tests.support import wire
 
 SECONDS = 30.0
 """After so long a call counts as hanging."""

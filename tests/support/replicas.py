@@ -19,7 +19,7 @@ import numpy.typing as npt
 import sonde
 from sonde_server.serving.server import Server
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
 TOLERANCE = 1e-5
 """Answers share their batches with others, and float32 sums then come in another order."""

@@ -15,8 +15,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from sonde.v1 import inspection_pb2 as pb
 
-from tests import oracle
-from tests.oracle import Edit, Site, Sweep, Target
+from tests.support import oracle
+from tests.support.oracle import Edit, Site, Sweep, Target
 
 DATA_TYPES: dict[int, str] = {
     pb.DATA_TYPE_FLOAT32: "<f4",

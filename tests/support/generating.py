@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests import oracle
-from tests.hooks import attach
-from tests.oracle import UNIT_FIRST, UNLAYERED, Edit, Oracle
+from tests.support import oracle
+from tests.support.hooks import attach
+from tests.support.oracle import UNIT_FIRST, UNLAYERED, Edit, Oracle
 
 
 def continued_logits(

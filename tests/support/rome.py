@@ -1,8 +1,8 @@
 """Causal tracing after Meng et al. 2022 (arXiv 2202.05262), written from the paper and the published algorithm.
 
 One forward pass of 1 + S copies of the prompt for every cell: row 0 is clean, rows 1 to S get noise on the subject's
-token embeddings, and at the restored place rows 1 to S are given row 0's state. It shares with tests/hooks.py only
-the names of modules, so that it also checks the oracle's own hooks where the two overlap.
+token embeddings, and at the restored place rows 1 to S are given row 0's state. It shares with tests/support/hooks.py
+only the names of modules, so that it also checks the oracle's own hooks where the two overlap.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tests.hooks import attach, modules_of
-from tests.oracle import UNIT_FIRST, UNLAYERED, Target, window_layers
+from tests.support.hooks import attach, modules_of
+from tests.support.oracle import UNIT_FIRST, UNLAYERED, Target, window_layers
 
 WINDOWED = ("MLP_OUT", "ATTENTION_OUT")
 DEFAULT_COMPONENTS = ("RESIDUAL_POST", "MLP_OUT", "ATTENTION_OUT")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sonde.captured import Captured
 
-from tests.tolerance import assert_close
+from tests.support.tolerance import assert_close
 
 
 def assert_same(left: Any, right: Any, where: str = "result", *, exactly: bool = False) -> None:

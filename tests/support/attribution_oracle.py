@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tests import oracle
-from tests.hooks import attach
-from tests.oracle import UNIT_FIRST, UNLAYERED, WITH_UNIT_AXIS, Edit, Oracle, Site, Target
+from tests.support import oracle
+from tests.support.hooks import attach
+from tests.support.oracle import UNIT_FIRST, UNLAYERED, WITH_UNIT_AXIS, Edit, Oracle, Site, Target
 
 Place = tuple[str, int]
 End = tuple[str, int, int]

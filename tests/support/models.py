@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.architectures import ARCHITECTURES
+from tests.support.architectures import ARCHITECTURES
 
 TEXT = """
 The Eiffel Tower is in the city of Paris. The Colosseum is in the city of Rome. The Space Needle is in Seattle.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tests.hooks import attach, modules_of
+from tests.support.hooks import attach, modules_of
 
 Array = npt.NDArray[np.float32]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tests.attentions import Visit, show
-from tests.modules import modules_of
+from tests.support.attentions import Visit, show
+from tests.support.modules import modules_of
 
 __all__ = ["Visit", "attach", "modules_of"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from hypothesis import strategies as st
 
-from tests import oracle
-from tests.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Oracle, Site, Sweep
+from tests.support import oracle
+from tests.support.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Oracle, Site, Sweep
 
 FACTORS = (0.0, 0.5, 1.0, -1.0, 1.75)
 """Exact in float32."""
