@@ -14,10 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sonde.v1 import inspection_pb2 as pb
-from sonde_server import domain
 from sonde_server.engine import Base
 from sonde_server.engine.gradients import Descent
 from sonde_server.methods.attribution.softmax import key_effects, query_effects
+from sonde_server.questions import prompts
 from sonde_server.questions.places import Component
 from sonde_server.questions.prompts import Metric
 
@@ -258,7 +258,7 @@ def test_recomputed_softmax_is_each_query_and_key_really_patched(host: Host, ste
 def test_i21_without_saturation_the_recomputed_softmax_is_the_plain_estimate(host: Host) -> None:
     """Of ever smaller changes of all queries, or all keys, the estimate by the pattern becomes that by the gradient."""
     descent = kept(host, IDS)
-    above = descent.top([domain.Target(one.token, one.contrast) for one in TARGETS], Metric.LOGIT).below
+    above = descent.top([prompts.Target(one.token, one.contrast) for one in TARGETS], Metric.LOGIT).below
     wanted = frozenset({Component.QUERY, Component.KEY, Component.ATTENTION_PATTERN})
     done = descent.block(host.oracle.layers - 1, above, wanted)
     layer, pattern = host.oracle.layers - 1, done.gradients[Component.ATTENTION_PATTERN][:, 0]
@@ -357,7 +357,7 @@ def held_on_the_way_down(host: Host, length: int) -> tuple[list[int], int]:
     """By block, the most bytes that its graph held; and what was held after it."""
     ids = [(7 * number + 3) % host.oracle.vocabulary for number in range(length)]
     descent = kept(host, ids)
-    gradient = descent.top([domain.Target(5)], Metric.LOGIT).below
+    gradient = descent.top([prompts.Target(5)], Metric.LOGIT).below
     most = []
     held = Held()
     wanted = frozenset({Component.HEAD_OUT, Component.MLP_OUT, Component.QUERY})

@@ -154,15 +154,16 @@ def test_a_poisoned_device_takes_the_server_out(serving: Any) -> None:
 
 PLANTED = """
 import resource, sys, torch
-from sonde_server import app, cli
+from sonde_server import cli
+from sonde_server.serving import server
 
-load = app.Server.load
+load = server.Server.load
 
 def planted(self):
     load(self)
     {fault}
 
-app.Server.load = planted
+server.Server.load = planted
 sys.exit(cli.main(sys.argv[1:]))
 """
 POISON = """

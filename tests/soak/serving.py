@@ -23,9 +23,10 @@ TOLERANCE = 1e-5
 """Answers may share their batches with others, and float32 sums then come in another order."""
 PROGRAM = """
 import gc, os, signal, sys, threading
-from sonde_server import app, cli
+from sonde_server import cli
+from sonde_server.serving import server
 
-load = app.Server.load
+load = server.Server.load
 
 def watched(self):
     load(self)
@@ -38,7 +39,7 @@ def watched(self):
         os.write(2, f"\\nholds {hooks} {threading.active_count()} {waiting}\\n".encode())
     signal.signal(signal.SIGUSR1, tell)
 
-app.Server.load = watched
+server.Server.load = watched
 sys.exit(cli.main(sys.argv[1:]))
 """
 
