@@ -3,7 +3,9 @@
 import grpc
 import warnings
 
-from sonde.v1 import inspection_pb2 as sonde_dot_v1_dot_inspection__pb2
+from sonde.v1 import interventions_pb2 as sonde_dot_v1_dot_interventions__pb2
+from sonde.v1 import model_pb2 as sonde_dot_v1_dot_model__pb2
+from sonde.v1 import traces_pb2 as sonde_dot_v1_dot_traces__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -46,18 +48,18 @@ class InspectionServiceStub(object):
         """
         self.GetModel = channel.unary_unary(
                 '/sonde.v1.InspectionService/GetModel',
-                request_serializer=sonde_dot_v1_dot_inspection__pb2.GetModelRequest.SerializeToString,
-                response_deserializer=sonde_dot_v1_dot_inspection__pb2.GetModelResponse.FromString,
+                request_serializer=sonde_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=sonde_dot_v1_dot_model__pb2.GetModelResponse.FromString,
                 _registered_method=True)
         self.Trace = channel.unary_stream(
                 '/sonde.v1.InspectionService/Trace',
-                request_serializer=sonde_dot_v1_dot_inspection__pb2.TraceRequest.SerializeToString,
-                response_deserializer=sonde_dot_v1_dot_inspection__pb2.TraceResponse.FromString,
+                request_serializer=sonde_dot_v1_dot_traces__pb2.TraceRequest.SerializeToString,
+                response_deserializer=sonde_dot_v1_dot_traces__pb2.TraceResponse.FromString,
                 _registered_method=True)
         self.Intervene = channel.unary_stream(
                 '/sonde.v1.InspectionService/Intervene',
-                request_serializer=sonde_dot_v1_dot_inspection__pb2.InterveneRequest.SerializeToString,
-                response_deserializer=sonde_dot_v1_dot_inspection__pb2.InterveneResponse.FromString,
+                request_serializer=sonde_dot_v1_dot_interventions__pb2.InterveneRequest.SerializeToString,
+                response_deserializer=sonde_dot_v1_dot_interventions__pb2.InterveneResponse.FromString,
                 _registered_method=True)
 
 
@@ -100,18 +102,18 @@ def add_InspectionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
-                    request_deserializer=sonde_dot_v1_dot_inspection__pb2.GetModelRequest.FromString,
-                    response_serializer=sonde_dot_v1_dot_inspection__pb2.GetModelResponse.SerializeToString,
+                    request_deserializer=sonde_dot_v1_dot_model__pb2.GetModelRequest.FromString,
+                    response_serializer=sonde_dot_v1_dot_model__pb2.GetModelResponse.SerializeToString,
             ),
             'Trace': grpc.unary_stream_rpc_method_handler(
                     servicer.Trace,
-                    request_deserializer=sonde_dot_v1_dot_inspection__pb2.TraceRequest.FromString,
-                    response_serializer=sonde_dot_v1_dot_inspection__pb2.TraceResponse.SerializeToString,
+                    request_deserializer=sonde_dot_v1_dot_traces__pb2.TraceRequest.FromString,
+                    response_serializer=sonde_dot_v1_dot_traces__pb2.TraceResponse.SerializeToString,
             ),
             'Intervene': grpc.unary_stream_rpc_method_handler(
                     servicer.Intervene,
-                    request_deserializer=sonde_dot_v1_dot_inspection__pb2.InterveneRequest.FromString,
-                    response_serializer=sonde_dot_v1_dot_inspection__pb2.InterveneResponse.SerializeToString,
+                    request_deserializer=sonde_dot_v1_dot_interventions__pb2.InterveneRequest.FromString,
+                    response_serializer=sonde_dot_v1_dot_interventions__pb2.InterveneResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -149,8 +151,8 @@ class InspectionService(object):
             request,
             target,
             '/sonde.v1.InspectionService/GetModel',
-            sonde_dot_v1_dot_inspection__pb2.GetModelRequest.SerializeToString,
-            sonde_dot_v1_dot_inspection__pb2.GetModelResponse.FromString,
+            sonde_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
+            sonde_dot_v1_dot_model__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -176,8 +178,8 @@ class InspectionService(object):
             request,
             target,
             '/sonde.v1.InspectionService/Trace',
-            sonde_dot_v1_dot_inspection__pb2.TraceRequest.SerializeToString,
-            sonde_dot_v1_dot_inspection__pb2.TraceResponse.FromString,
+            sonde_dot_v1_dot_traces__pb2.TraceRequest.SerializeToString,
+            sonde_dot_v1_dot_traces__pb2.TraceResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -203,8 +205,8 @@ class InspectionService(object):
             request,
             target,
             '/sonde.v1.InspectionService/Intervene',
-            sonde_dot_v1_dot_inspection__pb2.InterveneRequest.SerializeToString,
-            sonde_dot_v1_dot_inspection__pb2.InterveneResponse.FromString,
+            sonde_dot_v1_dot_interventions__pb2.InterveneRequest.SerializeToString,
+            sonde_dot_v1_dot_interventions__pb2.InterveneResponse.FromString,
             options,
             channel_credentials,
             insecure,
