@@ -3,13 +3,15 @@
 isort:skip_file
 The contract of Sonde: what can be asked of a transformer, and what it answers.
 
-Held throughout, and not repeated at each field:
+This file is the one to import: it imports every other file of the package publicly. proto/README.md lists them in
+reading order. These conventions hold in all of them and are not repeated at each field:
  - Positions, layers and units count from 0. In a request a negative position counts from the end: -1 is the last.
  - Probabilities are of the next token, over the whole vocabulary. Logarithms are natural, so divergences are in
    nats.
- - A target's place in the request is its place along every `targets` axis of the answer.
+ - Every `targets` axis of an answer has the order of the targets in the request.
  - Shapes are written [slowest axis, ..., fastest axis]. Nothing has a batch axis.
- - A field whose comment names no default is required where its message is used, or means 0, false or empty.
+ - Where a field's comment names no default, the field is required where its message is used, or leaving it unset
+   means 0, false or empty.
 """
 
 from google.protobuf import descriptor as _descriptor

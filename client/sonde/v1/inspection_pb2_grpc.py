@@ -30,14 +30,15 @@ if _version_not_supported:
 class InspectionServiceStub(object):
     """Looks inside the one transformer that this server hosts.
 
-    Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
-    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
-    the same values, up to the noise of the data type when it shares a batch with others.
+    Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
+    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
+    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
+    model and device gives the same values, except for rounding in the data type when the request shares a batch with
+    others.
 
-    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
-    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
+    path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
     """
 
     def __init__(self, channel):
@@ -66,18 +67,19 @@ class InspectionServiceStub(object):
 class InspectionServiceServicer(object):
     """Looks inside the one transformer that this server hosts.
 
-    Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
-    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
-    the same values, up to the noise of the data type when it shares a batch with others.
+    Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
+    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
+    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
+    model and device gives the same values, except for rounding in the data type when the request shares a batch with
+    others.
 
-    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
-    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
+    path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
     """
 
     def GetModel(self, request, context):
-        """Describes the hosted model: what a Site can name, and within which bounds. Answers while the model is busy.
+        """Describes the hosted model: what a Site can name, and the bounds of each number. Answers while the model is busy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,7 +93,7 @@ class InspectionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Intervene(self, request, context):
-        """Runs the prompt once unchanged and once per intervention, and reports what each did to the prediction.
+        """Runs the prompt once unchanged and once per intervention, and reports what each one did to the prediction.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,14 +128,15 @@ def add_InspectionServiceServicer_to_server(servicer, server):
 class InspectionService(object):
     """Looks inside the one transformer that this server hosts.
 
-    Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
-    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
-    the same values, up to the noise of the data type when it shares a batch with others.
+    Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
+    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
+    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
+    model and device gives the same values, except for rounding in the data type when the request shares a batch with
+    others.
 
-    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
-    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
+    path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
     """
 
     @staticmethod

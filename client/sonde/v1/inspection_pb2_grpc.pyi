@@ -3,13 +3,15 @@
 isort:skip_file
 The contract of Sonde: what can be asked of a transformer, and what it answers.
 
-Held throughout, and not repeated at each field:
+This file is the one to import: it imports every other file of the package publicly. proto/README.md lists them in
+reading order. These conventions hold in all of them and are not repeated at each field:
  - Positions, layers and units count from 0. In a request a negative position counts from the end: -1 is the last.
  - Probabilities are of the next token, over the whole vocabulary. Logarithms are natural, so divergences are in
    nats.
- - A target's place in the request is its place along every `targets` axis of the answer.
+ - Every `targets` axis of an answer has the order of the targets in the request.
  - Shapes are written [slowest axis, ..., fastest axis]. Nothing has a batch axis.
- - A field whose comment names no default is required where its message is used, or means 0, false or empty.
+ - Where a field's comment names no default, the field is required where its message is used, or leaving it unset
+   means 0, false or empty.
 """
 
 from collections import abc as _abc
@@ -123,14 +125,15 @@ GRPC_VERSION: str
 class InspectionServiceStub:
     """Looks inside the one transformer that this server hosts.
 
-    Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
-    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
-    the same values, up to the noise of the data type when it shares a batch with others.
+    Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
+    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
+    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
+    model and device gives the same values, except for rounding in the data type when the request shares a batch with
+    others.
 
-    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
-    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
+    path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
     """
 
     @_typing.overload
@@ -138,45 +141,47 @@ class InspectionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InspectionServiceAsyncStub: ...
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
-    """Describes the hosted model: what a Site can name, and within which bounds. Answers while the model is busy."""
+    """Describes the hosted model: what a Site can name, and the bounds of each number. Answers while the model is busy."""
     Trace: _grpc.UnaryStreamMultiCallable[_traces_pb2.TraceRequest, _traces_pb2.TraceResponse]
     """Runs the prompt and reports how its prediction comes about."""
     Intervene: _grpc.UnaryStreamMultiCallable[_interventions_pb2.InterveneRequest, _interventions_pb2.InterveneResponse]
-    """Runs the prompt once unchanged and once per intervention, and reports what each did to the prediction."""
+    """Runs the prompt once unchanged and once per intervention, and reports what each one did to the prediction."""
 
 @_typing.type_check_only
 class InspectionServiceAsyncStub(InspectionServiceStub):
     """Looks inside the one transformer that this server hosts.
 
-    Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
-    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
-    the same values, up to the noise of the data type when it shares a batch with others.
+    Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
+    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
+    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
+    model and device gives the same values, except for rounding in the data type when the request shares a batch with
+    others.
 
-    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
-    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
+    path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Describes the hosted model: what a Site can name, and within which bounds. Answers while the model is busy."""
+    """Describes the hosted model: what a Site can name, and the bounds of each number. Answers while the model is busy."""
     Trace: _aio.UnaryStreamMultiCallable[_traces_pb2.TraceRequest, _traces_pb2.TraceResponse]  # type: ignore[assignment]
     """Runs the prompt and reports how its prediction comes about."""
     Intervene: _aio.UnaryStreamMultiCallable[_interventions_pb2.InterveneRequest, _interventions_pb2.InterveneResponse]  # type: ignore[assignment]
-    """Runs the prompt once unchanged and once per intervention, and reports what each did to the prediction."""
+    """Runs the prompt once unchanged and once per intervention, and reports what each one did to the prediction."""
 
 class InspectionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Looks inside the one transformer that this server hosts.
 
-    Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
-    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
-    the same values, up to the noise of the data type when it shares a batch with others.
+    Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
+    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
+    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
+    model and device gives the same values, except for rounding in the data type when the request shares a batch with
+    others.
 
-    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
-    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
+    path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
     """
 
     @_abc_1.abstractmethod
@@ -185,7 +190,7 @@ class InspectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.GetModelResponse, _abc.Awaitable[_model_pb2.GetModelResponse]]:
-        """Describes the hosted model: what a Site can name, and within which bounds. Answers while the model is busy."""
+        """Describes the hosted model: what a Site can name, and the bounds of each number. Answers while the model is busy."""
 
     @_abc_1.abstractmethod
     def Trace(
@@ -201,6 +206,6 @@ class InspectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _interventions_pb2.InterveneRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_interventions_pb2.InterveneResponse], _abc.AsyncIterator[_interventions_pb2.InterveneResponse]]:
-        """Runs the prompt once unchanged and once per intervention, and reports what each did to the prediction."""
+        """Runs the prompt once unchanged and once per intervention, and reports what each one did to the prediction."""
 
 def add_InspectionServiceServicer_to_server(servicer: InspectionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
