@@ -14,6 +14,8 @@ from types import ModuleType
 import pytest
 from sonde.v1 import inspection_pb2
 
+from docs.generate import contract
+
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = Path("proto/sonde/v1")
 FILES = (inspection_pb2.DESCRIPTOR, *inspection_pb2.DESCRIPTOR.public_dependencies)
@@ -161,6 +163,13 @@ def test_one_import_brings_the_whole_contract() -> None:
     names = {name for file in FILES for name in (*file.message_types_by_name, *file.enum_types_by_name)}
     assert len(names) > 40
     assert [name for name in names if not hasattr(inspection_pb2, name)] == []
+
+
+def test_a_file_without_a_row_in_the_map_is_noticed(project: Path) -> None:
+    assert contract.reading_order(project / "proto")[0] == "inspection.proto"
+    (project / CONTRACT / "unlisted.proto").touch()
+    with pytest.raises(RuntimeError, match=r"expected a table of .*'unlisted\.proto'"):
+        contract.reading_order(project / "proto")
 
 
 def test_no_field_is_a_64_bit_integer_without_need() -> None:
