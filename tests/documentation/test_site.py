@@ -143,10 +143,11 @@ def test_the_contract_is_all_there(site: Site) -> None:
         for enum in message.enum_types:
             expected.update(f"{at}.{enum.name}.{value.name}" for value in enum.values)
 
-    for message in pb.DESCRIPTOR.message_types_by_name.values():
-        add(message)
-    for enum in pb.DESCRIPTOR.enum_types_by_name.values():
-        expected.update({enum.name, *(f"{enum.name}.{value.name}" for value in enum.values)})
+    for file in (pb.DESCRIPTOR, *pb.DESCRIPTOR.public_dependencies):
+        for message in file.message_types_by_name.values():
+            add(message)
+        for enum in file.enum_types_by_name.values():
+            expected.update({enum.name, *(f"{enum.name}.{value.name}" for value in enum.values)})
     for service in pb.DESCRIPTOR.services_by_name.values():
         expected.update({service.name, *(f"{service.name}.{method.name}" for method in service.methods)})
     assert len(expected) > 250

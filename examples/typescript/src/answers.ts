@@ -6,7 +6,7 @@ import {
   type RunContext,
   type Tensor,
   type TraceResponse,
-} from "../gen/sonde/v1/inspection_pb.js";
+} from "./contract.js";
 import { numbers } from "./tensors.js";
 
 /** The grid of one component: a probability by position and layer, of one target. */

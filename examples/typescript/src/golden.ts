@@ -12,7 +12,7 @@ import {
   InterveneRequestSchema,
   type RunContext,
   TraceRequestSchema,
-} from "../gen/sonde/v1/inspection_pb.js";
+} from "./contract.js";
 import { Changed, Traced } from "./answers.js";
 import { ablations, causalTrace, edits, wrong } from "./requests.js";
 

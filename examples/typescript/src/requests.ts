@@ -7,7 +7,7 @@ import {
   InterveneRequestSchema,
   type TraceRequest,
   TraceRequestSchema,
-} from "../gen/sonde/v1/inspection_pb.js";
+} from "./contract.js";
 import { float32 } from "./tensors.js";
 
 export const SUBJECT = "The Eiffel Tower";

@@ -1,6 +1,6 @@
 // Tensors of the contract as numbers: little-endian bytes, row by row, at any alignment within the message.
 import { create } from "@bufbuild/protobuf";
-import { DataType, type Tensor, TensorSchema } from "../gen/sonde/v1/inspection_pb.js";
+import { DataType, type Tensor, TensorSchema } from "./contract.js";
 
 /** A float32 tensor of a request. Without a shape it is one value. */
 export function float32(values: number[], shape: number[]): Tensor {
