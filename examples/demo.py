@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 import sonde
-from sonde import report, terminal
+from sonde._show import report, terminal
 
 SUBJECT = "The Eiffel Tower"
 PROMPT = f"{SUBJECT} is in the city of"

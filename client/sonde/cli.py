@@ -9,20 +9,21 @@ from typing import Any, Final
 
 import numpy as np
 
-from sonde import errors, report
+from sonde import errors
+from sonde._answers.interventions import InterventionResult
+from sonde._arrays import visible
+from sonde._ask.edits import Edit, add, noise, patch, replace, scale
+from sonde._ask.names import COMPONENTS, METRICS, ComponentName
+from sonde._ask.plans import Generation, Plan, Sweep, sweep
+from sonde._ask.prompts import Target
+from sonde._ask.sites import Site, site
+from sonde._connection.addresses import DEFAULT_ADDRESS
+from sonde._connection.connection import TLS
+from sonde._methods.methods import AttributionPatching, CausalTracing, TokenProbability
+from sonde._methods.traces import TraceResult
+from sonde._show import report
 from sonde._version import __version__
-from sonde.addresses import DEFAULT_ADDRESS
-from sonde.arrays import visible
 from sonde.client import Client
-from sonde.connection import TLS
-from sonde.edits import Edit, add, noise, patch, replace, scale
-from sonde.interventions import InterventionResult
-from sonde.methods import AttributionPatching, CausalTracing, TokenProbability
-from sonde.names import COMPONENTS, METRICS, ComponentName
-from sonde.plans import Generation, Plan, Sweep, sweep
-from sonde.prompts import Target
-from sonde.sites import Site, site
-from sonde.traces import TraceResult
 
 EXIT_CODES: Final = """exit status:
   0  answered
@@ -267,7 +268,7 @@ def _show(options: argparse.Namespace, text: Callable[[], str], data: Callable[[
 def _check_plot(options: argparse.Namespace) -> None:
     """Find out before a long run that its figure could not be drawn."""
     if options.plot:
-        from sonde import plotting
+        from sonde._show import plotting
 
         plotting.require()
 

@@ -11,23 +11,23 @@ import grpc
 from grpc.experimental import ChannelOptions
 
 from sonde import errors
-from sonde.addresses import DEFAULT_ADDRESS
-from sonde.assembly import Assembler
-from sonde.connection import ATTEMPT_SECONDS, DEFAULT, POLL_SECONDS, TLS, Connection, Timeout
-from sonde.edits import scale as scale_edit
-from sonde.encoding import intervene_request, trace_request
-from sonde.intervene_assembly import InterveneAssembler
-from sonde.interventions import InterventionResult
-from sonde.methods import Method, TokenProbability
-from sonde.model import Model, from_response
-from sonde.plans import Generation, Plan
-from sonde.progress import Progress, reporter
-from sonde.prompts import PromptLike, TargetLike
-from sonde.replicas import Agreement
-from sonde.results import Result
-from sonde.sites import Site, neuron
-from sonde.trace_assembly import TraceAssembler
-from sonde.traces import TokenProbabilityResult, TraceResult
+from sonde._answers.interventions import InterventionResult
+from sonde._answers.model import Model, from_response
+from sonde._answers.results import Result
+from sonde._ask.edits import scale as scale_edit
+from sonde._ask.plans import Generation, Plan
+from sonde._ask.prompts import PromptLike, TargetLike
+from sonde._ask.sites import Site, neuron
+from sonde._connection.addresses import DEFAULT_ADDRESS
+from sonde._connection.connection import ATTEMPT_SECONDS, DEFAULT, POLL_SECONDS, TLS, Connection, Timeout
+from sonde._connection.progress import Progress, reporter
+from sonde._connection.replicas import Agreement
+from sonde._methods.interventions import InterveneAssembler
+from sonde._methods.methods import Method, TokenProbability
+from sonde._methods.trace_assembly import TraceAssembler
+from sonde._methods.traces import TokenProbabilityResult, TraceResult
+from sonde._wire.assembly import Assembler
+from sonde._wire.encoding import intervene_request, trace_request
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 

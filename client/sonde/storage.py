@@ -12,10 +12,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sonde import interventions, predictions, results, sites, traces
+from sonde._answers import interventions, predictions, results
+from sonde._answers.captured import Captured
+from sonde._answers.results import Result
+from sonde._ask import sites
+from sonde._methods import traces
 from sonde._version import __version__
-from sonde.captured import Captured
-from sonde.results import Result
 
 FORMAT: Final = 1
 """Grows when an older version could misread a file."""

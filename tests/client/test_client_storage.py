@@ -12,12 +12,13 @@ import sonde
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sonde import names, storage
-from sonde.captured import Captured
-from sonde.edges import Edges
-from sonde.predictions import Continuation
-from sonde.results import Cost, Provenance, Result
-from sonde.traces import VerifiedEffect
+from sonde import storage
+from sonde._answers.captured import Captured
+from sonde._answers.edges import Edges
+from sonde._answers.predictions import Continuation
+from sonde._answers.results import Cost, Provenance, Result
+from sonde._ask import names
+from sonde._methods.traces import VerifiedEffect
 
 from tests.same import assert_same
 

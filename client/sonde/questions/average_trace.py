@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sonde.arrays import Booleans, Floats, Integers, Label
+from sonde._arrays import Booleans, Floats, Integers, Label
+from sonde._ask.names import ComponentName
+from sonde._ask.prompts import PromptLike, TokenLike
+from sonde._methods.methods import CausalTracing
+from sonde._methods.traces import CausalTracingResult
 from sonde.client import Client
-from sonde.methods import CausalTracing
-from sonde.names import ComponentName
-from sonde.prompts import PromptLike, TokenLike
 from sonde.questions.pipeline import AT_ONCE, each
-from sonde.traces import CausalTracingResult
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +64,7 @@ class AverageTrace:
 
     def plot(self, path: "str | Path | None" = None) -> "Figure":
         """Draw the averages as the paper does, a panel per component (needs matplotlib)."""
-        from sonde import plotting
+        from sonde._show import plotting
 
         return plotting.save(plotting.average_trace(self), path)
 

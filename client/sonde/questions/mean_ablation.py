@@ -9,15 +9,15 @@ from dataclasses import replace as with_fields
 
 import numpy as np
 
-from sonde.arrays import Floats
+from sonde._answers.interventions import InterventionResult
+from sonde._arrays import Floats
+from sonde._ask.edits import Edit, replace
+from sonde._ask.prompts import PromptLike
+from sonde._ask.sites import Site
+from sonde._methods.methods import Activations
 from sonde.client import Client, Targets
-from sonde.edits import Edit, replace
 from sonde.errors import InvalidRequest
-from sonde.interventions import InterventionResult
-from sonde.methods import Activations
-from sonde.prompts import PromptLike
 from sonde.questions.pipeline import each
-from sonde.sites import Site
 
 _BY_KEY = ("attention_scores", "attention_pattern")
 

@@ -9,8 +9,8 @@ from typing import Any, Final, cast
 
 import grpc
 from sonde import AsyncClient, Client, InvalidSettings, Unsupported
-from sonde.addresses import DEFAULT_ADDRESS
-from sonde.connection import Connection
+from sonde._connection.addresses import DEFAULT_ADDRESS
+from sonde._connection.connection import Connection
 
 from ..app import Server
 from ..config import SettingError, Settings

@@ -4,20 +4,15 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from sonde.arrays import Booleans, Floats, Integers
-from sonde.assembly import Stream
-from sonde.captured import Captured
-from sonde.context import Context
-from sonde.edges import Edges, no_edges
-from sonde.errors import ProtocolError
-from sonde.methods import Activations, Method
-from sonde.names import COMPONENT_NAMES, WITHOUT_LAYER, ComponentName
-from sonde.parts import CLEAN, Grid, Values, missing
-from sonde.predictions import Prediction, Token
-from sonde.results import Cost, Provenance
-from sonde.sites import Site
-from sonde.tensors import floats, integers
-from sonde.traces import (
+from sonde._answers.captured import Captured
+from sonde._answers.edges import Edges, no_edges
+from sonde._answers.predictions import Prediction, Token
+from sonde._answers.results import Cost, Provenance
+from sonde._arrays import Booleans, Floats, Integers
+from sonde._ask.names import COMPONENT_NAMES, WITHOUT_LAYER, ComponentName
+from sonde._ask.sites import Site
+from sonde._methods.methods import Activations, Method
+from sonde._methods.traces import (
     ActivationsResult,
     AttributionPatchingResult,
     CausalTracingResult,
@@ -25,6 +20,11 @@ from sonde.traces import (
     TraceResult,
     VerifiedEffect,
 )
+from sonde._wire.assembly import Stream
+from sonde._wire.context import Context
+from sonde._wire.parts import CLEAN, Grid, Values, missing
+from sonde._wire.tensors import floats, integers
+from sonde.errors import ProtocolError
 from sonde.v1 import inspection_pb2 as pb
 
 _Common: TypeAlias = tuple[tuple[Token, ...], tuple[Token, ...], int, Cost, Provenance, bool, Prediction | None]

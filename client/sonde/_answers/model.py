@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sonde.context import provenance
-from sonde.display import html_table, page
+from sonde._ask.names import STACK_NAMES, StackName, component_name
+from sonde._show.display import html_table, page
+from sonde._wire.context import provenance
 from sonde.errors import ProtocolError
-from sonde.names import STACK_NAMES, StackName, component_name
 from sonde.v1 import inspection_pb2 as pb
 
 

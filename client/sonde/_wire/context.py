@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sonde.captured import Captured
+from sonde._answers.captured import Captured
+from sonde._answers.predictions import Continuation, Prediction, TokenPrediction
+from sonde._answers.results import Cost, Provenance, Result
+from sonde._wire.parts import token
 from sonde.errors import ProtocolError
-from sonde.parts import token
-from sonde.predictions import Continuation, Prediction, TokenPrediction
-from sonde.results import Cost, Provenance, Result
 from sonde.v1 import inspection_pb2 as pb
 
 

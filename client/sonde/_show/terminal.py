@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final, Literal, TextIO, TypeAlias
 
 import numpy as np
 
-from sonde.arrays import Floats, visible
+from sonde._arrays import Floats, visible
 
 if TYPE_CHECKING:
-    from sonde.traces import CausalTracingResult
+    from sonde._methods.traces import CausalTracingResult
 
 Colours: TypeAlias = Literal["none", "256", "truecolor"]
 _Rgb: TypeAlias = tuple[int, int, int]

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sonde.arrays import Floats, Label, visible
+from sonde._arrays import Floats, Label, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sonde.interventions import InterventionResult
-    from sonde.names import ComponentName
+    from sonde._answers.interventions import InterventionResult
+    from sonde._ask.names import ComponentName
+    from sonde._methods.traces import AttributionPatchingResult, CausalTracingResult, TokenProbabilityResult
     from sonde.questions import AverageTrace
-    from sonde.traces import AttributionPatchingResult, CausalTracingResult, TokenProbabilityResult
 
 _COLOURS: Final = {"residual_post": "Purples", "mlp_out": "Greens", "attention_out": "Reds"}
 _TITLES: Final = {

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Generic, Literal, SupportsIndex, TypeVar
 
 import numpy.typing as npt
 
+from sonde._ask.indices import Indices, index, indices
+from sonde._ask.names import METRICS, ComponentName, MetricName, check_name
+from sonde._ask.prompts import PromptLike
+from sonde._ask.sites import Site, component_names
 from sonde.errors import InvalidRequest
-from sonde.indices import Indices, index, indices
-from sonde.names import METRICS, ComponentName, MetricName, check_name
-from sonde.prompts import PromptLike
-from sonde.sites import Site, component_names
 
 if TYPE_CHECKING:
-    from sonde.traces import (  # ruff does not look into Method[...]
+    from sonde._methods.traces import (  # ruff does not look into Method[...]
         ActivationsResult,  # noqa: F401
         AttributionPatchingResult,  # noqa: F401
         CausalTracingResult,  # noqa: F401

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import Axes, Label, data_frame, long_form
-from sonde.names import WITHOUT_LAYER, ComponentName
+from sonde._arrays import Axes, Label, data_frame, long_form
+from sonde._ask.names import WITHOUT_LAYER, ComponentName
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sonde.sites import Site
+    from sonde._ask.sites import Site
 
 
 class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
@@ -72,7 +72,7 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
         return len(self._arrays)
 
     def _repr_html_(self) -> str:
-        from sonde import display, notebook
+        from sonde._show import display, notebook
 
         return display.page(notebook.captured_table(self))
 

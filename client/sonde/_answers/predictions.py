@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sonde.arrays import Floats, data_frame
-from sonde.captured import Captured
-from sonde.display import page, ranking_html
-from sonde.names import FinishReason
+from sonde._answers.captured import Captured
+from sonde._arrays import Floats, data_frame
+from sonde._ask.names import FinishReason
+from sonde._show.display import page, ranking_html
 
 if TYPE_CHECKING:
     import pandas as pd

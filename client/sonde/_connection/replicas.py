@@ -2,8 +2,8 @@
 
 import warnings
 
-from sonde.model import Model
-from sonde.results import Provenance
+from sonde._answers.model import Model
+from sonde._answers.results import Provenance
 
 
 class ReplicasDiffer(UserWarning):

@@ -7,9 +7,9 @@ An assembler is fed every message in turn. `partial()` is what is known so far, 
 from abc import abstractmethod
 from typing import Protocol, TypeVar
 
-from sonde.context import Context
+from sonde._wire.context import Context
+from sonde._wire.parts import missing
 from sonde.errors import ProtocolError
-from sonde.parts import missing
 from sonde.v1 import inspection_pb2 as pb
 
 ResponseT_contra = TypeVar("ResponseT_contra", contravariant=True)

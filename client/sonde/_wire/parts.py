@@ -7,13 +7,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import Axes, Booleans
-from sonde.captured import Captured, captured_axes
+from sonde._answers.captured import Captured, captured_axes
+from sonde._answers.predictions import Continuation, Token
+from sonde._arrays import Axes, Booleans
+from sonde._ask.names import WITHOUT_LAYER, FinishReason
+from sonde._ask.sites import Site
+from sonde._wire.tensors import from_tensor
 from sonde.errors import ProtocolError
-from sonde.names import WITHOUT_LAYER, FinishReason
-from sonde.predictions import Continuation, Token
-from sonde.sites import Site
-from sonde.tensors import from_tensor
 from sonde.v1 import inspection_pb2 as pb
 
 CLEAN: Final = -1

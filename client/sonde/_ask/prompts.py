@@ -7,8 +7,8 @@ from typing import SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from sonde._ask.indices import index
 from sonde.errors import InvalidRequest
-from sonde.indices import index
 
 
 @dataclass(frozen=True, slots=True)

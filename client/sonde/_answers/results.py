@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import Axes, visible
-from sonde.predictions import Prediction, Token
+from sonde._answers.predictions import Prediction, Token
+from sonde._arrays import Axes, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +109,7 @@ class Result:
         storage.save(self, path)
 
     def _repr_html_(self) -> str:
-        from sonde import notebook
+        from sonde._show import notebook
 
         return notebook.html(self)
 

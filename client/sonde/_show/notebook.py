@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sonde.arrays import Floats, visible
-from sonde.display import curve, heatmap, html_table, note, page, ranking_html, sortable_table, token_strip
-from sonde.interventions import InterventionResult
-from sonde.results import Result
-from sonde.traces import (
+from sonde._answers.interventions import InterventionResult
+from sonde._answers.results import Result
+from sonde._arrays import Floats, visible
+from sonde._methods.traces import (
     ActivationsResult,
     AttributionPatchingResult,
     CausalTracingResult,
     TokenProbabilityResult,
     TraceResult,
 )
+from sonde._show.display import curve, heatmap, html_table, note, page, ranking_html, sortable_table, token_strip
 
 if TYPE_CHECKING:
-    from sonde.captured import Captured
-    from sonde.names import ComponentName
+    from sonde._answers.captured import Captured
+    from sonde._ask.names import ComponentName
 
 MOST_ROWS: Final = 50
 """Of a table of runs."""

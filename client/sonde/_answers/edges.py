@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
-from sonde.arrays import Floats, Integers, data_frame
-from sonde.names import WITHOUT_LAYER, ComponentName, component_name
+from sonde._arrays import Floats, Integers, data_frame
+from sonde._ask.names import WITHOUT_LAYER, ComponentName, component_name
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from sonde.edits import Edit
+from sonde._ask.edits import Edit
+from sonde._ask.indices import Indices, index, indices
+from sonde._ask.names import AXES, AxisName, check_name
 from sonde.errors import InvalidRequest
-from sonde.indices import Indices, index, indices
-from sonde.names import AXES, AxisName, check_name
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from sonde.edits import Add, Edit, Knockout, Multiply, Noise, Patch, ProjectOut, Replace, Scale
+from sonde._ask.edits import Add, Edit, Knockout, Multiply, Noise, Patch, ProjectOut, Replace, Scale
+from sonde._ask.indices import index, indices
+from sonde._ask.names import AXES, COMPONENTS, METRICS, STACKS
+from sonde._ask.plans import Generation, Plan, Sweep
+from sonde._ask.prompts import Prompt, PromptLike, Target, TargetLike, TokenLike, as_targets
+from sonde._ask.sites import Site, component_names
+from sonde._methods.methods import Activations, AttributionPatching, CausalTracing, Method, TokenProbability
+from sonde._methods.traces import TraceResult
+from sonde._wire.tensors import to_tensor
 from sonde.errors import InvalidRequest
-from sonde.indices import index, indices
-from sonde.methods import Activations, AttributionPatching, CausalTracing, Method, TokenProbability
-from sonde.names import AXES, COMPONENTS, METRICS, STACKS
-from sonde.plans import Generation, Plan, Sweep
-from sonde.prompts import Prompt, PromptLike, Target, TargetLike, TokenLike, as_targets
-from sonde.sites import Site, component_names
-from sonde.tensors import to_tensor
-from sonde.traces import TraceResult
 from sonde.v1 import inspection_pb2 as pb
 
 _Message = TypeVar("_Message")

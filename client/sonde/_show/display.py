@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from sonde.arrays import Floats, visible
-from sonde.style import STYLE, sorting
+from sonde._arrays import Floats, visible
+from sonde._show.style import STYLE, sorting
 
 MOST_CELLS: Final = (40, 48)
 """Rows and columns of a heat map. A larger one shows the strongest of several entries in each cell."""

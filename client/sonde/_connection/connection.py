@@ -10,8 +10,8 @@ from typing import Final, TypeAlias
 
 import grpc
 
+from sonde._connection.addresses import Target, is_loopback, resolve, split
 from sonde._version import __version__
-from sonde.addresses import Target, is_loopback, resolve, split
 from sonde.errors import InvalidSettings
 
 POLL_SECONDS: Final = 0.25

@@ -7,14 +7,14 @@ from typing import Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import Booleans, Label
-from sonde.assembly import Stream
-from sonde.context import Context
+from sonde._answers.interventions import InterventionResult
+from sonde._arrays import Booleans, Label
+from sonde._ask.sites import Site
+from sonde._wire.assembly import Stream
+from sonde._wire.context import Context
+from sonde._wire.parts import CLEAN, Continuations, Values, missing
+from sonde._wire.tensors import from_tensor
 from sonde.errors import ProtocolError
-from sonde.interventions import InterventionResult
-from sonde.parts import CLEAN, Continuations, Values, missing
-from sonde.sites import Site
-from sonde.tensors import from_tensor
 from sonde.v1 import inspection_pb2 as pb
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, SupportsIndex
 
+from sonde._ask.indices import Indices, index, indices
+from sonde._ask.names import COMPONENTS, STACKS, ComponentName, StackName, check_name
 from sonde.errors import InvalidRequest
-from sonde.indices import Indices, index, indices
-from sonde.names import COMPONENTS, STACKS, ComponentName, StackName, check_name
 
 
 @dataclass(frozen=True, slots=True)

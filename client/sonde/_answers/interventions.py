@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import Axes, Booleans, Floats, Integers, Label, data_frame, largest, long_form, shape_of
-from sonde.captured import Captured
-from sonde.predictions import Continuation, Prediction, Run, TokenPrediction
-from sonde.results import Result
+from sonde._answers.captured import Captured
+from sonde._answers.predictions import Continuation, Prediction, Run, TokenPrediction
+from sonde._answers.results import Result
+from sonde._arrays import Axes, Booleans, Floats, Integers, Label, data_frame, largest, long_form, shape_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,7 +178,7 @@ class InterventionResult(Result):
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
         """Draw the effects, as bars or as a heat map, and save them if a path is given (needs matplotlib)."""
-        from sonde import plotting
+        from sonde._show import plotting
 
         return plotting.save(plotting.interventions(self, target=target), path)
 

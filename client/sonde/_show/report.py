@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from sonde.arrays import Label, visible
-from sonde.interventions import InterventionResult
-from sonde.model import Model
-from sonde.predictions import TokenPrediction
-from sonde.results import Result
-from sonde.sites import Site
-from sonde.terminal import bar, causal_tracing, table
-from sonde.traces import AttributionPatchingResult, CausalTracingResult, TokenProbabilityResult, TraceResult
+from sonde._answers.interventions import InterventionResult
+from sonde._answers.model import Model
+from sonde._answers.predictions import TokenPrediction
+from sonde._answers.results import Result
+from sonde._arrays import Label, visible
+from sonde._ask.sites import Site
+from sonde._methods.traces import AttributionPatchingResult, CausalTracingResult, TokenProbabilityResult, TraceResult
+from sonde._show.terminal import bar, causal_tracing, table
 
 # ---------------------------------------------------------------------- for people
 

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import (
+from sonde._answers.captured import Captured
+from sonde._answers.edges import Edges
+from sonde._answers.predictions import TokenPrediction
+from sonde._answers.results import Result
+from sonde._arrays import (
     Axes,
     Booleans,
     Floats,
@@ -20,11 +24,7 @@ from sonde.arrays import (
     rank_correlation,
     visible,
 )
-from sonde.captured import Captured
-from sonde.edges import Edges
-from sonde.names import ComponentName
-from sonde.predictions import TokenPrediction
-from sonde.results import Result
+from sonde._ask.names import ComponentName
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from sonde.sites import Site
+    from sonde._ask.sites import Site
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,7 +123,7 @@ class TokenProbabilityResult(TraceResult):
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
         """Draw the probability by depth, with the gradient norms if there are any (needs matplotlib)."""
-        from sonde import plotting
+        from sonde._show import plotting
 
         return plotting.save(plotting.lens(self, target=target), path)
 
@@ -246,7 +246,7 @@ class CausalTracingResult(TraceResult):
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
         """Draw ROME's heat maps, one panel per component, and save them if a path is given (needs matplotlib)."""
-        from sonde import plotting
+        from sonde._show import plotting
 
         return plotting.save(plotting.causal_tracing(self, target=target), path)
 
@@ -340,7 +340,7 @@ class AttributionPatchingResult(TraceResult):
 
         Needs matplotlib.
         """
-        from sonde import plotting
+        from sonde._show import plotting
 
         return plotting.save(plotting.attributions(self, target=target), path)
 

@@ -6,10 +6,10 @@ from typing import SupportsIndex, TypeAlias
 
 import numpy.typing as npt
 
+from sonde._ask.indices import Indices, index, indices
+from sonde._ask.prompts import Prompt
+from sonde._ask.sites import Site
 from sonde.errors import InvalidRequest
-from sonde.indices import Indices, index, indices
-from sonde.prompts import Prompt
-from sonde.sites import Site
 
 
 @dataclass(frozen=True, slots=True)
