@@ -1,14 +1,16 @@
 """Small things that results share: labelled axes, columns for data frames, tokens as they are shown."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_Name = TypeVar("_Name")
 
 Label: TypeAlias = int | str | None
 Axes: TypeAlias = Mapping[str, tuple[Label, ...]]
@@ -72,6 +74,12 @@ def largest(values: Floats, count: int) -> list[tuple[int, ...]]:
     return [tuple(int(i) for i in np.unravel_index(flat, values.shape)) for flat in order if size[flat] >= 0]
 
 
+def strongest(arrays: Mapping[_Name, Floats], count: int) -> list[tuple[_Name, tuple[int, ...]]]:
+    """The names and indices of the `count` entries of several arrays that are largest in size, the largest first."""
+    found = [(name, place) for name, values in arrays.items() for place in largest(values, count)]
+    return sorted(found, key=lambda entry: -abs(float(arrays[entry[0]][entry[1]])))[:count]
+
+
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     """Spearman's rank correlation, equal values sharing their mean rank; NaN where either side is one value."""
     if not len(first):
@@ -92,9 +100,3 @@ def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def visible(text: str) -> str:
     """A token's text on one line, with line breaks and other control characters written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def join_names(names: Iterable[object]) -> str:
-    """`a, b and c`."""
-    several = [str(name) for name in names]
-    return " and ".join([", ".join(several[:-1]), several[-1]] if len(several) > 1 else several)

@@ -8,9 +8,8 @@ import pytest
 import sonde
 from hypothesis import given
 from hypothesis import strategies as st
-from sonde._methods.interventions import InterveneAssembler
-from sonde._methods.trace_assembly import TraceAssembler
-from sonde._wire.encoding import intervene_request, trace_request
+from sonde._methods.interventions import InterveneAssembler, intervene_request
+from sonde._methods.trace import TraceAssembler, trace_request
 from sonde._wire.tensors import to_tensor
 from sonde.v1 import inspection_pb2 as pb
 

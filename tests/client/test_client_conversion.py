@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sonde._ask import names
-from sonde._methods.methods import Method
-from sonde._wire.encoding import intervene_request, trace_request
+from sonde._methods.interventions import intervene_request
+from sonde._methods.method import Method
+from sonde._methods.trace import trace_request
 from sonde._wire.tensors import from_tensor, to_tensor
 from sonde.v1 import inspection_pb2 as pb
 

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import sonde
-from sonde._methods.interventions import InterveneAssembler
-from sonde._methods.trace_assembly import TraceAssembler
+from sonde._methods.interventions import InterveneAssembler, intervene_request
+from sonde._methods.trace import TraceAssembler, trace_request
 from sonde._show import terminal
-from sonde._wire.encoding import intervene_request, trace_request
 from sonde.v1 import inspection_pb2 as pb
 
 
@@ -261,7 +260,7 @@ def test_tokens_are_escaped_in_html(answers: Any) -> None:
 
 
 def test_plain_heat_maps_are_numbers(grids: Any) -> None:
-    text = terminal.causal_tracing(grids, colours="none")
+    text = grids.heatmap_text(colours="none")
     assert "\x1b" not in text
     row = next(line for line in text.splitlines() if "Tower*" in line)
     assert [float(n) for n in row.split()[1:]] == pytest.approx(grids.restored["residual_post"][2, :, 0], abs=0.006)

@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sonde._arrays import Axes, Label, data_frame, long_form
-from sonde._ask.names import WITHOUT_LAYER, ComponentName
+from sonde._ask.names import COMPONENT_AXES, WITHOUT_LAYER, ComponentName
+from sonde._ask.sites import Site
+from sonde._show.display import html_table, page
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from sonde._ask.sites import Site
 
 
 class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
@@ -21,7 +21,7 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
     An array has the axes `axes(key)`: layer first (unless the component takes none), then the component's own.
     """
 
-    def __init__(self, sites: "Sequence[Site]", arrays: Sequence[tuple[Axes, npt.NDArray[np.generic]]]) -> None:
+    def __init__(self, sites: Sequence[Site], arrays: Sequence[tuple[Axes, npt.NDArray[np.generic]]]) -> None:
         self._sites = tuple(sites)
         self._arrays = tuple(arrays)
 
@@ -32,7 +32,7 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
         """The axes of an array with their labels."""
         return self._arrays[self._find(key)][0]
 
-    def site(self, key: "int | ComponentName") -> "Site":
+    def site(self, key: "int | ComponentName") -> Site:
         """The site that an array was read at."""
         return self._sites[self._find(key)]
 
@@ -72,9 +72,17 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
         return len(self._arrays)
 
     def _repr_html_(self) -> str:
-        from sonde._show import display, notebook
+        return page(self.table())
 
-        return display.page(notebook.captured_table(self))
+    def table(self) -> str:
+        """An HTML table of which activations were read, and how large they are."""
+        rows: list[list[object]] = []
+        for index, array in self.items():
+            axes = " x ".join(f"{name} {len(labels)}" for name, labels in self.axes(index).items())
+            values = array.astype(np.float64)
+            norm = float(np.sqrt(np.mean(values**2))) if values.size else 0.0
+            rows.append([index, self.component(index), axes, str(array.dtype), norm])
+        return html_table("activations", ["index", "component", "axes", "data type", "root mean square"], rows)
 
     def __repr__(self) -> str:
         parts = [
@@ -84,20 +92,9 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
         return f"Captured({', '.join(parts)})"
 
 
-COMPONENT_AXES: Mapping[ComponentName, tuple[str, ...]] = {
-    "head_out": ("position", "head", "entry"),
-    "query": ("position", "head", "entry"),
-    "key": ("position", "head", "entry"),
-    "value": ("position", "head", "entry"),
-    "attention_scores": ("head", "query", "key"),
-    "attention_pattern": ("head", "query", "key"),
-    "logits": ("position", "token"),
-}
-
-
 def captured_axes(component: ComponentName, layers: Sequence[int], shape: Sequence[int]) -> Axes:
     """The axes of activations read at a site; entries are counted as they come."""
-    names = COMPONENT_AXES.get(component, ("position", "unit"))
+    names = COMPONENT_AXES[component]
     if len(names) != len(shape):
         names = tuple(f"axis_{i}" for i in range(len(shape)))
     axes: dict[str, tuple[Label, ...]] = {} if component in WITHOUT_LAYER else {"layer": tuple(layers)}

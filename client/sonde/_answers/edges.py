@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from sonde._arrays import Floats, Integers, data_frame
-from sonde._ask.names import WITHOUT_LAYER, ComponentName, component_name
+from sonde._ask.names import COMPONENT_AXES, WITHOUT_LAYER, ComponentName, component_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_HEADED = frozenset({"head_out", "query", "key", "value"})
+_HEADED = frozenset(name for name, axes in COMPONENT_AXES.items() if axes[1:2] == ("head",))
 
 
 @dataclass(frozen=True, slots=True)

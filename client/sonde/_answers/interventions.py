@@ -6,7 +6,7 @@ the interventions, in the order of the list or of the sweep.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,30 @@ import numpy.typing as npt
 from sonde._answers.captured import Captured
 from sonde._answers.predictions import Continuation, Prediction, Run, TokenPrediction
 from sonde._answers.results import Result
-from sonde._arrays import Axes, Booleans, Floats, Integers, Label, data_frame, largest, long_form, shape_of
+from sonde._arrays import (
+    Axes,
+    Booleans,
+    Floats,
+    Integers,
+    Label,
+    data_frame,
+    largest,
+    long_form,
+    shape_of,
+    visible,
+)
+from sonde._show import plotting, terminal
+from sonde._show.display import heatmap, html_table, note, ranking_html, sortable_table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
     from matplotlib.figure import Figure
+
+_MOST_LISTED: Final = 50
+"""Rows of a notebook's table of runs."""
+_HEADER: Final = ("target", "unchanged", "changed", "effect (nats)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +60,10 @@ class Change:
         """Where, in words."""
         named = (("layer", self.layer), ("unit", self.unit), ("position", self.position))
         return ", ".join(f"{name} {label}" for name, label in named if label is not None) or f"run {self.run}"
+
+    def row(self) -> list[object]:
+        """The change as a row of a table: target, probabilities before and after, and effect."""
+        return [repr(visible(self.target)), self.clean_probability, self.probability, self.effect]
 
     def __repr__(self) -> str:
         return (
@@ -177,10 +198,140 @@ class InterventionResult(Result):
         return data_frame(long_form(self.axes, columns))
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
-        """Draw the effects, as bars or as a heat map, and save them if a path is given (needs matplotlib)."""
-        from sonde._show import plotting
+        """Draw the effects, and save them if a path is given (needs matplotlib).
 
-        return plotting.save(plotting.interventions(self, target=target), path)
+        A sweep over two axes becomes a heat map; everything else becomes bars, the largest ones if there are many.
+        """
+        clean = float(self.clean.probabilities[target])
+        title = f"change of log p({self._word(target)}), in nats; unchanged p = {clean:.3f}"
+        grid = self._grid(target)
+        figure = self._bars(title, target) if grid is None else self._heatmap(title, *grid)
+        return plotting.save(figure, path)
+
+    def _grid(self, target: int) -> tuple[str, str, Floats] | None:
+        """The effects where two axes of a sweep vary: what goes down, what goes across, and the values."""
+        long_axes = [name for name in list(self.axes)[:-1] if len(self.axes[name]) > 1]
+        if len(long_axes) != 2:
+            return None
+        grid = self.effect[..., target].reshape([len(self.axes[name]) for name in long_axes])
+        down, across = long_axes
+        # Positions go down, as a text is read; layers go down beside units.
+        return (across, down, grid.T) if across == "position" else (down, across, grid)
+
+    def _heatmap(self, title: str, down: str, across: str, grid: Floats) -> "Figure":
+        high = max(float(np.nanmax(np.abs(grid), initial=0.0)), 1e-6)
+        panel = plotting.Panel(
+            title,
+            grid,
+            self._axis_labels(down),
+            self._axis_labels(across),
+            "RdBu",
+            across,
+            "" if down == "position" else down,
+        )
+        size = (
+            min(12.0, max(5.5, 1.5 + 0.2 * grid.shape[1])),
+            min(12.0, max(2.6, 1.25 + 0.24 * grid.shape[0])),
+        )
+        return plotting.panels([panel], -high, high, size=size)
+
+    def _axis_labels(self, axis: str) -> list[str]:
+        labels = self.axes[axis]
+        if axis != "position":
+            return [str(label) for label in labels]
+        return [self.token_labels([label])[0] if isinstance(label, int) else str(label) for label in labels]
+
+    def _bars(self, title: str, target: int) -> "Figure":
+        changes = self.most_changed(min(len(self), plotting.MOST_ROWS), target=target)
+        if len(self) <= plotting.MOST_ROWS:
+            changes = sorted(changes, key=lambda change: change.run)
+        else:
+            title = f"{title}\n(the {len(changes)} largest of {len(self):,})"
+        values = np.array([change.effect for change in changes], np.float32)
+        return plotting.bars(title, [self._bar_label(change) for change in changes], values)
+
+    def _bar_label(self, change: Change) -> str:
+        """A place by the axes that vary; a position by its token as well."""
+        if "run" in self.axes:
+            return f"run {change.run}"
+        indices = np.unravel_index(change.run, self.arrived.shape)
+        parts = []
+        for (name, labels), index in zip(list(self.axes.items())[:3], indices, strict=True):
+            label = labels[int(index)]
+            if len(labels) > 1:
+                token = f" {self.token_labels([label])[0].strip()}" if isinstance(label, int) else ""
+                parts.append(f"{name} {label}{token if name == 'position' else ''}")
+        return ", ".join(parts) or change.place
+
+    def _pieces(self) -> list[str]:
+        changes = self.most_changed(min(len(self), _MOST_LISTED)) if self.arrived.any() else []
+        shown = f", the {len(changes)} largest changes" if len(changes) < len(self) else ""
+        state = "" if self.complete else f", {int(self.arrived.sum()):,} arrived"
+        clean = float(self.clean.probabilities[0])
+        header = ["place", *_HEADER]
+        rows = [[change.place, *change.row()] for change in changes]
+        pieces = [
+            note(f"{len(self):,} runs{state}; unchanged p({self._word()}) = {clean:.3f}"),
+            *self._pictures(),
+            sortable_table(f"what each run did{shown}", header, rows),
+        ]
+        if len(self) == 1 and self.complete:
+            pieces += [ranking_html("unchanged", self.clean.top_tokens), ranking_html("changed", self[0].top_tokens)]
+        said = [[name, text.text] for name, text in self._said()[: _MOST_LISTED + 1]]
+        return [*pieces, html_table("continuations", ["run", "text"], said)] if said else pieces
+
+    def _pictures(self) -> list[str]:
+        """A strip over positions, and a heat map where two axes vary."""
+        pieces = []
+        values = self._by_token()
+        if np.isfinite(values).any():
+            pieces.append(self._strip("the strongest effect at each token, in nats", values))
+        grid = self._grid(0)
+        if grid is not None:
+            down, across, effects = grid
+            title = f"change of log p({self._word()}), in nats"
+            rows = [f"{down} {label}" if down != "position" else label for label in self._axis_labels(down)]
+            pieces.append(heatmap(title, rows, self._axis_labels(across), effects, across=across))
+        return pieces
+
+    def _by_token(self) -> Floats:
+        """The strongest effect at each token; NaN where no run edits it alone."""
+        values = np.full(len(self.tokens), np.nan, np.float32)
+        if "position" not in self.axes:
+            return values
+        labels = self.axes["position"]
+        by_position = np.moveaxis(self.effect[..., 0], list(self.axes).index("position"), 0).reshape(len(labels), -1)
+        for label, effects in zip(labels, by_position, strict=True):
+            if isinstance(label, int) and np.isfinite(effects).any():
+                values[label] = effects[np.nanargmax(np.abs(effects))]
+        return values
+
+    def _paragraphs(self, count: int) -> list[str]:
+        parts = [self._beside() if len(self) == 1 else self._largest(count)]
+        return parts + [f"{name}: {text.text!r}" for name, text in self._said()]
+
+    def _said(self) -> list[tuple[str, Continuation]]:
+        """The texts that were generated, each with the name of its run."""
+        names = [f"run {i}" if len(self) > 1 else "changed" for i in range(len(self))]
+        said = zip(["unchanged", *names], [self.clean.continuation, *self.generated], strict=False)
+        return [(name, text) for name, text in said if text is not None]
+
+    def _largest(self, count: int) -> str:
+        """The places that matter most, as a table."""
+        by_run = "run" in self.axes
+        rows = [[*([c.run] if by_run else [c.layer, c.unit, c.position]), *c.row()] for c in self.most_changed(count)]
+        header = [*(["run"] if by_run else ["layer", "unit", "position"]), *_HEADER]
+        return f"{len(self):,} runs, the {len(rows)} largest changes first\n{terminal.table(header, rows)}"
+
+    def _beside(self) -> str:
+        """The only run's predictions beside the unchanged ones, as tables."""
+        changed, clean = self[0], self.clean
+        columns = zip(self.targets, clean.probabilities, changed.probabilities, changed.effect, strict=True)
+        rows = [[repr(visible(t.text)), float(before), float(after), float(by)] for t, before, after, by in columns]
+        pairs = zip(clean.top_tokens, changed.top_tokens, strict=False)
+        ranks = [[repr(visible(a.text)), a.probability, repr(visible(b.text)), b.probability] for a, b in pairs]
+        tops = terminal.table(["unchanged top", "p", "changed top", "p"], ranks)
+        return f"{terminal.table(_HEADER, rows)}\n\n{tops}"
 
     def _measure(self, by: Measure, target: int) -> Floats:
         if by == "log_probability":

@@ -3,11 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sonde._ask.names import STACK_NAMES, StackName, component_name
+from sonde._ask.names import StackName
 from sonde._show.display import html_table, page
-from sonde._wire.context import provenance
-from sonde.errors import ProtocolError
-from sonde.v1 import inspection_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,9 @@ class Stack:
     key_value_heads: int
     head_size: int
     neurons: int
+    """Of one layer's MLP."""
     components: Mapping[str, ComponentSupport]
+    """By name: whether it is available, and why not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Model:
+class Model(Stack):
     """The hosted model. Layers, heads and so on are those of its decoder; `stacks` has the others."""
 
     name: str
@@ -58,18 +57,9 @@ class Model:
     attention: str
     """The attention implementation."""
     server_version: str
-    layers: int
-    hidden_size: int
-    heads: int
-    key_value_heads: int
-    head_size: int
-    neurons: int
-    """Of one layer's MLP."""
     vocabulary_size: int
     max_positions: int
     parameters: int
-    components: Mapping[str, ComponentSupport]
-    """By name: whether it is available, and why not."""
     stacks: Mapping[StackName, Stack]
     limits: Limits
 
@@ -95,6 +85,11 @@ class Model:
             ("not available", "; ".join(unavailable) or "-"),
         ]
 
+    def to_text(self) -> str:
+        """The description as text for a terminal."""
+        width = max(len(name) for name, _ in self.rows())
+        return "\n".join(f"{name.ljust(width)}  {value}" for name, value in self.rows())
+
     def __repr__(self) -> str:
         lacks = [name for name, support in self.components.items() if not support]
         parts = [
@@ -109,52 +104,3 @@ class Model:
 
     def _repr_html_(self) -> str:
         return page(html_table(self.name, ["", ""], self.rows()))
-
-
-def from_response(response: pb.GetModelResponse) -> Model:
-    """The description as a server gives it.
-
-    Raises:
-        ProtocolError: if it describes no decoder.
-    """
-    stacks: dict[StackName, Stack] = {
-        STACK_NAMES[s.stack]: _stack(s) for s in response.stacks if s.stack in STACK_NAMES
-    }
-    decoder = stacks.get("decoder")
-    if decoder is None:
-        raise ProtocolError("the server describes a model without a decoder")
-    made = provenance(response.provenance)
-    limits = response.limits
-    return Model(
-        name=made.model,
-        revision=made.revision,
-        architecture=response.architecture,
-        dtype=made.dtype,
-        device=made.device,
-        attention=made.attention,
-        server_version=made.server_version,
-        layers=decoder.layers,
-        hidden_size=decoder.hidden_size,
-        heads=decoder.heads,
-        key_value_heads=decoder.key_value_heads,
-        head_size=decoder.head_size,
-        neurons=decoder.neurons,
-        vocabulary_size=response.vocabulary_size,
-        max_positions=response.max_positions,
-        parameters=response.parameters,
-        components=decoder.components,
-        stacks=stacks,
-        limits=Limits(limits.max_prompt_tokens or None, limits.max_runs or None, limits.max_answer_bytes or None),
-    )
-
-
-def _stack(message: pb.StackDescription) -> Stack:
-    return Stack(
-        message.layers,
-        message.hidden_size,
-        message.heads,
-        message.key_value_heads,
-        message.head_size,
-        message.neurons,
-        {component_name(c.component): ComponentSupport(c.available, c.reason) for c in message.components},
-    )

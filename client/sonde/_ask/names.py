@@ -33,6 +33,19 @@ DataTypeName: TypeAlias = Literal["float32", "bfloat16", "float16", "int32", "in
 FinishReason: TypeAlias = Literal["length", "end_token"]
 
 WITHOUT_LAYER: Final[frozenset[ComponentName]] = frozenset({"token_embedding", "final_norm", "logits"})
+_BY_HEAD: Final = ("position", "head", "entry")
+_BY_PAIR: Final = ("head", "query", "key")
+COMPONENT_AXES: Final[Mapping[ComponentName, tuple[str, ...]]] = {
+    **dict.fromkeys(get_args(ComponentName), ("position", "unit")),
+    "head_out": _BY_HEAD,
+    "query": _BY_HEAD,
+    "key": _BY_HEAD,
+    "value": _BY_HEAD,
+    "attention_scores": _BY_PAIR,
+    "attention_pattern": _BY_PAIR,
+    "logits": ("position", "token"),
+}
+"""The axes of a component's activations in one layer."""
 
 COMPONENTS: Final[Mapping[ComponentName, pb.Component.ValueType]] = {
     name: pb.Component.Value(f"COMPONENT_{name.upper()}") for name in get_args(ComponentName)

@@ -59,9 +59,11 @@ class Target:
 
 
 TargetLike: TypeAlias = TokenLike | tuple[TokenLike, TokenLike] | Target
+Targets: TypeAlias = TargetLike | Sequence[TargetLike] | None
+"""One target, or several; None: the run's own top prediction."""
 
 
-def as_targets(given: TargetLike | Sequence[TargetLike] | None) -> tuple[Target, ...]:
+def as_targets(given: Targets) -> tuple[Target, ...]:
     """The targets given: one token, or a sequence of tokens, `(target, contrast)` pairs and `Target`s."""
     if given is None:
         return ()

@@ -1,37 +1,18 @@
 """The way to a server: address, encryption, token, retries and deadlines."""
 
-import enum
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import grpc
 
 from sonde._connection.addresses import Target, is_loopback, resolve, split
+from sonde._connection.timeouts import Default, Timeout, check_timeout
 from sonde._version import __version__
 from sonde.errors import InvalidSettings
-
-POLL_SECONDS: Final = 0.25
-"""Between two attempts to reach a server that is starting."""
-ATTEMPT_SECONDS: Final = 10.0
-"""How long one of these attempts may take."""
-
-
-class Default(enum.Enum):
-    """Tells an argument that was left out from one that is None."""
-
-    DEFAULT = "the client's default"
-
-    def __repr__(self) -> str:
-        return "DEFAULT"
-
-
-DEFAULT: Final = Default.DEFAULT
-Timeout: TypeAlias = float | Default | None
-"""Seconds; None is no limit but the server's own; left out, the client's default."""
 
 _SERVICE: Final = "sonde.v1.InspectionService"
 _RETRIES: Final = {
@@ -102,8 +83,7 @@ class Connection:
                 token that would travel unencrypted beyond this machine.
         """
         addresses = split(address)
-        if timeout is not None and not timeout > 0:
-            raise InvalidSettings(f"timeout: {timeout} was given; it is a number of seconds above 0, or None")
+        check_timeout(timeout)
         encryption = tls if isinstance(tls, TLS) else TLS() if tls else None
         if token is not None:
             if not token or not token.isascii() or not token.isprintable():
@@ -122,9 +102,7 @@ class Connection:
         """The timeout of one call."""
         if isinstance(timeout, Default):
             return self.timeout
-        if timeout is not None and not timeout > 0:
-            raise InvalidSettings(f"timeout: {timeout} was given; it is a number of seconds above 0, or None")
-        return timeout
+        return check_timeout(timeout)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

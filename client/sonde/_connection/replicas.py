@@ -1,5 +1,6 @@
 """Whether the servers that answer in turn host the same model."""
 
+import inspect
 import warnings
 
 from sonde._answers.model import Model
@@ -42,5 +43,13 @@ class Agreement:
                 f"{self._address}: the servers host different models: {self._text} answered first, {text} now; ask "
                 "each by a client of its own, or see in `result.provenance` which one answered",
                 ReplicasDiffer,
-                stacklevel=4,  # whoever called the client's method
+                stacklevel=_callers_level(),
             )
+
+
+def _callers_level() -> int:
+    """How many frames above `check` the program is that called this package."""
+    level, frame = 0, inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("sonde."):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -1,4 +1,4 @@
-"""Joins the stream of an intervention: its readings by run, its activations and its generated tokens."""
+"""Interventions: their request, and what joins the stream of their answer by run."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,56 @@ import numpy.typing as npt
 
 from sonde._answers.interventions import InterventionResult
 from sonde._arrays import Booleans, Label
+from sonde._ask.edits import Edit
+from sonde._ask.indices import index
+from sonde._ask.plans import Generation, Plan, Sweep
+from sonde._ask.prompts import Prompt, PromptLike, Targets
 from sonde._ask.sites import Site
 from sonde._wire.assembly import Stream
 from sonde._wire.context import Context
+from sonde._wire.edits import EditEncoder
+from sonde._wire.encoding import encode_generation, encode_prompt, encode_site, encode_targets
 from sonde._wire.parts import CLEAN, Continuations, Values, missing
 from sonde._wire.tensors import from_tensor
-from sonde.errors import ProtocolError
+from sonde.errors import InvalidRequest, ProtocolError
 from sonde.v1 import inspection_pb2 as pb
+
+
+def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
+    prompt: PromptLike,
+    plan: Plan,
+    *,
+    targets: Targets,
+    sources: Sequence[PromptLike],
+    position: int | None,
+    top_k: int,
+    kl_divergence: bool,
+    activations: Sequence[Site],
+    generation: Generation | None,
+    dry_run: bool,
+) -> pb.InterveneRequest:
+    """The request of `Client.intervene`."""
+    if isinstance(sources, str | Prompt):
+        raise InvalidRequest.at("sources", "one prompt was given; a list of prompts would do")
+    edits = EditEncoder(sources)
+    request = pb.InterveneRequest(prompt=encode_prompt(prompt), dry_run=dry_run)
+    if isinstance(plan, Sweep):
+        request.sweep.CopyFrom(edits.sweep(plan))
+    else:
+        interventions = [plan] if isinstance(plan, Edit) else list(plan)
+        request.list.interventions.extend(map(edits.intervention, interventions))
+        request.list.SetInParent()
+    request.sources.extend(edits.sources)
+    readout = request.readout
+    readout.targets.extend(encode_targets(targets))
+    if position is not None:
+        readout.position = index(position, "position")
+    readout.top_k = index(top_k, "top_k")
+    readout.kl_divergence = kl_divergence
+    readout.activations.extend(map(encode_site, activations))
+    if generation is not None:
+        readout.generation.CopyFrom(encode_generation(generation))
+    return request
 
 
 class InterveneAssembler(Stream):
@@ -130,10 +173,10 @@ class InterveneAssembler(Stream):
         filled = self._filled.get("log_probabilities")
         shape = tuple(map(len, self._axes.values()))
         clean_said = self._continuations.of(CLEAN)
-        base = context.result(self._values.captured(CLEAN), clean_said)
+        common = context.common(self._values.captured(CLEAN), clean_said)
         generating = self._request.readout.HasField("generation")
         return InterventionResult(
-            *base.common,
+            **common,
             axes=self._axes | {"target": tuple(t.text for t in context.targets)},
             log_probabilities=_float32(self._column("log_probabilities", targets)),
             logits=_float32(self._column("logits", targets)),

@@ -8,7 +8,7 @@ import html
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,7 @@ _CHARACTER: Final = 6.7
 _LONGEST_LABEL: Final = 22
 
 
+@runtime_checkable
 class Ranked(Protocol):
     """A token with its probability."""
 

@@ -2,26 +2,17 @@
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal, TextIO, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal, TextIO, TypeAlias
 
 import numpy as np
 
 from sonde._arrays import Floats, visible
-
-if TYPE_CHECKING:
-    from sonde._methods.traces import CausalTracingResult
+from sonde._show.display import Ranked
+from sonde._show.palette import BLUES, Ramp
 
 Colours: TypeAlias = Literal["none", "256", "truecolor"]
-_Rgb: TypeAlias = tuple[int, int, int]
 
-# From almost white to the dark end, after the maps of the figures.
-_RAMPS: Final[dict[str, tuple[_Rgb, ...]]] = {
-    "residual_post": ((252, 251, 253), (188, 189, 220), (128, 125, 186), (84, 39, 143)),
-    "mlp_out": ((247, 252, 245), (161, 217, 155), (65, 171, 93), (0, 90, 50)),
-    "attention_out": ((255, 245, 240), (252, 146, 114), (239, 59, 44), (153, 0, 13)),
-}
-_OTHER: Final[tuple[_Rgb, ...]] = ((247, 251, 255), (158, 202, 225), (66, 146, 198), (8, 69, 148))
 # The levels of the 256-colour palette's cube.
 _CUBE: Final = (0, 95, 135, 175, 215, 255)
 _RESET: Final = "\x1b[0m"
@@ -42,7 +33,7 @@ def heatmap(
     *,
     low: float,
     high: float,
-    ramp: str = "",
+    ramp: Ramp = BLUES,
     colours: Colours = "none",
 ) -> str:
     """A heat map of [row, column]; without colours a table of the numbers."""
@@ -57,34 +48,16 @@ def heatmap(
         ]
         return "\n".join([head, *body])
     cell = max(2, *(len(column) for column in columns))
-    steps = _RAMPS.get(ramp, _OTHER)
     head = " " * (width + 1) + "".join(column.rjust(cell) for column in columns)
     body = []
     for label, row in zip(labels, values, strict=True):
-        cells = "".join(f"{_background(value, low, high, steps, colours)}{' ' * cell}" for value in row)
+        cells = "".join(f"{_background(value, low, high, ramp, colours)}{' ' * cell}" for value in row)
         body.append(f"{label.rjust(width)} {cells}{_RESET}")
     scale = "".join(
-        f"{_background(value, 0.0, 1.0, steps, colours)} " for value in np.linspace(0, 1, 24, dtype=np.float32)
+        f"{_background(value, 0.0, 1.0, ramp, colours)} " for value in np.linspace(0, 1, 24, dtype=np.float32)
     )
     body.append(f"{' ' * (width + 1)}{low:.3f} {scale}{_RESET} {high:.3f}")
     return "\n".join([head, *body])
-
-
-def causal_tracing(result: "CausalTracingResult", *, target: int = 0, colours: Colours | None = None) -> str:
-    """A causal trace as one heat map per component, on one scale; corrupted tokens are starred."""
-    shown = colours_of() if colours is None else colours
-    low = float(result.corrupted[target])
-    peak = max((float(np.nanmax(g[..., target], initial=low)) for g in result.restored.values()), default=low)
-    word = visible(result.targets[target].text).strip()
-    parts = [f"p({word}): {float(result.clean[target]):.3f} clean, {low:.3f} corrupted (*)"]
-    for name, grid in result.restored.items():
-        layers = ["-" if layer is None else str(layer) for layer in result.axes[name]["layer"]]
-        rows = [row.strip() for row in result.row_labels(name)]
-        parts.append(f"\n{name} restored, by layer")
-        parts.append(
-            heatmap(grid[..., target], rows, layers, low=low, high=max(peak, low + 1e-6), ramp=name, colours=shown)
-        )
-    return "\n".join(parts)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -98,6 +71,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         return "  ".join(aligned).rstrip()
 
     return "\n".join([line(header), line(["─" * width for width in widths]), *map(line, cells)])
+
+
+def ranking(title: str, tokens: Iterable[Ranked]) -> str:
+    """The most probable tokens as bars."""
+    rows = [[repr(visible(token.text)), token.probability, bar(token.probability)] for token in tokens]
+    return table([title, "p", ""], rows)
 
 
 def bar(value: float, width: int = 20) -> str:
@@ -114,7 +93,7 @@ def _number(value: float) -> str:
     return "·" if np.isnan(value) else f"{value:.2f}"
 
 
-def _background(value: float, low: float, high: float, ramp: Sequence[_Rgb], colours: Colours) -> str:
+def _background(value: float, low: float, high: float, ramp: Ramp, colours: Colours) -> str:
     if np.isnan(value):
         return _RESET
     share = min(max((float(value) - low) / (high - low), 0.0), 1.0) * (len(ramp) - 1)

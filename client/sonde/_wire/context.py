@@ -6,7 +6,7 @@ import numpy as np
 
 from sonde._answers.captured import Captured
 from sonde._answers.predictions import Continuation, Prediction, TokenPrediction
-from sonde._answers.results import Cost, Provenance, Result
+from sonde._answers.results import Common, Cost, Provenance
 from sonde._wire.parts import token
 from sonde.errors import ProtocolError
 from sonde.v1 import inspection_pb2 as pb
@@ -43,10 +43,18 @@ class Context:
         resolved = tuple(dict.fromkeys(p + len(self.tokens) if p < 0 else p for p in given))
         return resolved or None
 
-    def result(self, activations: Captured, continuation: Continuation | None = None) -> Result:
-        """What every answer has."""
-        clean = None if self.dry_run else self._prediction(activations, continuation)
-        return Result(self.tokens, self.targets, self.message.position, self.cost, self.provenance, self.dry_run, clean)
+    def common(self, activations: Captured | None = None, continuation: Continuation | None = None) -> Common:
+        """The fields that every result has."""
+        captured = Captured((), ()) if activations is None else activations
+        return {
+            "tokens": self.tokens,
+            "targets": self.targets,
+            "position": self.message.position,
+            "cost": self.cost,
+            "provenance": self.provenance,
+            "dry_run": self.dry_run,
+            "_clean": None if self.dry_run else self._prediction(captured, continuation),
+        }
 
     def _prediction(self, activations: Captured, continuation: Continuation | None) -> Prediction:
         clean = self.message.clean

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from sonde._answers.captured import Captured, captured_axes
 from sonde._answers.predictions import Continuation, Token
-from sonde._arrays import Axes, Booleans
-from sonde._ask.names import WITHOUT_LAYER, FinishReason
+from sonde._arrays import Axes, Booleans, Label
+from sonde._ask.names import COMPONENT_NAMES, WITHOUT_LAYER, ComponentName, FinishReason
 from sonde._ask.sites import Site
 from sonde._wire.tensors import from_tensor
 from sonde.errors import ProtocolError
@@ -18,6 +18,8 @@ from sonde.v1 import inspection_pb2 as pb
 
 CLEAN: Final = -1
 """The number of the unchanged run."""
+NO_LAYER: Final = -1
+"""The label, along an axis of layers, of a component that takes no layer."""
 
 
 def missing(what: str) -> ProtocolError:
@@ -28,6 +30,23 @@ def missing(what: str) -> ProtocolError:
 def token(message: pb.Token) -> Token:
     """A token of an answer."""
     return Token(message.id, message.text)
+
+
+def known_component(component: pb.Component.ValueType) -> ComponentName:
+    """The name of a component of an answer.
+
+    Raises:
+        ProtocolError: if this client does not know it.
+    """
+    name = COMPONENT_NAMES.get(component)
+    if name is None:
+        raise ProtocolError(f"the answer has component {component}, which this client does not know")
+    return name
+
+
+def layer_labels(layers: Sequence[int]) -> tuple[Label, ...]:
+    """Layers as labels; NO_LAYER becomes None."""
+    return tuple(None if layer == NO_LAYER else layer for layer in layers)
 
 
 class Grid:

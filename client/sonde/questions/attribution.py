@@ -15,7 +15,7 @@ from sonde._arrays import Floats
 from sonde._ask.edits import add, replace, scale
 from sonde._ask.prompts import PromptLike, TargetLike
 from sonde._ask.sites import head, residual, site
-from sonde._methods.methods import Activations
+from sonde._methods.activations import Activations
 from sonde.client import Client
 from sonde.errors import Unsupported
 from sonde.questions.pipeline import each

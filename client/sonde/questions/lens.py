@@ -11,8 +11,7 @@ from sonde._answers.predictions import Token, TokenPrediction
 from sonde._arrays import Floats, visible
 from sonde._ask.indices import Indices, indices
 from sonde._ask.prompts import PromptLike
-from sonde._methods.methods import TokenProbability
-from sonde._methods.traces import TokenProbabilityResult
+from sonde._methods.token_probability import TokenProbability, TokenProbabilityResult
 from sonde._show.display import html_table
 from sonde.client import Client
 from sonde.questions.pipeline import each

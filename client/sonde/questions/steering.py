@@ -16,7 +16,7 @@ from sonde._ask.indices import Indices
 from sonde._ask.names import ComponentName
 from sonde._ask.prompts import PromptLike
 from sonde._ask.sites import residual, site
-from sonde._methods.methods import Activations
+from sonde._methods.activations import Activations
 from sonde.client import Client
 from sonde.errors import InvalidRequest
 from sonde.questions.pipeline import each
