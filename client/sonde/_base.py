@@ -196,7 +196,7 @@ def describe(asked: Callable[..., Any], build: Callable[..., Question[Any]], own
     (returns,) = get_args(signature.return_annotation)
     if stream:
         returns = stream[returns]
-    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     described: Any = asked
     described.__signature__ = signature.replace(
         parameters=[this, *signature.parameters.values()], return_annotation=returns
