@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 import sonde
-from sonde import report, terminal
+from sonde._show import terminal
 
 SUBJECT = "The Eiffel Tower"
 PROMPT = f"{SUBJECT} is in the city of"
@@ -115,7 +115,7 @@ def stop(process: "subprocess.Popen[str]") -> None:
 def show_model(client: sonde.Client) -> None:
     """What the server hosts."""
     heading("1. The model", "GetModel")
-    print(report.model_text(client.model))
+    print(client.model.to_text())
     say(
         "The components listed as available are the places that can be read and changed. This model is small and was "
         "trained on facts about places, so that a laptop can look for them."
@@ -127,7 +127,7 @@ def show_layers(client: sonde.Client) -> None:
     heading("2. A token's probability through the layers", "Trace, method TokenProbability")
     say(f"The prompt is {PROMPT!r}, the token asked about {quoted(TARGET)}.")
     result = client.trace(PROMPT, targets=[TARGET], method=sonde.TokenProbability(gradient_norms=True))
-    print(report.trace_text(result))
+    print(result.to_text())
     say(
         f"The first table is the model's answer: it gives {quoted(TARGET)} a probability of {result.probability:.1%}. "
         "The second reads the residual stream at the last token after each block, as if the model ended there (the "
@@ -156,7 +156,7 @@ def show_causal_trace(client: sonde.Client, folder: Path) -> sonde.CausalTracing
     )
     method = sonde.CausalTracing(subject=SUBJECT, window=WINDOW)
     trace = client.trace(PROMPT, targets=[TARGET], method=method, progress=True)
-    print(terminal.causal_tracing(trace))
+    print(trace.heatmap_text())
     say(
         f"Every cell is the probability of {quoted(TARGET)}, a mean over the draws, with the state of that token (row) "
         f"and that block (column) restored. Untouched it is {trace.clean[0]:.3f}, corrupted {trace.corrupted[0]:.3f}. "
@@ -190,7 +190,7 @@ def show_neurons(client: sonde.Client, position: int) -> sonde.Change:
     )
     plan = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), positions=[position])
     result = client.intervene(PROMPT, plan, targets=[TARGET], top_k=1, progress=True)
-    print(report.interventions_text(result, 8))
+    print(result.to_text(8))
     first = result.most_changed(1)[0]
     say(
         f"'changed' is the probability of {quoted(TARGET)} without the neuron, and the effect its logarithm less that "

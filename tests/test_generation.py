@@ -17,7 +17,7 @@ import sonde
 import torch
 from hypothesis import strategies as st
 from sonde import cli
-from sonde.arrays import visible
+from sonde._arrays import visible
 from sonde.v1 import inspection_pb2 as pb
 from sonde_server.engine import Base, Change, Choice, PlacedEdit, Reading, Run
 from sonde_server.questions import costs

@@ -5,24 +5,29 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
 
-from sonde import errors, report
+from sonde import errors
+from sonde._answers.interventions import InterventionResult
+from sonde._answers.results import TraceResult
+from sonde._arrays import visible
+from sonde._ask.edits import Edit, add, noise, patch, replace, scale
+from sonde._ask.names import COMPONENTS, METRICS, ComponentName
+from sonde._ask.plans import Generation, Plan, Sweep, sweep
+from sonde._ask.prompts import Target
+from sonde._ask.sites import Site, site
+from sonde._connection.addresses import DEFAULT_ADDRESS
+from sonde._connection.connection import TLS
+from sonde._methods.attribution_patching import AttributionPatching
+from sonde._methods.causal_tracing import CausalTracing
+from sonde._methods.token_probability import TokenProbability
+from sonde._show import plotting
+from sonde._show.report import as_json
 from sonde._version import __version__
-from sonde.addresses import DEFAULT_ADDRESS
-from sonde.arrays import visible
 from sonde.client import Client
-from sonde.connection import TLS
-from sonde.edits import Edit, add, noise, patch, replace, scale
-from sonde.interventions import InterventionResult
-from sonde.methods import AttributionPatching, CausalTracing, TokenProbability
-from sonde.names import COMPONENTS, METRICS, ComponentName
-from sonde.plans import Generation, Plan, Sweep, sweep
-from sonde.prompts import Target
-from sonde.sites import Site, site
-from sonde.traces import TraceResult
 
 EXIT_CODES: Final = """exit status:
   0  answered
@@ -97,7 +102,7 @@ def _describe(error: errors.SondeError) -> str:
 def _model(options: argparse.Namespace) -> None:
     with _client(options) as client:
         model = client.model
-    _show(options, lambda: report.model_text(model), lambda: report.model_json(model))
+    _show(options, model.to_text, lambda: asdict(model))
 
 
 def _trace(options: argparse.Namespace) -> None:
@@ -113,7 +118,7 @@ def _trace(options: argparse.Namespace) -> None:
             progress=_progress(options),
         )
     _draw(options, result)
-    _show(options, lambda: report.trace_text(result, options.top), lambda: report.result_json(result))
+    _show(options, lambda: result.to_text(options.top), lambda: as_json(result))
 
 
 def _method(options: argparse.Namespace) -> AttributionPatching | CausalTracing | TokenProbability | None:
@@ -166,7 +171,7 @@ def _intervene(options: argparse.Namespace) -> None:
             progress=_progress(options),
         )
     _draw(options, result)
-    _show(options, lambda: report.interventions_text(result, options.top), lambda: report.result_json(result))
+    _show(options, lambda: result.to_text(options.top), lambda: as_json(result))
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -175,7 +180,7 @@ def _generate(options: argparse.Namespace) -> None:
     with _client(options) as client:
         if options.dry_run or options.json:
             result = client.intervene(options.prompt, [edits], top_k=0, generation=generation, dry_run=options.dry_run)
-            _show(options, lambda: report.cost_text(result), lambda: report.result_json(result))
+            _show(options, result.to_text, lambda: as_json(result))
             return
         shown, unchanged = 0, ""
         for known in client.stream_intervene(options.prompt, [edits], top_k=0, generation=generation):
@@ -267,8 +272,6 @@ def _show(options: argparse.Namespace, text: Callable[[], str], data: Callable[[
 def _check_plot(options: argparse.Namespace) -> None:
     """Find out before a long run that its figure could not be drawn."""
     if options.plot:
-        from sonde import plotting
-
         plotting.require()
 
 

@@ -8,8 +8,8 @@ import pytest
 import sonde
 from hypothesis import given
 from hypothesis import strategies as st
-from sonde.addresses import host_of, is_loopback, resolve, split
-from sonde.connection import Connection
+from sonde._connection.addresses import host_of, is_loopback, resolve, split
+from sonde._connection.connection import Connection
 
 PORTS = st.integers(1, 65535)
 # One that is an IPv4 address in disguise is that address.

@@ -8,10 +8,9 @@ import pytest
 import sonde
 from hypothesis import given
 from hypothesis import strategies as st
-from sonde.encoding import intervene_request, trace_request
-from sonde.intervene_assembly import InterveneAssembler
-from sonde.tensors import to_tensor
-from sonde.trace_assembly import TraceAssembler
+from sonde._methods.interventions import InterveneAssembler, intervene_request
+from sonde._methods.trace import TraceAssembler, trace_request
+from sonde._wire.tensors import to_tensor
 from sonde.v1 import inspection_pb2 as pb
 
 EDIT = sonde.scale(sonde.neuron(), 0.0)

@@ -11,15 +11,17 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sonde import names
-from sonde.encoding import intervene_request, trace_request
-from sonde.tensors import from_tensor, to_tensor
+from sonde._ask import names
+from sonde._methods.interventions import intervene_request
+from sonde._methods.method import Method
+from sonde._methods.trace import trace_request
+from sonde._wire.tensors import from_tensor, to_tensor
 from sonde.v1 import inspection_pb2 as pb
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
-def trace_of(method: sonde.methods.Method[Any] | None = None, prompt: Any = "text", **options: Any) -> pb.TraceRequest:
+def trace_of(method: Method[Any] | None = None, prompt: Any = "text", **options: Any) -> pb.TraceRequest:
     given = {"targets": None, "position": None, "top_k": 3, "dry_run": False} | options
     return trace_request(prompt, method, **given)
 

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import sonde
-from sonde import terminal
-from sonde.encoding import intervene_request, trace_request
-from sonde.intervene_assembly import InterveneAssembler
-from sonde.trace_assembly import TraceAssembler
+from sonde._methods.interventions import InterveneAssembler, intervene_request
+from sonde._methods.trace import TraceAssembler, trace_request
+from sonde._show import terminal
 from sonde.v1 import inspection_pb2 as pb
 
 
@@ -209,7 +208,7 @@ def test_tokens_are_coloured_by_the_effect(answers: Any) -> None:
 
 
 def test_a_table_is_sorted_by_the_column_that_is_chosen() -> None:
-    from sonde.display import page, sortable_table
+    from sonde._show.display import page, sortable_table
 
     class Table:
         def _repr_html_(self) -> str:
@@ -235,7 +234,7 @@ def test_what_has_not_arrived_is_not_shown_as_zero(answers: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(400, 3), (2, 700), (90, 130)])
 def test_a_large_grid_shows_the_strongest_of_neighbours(shape: tuple[int, int]) -> None:
-    from sonde.display import MOST_CELLS, _pooled
+    from sonde._show.display import MOST_CELLS, _pooled
 
     values = np.random.RandomState(0).randn(*shape).astype(np.float32)
     values[0, 0] = np.nan
@@ -261,7 +260,7 @@ def test_tokens_are_escaped_in_html(answers: Any) -> None:
 
 
 def test_plain_heat_maps_are_numbers(grids: Any) -> None:
-    text = terminal.causal_tracing(grids, colours="none")
+    text = grids.heatmap_text(colours="none")
     assert "\x1b" not in text
     row = next(line for line in text.splitlines() if "Tower*" in line)
     assert [float(n) for n in row.split()[1:]] == pytest.approx(grids.restored["residual_post"][2, :, 0], abs=0.006)
@@ -297,6 +296,6 @@ def test_colours_are_for_terminals(monkeypatch: Any) -> None:
 
 
 def test_line_breaks_in_tokens_do_not_break_tables() -> None:
-    assert sonde.arrays.visible("\n\t é") == "\\n\\t é"
+    assert sonde._arrays.visible("\n\t é") == "\\n\\t é"
     table = terminal.table(["a", "b"], [["x", 1.0], ["yy", 12.5]])
     assert table.splitlines()[2:] == ["x      1", "yy  12.5"]

@@ -6,7 +6,7 @@ import sys
 import pytest
 import sonde
 
-HEAVY = ("torch", "transformers", "matplotlib", "pandas", "rich", "sonde_server", "sonde.plotting", "sonde.cli")
+HEAVY = ("torch", "transformers", "matplotlib", "pandas", "rich", "sonde_server", "sonde.cli")
 
 
 def loaded_after(statement: str) -> list[str]:

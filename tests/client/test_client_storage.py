@@ -12,12 +12,14 @@ import sonde
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sonde import names, storage
-from sonde.captured import Captured
-from sonde.edges import Edges
-from sonde.predictions import Continuation
-from sonde.results import Cost, Provenance, Result
-from sonde.traces import VerifiedEffect
+from sonde import storage
+from sonde._answers import files
+from sonde._answers.captured import Captured
+from sonde._answers.edges import Edges
+from sonde._answers.predictions import Continuation
+from sonde._answers.results import Cost, Provenance, Result
+from sonde._ask import names
+from sonde._methods.attribution_patching import VerifiedEffect
 
 from tests.support.same import assert_same
 
@@ -273,7 +275,7 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
     path = tmp_path / "result.npz"
     plain().save(path)
-    arrays, header = storage._read_npz(path)
+    arrays, header = files._read_npz(path)
     assert old in header
     np.savez(path, __sonde__=np.array(header.replace(old, new)), **arrays)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=words):
@@ -289,5 +291,5 @@ def test_without_safetensors_it_says_what_to_install(tmp_path: Path, monkeypatch
 
 
 def test_no_field_is_left_out() -> None:
-    tree = storage._plain(plain(), "", {})
+    tree = files._plain(plain(), "", {})
     assert set(tree["fields"]) == {field.name for field in fields(sonde.TraceResult)}

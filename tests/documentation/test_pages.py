@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sonde
 import yaml
-from sonde.names import COMPONENTS
+from sonde._ask.names import COMPONENTS
 from sonde_server.config import Settings
 from sonde_server.model.families import FAMILIES
 from sonde_server.serving.server import Server

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import Floats
+from sonde._arrays import Floats
+from sonde._ask.edits import add, replace, scale
+from sonde._ask.prompts import PromptLike, TargetLike
+from sonde._ask.sites import head, residual, site
+from sonde._methods.activations import Activations
 from sonde.client import Client
-from sonde.edits import add, replace, scale
 from sonde.errors import Unsupported
-from sonde.methods import Activations
-from sonde.prompts import PromptLike, TargetLike
 from sonde.questions.pipeline import each
-from sonde.sites import head, residual, site
 
 _Array = npt.NDArray[np.float64]
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sonde.arrays import Booleans, Floats, Integers, Label
+from sonde._arrays import Booleans, Floats, Integers, Label
+from sonde._ask.names import ComponentName
+from sonde._ask.prompts import PromptLike, TokenLike
+from sonde._methods.causal_tracing import CausalTracing, CausalTracingResult
+from sonde._show import plotting
+from sonde._show.palette import look
 from sonde.client import Client
-from sonde.methods import CausalTracing
-from sonde.names import ComponentName
-from sonde.prompts import PromptLike, TokenLike
 from sonde.questions.pipeline import AT_ONCE, each
-from sonde.traces import CausalTracingResult
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,10 +64,28 @@ class AverageTrace:
     """Likewise in the corrupted ones; the difference is the average total effect."""
 
     def plot(self, path: "str | Path | None" = None) -> "Figure":
-        """Draw the averages as the paper does, a panel per component (needs matplotlib)."""
-        from sonde import plotting
+        """Draw the averages as the paper does (figure 2), a panel per component, and save them if a path is given.
 
-        return plotting.save(plotting.average_trace(self), path)
+        All panels share one scale, which begins at no effect. Needs matplotlib.
+        """
+        labels = [f"{name} ({count:,})" for name, count in zip(TOKEN_CLASSES, self.counts, strict=True)]
+        panels = [
+            plotting.Panel(
+                look(name).title,
+                effects,
+                labels,
+                self.layers[name],
+                look(name).colour_map,
+                "restored layer, or the centre of several",
+            )
+            for name, effects in self.effects.items()
+        ]
+        high = max((float(np.nanmax(effects, initial=0.0)) for effects in self.effects.values()), default=0.0)
+        title = (
+            f"Average indirect effect over {int(self.used.sum()):,} prompts: "
+            f"{self.clean:.3f} clean, {self.corrupted:.3f} corrupted"
+        )
+        return plotting.save(plotting.panels(panels, 0.0, max(high, 1e-6), title=title), path)
 
 
 def average_causal_trace(

@@ -5,15 +5,15 @@ Geva et al. 2023 (arXiv 2304.14767), whose window is 9 layers.
 
 from dataclasses import dataclass
 
-from sonde.arrays import Floats
+from sonde._answers.interventions import InterventionResult
+from sonde._arrays import Floats
+from sonde._ask.edits import knockout
+from sonde._ask.indices import Indices, indices
+from sonde._ask.plans import Sweep, sweep
+from sonde._ask.prompts import PromptLike, TokenLike
+from sonde._ask.sites import site
 from sonde.client import Client
-from sonde.edits import knockout
 from sonde.errors import InvalidRequest
-from sonde.indices import Indices, indices
-from sonde.interventions import InterventionResult
-from sonde.plans import Sweep, sweep
-from sonde.prompts import PromptLike, TokenLike
-from sonde.sites import site
 
 
 @dataclass(frozen=True, eq=False)

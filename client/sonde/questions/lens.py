@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sonde.arrays import Floats, visible
+from sonde._answers.predictions import Token, TokenPrediction
+from sonde._arrays import Floats, visible
+from sonde._ask.indices import Indices, indices
+from sonde._ask.prompts import PromptLike
+from sonde._methods.token_probability import TokenProbability, TokenProbabilityResult
+from sonde._show.display import html_table
 from sonde.client import Client
-from sonde.display import html_table
-from sonde.indices import Indices, indices
-from sonde.methods import TokenProbability
-from sonde.predictions import Token, TokenPrediction
-from sonde.prompts import PromptLike
 from sonde.questions.pipeline import each
-from sonde.traces import TokenProbabilityResult
 
 
 @dataclass(frozen=True, eq=False, repr=False)

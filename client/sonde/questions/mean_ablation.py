@@ -9,17 +9,16 @@ from dataclasses import replace as with_fields
 
 import numpy as np
 
-from sonde.arrays import Floats
-from sonde.client import Client, Targets
-from sonde.edits import Edit, replace
+from sonde._answers.interventions import InterventionResult
+from sonde._arrays import Floats
+from sonde._ask.edits import Edit, replace
+from sonde._ask.names import COMPONENT_AXES
+from sonde._ask.prompts import PromptLike, Targets
+from sonde._ask.sites import Site
+from sonde._methods.activations import Activations
+from sonde.client import Client
 from sonde.errors import InvalidRequest
-from sonde.interventions import InterventionResult
-from sonde.methods import Activations
-from sonde.prompts import PromptLike
 from sonde.questions.pipeline import each
-from sonde.sites import Site
-
-_BY_KEY = ("attention_scores", "attention_pattern")
 
 
 def mean_activation(client: Client, prompts: Iterable[PromptLike], site: Site) -> Floats:
@@ -27,7 +26,7 @@ def mean_activation(client: Client, prompts: Iterable[PromptLike], site: Site) -
 
     Special tokens that the tokenizer adds count as all others do; give the site positions to leave some out.
     """
-    if site.component in _BY_KEY:
+    if "key" in COMPONENT_AXES[site.component]:
         raise InvalidRequest.at("site", f"{site.component} has other keys in every prompt, so it has no mean over them")
     method = Activations(site)
 

@@ -6,15 +6,15 @@ Vig et al. 2020 (arXiv 2004.12265) and Wang et al. 2022 (arXiv 2211.00593) for t
 
 from dataclasses import dataclass
 
-from sonde.arrays import Axes, Floats
+from sonde._answers.interventions import InterventionResult
+from sonde._arrays import Axes, Floats
+from sonde._ask.edits import patch
+from sonde._ask.indices import Indices
+from sonde._ask.names import AxisName, ComponentName
+from sonde._ask.plans import sweep
+from sonde._ask.prompts import Prompt, PromptLike, Target, TokenLike
+from sonde._ask.sites import site
 from sonde.client import Client
-from sonde.edits import patch
-from sonde.indices import Indices
-from sonde.interventions import InterventionResult
-from sonde.names import AxisName, ComponentName
-from sonde.plans import sweep
-from sonde.prompts import Prompt, PromptLike, Target, TokenLike
-from sonde.sites import site
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,13 +5,13 @@ The state at a position and layer of one prompt is put into another prompt, whic
 
 from typing import Final, SupportsIndex
 
+from sonde._answers.interventions import InterventionResult
+from sonde._ask.edits import Edit, patch
+from sonde._ask.indices import Indices, index, indices
+from sonde._ask.plans import Generation
+from sonde._ask.prompts import Prompt, PromptLike
+from sonde._ask.sites import residual
 from sonde.client import Client
-from sonde.edits import Edit, patch
-from sonde.indices import Indices, index, indices
-from sonde.interventions import InterventionResult
-from sonde.plans import Generation
-from sonde.prompts import Prompt, PromptLike
-from sonde.sites import residual
 
 IDENTITY_PROMPT: Final = "cat -> cat; 1135 -> 1135; hello -> hello; ?"
 """The paper's token identity prompt: a model that has learnt to repeat says what the state at its end stands for."""

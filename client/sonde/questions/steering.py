@@ -10,16 +10,16 @@ from typing import SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import Floats
+from sonde._arrays import Floats
+from sonde._ask.edits import Edit, add, project_out
+from sonde._ask.indices import Indices
+from sonde._ask.names import ComponentName
+from sonde._ask.prompts import PromptLike
+from sonde._ask.sites import residual, site
+from sonde._methods.activations import Activations
 from sonde.client import Client
-from sonde.edits import Edit, add, project_out
 from sonde.errors import InvalidRequest
-from sonde.indices import Indices
-from sonde.methods import Activations
-from sonde.names import ComponentName
-from sonde.prompts import PromptLike
 from sonde.questions.pipeline import each
-from sonde.sites import residual, site
 
 
 def steering_vector(

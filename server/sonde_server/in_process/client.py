@@ -9,8 +9,8 @@ from typing import Any, Final, cast
 
 import grpc
 from sonde import AsyncClient, Client, InvalidSettings, Unsupported
-from sonde.addresses import DEFAULT_ADDRESS
-from sonde.connection import Connection
+from sonde._connection.addresses import DEFAULT_ADDRESS
+from sonde._connection.connection import Connection
 
 from ..config import SettingError, Settings
 from ..errors import UnsupportedModel
@@ -48,9 +48,6 @@ class LocalClient(Client):
         super().close()
         self._stop()
 
-    def __repr__(self) -> str:
-        return f"LocalClient({self._connection.address!r}{', closed' if self._closed else ''})"
-
 
 class AsyncLocalClient(AsyncClient):
     """A `sonde.AsyncClient` whose model is in this process. Closing it lets the model go."""
@@ -66,9 +63,6 @@ class AsyncLocalClient(AsyncClient):
         """Lets the model go. Calls that still run are cancelled."""
         await super().close()
         await asyncio.to_thread(self._stop)
-
-    def __repr__(self) -> str:
-        return f"AsyncLocalClient({self._connection.address!r}{', closed' if self._closed else ''})"
 
 
 def _connection(model: str, timeout: float | None) -> Connection:

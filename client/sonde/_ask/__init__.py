@@ -1,0 +1,1 @@
+"""What a person writes: places, edits, plans, prompts."""

@@ -1,0 +1,1 @@
+"""The way to the servers: addresses, encryption, retries, deadlines, progress."""

@@ -1,0 +1,1 @@
+"""Primitives of pictures, tables and texts. They know nothing of what a result is."""

@@ -1,0 +1,1 @@
+"""The contract's messages: written from what a person asks, and read into answers."""

@@ -1,0 +1,74 @@
+"""Edits and plans, as the contract's messages."""
+
+from collections.abc import Iterable, Sequence
+
+from sonde._ask.edits import Add, Edit, Knockout, Multiply, Noise, Patch, ProjectOut, Replace, Scale
+from sonde._ask.names import AXES
+from sonde._ask.plans import Sweep
+from sonde._ask.prompts import Prompt, PromptLike
+from sonde._wire.encoding import checked, encode_prompt, encode_site
+from sonde._wire.tensors import to_tensor
+from sonde.errors import InvalidRequest
+from sonde.v1 import inspection_pb2 as pb
+
+
+class EditEncoder:
+    """Encodes edits, and collects the prompts that their patches name beside the call's own sources."""
+
+    def __init__(self, sources: Iterable[PromptLike]) -> None:
+        self.sources = [encode_prompt(source) for source in sources]
+
+    def sweep(self, sweep: Sweep) -> pb.Sweep:
+        """One run per place along the axes."""
+        return pb.Sweep(
+            edit=self.edit(sweep.edit),
+            together=[AXES[axis] for axis in sweep.together],
+            layer_window=sweep.layer_window,
+            always=[self.edit(edit) for edit in sweep.always],
+        )
+
+    def intervention(self, edits: Edit | Sequence[Edit]) -> pb.Intervention:
+        """One run, which makes these edits together."""
+        together = [edits] if isinstance(edits, Edit) else edits
+        return pb.Intervention(edits=[self.edit(edit) for edit in together])
+
+    def edit(self, edit: Edit) -> pb.Edit:
+        """One edit of one place.
+
+        Raises:
+            InvalidRequest: if it is no edit, or its value cannot be sent.
+        """
+        if not isinstance(edit, Edit):
+            raise InvalidRequest.at("edit", f"{edit!r} was given; an edit such as sonde.scale(site, 0.0) would do")
+        message = pb.Edit(site=encode_site(edit.site))
+        match edit.operation:
+            case Scale(factor):
+                checked("scale", lambda: setattr(message, "scale", factor))
+            case Replace(value):
+                message.set.CopyFrom(to_tensor(value, "replace"))
+            case Add(value):
+                message.add.CopyFrom(to_tensor(value, "add"))
+            case Multiply(value):
+                message.multiply.CopyFrom(to_tensor(value, "multiply"))
+            case Patch() as patch:
+                message.patch.CopyFrom(self._patch(patch))
+            case Noise(deviation, seed):
+                checked("noise", lambda: message.noise.CopyFrom(pb.Noise(standard_deviation=deviation, seed=seed)))
+            case ProjectOut(direction):
+                message.project_out.CopyFrom(to_tensor(direction, "project_out"))
+            case Knockout(key_positions):
+                message.knockout.CopyFrom(pb.Knockout(key_positions=key_positions))
+        return message
+
+    def _patch(self, patch: Patch) -> pb.Patch:
+        return pb.Patch(
+            sources=[entry if isinstance(entry, int) else self._source(entry) for entry in patch.sources],
+            source_positions=patch.source_positions,
+            source_layer=patch.source_layer,
+        )
+
+    def _source(self, prompt: str | Prompt) -> int:
+        message = encode_prompt(prompt)
+        if message not in self.sources:
+            self.sources.append(message)
+        return self.sources.index(message)

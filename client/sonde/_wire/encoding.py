@@ -1,0 +1,90 @@
+"""What a person writes, as the contract's messages: prompts, targets, places, continuations."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from sonde._ask.indices import index
+from sonde._ask.names import COMPONENTS, STACKS
+from sonde._ask.plans import Generation
+from sonde._ask.prompts import Prompt, PromptLike, Target, Targets, TokenLike, as_targets
+from sonde._ask.sites import Site
+from sonde.errors import InvalidRequest
+from sonde.v1 import inspection_pb2 as pb
+
+_Message = TypeVar("_Message")
+
+
+def checked(name: str, make: Callable[[], _Message]) -> _Message:
+    """Make a message, turning what protobuf refuses (a type, a range, a broken surrogate) into our error."""
+    try:
+        return make()
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        raise InvalidRequest.at(name, str(error)) from None
+
+
+def encode_prompt(given: PromptLike) -> pb.Prompt:
+    """A prompt: text or token ids, and an image if it has one."""
+    prompt = given if isinstance(given, Prompt) else Prompt(given)
+    content = prompt.content
+    image = prompt.image or b""
+    if isinstance(content, str):
+        return checked("prompt", lambda: pb.Prompt(text=content, image=image))
+    return checked("prompt", lambda: pb.Prompt(token_ids=pb.TokenIds(ids=content), image=image))
+
+
+def encode_targets(given: Targets) -> list[pb.Target]:
+    """The targets that a person gave."""
+    return [_target(target) for target in as_targets(given)]
+
+
+def _target(target: Target) -> pb.Target:
+    message = pb.Target()
+    token, contrast = _token(target.token), None if target.contrast is None else _token(target.contrast)
+    if isinstance(token, str):
+        message.text = token
+    else:
+        message.id = token
+    if isinstance(contrast, str):
+        message.contrast_text = contrast
+    elif contrast is not None:
+        message.contrast_id = contrast
+    return message
+
+
+def _token(given: TokenLike) -> str | int:
+    if not isinstance(given, str):
+        return index(given, "targets")
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest.at("targets", f"not text: {error}") from None
+    return given
+
+
+def encode_site(site: Site) -> pb.Site:
+    """A place in the model."""
+    if not isinstance(site, Site):
+        raise InvalidRequest.at("site", f"{site!r} was given; a place such as sonde.neuron(layer=3) would do")
+    return pb.Site(
+        component=COMPONENTS[site.component],
+        layers=site.layers,
+        units=site.units,
+        positions=site.positions,
+        from_position=site.from_position,
+        stack=STACKS[site.stack] if site.stack is not None else pb.STACK_UNSPECIFIED,
+    )
+
+
+def encode_generation(generation: Generation) -> pb.Generation:
+    """How far runs are continued."""
+    return checked(
+        "generation",
+        lambda: pb.Generation(
+            max_new_tokens=generation.max_new_tokens,
+            temperature=generation.temperature,
+            seed=generation.seed,
+            ignore_end_token=generation.ignore_end_token,
+        ),
+    )

@@ -1,0 +1,210 @@
+"""What the messages of a stream carry in parts: arrays, activations and generated tokens, each joined and checked."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sonde._answers.captured import Captured, captured_axes
+from sonde._answers.predictions import Continuation, Token
+from sonde._arrays import Axes, Booleans, Label
+from sonde._ask.names import COMPONENT_NAMES, WITHOUT_LAYER, ComponentName, FinishReason
+from sonde._ask.sites import Site
+from sonde._wire.tensors import from_tensor
+from sonde.errors import ProtocolError
+from sonde.v1 import inspection_pb2 as pb
+
+CLEAN: Final = -1
+"""The number of the unchanged run."""
+NO_LAYER: Final = -1
+"""The label, along an axis of layers, of a component that takes no layer."""
+
+
+def missing(what: str) -> ProtocolError:
+    """The error for a stream that ended too early."""
+    return ProtocolError(f"the answer ended early: {what}")
+
+
+def token(message: pb.Token) -> Token:
+    """A token of an answer."""
+    return Token(message.id, message.text)
+
+
+def known_component(component: pb.Component.ValueType) -> ComponentName:
+    """The name of a component of an answer.
+
+    Raises:
+        ProtocolError: if this client does not know it.
+    """
+    name = COMPONENT_NAMES.get(component)
+    if name is None:
+        raise ProtocolError(f"the answer has component {component}, which this client does not know")
+    return name
+
+
+def layer_labels(layers: Sequence[int]) -> tuple[Label, ...]:
+    """Layers as labels; NO_LAYER becomes None."""
+    return tuple(None if layer == NO_LAYER else layer for layer in layers)
+
+
+class Grid:
+    """Arrays whose first axes are named by labels, joined from parts that list their own labels."""
+
+    def __init__(self, name: str, orders: Sequence[Sequence[int] | None]) -> None:
+        """Each axis has its labels in the order wanted, or None for all that come, in ascending order."""
+        self._name = name
+        self._orders = orders
+        self._parts: list[tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.generic]]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, labels: Sequence[Sequence[int]], tensor: pb.Tensor) -> None:
+        """Take a part.
+
+        Raises:
+            ProtocolError: if it does not fit its labels or the parts before it.
+        """
+        array = from_tensor(tensor)
+        part = tuple(tuple(axis) for axis in labels)
+        if array.shape[: len(part)] != tuple(map(len, part)) or (
+            self._parts and self._parts[0][1].shape[len(part) :] != array.shape[len(part) :]
+        ):
+            raise ProtocolError(f"the answer has {self._name} of shape {list(array.shape)} for {list(map(len, part))}")
+        self._parts.append((part, array))
+
+    def join(self) -> tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.generic], Booleans]:
+        """The labels of each axis, the whole array, and which of its cells have come."""
+        axes: list[tuple[int, ...]] = []
+        for i, order in enumerate(self._orders):
+            found = sorted({label for part, _ in self._parts for label in part[i]})
+            axes.append(tuple(found if order is None else dict.fromkeys(order)))
+        sample = self._parts[0][1]
+        shape = tuple(map(len, axes))
+        whole = np.full(shape + sample.shape[len(axes) :], np.nan if sample.dtype.kind == "f" else -1, sample.dtype)
+        arrived = np.zeros(shape, np.bool_)
+        places = [{label: i for i, label in enumerate(axis)} for axis in axes]
+        for part, array in self._parts:
+            try:
+                cells = np.ix_(*([place[label] for label in axis] for place, axis in zip(places, part, strict=True)))
+            except KeyError as error:
+                raise ProtocolError(f"the answer has {self._name} at {error}, which was not asked for") from None
+            whole[cells] = array
+            arrived[cells] = True
+        return tuple(axes), whole, arrived
+
+
+class Values:
+    """Activations in slices, each of a run, a site and a layer."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self._sites = tuple(sites)
+        self._flat: dict[tuple[int, int, int], tuple[tuple[int, ...], npt.NDArray[np.generic], Booleans]] = {}
+
+    def add(self, part: pb.ActivationSlice) -> None:
+        """Take a slice.
+
+        Raises:
+            ProtocolError: if it does not lie within what it is a part of.
+        """
+        values, shape = from_tensor(part.values).reshape(-1), tuple(part.shape)
+        size, end = math.prod(shape), part.offset + part.values.shape[0] if part.values.shape else part.offset + 1
+        key = (part.run, part.site, part.layer)
+        if not (0 <= part.site < len(self._sites) and min(shape, default=0) >= 0 <= part.offset and end <= size):
+            raise ProtocolError(f"the answer has activations that lie nowhere: site {part.site}, offset {part.offset}")
+        if key not in self._flat:
+            empty = np.nan if values.dtype.kind == "f" else -1
+            self._flat[key] = (shape, np.full(size, empty, values.dtype), np.zeros(size, np.bool_))
+        known, flat, arrived = self._flat[key]
+        if known != shape or flat.dtype != values.dtype:
+            raise ProtocolError(f"the answer has activations of two shapes or types at site {part.site}")
+        flat[part.offset : end] = values
+        arrived[part.offset : end] = True
+
+    def captured(self, run: int) -> Captured:
+        """What one run has so far."""
+        arrays: list[tuple[Axes, npt.NDArray[np.generic]]] = []
+        for index, site in enumerate(self._sites):
+            layers = sorted(layer for r, s, layer in self._flat if (r, s) == (run, index))
+            if site.layers:
+                layers = [layer for layer in dict.fromkeys(site.layers) if layer in layers]
+            parts = [self._flat[run, index, layer] for layer in layers]
+            if not parts:
+                break
+            if len({shape for shape, _, _ in parts}) > 1:
+                raise ProtocolError(f"the answer has activations whose shape differs by layer at site {index}")
+            shape = parts[0][0]
+            stacked = np.stack([flat.reshape(shape) for _, flat, _ in parts])
+            axes = captured_axes(site.component, layers, shape)
+            arrays.append((axes, stacked[0] if site.component in WITHOUT_LAYER else stacked))
+        return Captured(self._sites, arrays)
+
+    def check(self, runs: Iterable[int]) -> None:
+        """Refuse what is not whole.
+
+        Raises:
+            ProtocolError: naming the run and site.
+        """
+        for run in runs:
+            for index, site in enumerate(self._sites):
+                layers = {layer for r, s, layer in self._flat if (r, s) == (run, index)}
+                wanted = layers if site.component in WITHOUT_LAYER else set(site.layers) or layers
+                whole = all(self._flat[run, index, layer][2].all() for layer in layers)
+                if not layers or not wanted <= layers or not whole:
+                    raise missing(f"activations of run {run} at site {index} ({site.component})")
+
+
+class Continuations:
+    """Generated tokens in slices, each of a run."""
+
+    _REASONS: Mapping[int, FinishReason] = {
+        pb.Generated.FINISH_REASON_LENGTH: "length",
+        pb.Generated.FINISH_REASON_END_TOKEN: "end_token",
+    }
+
+    def __init__(self) -> None:
+        self._parts: dict[int, dict[int, pb.Generated]] = {}
+
+    def add(self, part: pb.Generated) -> None:
+        """Take a slice. One that only ends the run has no tokens, and counts beside the one at the same offset."""
+        parts = self._parts.setdefault(part.run, {})
+        offset = part.offset
+        if offset in parts and part.tokens and parts[offset].tokens:
+            raise ProtocolError(f"the answer has generated token {offset} of run {part.run} twice")
+        if offset in parts:
+            joined = pb.Generated()
+            joined.CopyFrom(parts[offset])
+            joined.MergeFrom(part)
+            joined.text = parts[offset].text + part.text
+            part = joined
+        parts[offset] = part
+
+    def of(self, run: int) -> Continuation | None:
+        """What a run has said so far, up to the first gap."""
+        parts = self._parts.get(run)
+        if parts is None:
+            return None
+        tokens: list[Token] = []
+        text = ""
+        reason: FinishReason | None = None
+        for offset in sorted(parts):
+            if offset != len(tokens):
+                break
+            tokens.extend(map(token, parts[offset].tokens))
+            text += parts[offset].text
+            if parts[offset].finish_reason in self._REASONS:
+                reason = self._REASONS[parts[offset].finish_reason]
+        return Continuation(tuple(tokens), text, reason)
+
+    def check(self, runs: Iterable[int]) -> None:
+        """Refuse a run that has not ended.
+
+        Raises:
+            ProtocolError: naming the run.
+        """
+        for run in runs:
+            said = self.of(run)
+            if said is None or said.finish_reason is None:
+                raise missing(f"the generated tokens of run {run}")
