@@ -154,10 +154,10 @@ class _Page:
     def _introduction(self) -> str:
         return (
             "# The contract\n\n"
-            "Generated from the comments of "
-            "[`proto/sonde/v1/inspection.proto`](../../proto/sonde/v1/inspection.proto); package "
-            f"`{self._package}`. [How it is meant](../../proto/README.md) holds what concerns the whole: numbers, "
-            "tensors, how the slices of a stream join, errors.\n\n" + self._paragraphs(self._head, "")
+            "This page is generated from the comments of "
+            "[`proto/sonde/v1/inspection.proto`](../../proto/sonde/v1/inspection.proto). The package is "
+            f"`{self._package}`. [How the contract is meant](../../proto/README.md) explains what applies to all "
+            "fields: numbers, tensors, how the slices of a stream join, and errors.\n\n" + self._paragraphs(self._head, "")
         )
 
     def _section(self, item: _Item, level: int) -> Iterator[str]:
@@ -173,7 +173,7 @@ class _Page:
         elif item.of.field:
             yield _table("Field", self._fields(item, item.of))
         else:
-            yield "It has no fields."
+            yield "This message has no fields."
         for inner in item.nested:
             yield from self._section(inner, level + 1)
 
