@@ -157,7 +157,8 @@ class _Page:
             "This page is generated from the comments of "
             "[`proto/sonde/v1/inspection.proto`](../../proto/sonde/v1/inspection.proto). The package is "
             f"`{self._package}`. [How the contract is meant](../../proto/README.md) explains what applies to all "
-            "fields: numbers, tensors, how the slices of a stream join, and errors.\n\n" + self._paragraphs(self._head, "")
+            "fields: numbers, tensors, how the slices of a stream join, and errors.\n\n"
+            + self._paragraphs(self._head, "")
         )
 
     def _section(self, item: _Item, level: int) -> Iterator[str]:

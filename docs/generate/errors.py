@@ -20,7 +20,8 @@ def page() -> str:
     return f"""# Error catalogue
 
 This page is generated from the server's list of errors and the client's mapping of statuses.
-[Errors](../concepts/errors.md) explains how to handle them. [The contract](../../proto/README.md#errors) lists the details that each of them carries.
+[Errors](../concepts/errors.md) explains how to handle them. [The contract](../../proto/README.md#errors) lists the
+details that each of them carries.
 
 {table(heads, [_row(*entry) for entry in entries])}
 
