@@ -158,9 +158,9 @@ def sizes() -> list[str]:
         f"left on {GPUS_PER_REPLICA} GPUs of {MEMORY_BYTES / 1e9:.0f} GB": f"{left / 1e9:.0f} GB",
         "one position x one block": f"{(2 * block_parameters(MODEL) + 4 * TOKENS * MODEL.hidden_size) / 1e9:.2f} GFLOP",
         "logits of one run": f"{2 * MODEL.hidden_size * MODEL.vocabulary_size / 1e9:.2f} GFLOP",
-        "kept of an unchanged run, per token, at most": f"{token / 1e6:.2f} MB",
+        "cached of an unchanged run, per token, at most": f"{token / 1e6:.2f} MB",
         "prompts of 128 tokens in a cache of 16 GiB": f"{(16 << 30) / (128 * token):.0f}",
-        "held by a causal trace beside the weights, at most": f"{held / 1e9:.2f} GB",
+        "memory of a causal trace beside the weights, at most": f"{held / 1e9:.2f} GB",
         f"the residual stream of {TOKENS} tokens, all blocks, as an answer": f"{activations / 1e6:.0f} MB",
     }
     return ["| What | How much |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
@@ -169,7 +169,7 @@ def sizes() -> list[str]:
 def costs() -> list[str]:
     """Make the table of what each question costs one replica."""
     lines = [
-        "| Question | Runs | Positions x blocks | Of recomputing each run | PFLOP | Seconds alone | Arithmetic alone |",
+        "| Question | Runs | Positions x blocks | Share of full runs | PFLOP | Alone, s | Arithmetic only, s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, work in questions(MODEL).items():
@@ -185,7 +185,7 @@ def fleet() -> list[str]:
     """Make the table of how many questions all replicas answer."""
     replicas = GPUS // GPUS_PER_REPLICA
     lines = [
-        f"| {replicas} replicas, busy with nothing but | Questions a second, one by one | In company | Runs a second |",
+        f"| {replicas} replicas that answer only | Questions per second, alone | Sharing passes | Runs per second |",
         "| --- | --- | --- | --- |",
     ]
     for name, work in questions(MODEL).items():
