@@ -177,9 +177,9 @@ class _Page:
     def _introduction(self) -> str:
         return (
             "# The contract\n\n"
-            f"Generated from the comments of the files in `proto/{_FOLDER}`, a section for each; package "
-            f"`{self._package}`. [How it is meant](../../proto/README.md) holds what concerns the whole: numbers, "
-            "tensors, how the slices of a stream join, errors."
+            f"This page is generated from the comments of the files in `proto/{_FOLDER}`. It has a section for each. "
+            f"The package is `{self._package}`. [How the contract is meant](../../proto/README.md) explains what "
+            "applies to all fields: numbers, tensors, how the slices of a stream join, and errors."
         )
 
     def _section(self, item: _Item, level: int) -> Iterator[str]:
@@ -195,7 +195,7 @@ class _Page:
         elif item.of.field:
             yield _table("Field", self._fields(item, item.of))
         else:
-            yield "It has no fields."
+            yield "This message has no fields."
         for inner in item.nested:
             yield from self._section(inner, level + 1)
 
