@@ -96,7 +96,13 @@ SITES = [
     Case("no site", listed(pb.Edit(scale=0.5)), f"{E}.site"),
     Case("layer beyond", listed(scaled(mlp(layers=[NOWHERE]))), f"{E}.site.layers[0]", ("99",)),
     Case("second layer beyond", listed(scaled(mlp(layers=[0, NOWHERE]))), f"{E}.site.layers[1]", ("99",)),
-    Case("negative layer", listed(scaled(mlp(layers=[-1]))), f"{E}.site.layers[0]", ("-1",)),
+    Case("layer before the first", listed(scaled(mlp(layers=[-NOWHERE]))), f"{E}.site.layers[0]", ("-99",)),
+    Case(
+        "a layer named from both ends",
+        lambda host: listed(scaled(mlp(layers=[1, 1 - host.oracle.layers]))),
+        f"{E}.site.layers[1]",
+        ("1",),
+    ),
     Case("no layer", listed(scaled(mlp(layers=[]))), f"{E}.site.layers"),
     Case(
         "layer of a component without",
@@ -229,6 +235,18 @@ PATCHES = [
         ("3",),
     ),
     Case(
+        "source longer than the prompt and no positions",
+        listed(pb.Edit(site=mlp(), patch=pb.Patch(sources=[1, 0])), sources=([*IDS, 5, 6], IDS)),
+        f"{E}.patch.source_positions",
+        ("7", "source 0", "9"),
+    ),
+    Case(
+        "a position before the start of a source",
+        listed(pb.Edit(site=mlp(positions=[-4]), patch=pb.Patch(sources=[0])), sources=(SHORT,)),
+        (f"{E}.patch", f"{E}.site.positions"),
+        ("-4", "3"),
+    ),
+    Case(
         "source too short for a position",
         listed(pb.Edit(site=mlp(positions=[4]), patch=pb.Patch(sources=[0])), sources=(SHORT,)),
         (f"{E}.patch", f"{E}.site.positions"),
@@ -254,6 +272,15 @@ PATCHES = [
         ),
         f"{E}.patch.source_layer",
         ("LOGITS",),
+    ),
+    Case(
+        "scores of a source of another length",
+        listed(
+            pb.Edit(site=mlp(component=pb.COMPONENT_ATTENTION_SCORES, positions=[-1]), patch=pb.Patch(sources=[0])),
+            sources=(SHORT,),
+        ),
+        f"{E}.patch.sources[0]",
+        ("7", "3"),
     ),
     Case(
         "unpaired source positions",

@@ -214,14 +214,18 @@ class Plan:
         for edits in self.runs():
             for edit in edits:
                 if isinstance(edit.operation, Patch):
-                    taken = self._positions(edit.site, edit.operation)
                     for source in edit.operation.sources:
+                        taken = self._positions(edit.site, edit.operation, source)
                         for layer in edit.site.layers:
                             positions[source, edit.site.component, _layer(edit.operation, layer)].update(taken)
         return {key: Capture(key[1], key[2], tuple(sorted(taken))) for key, taken in positions.items()}
 
-    def _positions(self, site: Site, patch: Patch) -> tuple[int, ...]:
-        return patch.positions if patch.positions is not None else site.positions_within(self.tokens)
+    def _positions(self, site: Site, patch: Patch, source: int) -> tuple[int, ...]:
+        """The positions of a source that pair with the site's, counted from 0."""
+        if patch.positions is None:
+            return site.positions_within(self.tokens)
+        length = len(self.question.sources[source].tokens)
+        return tuple(position % length for position in patch.positions)
 
     # ------------------------------------------------------------ where it lies in the model
 
@@ -285,7 +289,7 @@ class Plan:
         values = []
         for source in patch.sources:
             capture = self._taken[source, site.component, _layer(patch, layer)]
-            rows = [capture.positions.index(position) for position in self._positions(site, patch)]
+            rows = [capture.positions.index(position) for position in self._positions(site, patch, source)]
             values.append(_select(self._sourced[source, capture], site, rows))
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
