@@ -119,6 +119,9 @@ class Estimation:
                 gradients = self.session.call(partial(self._block, descent, layer, gradients))
                 done += 1
                 yield Progress(done, total)
+            if low == 1:
+                # The stream behind the first block is above all that was gone through.
+                self.session.call(partial(self._stream, Component.RESIDUAL_POST, 0, gradients))
             if Component.TOKEN_EMBEDDING in self.method.components:
                 self.session.call(partial(self._entrance, descent, gradients))
             if self.edges is not None:
@@ -179,15 +182,17 @@ class Estimation:
             if Component.RESIDUAL_MID in self.method.components:
                 ends = prompt[Component.RESIDUAL_MID], source[Component.RESIDUAL_MID]
                 self._add(Component.RESIDUAL_MID, layer, Gradients(dropped, (1.0,)), ends)
-        states = self.base.state, self.source.state
-        for component, depth, gradients in (
-            (Component.RESIDUAL_POST, layer + 1, above),
-            (Component.RESIDUAL_PRE, layer, below),
-        ):
-            if component in self.method.components:
-                ends = states[0].residual[depth][: self.length], states[1].residual[depth][: self.length]
-                self._add(component, layer, gradients, ends)
+        self._stream(Component.RESIDUAL_POST, layer, above)
+        self._stream(Component.RESIDUAL_PRE, layer, below)
         return below
+
+    def _stream(self, component: Component, layer: int, gradients: Gradients) -> None:
+        """The stream before a block, RESIDUAL_PRE, or behind it, RESIDUAL_POST, if it is asked for."""
+        if component in self.method.components:
+            depth = layer + (component is Component.RESIDUAL_POST)
+            states = self.base.state, self.source.state
+            ends = states[0].residual[depth][: self.length], states[1].residual[depth][: self.length]
+            self._add(component, layer, gradients, ends)
 
     def _entrance(self, descent: Descent, gradients: Gradients) -> None:
         found = gradients.of(descent.entrance(gradients.values.flatten(0, 1)))
