@@ -22,7 +22,10 @@ RECOMPUTED = (Component.QUERY, Component.KEY)
 
 
 def bottom(method: AttributionPatching, layers: int) -> int:
-    """The lowest block that gradients have to go through; `layers`: none."""
+    """The lowest block that gradients have to go through; `layers`: none.
+
+    The stream that leaves block 0 has its gradient once block 1 has been gone through.
+    """
     if method.inside or {Component.RESIDUAL_PRE, Component.TOKEN_EMBEDDING} & set(method.components):
         return 0
     return min(1, layers) if Component.RESIDUAL_POST in method.components else layers
@@ -119,9 +122,6 @@ class Estimation:
                 gradients = self.session.call(partial(self._block, descent, layer, gradients))
                 done += 1
                 yield Progress(done, total)
-            if low == 1:
-                # The stream behind the first block is above all that was gone through.
-                self.session.call(partial(self._stream, Component.RESIDUAL_POST, 0, gradients))
             if Component.TOKEN_EMBEDDING in self.method.components:
                 self.session.call(partial(self._entrance, descent, gradients))
             if self.edges is not None:
@@ -158,6 +158,7 @@ class Estimation:
                 found = gradients.of(top.gradients[component])
                 ends = self.base.end()[component], self.source.end()[component]
                 self._add(component, 0, found, ends, self.length - 1)
+        self._stream(self.engine.layers, gradients)
         return gradients
 
     def _block(self, descent: Descent, layer: int, above: Gradients) -> Gradients:
@@ -182,17 +183,15 @@ class Estimation:
             if Component.RESIDUAL_MID in self.method.components:
                 ends = prompt[Component.RESIDUAL_MID], source[Component.RESIDUAL_MID]
                 self._add(Component.RESIDUAL_MID, layer, Gradients(dropped, (1.0,)), ends)
-        self._stream(Component.RESIDUAL_POST, layer, above)
-        self._stream(Component.RESIDUAL_PRE, layer, below)
+        self._stream(layer, below)
         return below
 
-    def _stream(self, component: Component, layer: int, gradients: Gradients) -> None:
-        """The stream before a block, RESIDUAL_PRE, or behind it, RESIDUAL_POST, if it is asked for."""
-        if component in self.method.components:
-            depth = layer + (component is Component.RESIDUAL_POST)
-            states = self.base.state, self.source.state
-            ends = states[0].residual[depth][: self.length], states[1].residual[depth][: self.length]
-            self._add(component, layer, gradients, ends)
+    def _stream(self, depth: int, gradients: Gradients) -> None:
+        """The stream before block `depth`, which is the one after the block below it: with these gradients, both."""
+        prompt, source = self.base.state.residual[depth], self.source.state.residual[depth]
+        for component, layer in ((Component.RESIDUAL_POST, depth - 1), (Component.RESIDUAL_PRE, depth)):
+            if component in self.method.components and 0 <= layer < self.engine.layers:
+                self._add(component, layer, gradients, (prompt[: self.length], source[: self.length]))
 
     def _entrance(self, descent: Descent, gradients: Gradients) -> None:
         found = gradients.of(descent.entrance(gradients.values.flatten(0, 1)))
