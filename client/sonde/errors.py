@@ -228,6 +228,11 @@ def _kind(code: grpc.StatusCode, message: str, details: _Details) -> type[SondeE
     return KINDS.get(code, ProtocolError)
 
 
+def _as_written(path: str) -> str:
+    """A field's path with the names that this package uses: the contract's `set` is `replace` here."""
+    return re.sub(r"\.set\b", ".replace", path)
+
+
 def _first_line(message: str) -> str:
     """The transport's message without its list of attempted addresses."""
     return re.split(r"[\n;]", message, maxsplit=1)[0].strip()
@@ -255,7 +260,7 @@ def _collect(status: status_pb2.Status, details: _Details) -> None:
         if packed.Unpack(info):
             details.reason, details.metadata = info.reason, dict(info.metadata)
         elif packed.Unpack(request):
-            details.violations = tuple(Violation(v.field, v.description) for v in request.field_violations)
+            details.violations = tuple(Violation(_as_written(v.field), v.description) for v in request.field_violations)
         elif packed.Unpack(retry):
             details.retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
         elif packed.Unpack(named):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -96,12 +96,27 @@ class Grid:
         return tuple(axes), whole, arrived
 
 
+class _Place(NamedTuple):
+    run: int
+    site: int
+
+
+class _Flat(NamedTuple):
+    """The activations of one layer, as one row."""
+
+    shape: tuple[int, ...]
+    values: npt.NDArray[np.generic]
+    arrived: Booleans
+    """Which of the values have come."""
+
+
 class Values:
     """Activations in slices, each of a run, a site and a layer."""
 
     def __init__(self, sites: Sequence[Site]) -> None:
         self._sites = tuple(sites)
-        self._flat: dict[tuple[int, int, int], tuple[tuple[int, ...], npt.NDArray[np.generic], Booleans]] = {}
+        self._known: dict[_Place, dict[int, _Flat]] = {}
+        """By run and site, then by layer."""
 
     def add(self, part: pb.ActivationSlice) -> None:
         """Take a slice.
@@ -111,32 +126,31 @@ class Values:
         """
         values, shape = from_tensor(part.values).reshape(-1), tuple(part.shape)
         size, end = math.prod(shape), part.offset + part.values.shape[0] if part.values.shape else part.offset + 1
-        key = (part.run, part.site, part.layer)
         if not (0 <= part.site < len(self._sites) and min(shape, default=0) >= 0 <= part.offset and end <= size):
             raise ProtocolError(f"the answer has activations that lie nowhere: site {part.site}, offset {part.offset}")
-        if key not in self._flat:
+        layers = self._known.setdefault(_Place(part.run, part.site), {})
+        if part.layer not in layers:
             empty = np.nan if values.dtype.kind == "f" else -1
-            self._flat[key] = (shape, np.full(size, empty, values.dtype), np.zeros(size, np.bool_))
-        known, flat, arrived = self._flat[key]
-        if known != shape or flat.dtype != values.dtype:
+            layers[part.layer] = _Flat(shape, np.full(size, empty, values.dtype), np.zeros(size, np.bool_))
+        known = layers[part.layer]
+        if known.shape != shape or known.values.dtype != values.dtype:
             raise ProtocolError(f"the answer has activations of two shapes or types at site {part.site}")
-        flat[part.offset : end] = values
-        arrived[part.offset : end] = True
+        known.values[part.offset : end] = values
+        known.arrived[part.offset : end] = True
 
     def captured(self, run: int) -> Captured:
         """What one run has so far."""
         arrays: list[tuple[Axes, npt.NDArray[np.generic]]] = []
         for index, site in enumerate(self._sites):
-            layers = sorted(layer for r, s, layer in self._flat if (r, s) == (run, index))
-            if site.layers:
-                layers = [layer for layer in dict.fromkeys(site.layers) if layer in layers]
-            parts = [self._flat[run, index, layer] for layer in layers]
+            known = self._known.get(_Place(run, index), {})
+            layers = [layer for layer in dict.fromkeys(site.layers or sorted(known)) if layer in known]
+            parts = [known[layer] for layer in layers]
             if not parts:
                 break
-            if len({shape for shape, _, _ in parts}) > 1:
+            if len({part.shape for part in parts}) > 1:
                 raise ProtocolError(f"the answer has activations whose shape differs by layer at site {index}")
-            shape = parts[0][0]
-            stacked = np.stack([flat.reshape(shape) for _, flat, _ in parts])
+            shape = parts[0].shape
+            stacked = np.stack([part.values.reshape(shape) for part in parts])
             axes = captured_axes(site.component, layers, shape)
             arrays.append((axes, stacked[0] if site.component in WITHOUT_LAYER else stacked))
         return Captured(self._sites, arrays)
@@ -149,10 +163,9 @@ class Values:
         """
         for run in runs:
             for index, site in enumerate(self._sites):
-                layers = {layer for r, s, layer in self._flat if (r, s) == (run, index)}
-                wanted = layers if site.component in WITHOUT_LAYER else set(site.layers) or layers
-                whole = all(self._flat[run, index, layer][2].all() for layer in layers)
-                if not layers or not wanted <= layers or not whole:
+                known = self._known.get(_Place(run, index), {})
+                lacking = () if site.component in WITHOUT_LAYER else set(site.layers) - known.keys()
+                if not known or lacking or not all(part.arrived.all() for part in known.values()):
                     raise missing(f"activations of run {run} at site {index} ({site.component})")
 
 
