@@ -22,7 +22,10 @@ RECOMPUTED = (Component.QUERY, Component.KEY)
 
 
 def bottom(method: AttributionPatching, layers: int) -> int:
-    """The lowest block that gradients have to go through; `layers`: none."""
+    """The lowest block that gradients have to go through; `layers`: none.
+
+    The stream that leaves block 0 has its gradient once block 1 has been gone through.
+    """
     if method.inside or {Component.RESIDUAL_PRE, Component.TOKEN_EMBEDDING} & set(method.components):
         return 0
     return min(1, layers) if Component.RESIDUAL_POST in method.components else layers
@@ -155,6 +158,7 @@ class Estimation:
                 found = gradients.of(top.gradients[component])
                 ends = self.base.end()[component], self.source.end()[component]
                 self._add(component, 0, found, ends, self.length - 1)
+        self._stream(self.engine.layers, gradients)
         return gradients
 
     def _block(self, descent: Descent, layer: int, above: Gradients) -> Gradients:
@@ -179,15 +183,15 @@ class Estimation:
             if Component.RESIDUAL_MID in self.method.components:
                 ends = prompt[Component.RESIDUAL_MID], source[Component.RESIDUAL_MID]
                 self._add(Component.RESIDUAL_MID, layer, Gradients(dropped, (1.0,)), ends)
-        states = self.base.state, self.source.state
-        for component, depth, gradients in (
-            (Component.RESIDUAL_POST, layer + 1, above),
-            (Component.RESIDUAL_PRE, layer, below),
-        ):
-            if component in self.method.components:
-                ends = states[0].residual[depth][: self.length], states[1].residual[depth][: self.length]
-                self._add(component, layer, gradients, ends)
+        self._stream(layer, below)
         return below
+
+    def _stream(self, depth: int, gradients: Gradients) -> None:
+        """The stream before block `depth`, which is the one after the block below it: with these gradients, both."""
+        prompt, source = self.base.state.residual[depth], self.source.state.residual[depth]
+        for component, layer in ((Component.RESIDUAL_POST, depth - 1), (Component.RESIDUAL_PRE, depth)):
+            if component in self.method.components and 0 <= layer < self.engine.layers:
+                self._add(component, layer, gradients, (prompt[: self.length], source[: self.length]))
 
     def _entrance(self, descent: Descent, gradients: Gradients) -> None:
         found = gradients.of(descent.entrance(gradients.values.flatten(0, 1)))
