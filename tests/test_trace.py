@@ -265,16 +265,17 @@ def test_every_sample_where_asked_for(host: Host) -> None:
     assert_close(wire.array(answer.corruption.sample_probabilities), corrupted)
 
 
-def test_negative_positions_are_resolved(host: Host) -> None:
+def test_negative_positions_and_layers_are_resolved(host: Host) -> None:
     method = pb.CausalTracing(
         gaussian=pb.CausalTracing.Gaussian(samples=2),
         subject_positions=pb.PositionList(positions=[-4]),
         positions=[-1, 2],
-        layers=[1],
+        layers=[-1, 1],
     )
     answer = host.trace(ask(IDS, causal_tracing=method))
     corruption, deviation = rome.gaussian(host.oracle.model, [3], samples=2)
-    check_traced(host, IDS, answer, corruption, deviation, layers=[1], positions=[6, 2])
+    layers = [host.oracle.layers - 1, 1]
+    check_traced(host, IDS, answer, corruption, deviation, layers=layers, positions=[6, 2])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -96,7 +96,13 @@ SITES = [
     Case("no site", listed(pb.Edit(scale=0.5)), f"{E}.site"),
     Case("layer beyond", listed(scaled(mlp(layers=[NOWHERE]))), f"{E}.site.layers[0]", ("99",)),
     Case("second layer beyond", listed(scaled(mlp(layers=[0, NOWHERE]))), f"{E}.site.layers[1]", ("99",)),
-    Case("negative layer", listed(scaled(mlp(layers=[-1]))), f"{E}.site.layers[0]", ("-1",)),
+    Case("layer before the first", listed(scaled(mlp(layers=[-NOWHERE]))), f"{E}.site.layers[0]", ("-99",)),
+    Case(
+        "a layer named from both ends",
+        lambda host: listed(scaled(mlp(layers=[1, 1 - host.oracle.layers]))),
+        f"{E}.site.layers[1]",
+        ("1",),
+    ),
     Case("no layer", listed(scaled(mlp(layers=[]))), f"{E}.site.layers"),
     Case(
         "layer of a component without",

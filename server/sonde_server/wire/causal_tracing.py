@@ -37,7 +37,7 @@ def read_causal_tracing(
     window = DEFAULT_WINDOW
     if message.HasField("window"):
         window = reader.at_least_one(message.window, f"{path}.window")
-    layers = reader.indices(message.layers, reader.model.layers, f"{path}.layers", "layer")
+    layers = reader.layers(message.layers, f"{path}.layers")
     positions = reader.positions(message.positions, tokens, f"{path}.positions")
     if corruption is None:
         return None

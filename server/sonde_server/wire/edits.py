@@ -182,7 +182,7 @@ def _read_source_layer(value: int, path: str, reader: Reader, site: Site | None)
     if site is not None and site.component in LAYERLESS:
         reader.problems.add(path, f"{site.component.name} takes no layer; leave it unset")
         return None
-    return reader.index(value, reader.model.layers, path, "layer")
+    return reader.layer(value, path)
 
 
 def _check_positions_exist(site: Site, tokens: int, lengths: Sequence[int], path: str, reader: Reader) -> None:

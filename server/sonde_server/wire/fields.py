@@ -58,12 +58,26 @@ class Reader:
     problems: Problems = field(default_factory=Problems)
 
     def index(self, value: int, count: int, path: str, kind: str) -> int | None:
-        """A layer, unit or source, counted from 0."""
+        """A unit, source or token, counted from 0."""
         if 0 <= value < count:
             return value
         allowed = f"{kind}s are 0 to {count - 1}" if count else f"there are no {kind}s"
         self.problems.add(path, f"{kind} {value} does not exist; {allowed}")
         return None
+
+    def layer(self, value: int, path: str) -> int | None:
+        """A layer of the hosted model; negative ones count from its end."""
+        layers = self.model.layers
+        if -layers <= value < layers:
+            return value % layers
+        self.problems.add(path, f"expected a layer from {-layers} to {layers - 1}, got {value}")
+        return None
+
+    def layers(self, values: Sequence[int], path: str) -> tuple[int, ...]:
+        """Several layers, each at most once."""
+        if not self.listed(len(values), max(self.model.layers, MOST_LISTED), path, "layers"):
+            return ()
+        return self.distinct([self.layer(value, f"{path}[{i}]") for i, value in enumerate(values)], path, "layer")
 
     def position(self, value: int, tokens: int | None, path: str) -> int | None:
         """A position of a prompt of so many tokens; negative ones count from its end."""

@@ -61,7 +61,7 @@ def _read_layers(message: pb.Site, component: Component, path: str, reader: Read
         return (0,)
     layers = reader.model.layers
     if message.layers:
-        return reader.indices(message.layers, layers, f"{path}.layers", "layer")
+        return reader.layers(message.layers, f"{path}.layers")
     if role is Role.EDIT:
         reader.problems.add(
             f"{path}.layers", f"an edit names its layers and none was given; give some of 0 to {layers - 1}"
