@@ -2,12 +2,15 @@
 
 from sonde.v1 import inspection_pb2 as pb
 
+from ..questions import answers
 from ..questions.attribution_patching import AttributionPatching
 from ..questions.costs import attribution_bytes
 from ..questions.places import EDGE_ENDS, UNIT_SWEPT, Component
 from ..questions.prompts import Metric, Prompt
 from .fields import MOST_LISTED, MOST_VALUES_TOGETHER, Reader
-from .inputs import read_component, read_metric, read_prompt
+from .prompts import read_metric, read_prompt
+from .sites import encode_site, read_component
+from .tensors import encode_floats, encode_integers
 
 
 def read_attribution_patching(
@@ -108,3 +111,29 @@ def _check_size(question: AttributionPatching, path: str, tokens: int, targets: 
             )
     reader.answer(attribution_bytes(question, tokens, targets, reader.model), path)
     reader.runs(question.runs(targets, reader.model.layers), path)
+
+
+def encode_attributions(part: answers.Attributions) -> pb.Attributions:
+    """Some places of one component."""
+    return pb.Attributions(
+        component=pb.Component.ValueType(part.component),
+        layers=part.layers,
+        positions=part.positions,
+        estimates=encode_floats(part.estimates),
+    )
+
+
+def encode_edges(part: answers.EdgeAttributions) -> pb.EdgeAttributions:
+    """Some edges."""
+    return pb.EdgeAttributions(
+        offset=part.offset,
+        senders=encode_integers(part.senders),
+        receivers=encode_integers(part.receivers),
+        estimates=encode_floats(part.estimates),
+    )
+
+
+def encode_verified(effect: answers.VerifiedEffect) -> pb.VerifiedEffect:
+    """An estimate beside what was measured."""
+    site = encode_site(effect.site)
+    return pb.VerifiedEffect(site=site, estimated=effect.estimated.tolist(), measured=effect.measured.tolist())

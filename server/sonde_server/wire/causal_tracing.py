@@ -4,13 +4,15 @@ import math
 
 from sonde.v1 import inspection_pb2 as pb
 
+from ..questions import answers
 from ..questions.causal_tracing import CausalTracing, Counterfactual, ExplicitNoise, GaussianCorruption
 from ..questions.costs import samples_of
 from ..questions.places import LAYERLESS, Component
 from ..questions.prompts import Prompt
 from .fields import MOST_LISTED, MOST_VALUES_TOGETHER, Reader
-from .inputs import read_component, read_prompt
-from .tensors import decode_tensor
+from .prompts import read_prompt
+from .sites import read_component
+from .tensors import decode_tensor, encode_floats
 
 DEFAULT_COMPONENTS = (Component.RESIDUAL_POST, Component.MLP_OUT, Component.ATTENTION_OUT)
 DEFAULT_WINDOW = 10
@@ -190,3 +192,32 @@ def _check_size(tracing: CausalTracing, path: str, targets: int, reader: Reader)
             f"{samples} samples x {targets} targets are more than {MOST_VALUES_TOGETHER} in a cell; ask for fewer",
         )
     reader.answer(cells * targets * (kept + 3) * 4, path)
+
+
+def encode_corruption(corruption: answers.Corruption) -> pb.Corruption:
+    """The corrupted runs."""
+    message = pb.Corruption(
+        probabilities=corruption.probabilities.tolist(),
+        deviations=corruption.deviations.tolist(),
+        positions=corruption.positions,
+        noise_deviation=corruption.noise_deviation,
+        logits=corruption.logits.tolist(),
+    )
+    if corruption.sample_probabilities is not None:
+        message.sample_probabilities.CopyFrom(encode_floats(corruption.sample_probabilities))
+    return message
+
+
+def encode_grid(grid: answers.RestorationGrid) -> pb.RestorationGrid:
+    """Some places of one component."""
+    message = pb.RestorationGrid(
+        component=pb.Component.ValueType(grid.component),
+        positions=grid.positions,
+        layers=grid.layers,
+        probabilities=encode_floats(grid.probabilities),
+        deviations=encode_floats(grid.deviations),
+        logits=encode_floats(grid.logits),
+    )
+    if grid.sample_probabilities is not None:
+        message.sample_probabilities.CopyFrom(encode_floats(grid.sample_probabilities))
+    return message

@@ -12,7 +12,7 @@ from ..questions.places import LAYERLESS, PAIRWISE, Component, Site
 from ..questions.plans import Axis
 from ..questions.prompts import Prompt
 from .fields import MOST_LISTED, Reader
-from .inputs import Role, read_site
+from .sites import Role, read_site
 from .tensors import check_broadcasts, decode_tensor
 
 _OPERATIONS = "scale, set, add, multiply, patch, noise, project_out or knockout"
