@@ -66,10 +66,11 @@ class Execution:
                 row.state.clear()
         last = max(row.extent.stop for row in self.waiting)
         for depth in range(min(row.extent.start for row in self.waiting), last + 1):
-            if not self._abandon():
-                return
             if depth < last:
                 self.between(depth)
+            # Only now: the caller may have gone away while another batch was executed.
+            if not self._abandon():
+                return
             self._arrive(depth)
             if depth < last:
                 self._leave(depth)
