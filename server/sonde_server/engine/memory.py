@@ -15,8 +15,8 @@ from .layout import Row
 SHARE = 0.5
 # How much of that is kept for small work that passes a large batch, and how much of a batch's time such work may take.
 PASSING = 0.2
-# The floating-point operations of a batch: seconds on a few cores, under one on a large GPU. Larger batches would hardly
-# be faster, and whoever waits for one would wait longer.
+# The floating-point operations of a batch: seconds on a few cores, less than one on a large GPU. Larger batches would
+# hardly be faster, and whoever waits for one would wait longer.
 OPERATIONS = {"cpu": 5e11, "cuda": 2e14}
 # Every batch reads all weights: with fewer positions that costs a sweep more than a few percent; with more, a CPU gains
 # nothing.
