@@ -101,7 +101,7 @@ class Decoder(Sized):
         self.heads = int(config.num_attention_heads)
         self.key_value_heads = family.key_value_heads or int(getattr(config, "num_key_value_heads", None) or self.heads)
         self.head_size = int(getattr(config, "head_dim", None) or self.hidden_size // self.heads)
-        self.neurons = family.neurons
+        self.neurons = 0 if family.down_projection is None else family.neurons
         self.vocabulary_size = int(self.unembedding.weight.shape[0])
         self.max_positions = int(getattr(config, "max_position_embeddings", None) or ANY_LENGTH)
         self.unavailable: dict[Component, str] = dict(family.unavailable)
