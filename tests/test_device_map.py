@@ -127,7 +127,10 @@ def test_a_model_that_fits_stays_where_it_fits(gpt2: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"transformer.wte": "cpu", "transformer.h.0": "disk"}', "does not fit"),
+        (
+            '{"transformer.wte": "cpu", "transformer.h.0": "disk"}',
+            r"cannot load .* with --device-map .*transformer\.wpe\.weight",
+        ),
         ('["cpu"]', "does not give each module's name a device"),
         ("{", "nor a JSON file"),
         ('{"transformer": "cpu", "lm_head": "disk"}', "transformer.wte is on cpu and lm_head on disk.* one device"),

@@ -81,6 +81,14 @@ def _weighted(module: nn.Module) -> nn.Embedding | nn.Linear | Packed:
     return module
 
 
+def _end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    several = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(isinstance(end, int) for end in several):
+        raise UnsupportedModel(f"expected token ids as eos_token_id of the generation configuration, got {ends!r}")
+    return frozenset(several)
+
+
 class Decoder(Sized):
     """A loaded model, taken apart after its family."""
 
@@ -97,11 +105,13 @@ class Decoder(Sized):
         self.final_norm = model.get_submodule(family.final_norm)
         self.unembedding = _weighted(model.get_output_embeddings())
         self.layers = len(self.blocks)
+        if not self.layers:
+            raise UnsupportedModel("the model has no layers")
         self.hidden_size = int(config.hidden_size)
         self.heads = int(config.num_attention_heads)
         self.key_value_heads = family.key_value_heads or int(getattr(config, "num_key_value_heads", None) or self.heads)
         self.head_size = int(getattr(config, "head_dim", None) or self.hidden_size // self.heads)
-        self.neurons = family.neurons
+        self.neurons = 0 if family.down_projection is None else family.neurons
         self.vocabulary_size = int(self.unembedding.weight.shape[0])
         self.max_positions = int(getattr(config, "max_position_embeddings", None) or ANY_LENGTH)
         self.unavailable: dict[Component, str] = dict(family.unavailable)
@@ -112,6 +122,8 @@ class Decoder(Sized):
         # How attention is computed where nobody asks for scores; some settings no kernel computes.
         self.attention = "eager" if any(block.settings.explicit for block in self.blocks) else "sdpa"
         self._heads = Heads(self.heads, self.key_value_heads, self.head_size)
+        # The tokens that end a generated text.
+        self.end_tokens = _end_tokens(model)
         # Prompts of more tokens than this are rotated otherwise than shorter ones.
         self._threshold = scalings(config).get("longrope")
 
@@ -119,14 +131,6 @@ class Decoder(Sized):
     def longest_alike(self) -> int | None:
         """Prompts of more tokens than this have other rotary angles at every position; None: all have the same."""
         return self._threshold
-
-    @property
-    def end_tokens(self) -> frozenset[int]:
-        """The tokens after which the model has nothing more to say."""
-        ends = getattr(self.model.generation_config, "eos_token_id", None)
-        if ends is None:
-            return frozenset()
-        return frozenset([int(ends)] if isinstance(ends, int) else [int(end) for end in ends])
 
     def place(self, stream: Tensor, depth: int) -> Tensor:
         """The stream [N, D] where the block at `depth` computes."""

@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -23,7 +19,7 @@ from ..builtin import ATLAS_DIRECTORY
 from ..errors import UnsupportedModel
 from ..questions.places import ModelDescription
 from .anatomy import Decoder
-from .families import family_of
+from .configuration import read_configuration, reading
 from .kernels import fuse_activations
 from .packing import pack
 from .spreading import check_tied, offload_folder, places, read_device_map
@@ -69,7 +65,7 @@ def load(
     transformers_logging.disable_progress_bar()
     source = str(ATLAS_DIRECTORY) if name == "atlas" else name
     place = _device(device)
-    config = _config(source, revision)
+    config = read_configuration(source, revision)
     _refuse_pickles(source)
     options = {"revision": revision, "config": config, "dtype": _dtype(dtype, place, getattr(config, "dtype", None))}
     if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
@@ -77,7 +73,7 @@ def load(
         options["attn_implementation"] = "eager"
     try:
         if device_map is None:
-            model = _pretrained(source, options)
+            model = _pretrained(source, options, f"cannot load {source!r}")
             model.to(place)  # type: ignore[arg-type]
         else:
             model = _spread(source, options, device_map)
@@ -93,9 +89,14 @@ def load(
     return LoadedModel(decoder, vocabulary, _describe(name, revision, decoder, where))
 
 
-def _pretrained(source: str, options: dict[str, Any]) -> PreTrainedModel:
-    """Raises UnsupportedModel for a checkpoint that is not whole: transformers would draw the rest at random."""
-    try:
+def _pretrained(source: str, options: dict[str, Any], fault: str) -> PreTrainedModel:
+    """The model. `fault` introduces the reason for which transformers cannot load it.
+
+    Raises:
+        UnsupportedModel: for a faulty checkpoint, and for one that lacks weights, which transformers would initialise
+            at random.
+    """
+    with reading(fault):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             use_safetensors=True,
@@ -104,8 +105,6 @@ def _pretrained(source: str, options: dict[str, Any]) -> PreTrainedModel:
             output_loading_info=True,
             **options,
         )
-    except (ImportError, SafetensorError) as error:
-        raise UnsupportedModel(f"cannot load {source!r}: {error}") from error
     model: PreTrainedModel
     model, told = loaded
     wrong = [f"{name} is missing" for name in sorted(told["missing_keys"])]
@@ -120,26 +119,11 @@ def _pretrained(source: str, options: dict[str, Any]) -> PreTrainedModel:
 def _spread(source: str, options: dict[str, Any], device_map: str) -> PreTrainedModel:
     spread = read_device_map(device_map)
     with offload_folder() as folder:
-        try:
-            model = _pretrained(source, {**options, "device_map": spread, "offload_folder": folder.path})
-        except ValueError as error:
-            raise UnsupportedModel(f"--device-map {device_map} does not fit {source!r}: {error}") from error
+        where = {"device_map": spread, "offload_folder": folder.path}
+        model = _pretrained(source, options | where, f"cannot load {source!r} with --device-map {device_map}")
         check_tied(model)
         folder.belongs_to(model)
     return model
-
-
-def _config(source: str, revision: str | None) -> PreTrainedConfig:
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnsupportedModel(
-            f"{source!r} is neither a model directory nor a hub id that can be read: {error}"
-        ) from error
-    except StrictDataclassError as error:
-        raise UnsupportedModel(f"the configuration of {source!r} is faulty: {' '.join(str(error).split())}") from error
-    family_of(config)  # refused before its weights are read
-    return config
 
 
 def _refuse_pickles(source: str) -> None:
@@ -179,16 +163,16 @@ def _dtype(dtype: str, place: torch.device, checkpoint: object) -> torch.dtype:
 def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase | None:
     """None where there is none; the log says why."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=False
-        )
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        reason = " ".join(str(error).split())
-    else:
-        # Without a file many classes make one that knows special tokens alone, and takes any text for nothing or <unk>.
-        if set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
-            return tokenizer
+        with reading("its tokenizer is faulty"):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                source, revision=revision, trust_remote_code=False
+            )
+            # Without a file many classes make a tokenizer of special tokens only, to which any text is empty or <unk>.
+            if set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+                return tokenizer
         reason = "its vocabulary is empty"
+    except (OSError, UnsupportedModel) as error:
+        reason = " ".join(str(error).split())
     _log.warning("%s has no tokenizer that can be read, prompts have to be token ids: %s", source, reason)
     return None
 

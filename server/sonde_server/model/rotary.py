@@ -6,6 +6,7 @@ whether layers of one kind turn otherwise than those of another.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,8 +122,13 @@ def rotate_by_length(
 
 def scalings(config: PreTrainedConfig) -> dict[str, int]:
     """The kinds of rotary scaling that a model uses, each with the length it was trained at first (0: not said)."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    several = [one for one in parameters.values() if isinstance(one, Mapping)] or [parameters]
     return {
-        str(one.get("rope_type", "default")): int(one.get("original_max_position_embeddings") or 0) for one in several
+        str(one.get("rope_type", "default")): int(one.get("original_max_position_embeddings") or 0)
+        for one in rotary_parameters(config)
     }
+
+
+def rotary_parameters(config: PreTrainedConfig) -> list[Mapping[str, Any]]:
+    """The parameters of a model's rotary positions: one set, or one for each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return [one for one in parameters.values() if isinstance(one, Mapping)] or [parameters]

@@ -70,14 +70,7 @@ def family_of(config: PreTrainedConfig) -> Family:
     if recipe is None:
         known = ", ".join(sorted(FAMILIES))
         raise UnsupportedModel(f"models of type {config.model_type!r} are not known to this server; known are: {known}")
-    if _changing(config):
+    family = recipe(config)
+    if "dynamic" in scalings(config.get_text_config()) and not family.fixed_scaling:
         refuse(config, "its rotary positions depend on the prompts that came before (rope type dynamic)")
-    return recipe(config)
-
-
-def _changing(config: PreTrainedConfig) -> bool:
-    """Whether rotary positions change with the longest prompt so far."""
-    if config.model_type == "hunyuan_v1_dense" and config.rope_parameters.get("alpha"):
-        # What its checkpoints call dynamic is a base stretched by a fixed alpha, the same for every length.
-        return False
-    return any("dynamic" in kind for kind in scalings(config.get_text_config()))
+    return family

@@ -5,16 +5,15 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ...questions.places import Component
 from ..feedforward import feed_forward
 from ..projections import clamped, normed_heads, normed_whole, separate
 from ..rotary import changed, for_both_halves, rotary_module, scalings
-from .family import EXPERTS, Family, refuse, same_window, windows_by_kind
+from .family import Family, refuse, same_window, windows_by_kind
 from .llama import granite, llama
 
 
 def _routed(config: PreTrainedConfig, **different: Any) -> Family:
-    return llama(config, neurons=0, down_projection=None, unavailable={Component.NEURON: EXPERTS}, **different)
+    return llama(config, down_projection=None, **different)
 
 
 def mixtral(config: PreTrainedConfig) -> Family:
@@ -39,13 +38,7 @@ def olmoe(config: PreTrainedConfig) -> Family:
 
 def granitemoe(config: PreTrainedConfig) -> Family:
     """Granite 3 with experts: the multipliers of Granite."""
-    return replace(
-        granite(config),
-        feed_forward=feed_forward("block_sparse_moe"),
-        neurons=0,
-        down_projection=None,
-        unavailable={Component.NEURON: EXPERTS},
-    )
+    return replace(granite(config), feed_forward=feed_forward("block_sparse_moe"), down_projection=None)
 
 
 def phimoe(config: PreTrainedConfig) -> Family:

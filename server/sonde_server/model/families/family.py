@@ -39,13 +39,13 @@ class Family:
     project: Project
     output_projection: str
     final_norm: str
-    # The width of the MLP; 0 where there are no neurons to name.
+    # The width of the MLP. Without meaning for a family that has no down projection.
     neurons: int
     # The norms of what attention and the MLP read, where there are any.
     attention_norm: str | None = None
     mlp_norm: str | None = None
     feed_forward: FeedForward = field(default_factory=feed_forward)
-    # What the neurons go into.
+    # The module that the neurons are the input of. None: a mixture of experts, where no such module sees every token.
     down_projection: str | None = None
     # The norms of what attention and the MLP give, before it is added, where there are any.
     attention_post_norm: str | None = None
@@ -75,8 +75,18 @@ class Family:
     logits: Callable[[Tensor], Tensor] | None = None
     # Other numbers of key and value heads than the configuration's num_key_value_heads.
     key_value_heads: int | None = None
-    # What this model does not have, and why.
-    unavailable: Mapping[Component, str] = field(default_factory=dict)
+    # A rotary scaling that the configuration calls dynamic is the same for prompts of every length.
+    fixed_scaling: bool = False
+
+    @property
+    def unavailable(self) -> Mapping[Component, str]:
+        """The components that this model does not have, with the reason for each."""
+        missing = {}
+        if self.parallel:
+            missing[Component.RESIDUAL_MID] = PARALLEL
+        if self.down_projection is None:
+            missing[Component.NEURON] = EXPERTS
+        return missing
 
 
 # From a model's configuration to its family. Raises UnsupportedModel where it would not be run exactly.

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ...questions.places import Component
 from ..attention import LinearBias
 from ..feedforward import adding_feed_forward, in_a_row
 from ..projections import Project, fused, grouped, scaled_queries, separate
 from ..rotary import Rotation, Rotations, rotary_module, rotate_halves, rotate_pairs
-from .family import PARALLEL, Family, normed, refuse, with_positions
+from .family import Family, normed, refuse, with_positions
 
 
 def gpt2(config: PreTrainedConfig) -> Family:
@@ -94,7 +93,6 @@ def gptj(config: PreTrainedConfig) -> Family:
         rotary=_gptj_rotary,
         rotate=rotate_pairs,
         scaling=1 / math.sqrt(config.hidden_size // config.num_attention_heads),
-        unavailable={Component.RESIDUAL_MID: PARALLEL},
     )
 
 
@@ -115,7 +113,6 @@ def gpt_neox(config: PreTrainedConfig) -> Family:
         parallel=parallel,
         rotary=rotary_module("gpt_neox.rotary_emb"),
         rotate=rotate_halves,
-        unavailable={Component.RESIDUAL_MID: PARALLEL} if parallel else {},
     )
 
 
@@ -202,5 +199,4 @@ def falcon(config: PreTrainedConfig) -> Family:
         scaling=scaling,
         key_bias=bias,
         key_value_heads=1 if one_key_head else int(config.num_kv_heads if grown else heads),
-        unavailable={Component.RESIDUAL_MID: PARALLEL} if parallel else {},
     )

@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ...questions.places import Component
 from ..projections import fused, normed_heads, separate
 from ..rotary import (
     changed,
@@ -16,7 +15,7 @@ from ..rotary import (
     rotate_pairs,
     rotate_pairs_in_float32,
 )
-from .family import PARALLEL, Family, divided, multiplied, same_window, windows_by_kind
+from .family import Family, divided, multiplied, same_window, windows_by_kind
 
 
 def llama(config: PreTrainedConfig, **different: Any) -> Family:
@@ -93,7 +92,9 @@ def exaone4(config: PreTrainedConfig) -> Family:
 
 def hunyuan_v1_dense(config: PreTrainedConfig) -> Family:
     """Hunyuan dense: queries and keys are normed after they are turned."""
-    return llama(config, turned_norms=("query_layernorm", "key_layernorm"))
+    # The type "dynamic" of its checkpoints stretches the base by a fixed alpha, the same for every length.
+    fixed = bool((config.rope_parameters or {}).get("alpha"))
+    return llama(config, turned_norms=("query_layernorm", "key_layernorm"), fixed_scaling=fixed)
 
 
 def nemotron(config: PreTrainedConfig) -> Family:
@@ -176,7 +177,6 @@ def _cohere(config: PreTrainedConfig, **different: Any) -> Family:
         parallel=True,
         rotate=rotate_pairs_in_float32,
         logits=multiplied(float(config.logit_scale)),
-        unavailable={Component.RESIDUAL_MID: PARALLEL},
         **different,
     )
 
@@ -189,7 +189,6 @@ def stablelm(config: PreTrainedConfig) -> Family:
         project=normed_heads(project, "q_layernorm", "k_layernorm") if config.qk_layernorm else project,
         mlp_norm="input_layernorm" if parallel else "post_attention_layernorm",
         parallel=parallel,
-        unavailable={Component.RESIDUAL_MID: PARALLEL} if parallel else {},
     )
 
 
@@ -204,5 +203,4 @@ def phi(config: PreTrainedConfig) -> Family:
         down_projection="mlp.fc2",
         final_norm="model.final_layernorm",
         parallel=True,
-        unavailable={Component.RESIDUAL_MID: PARALLEL},
     )
