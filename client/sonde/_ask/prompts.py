@@ -1,4 +1,4 @@
-"""What goes into the model, and the tokens whose prediction is measured."""
+"""Prompts, and the target tokens whose prediction is measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ from sonde.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text, or token ids, with an image for a model that sees.
+    """A text or token ids, with an image for a multimodal model.
 
-    Client methods take a plain `str` or ids as well; this class is for images, and for ids among a patch's sources.
+    Client methods also accept a plain `str` or token ids. This class is needed for images, and for token ids among the
+    sources of a patch.
     """
 
     input: str | Sequence[SupportsIndex] | npt.NDArray[np.integer]
-    """Text is tokenized by the server, with the tokenizer's special tokens. Ids, as [T] or [1, T], are taken as is."""
+    """The server tokenizes text and adds the tokenizer's special tokens. Ids, [T] or [1, T], are used unchanged."""
     image: bytes | None = None
     """PNG or JPEG."""
 
@@ -35,24 +36,24 @@ class Prompt:
         try:
             ids = np.asarray(self.input)
         except (TypeError, ValueError) as error:
-            raise InvalidRequest.at("prompt", f"neither text nor token ids: {error}") from None
+            raise InvalidRequest.at("prompt", f"expected text or token ids: {error}") from None
         if ids.ndim == 2 and ids.shape[0] == 1:
             ids = ids[0]
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise InvalidRequest.at(
-                "prompt", f"an array of {ids.dtype} {list(ids.shape)} was given; one sequence of token ids would do"
+                "prompt", f"expected one sequence of token ids, got an array of {ids.dtype} {list(ids.shape)}"
             )
         return tuple(index(int(entry), "prompt") for entry in ids)
 
 
 PromptLike: TypeAlias = str | Sequence[SupportsIndex] | npt.NDArray[np.integer] | Prompt
 TokenLike: TypeAlias = str | SupportsIndex
-"""A token by its text, a leading space included, or by its id."""
+"""A token, by its text (including a leading space) or by its id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A token whose prediction is measured. With a contrast its logit is the difference, target minus contrast."""
+    """A token whose prediction is measured. With a contrast, its logit is the difference target minus contrast."""
 
     token: TokenLike
     contrast: TokenLike | None = None
@@ -60,11 +61,11 @@ class Target:
 
 TargetLike: TypeAlias = TokenLike | tuple[TokenLike, TokenLike] | Target
 Targets: TypeAlias = TargetLike | Sequence[TargetLike] | None
-"""One target, or several; None: the run's own top prediction."""
+"""One target or several; None means the unchanged run's own top prediction."""
 
 
 def as_targets(given: Targets) -> tuple[Target, ...]:
-    """The targets given: one token, or a sequence of tokens, `(target, contrast)` pairs and `Target`s."""
+    """Return as a tuple: one token, or a sequence of tokens, `(target, contrast)` pairs and `Target`s."""
     if given is None:
         return ()
     if isinstance(given, str | Target | SupportsIndex) and not isinstance(given, np.ndarray):
@@ -77,6 +78,6 @@ def _as_target(given: TargetLike) -> Target:
         return given
     if isinstance(given, tuple):
         if len(given) != 2:
-            raise InvalidRequest.at("targets", f"{given!r} was given; a pair is (target, contrast)")
+            raise InvalidRequest.at("targets", f"expected a pair (target, contrast), got {given!r}")
         return Target(*given)
     return Target(given)

@@ -1,4 +1,4 @@
-"""How long a call, and the wait for a server, may take."""
+"""Timeouts of calls, and waiting for a server to start."""
 
 import enum
 import math
@@ -8,13 +8,13 @@ from typing import Final, TypeAlias
 from sonde.errors import DeadlineExceeded, InvalidSettings, NotServing
 
 POLL_SECONDS: Final = 0.25
-"""Between two attempts to reach a server that is starting."""
+"""The pause between two attempts to reach a server that is starting."""
 _ATTEMPT_SECONDS: Final = 10.0
-"""How long one of these attempts may take."""
+"""The longest time that one of these attempts may take."""
 
 
 class Default(enum.Enum):
-    """Tells an argument that was left out from one that is None."""
+    """Distinguishes an argument that was left out from None."""
 
     DEFAULT = "the client's default"
 
@@ -28,33 +28,33 @@ Timeout: TypeAlias = float | Default | None
 
 
 def check_timeout(seconds: float | None) -> float | None:
-    """Return the timeout if it can be kept.
+    """Return the timeout unchanged.
 
     Raises:
         InvalidSettings: if it is not above 0.
     """
     if seconds is not None and not seconds > 0:
-        raise InvalidSettings(f"timeout: {seconds} was given; it is a number of seconds above 0, or None")
+        raise InvalidSettings(f"timeout: expected seconds above 0, or None, got {seconds}")
     return seconds
 
 
 class Patience:
-    """The wait for a server that is starting, attempt by attempt."""
+    """Decides how long to wait for a server that is starting."""
 
     def __init__(self, timeout: float | None) -> None:
-        """Begin to wait; `timeout` is in seconds, and None waits for ever."""
+        """Begin to wait for `timeout` seconds; None waits forever."""
         self._end = math.inf if timeout is None else time.monotonic() + timeout
 
     @property
     def seconds(self) -> float:
-        """How long the next attempt may take."""
+        """The timeout of the next attempt."""
         return min(max(self._end - time.monotonic(), POLL_SECONDS), _ATTEMPT_SECONDS)
 
     def failed(self, error: NotServing | DeadlineExceeded) -> None:
-        """Take note of an attempt that failed.
+        """Report that an attempt failed.
 
         Raises:
-            NotServing: if there is no time for another one.
+            NotServing: if there is no time for another attempt.
         """
         if time.monotonic() + POLL_SECONDS >= self._end:
             raise NotServing(str(error), reason=error.reason, metadata=error.metadata) from None

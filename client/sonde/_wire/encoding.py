@@ -1,4 +1,4 @@
-"""What a person writes, as the contract's messages: prompts, targets, places, continuations."""
+"""Encoding of prompts, targets, sites and generation settings."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,7 +15,7 @@ _Message = TypeVar("_Message")
 
 
 def checked(name: str, make: Callable[[], _Message]) -> _Message:
-    """Make a message, turning what protobuf refuses (a type, a range, a broken surrogate) into our error."""
+    """Call `make`, and turn protobuf's errors (wrong type, out of range, invalid Unicode) into InvalidRequest."""
     try:
         return make()
     except (TypeError, ValueError) as error:
@@ -25,7 +25,7 @@ def checked(name: str, make: Callable[[], _Message]) -> _Message:
 
 
 def encode_prompt(given: PromptLike) -> pb.Prompt:
-    """A prompt: text or token ids, and an image if it has one."""
+    """Encode a prompt."""
     prompt = given if isinstance(given, Prompt) else Prompt(given)
     content = prompt.content
     image = prompt.image or b""
@@ -35,7 +35,7 @@ def encode_prompt(given: PromptLike) -> pb.Prompt:
 
 
 def encode_targets(given: Targets) -> list[pb.Target]:
-    """The targets that a person gave."""
+    """Encode targets."""
     return [_target(target) for target in as_targets(given)]
 
 
@@ -59,14 +59,14 @@ def _token(given: TokenLike) -> str | int:
     try:
         given.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequest.at("targets", f"not text: {error}") from None
+        raise InvalidRequest.at("targets", f"expected valid Unicode text: {error}") from None
     return given
 
 
 def encode_site(site: Site) -> pb.Site:
-    """A place in the model."""
+    """Encode a site."""
     if not isinstance(site, Site):
-        raise InvalidRequest.at("site", f"{site!r} was given; a place such as sonde.neuron(layer=3) would do")
+        raise InvalidRequest.at("site", f"expected a site such as sonde.neuron(layer=3), got {site!r}")
     return pb.Site(
         component=COMPONENTS[site.component],
         layers=site.layers,
@@ -78,7 +78,7 @@ def encode_site(site: Site) -> pb.Site:
 
 
 def encode_generation(generation: Generation) -> pb.Generation:
-    """How far runs are continued."""
+    """Encode how far runs are continued."""
     return checked(
         "generation",
         lambda: pb.Generation(

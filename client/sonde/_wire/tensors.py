@@ -1,4 +1,4 @@
-"""Arrays on the wire: numpy to the contract's Tensor and back."""
+"""Encoding of numpy arrays as the contract's Tensor, and decoding."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sonde.errors import InvalidRequest, ProtocolError
 from sonde.v1 import inspection_pb2 as pb
 
-# The wire is little-endian whatever the machine is.
+# The contract is little-endian on every machine.
 _WIRE_TYPES: Final[Mapping[int, np.dtype[Any]]] = {
     pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     pb.DATA_TYPE_BFLOAT16: np.dtype("<u2"),
@@ -21,36 +21,36 @@ _WIRE_TYPES: Final[Mapping[int, np.dtype[Any]]] = {
 
 
 def to_tensor(values: npt.ArrayLike, field: str) -> pb.Tensor:
-    """Encode what numpy can read as numbers, of any shape.
+    """Encode anything that numpy can convert to an array of numbers.
 
-    float16 stays float16 and bfloat16 (an array of the `ml_dtypes` package) stays bfloat16; every other number
-    becomes float32, the type in which the server computes edits.
+    float16 stays float16 and bfloat16 (from the `ml_dtypes` package) stays bfloat16; all other numbers become float32,
+    the type in which the server computes edits.
 
     Raises:
-        InvalidRequest: if `values` are not real numbers of a regular shape.
+        InvalidRequest: if `values` is not a regular array of real numbers.
     """
     try:
         array = np.asarray(values)
     except (TypeError, ValueError) as error:
-        raise InvalidRequest.at(field, f"not an array of numbers: {error}") from None
+        raise InvalidRequest.at(field, f"expected an array of numbers: {error}") from None
     if array.dtype.name == "bfloat16":
         data_type, wire = pb.DATA_TYPE_BFLOAT16, array.view(np.uint16)
     elif array.dtype == np.float16:
         data_type, wire = pb.DATA_TYPE_FLOAT16, array
     elif array.dtype.kind in "fiub":
-        with np.errstate(over="ignore"):  # Becomes infinity, which the server refuses with its place.
+        with np.errstate(over="ignore"):  # Becomes infinity, which the server rejects with its index.
             data_type, wire = pb.DATA_TYPE_FLOAT32, array.astype(np.float32)
     else:
-        raise InvalidRequest.at(field, f"an array of {array.dtype} was given; real numbers would do")
+        raise InvalidRequest.at(field, f"expected real numbers, got an array of {array.dtype}")
     data = wire.astype(_WIRE_TYPES[data_type], copy=False).tobytes()
     return pb.Tensor(data_type=data_type, shape=array.shape, data=data)
 
 
 def from_tensor(tensor: pb.Tensor) -> npt.NDArray[np.generic]:
-    """Decode into an array of the machine's own byte order that the caller may write to; bfloat16 becomes float32.
+    """Decode to a writable array in the machine's byte order; bfloat16 becomes float32.
 
     Raises:
-        ProtocolError: if the type is not known or the bytes do not fit the shape.
+        ProtocolError: if the type is not known or the number of bytes does not match the shape.
     """
     wire_type = _WIRE_TYPES.get(tensor.data_type)
     if wire_type is None:
@@ -66,17 +66,17 @@ def from_tensor(tensor: pb.Tensor) -> npt.NDArray[np.generic]:
 
 
 def floats(tensor: pb.Tensor) -> npt.NDArray[np.float32]:
-    """Decode numbers that the contract gives as float32."""
+    """Decode numbers that the contract defines as float32."""
     return from_tensor(tensor).astype(np.float32, copy=False)
 
 
 def integers(tensor: pb.Tensor) -> npt.NDArray[np.int64]:
-    """Decode numbers that the contract gives as integers.
+    """Decode numbers that the contract defines as integers.
 
     Raises:
         ProtocolError: if they are not integers.
     """
     array = from_tensor(tensor)
     if array.dtype.kind != "i":
-        raise ProtocolError(f"the answer has {array.dtype} where the contract has integers")
+        raise ProtocolError(f"expected integers in the answer, got {array.dtype}")
     return array.astype(np.int64)
