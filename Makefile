@@ -6,9 +6,12 @@ PIP_ARGS ?=
 # Arguments for `make demo`, `make serve` and `make bench`, and for pytest.
 ARGS ?=
 PYTEST_ARGS ?=
-# As many tests at once as there are cores; one file's run in one process, for they share servers. Debuggers want -n 0.
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-# A file for pytest's exit status; when it is given, `make test` leaves judging it to the caller (.ci/run).
+# As many tests at once as there are cores; what shares servers is run by one process (tests/conftest.py says what does).
+# Debuggers want -n 0.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# The marks of what `make test` leaves to `make test-all`. pyproject.toml says what each is.
+LONG := full or system or installs or container or ray or languages or documents
+# A file for pytest's exit status; when it is given, `make test-rest` leaves judging it to the caller (.ci/run).
 PYTEST_STATUS ?=
 
 VENV := .venv
@@ -16,6 +19,7 @@ PROTO_VENV := .venv-proto
 BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 SOURCES := client server tests examples proto docs README.md CONTRIBUTING.md
 SCRIPTS := .ci/run .ci/*.sh tests/*/*.sh examples/*/*.sh
 # Scripts are not in a package, so they are checked separately from the project's packages.
@@ -25,7 +29,7 @@ TYPED_SCRIPTS := proto/generate.py proto/check.py docs/generate
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: help demo serve test test-languages test-container release-check soak check format-check lint types contract drift bench bench-gpu proto docs docs-serve hooks format clean
+.PHONY: help demo serve test test-rest test-all test-languages test-container release-check soak check format-check lint types contract drift bench bench-gpu proto docs docs-serve hooks format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,8 +57,19 @@ demo: $(VENV)/.installed ## Install Sonde, start a server with the embedded mode
 serve: $(VENV)/.installed ## Serve the embedded model, or another: `make serve ARGS="--model gpt2"`.
 	@$(BIN)/sonde-server $(ARGS)
 
-test: check ## Everything that must hold: format, lint, types, contract, drift, tests.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS) $(if $(PYTEST_STATUS),|| echo $$? > $(PYTEST_STATUS))
+# The checks run beside the tests, and are shown behind them.
+test: $(VENV)/.installed-dev $(PROTO_VENV)/.installed ## What any change has to pass, in minutes: the checks, and all tests but the long ones.
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	$(MAKE) --no-print-directory check >"$$log" 2>&1 & check=$$!; \
+	$(PYTEST) -m 'not ($(LONG))' $(PYTEST_ARGS); tested=$$?; \
+	wait $$check; checked=$$?; \
+	cat "$$log"; \
+	[ $$tested -eq 0 ] && [ $$checked -eq 0 ]
+
+test-rest: $(VENV)/.installed-dev ## The long tests: all architectures in full, processes, installations, containers, Ray, languages, documents.
+	@$(PYTEST) -m '$(LONG)' $(PYTEST_ARGS) $(if $(PYTEST_STATUS),|| echo $$? > $(PYTEST_STATUS))
+
+test-all: test test-rest ## Everything that must hold.
 
 $(VENV)/.installed-release: $(VENV)/.installed-dev tests/release/requirements.txt
 	$(BIN)/python $(PIP_INSTALL) --requirement tests/release/requirements.txt

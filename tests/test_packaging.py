@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from tests.support.installation import ROOT, Installation
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.installs,
     # An installation asks the package index, however fast that is.
     pytest.mark.timeout(600),
 ]

@@ -20,6 +20,8 @@ from tests.support.models import save_model
 from tests.support.process import free_port
 from tests.support.replicas import IDS, KINDS, Asking, Replica, Sweeps, replica, served, wait_for
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

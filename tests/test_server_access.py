@@ -312,6 +312,7 @@ def lines_until(process: ServerProcess, word: str) -> list[dict[str, Any]]:
     raise AssertionError(f"it ended without {word!r}: {seen}")
 
 
+@pytest.mark.system
 def test_the_command_reads_its_tokens_again_on_sighup(model: Path, tokens: tuple[Path, str, str]) -> None:
     path, alice, bob = tokens
     with server_of(model, 0, "--tokens", str(path), "--log-format", "json") as process:
@@ -339,6 +340,7 @@ def test_the_command_reads_its_tokens_again_on_sighup(model: Path, tokens: tuple
         assert bob not in told
 
 
+@pytest.mark.system
 def test_the_command_makes_tokens() -> None:
     command = [sys.executable, *COMMAND, "token", "alice"]
     ran = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
@@ -347,6 +349,7 @@ def test_the_command_makes_tokens() -> None:
     assert hashlib.sha256(ran.stderr.strip().encode()).hexdigest() == digest
 
 
+@pytest.mark.system
 def test_what_keeps_it_out_is_said_in_one_line(tmp_path: Path, papers: Papers) -> None:
     for flags, code, said in (
         (("--host", "0.0.0.0"), 2, "--insecure"),  # noqa: S104

@@ -187,6 +187,7 @@ def process(model: Path, fault: str, *flags: str) -> Iterator[tuple[ServerProces
         yield ran, address
 
 
+@pytest.mark.system
 def test_a_process_with_a_poisoned_device_ends_with_an_error(model: Path) -> None:
     with process(model, POISON, "--cache-bytes", "0") as (ran, address):
         assert ran.stderr is not None
@@ -196,6 +197,7 @@ def test_a_process_with_a_poisoned_device_ends_with_an_error(model: Path) -> Non
         assert "the model does not run any more (AcceleratorError: CUDA error" in ran.stderr.read()
 
 
+@pytest.mark.system
 def test_an_allocator_that_really_fails_is_survived(model: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_AS)[1] == resource.RLIM_INFINITY
     unlimited = ("--max-queued-runs", "1" + "0" * 9, "--max-queued-bytes", "1" + "0" * 15)

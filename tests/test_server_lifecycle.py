@@ -84,6 +84,7 @@ def test_a_call_in_progress_ends_before_the_server_does(model: Path) -> None:
         assert {site for _, site, _ in answer.activations} == set(range(len(sites)))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_serves_until_it_is_told_to_stop(model: Path, number: signal.Signals) -> None:
     with server_of(model) as process:
@@ -95,6 +96,7 @@ def test_the_command_serves_until_it_is_told_to_stop(model: Path, number: signal
         assert process.wait(30) == 0
 
 
+@pytest.mark.system
 def test_a_signal_while_the_model_loads_ends_it_too(model: Path) -> None:
     with server_of(model) as process:
         wait_for_line(process, r"listening on (.*)")
@@ -102,6 +104,7 @@ def test_a_signal_while_the_model_loads_ends_it_too(model: Path) -> None:
         assert process.wait(60) == 0
 
 
+@pytest.mark.system
 def test_what_keeps_it_from_serving_is_said_in_one_line(model: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with server_of(tmp_path) as process:

@@ -14,6 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.models import save_model
 from tests.support.process import free_port, server_of
 
+pytestmark = pytest.mark.system
+
 PROMPT = [5, 130, 77, 301, 9, 260, 41] * 8
 PLAN = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), layers=[0, 1])
 """Thousands of runs, over dozens of batches."""

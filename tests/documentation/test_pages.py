@@ -31,6 +31,7 @@ def address() -> Iterator[str]:
         yield server.address
 
 
+@pytest.mark.documents
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=pages.name)
 def test_what_it_shows_works(page: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -24,6 +24,8 @@ from sonde_server.serving.guards.catalogue import ENTRIES
 
 from tests.documentation.pages import ROOT, documents, name
 
+pytestmark = pytest.mark.documents
+
 SECONDS = 240.0
 LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "object": "data"}
 """What a browser fetches without being asked, beside <link>."""
