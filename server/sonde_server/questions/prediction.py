@@ -1,0 +1,34 @@
+"""What is the prediction?"""
+
+from dataclasses import dataclass
+
+from .costs import FLOAT, Cost, state_bytes
+from .places import Component, ModelDescription, Sized
+from .prompts import Asked
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The prediction of the unchanged run, and nothing more."""
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """None is edited or read by name."""
+        return ()
+
+    def runs(self, _asked: Asked, _model: Sized) -> int:
+        """The unchanged run."""
+        return 1
+
+    def answer_bytes(self, asked: Asked, _model: Sized) -> int:
+        """Targets and top tokens, two numbers each."""
+        return 2 * FLOAT * (len(asked.targets) + asked.top_k)
+
+    def cost(self, asked: Asked, model: Sized) -> Cost:
+        """The cost before anything runs."""
+        work = asked.tokens * model.layers
+        return Cost(self.runs(asked, model), work, work, self.answer_bytes(asked, model))
+
+    def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
+        """The state of the unchanged run."""
+        return state_bytes(asked.tokens, model)
