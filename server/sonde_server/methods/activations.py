@@ -7,11 +7,12 @@ from math import prod
 from ..engine import Base, Capture
 from ..questions.activations import Activations
 from ..questions.answers import Activation, Answer, Context, Cost
-from ..questions.extents import reread
-from ..questions.places import Site
+from ..questions.extents import rereading
+from ..questions.kernels import attention_of
+from ..questions.places import PAIRWISE, Site
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
-from .prediction import attention_for, numbers, predict
+from .prediction import numbers, predict
 
 
 def captures_of(sites: tuple[Site, ...], tokens: int) -> list[tuple[int, Capture]]:
@@ -39,10 +40,12 @@ def answer(question: TraceQuestion, method: Activations, session: Session) -> It
     # One layer at a time, so that a large answer leaves as it is read.
     wanted = sorted(captures_of(method.sites, len(tokens)), key=lambda one: one[1].layer)
     groups = [list(layer) for _, layer in groupby(wanted, key=lambda one: one[1].layer)]
-    again = sum(reread([capture for _, capture in group], len(tokens), layers) for group in groups)
+    reads = [rereading([capture for _, capture in group], len(tokens), layers) for group in groups]
     work = len(tokens) * layers
+    again = sum(run.token_layers for run in reads)
     cost = Cost(1, work + again, work * (1 + len(groups)), size_of(session, method.sites, len(tokens)))
-    attention = attention_for(site.component for site in method.sites)
+    pairs = any(site.component in PAIRWISE for site in method.sites)
+    attention = attention_of(session.engine.decoder.attention, reads, pairs=pairs)
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention)
         return

@@ -28,21 +28,22 @@ from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, St
 from ..questions.answers import Answer, Context, Cost, Floats, VerifiedEffect
 from ..questions.attribution_patching import AttributionPatching
 from ..questions.costs import attribution_bytes
-from ..questions.extents import extent_of
-from ..questions.places import Component, Site
+from ..questions.extents import Extent, extent_of
+from ..questions.kernels import attention_of
+from ..questions.places import PAIRWISE, Site
 from ..questions.prompts import Metric
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
 from .attribution.estimates import Estimation, bottom
-from .prediction import attention_for, numbers, predict
+from .prediction import numbers, predict
 
 
 def answer(question: TraceQuestion, method: AttributionPatching, session: Session) -> Iterator[Answer]:
     """Context, the progress, then the estimates component by component, the edges, and what was verified."""
     tokens, position = question.prompt.tokens, question.position
     cost = _cost(question, method, session)
-    pattern = {Component.ATTENTION_PATTERN} if method.recompute_softmax else set()
-    attention = attention_for({*method.components, *pattern})
+    pairs = method.recompute_softmax or not PAIRWISE.isdisjoint(method.components)
+    attention = attention_of(session.engine.decoder.attention, _restarts(question, method, session), pairs=pairs)
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention)
         return
@@ -101,6 +102,21 @@ def _cost(question: TraceQuestion, method: AttributionPatching, session: Session
         work += _most(method, question, layers)
     runs = method.runs(targets, layers)
     return Cost(runs, work, runs * full, attribution_bytes(method, len(tokens), targets, session.engine.decoder))
+
+
+def _restarts(question: TraceQuestion, method: AttributionPatching, session: Session) -> list[Extent]:
+    """What restarts from kept keys: the runs between the prompts, and of what verifies a place the shortest."""
+    tokens, source, layers = question.prompt.tokens, method.source.tokens, session.engine.layers
+    differing = [number for number, pair in enumerate(zip(tokens, source, strict=True)) if pair[0] != pair[1]]
+    found = []
+    if method.integration_steps > 1 and differing:
+        found.append(Extent.whole(layers, len(tokens), differing[0]))
+    if method.verify_top:
+        read, nothing = question.position, Change("multiply", 1.0)
+        for component in method.components:
+            edits = [PlacedEdit(component, 0, (read,), None, nothing)]
+            found.append(extent_of(edits, (), read, len(tokens), layers))
+    return found
 
 
 def _most(method: AttributionPatching, question: TraceQuestion, layers: int) -> int:

@@ -19,12 +19,13 @@ from torch import Tensor
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
 from ..questions.answers import Answer, Context, Corruption, Cost, Progress, RestorationGrid
 from ..questions.causal_tracing import CausalTracing, Counterfactual, ExplicitNoise
-from ..questions.extents import extent_of, reread
+from ..questions.extents import Extent, extent_of, rereading
+from ..questions.kernels import attention_of
 from ..questions.places import LAYERLESS, PAIRWISE, Component
 from ..questions.prompts import Target
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
-from .prediction import attention_for, numbers, predict
+from .prediction import numbers, predict
 
 WINDOWED = (Component.MLP_OUT, Component.ATTENTION_OUT)
 
@@ -71,8 +72,10 @@ def answer(question: TraceQuestion, method: CausalTracing, session: Session) -> 
     grid = cells(method, session.engine.layers)
     noise, deviation = _noise(method, session)
     samples = len(noise)
-    cost = _cost(question, method, grid, samples, session)
-    attention = attention_for(method.components)
+    once, each = _extents(question, method, grid, session.engine.layers)
+    cost = _cost(question, method, (once, each), samples, session)
+    pairs = not PAIRWISE.isdisjoint(method.components)
+    attention = attention_of(session.engine.decoder.attention, (once, *each), pairs=pairs)
     if question.dry_run:
         yield Context(tokens, question.targets, position, None, cost, attention)
         return
@@ -202,18 +205,28 @@ def _restored(method: CausalTracing, grid: list[Cell]) -> list[Capture]:
     return [Capture(component, layer, method.positions) for component, layer in places]
 
 
-def _cost(question: TraceQuestion, method: CausalTracing, grid: list[Cell], samples: int, session: Session) -> Cost:
-    engine, tokens = session.engine, len(question.prompt.tokens)
-    layers = engine.layers
-    work = tokens * layers + samples * (tokens - min(method.subject)) * layers
-    work += reread(_restored(method, grid), tokens, layers)
-    if isinstance(method.corruption, Counterfactual):
-        work += tokens * layers
-    nothing = Change("multiply", 1.0)
+def _extents(
+    question: TraceQuestion, method: CausalTracing, grid: list[Cell], layers: int
+) -> tuple[Extent, list[Extent]]:
+    """What is computed once beside the unchanged run, and what each sample takes: its corrupted run, then its cells."""
+    tokens, nothing = len(question.prompt.tokens), Change("multiply", 1.0)
+    each = [Extent.whole(layers, tokens, min(method.subject))]
     for cell in grid:
         if matters(cell, method, question.position):
             edits = [PlacedEdit(cell.component, layer, (cell.position,), None, nothing) for layer in cell.restored]
-            work += samples * extent_of(edits, (), question.position, tokens, layers).token_layers
+            each.append(extent_of(edits, (), question.position, tokens, layers))
+    return rereading(_restored(method, grid), tokens, layers), each
+
+
+def _cost(
+    question: TraceQuestion, method: CausalTracing, extents: tuple[Extent, list[Extent]], samples: int, session: Session
+) -> Cost:
+    tokens, layers = len(question.prompt.tokens), session.engine.layers
+    once, each = extents
+    work = tokens * layers + once.token_layers + samples * sum(extent.token_layers for extent in each)
+    if isinstance(method.corruption, Counterfactual):
+        work += tokens * layers
+    grid = cells(method, layers)
     runs = samples * (len(grid) + 1)
     columns = max(1, len(question.targets)) * (3 + (samples if method.per_sample else 0))
     return Cost(

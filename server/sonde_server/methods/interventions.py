@@ -13,15 +13,16 @@ from torch import Tensor
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
 from ..questions.answers import Activation, Answer, Context, Cost, Floats, Progress, Readings, SweepAxes
 from ..questions.edits import Add, Edit, Knockout, Multiply, Noise, Operation, Patch, ProjectOut, Scale, Set
-from ..questions.extents import extent_of, reread
+from ..questions.extents import Extent, extent_of, rereading
 from ..questions.interventions import InterveneQuestion
+from ..questions.kernels import attention_of
 from ..questions.places import LAYERLESS, PAIRWISE, Component, Site
 from ..questions.plans import Axis, Sweep
 from ..sharing.session import Session
 from . import generation
 from .activations import captures_of, size_of
 from .causal_tracing import window
-from .prediction import attention_for, numbers, predict
+from .prediction import numbers, predict
 
 # Results are handed on in groups of this many runs.
 GROUP = 64
@@ -35,8 +36,8 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     if readout.generation is not None:
         generation.check(session.engine, len(tokens), readout.generation)
     plan = Plan(question, session)
-    attention = attention_for(plan.components())
     cost = plan.cost()
+    attention = plan.attention()
     if question.dry_run:
         yield Context(tokens, readout.targets, readout.position, None, cost, attention, axes=plan.axes())
         return
@@ -107,6 +108,8 @@ class Plan:
         self.sources: list[State] = []
         self._sourced: dict[tuple[int, Capture], Tensor] = {}
         self._values: dict[int, Tensor] = {}
+        self._extents: dict[object, Extent] = {}
+        self._rereading: list[Extent] = []
         plan = question.plan
         if isinstance(plan, Sweep):
             self.receipts = len(plan.always) + 1
@@ -160,21 +163,23 @@ class Plan:
         captures = [capture for _, capture in captures_of(readout.activations, self.tokens)]
         full = self.tokens * self.layers
         work = full
-        known: dict[object, int] = {}
         for edits in self.runs():
             # Runs of a sweep differ mostly in their units, of which the work does not depend.
             key = tuple(
                 (edit.site.component, edit.site.layers, edit.site.positions, edit.site.from_position) for edit in edits
             )
-            if key not in known:
-                known[key] = self._work(edits, captures)
-            work += known[key]
+            if key not in self._extents:
+                self._extents[key] = self._extent(edits, captures)
+            work += self._extents[key].token_layers
         others = sum(len(tokens) * self.layers for tokens in self._other_prompts())
         read = [
             (self.tokens, captures),
             *((len(source.tokens), self._captures(number)) for number, source in enumerate(self.question.sources)),
         ]
-        again = [(reread(wanted, length, self.layers), length * self.layers) for length, wanted in read]
+        self._rereading = [rereading(wanted, length, self.layers) for length, wanted in read]
+        again = [
+            (run.token_layers, length * self.layers) for run, (length, _) in zip(self._rereading, read, strict=True)
+        ]
         work += others + sum(some for some, _ in again)
         total = full * (self.count + 1) + others + sum(whole for some, whole in again if some)
         if readout.generation is not None:
@@ -187,8 +192,17 @@ class Plan:
             size += (self.count + 1) * readout.generation.answer_bytes
         return Cost(self.count, work, total, size)
 
-    def _work(self, edits: tuple[Edit, ...], captures: list[Capture]) -> int:
-        """Positions x blocks of one run."""
+    def attention(self) -> str:
+        """The kernels that the numbers may come from, once the cost is known."""
+        readout, runs = self.question.readout, [*self._extents.values(), *self._rereading]
+        if readout.generation is not None and readout.generation.max_new_tokens > 1:
+            # A generated position attends to the prompt's keys.
+            runs.append(Extent(0, self.layers, self.tokens, self.tokens + 1, (self.tokens,)))
+        pairs = not self.components().isdisjoint(PAIRWISE)
+        return attention_of(self.session.engine.decoder.attention, runs, pairs=pairs)
+
+    def _extent(self, edits: tuple[Edit, ...], captures: list[Capture]) -> Extent:
+        """What one run computes."""
         nothing = Change("multiply", 1.0)
         placed = [
             PlacedEdit(edit.site.component, layer, edit.site.positions_within(self.tokens), None, nothing)
@@ -197,7 +211,7 @@ class Plan:
         ]
         readout = self.question.readout
         continued = readout.generation is not None
-        return extent_of(placed, captures, readout.position, self.tokens, self.layers, continued=continued).token_layers
+        return extent_of(placed, captures, readout.position, self.tokens, self.layers, continued=continued)
 
     def _other_prompts(self) -> set[tuple[int, ...]]:
         """The sources that are not the prompt itself, each once."""

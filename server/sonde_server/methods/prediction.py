@@ -1,21 +1,16 @@
 """The prediction of the unchanged run; what every other answer starts with."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from ..engine import Base, Reading, Result, State
 from ..questions.answers import Answer, Context, Cost, Floats, Prediction
-from ..questions.places import PAIRWISE, Component
+from ..questions.kernels import attention_of
 from ..questions.prompts import Target
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
-
-
-def attention_for(components: Iterable[Component]) -> str:
-    """Which attention computes these: scores and patterns exist only in the explicit one."""
-    return "eager" if any(component in PAIRWISE for component in components) else "sdpa"
 
 
 def numbers(tensor: Tensor | None) -> Floats:
@@ -52,9 +47,10 @@ def answer(question: TraceQuestion, session: Session) -> Iterator[Answer]:
     tokens = question.prompt.tokens
     work = len(tokens) * session.engine.layers
     cost = Cost(1, work, work, 8 * (len(question.targets) + question.top_k))
+    attention = attention_of(session.engine.decoder.attention)
     if question.dry_run:
-        yield Context(tokens, question.targets, question.position, None, cost, attention_for(()))
+        yield Context(tokens, question.targets, question.position, None, cost, attention)
         return
     state = session.states([Base(tokens)], read=question.position)[0]
     targets, clean = predict(session, state, question.targets, question.position, question.top_k)
-    yield Context(tokens, targets, question.position, clean, cost, attention_for(()))
+    yield Context(tokens, targets, question.position, clean, cost, attention)

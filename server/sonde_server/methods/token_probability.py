@@ -14,11 +14,12 @@ import numpy as np
 from ..engine import Base, State
 from ..engine.gradients import Descent
 from ..questions.answers import Answer, Context, Cost, Floats, LayerReadings
+from ..questions.kernels import attention_of
 from ..questions.prompts import Metric, Target
 from ..questions.token_probability import TokenProbability
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
-from .prediction import attention_for, numbers, predict
+from .prediction import numbers, predict
 
 
 def answer(question: TraceQuestion, method: TokenProbability, session: Session) -> Iterator[Answer]:
@@ -32,12 +33,13 @@ def answer(question: TraceQuestion, method: TokenProbability, session: Session) 
     passes = 2 + columns if method.gradient_norms else 1
     full = len(tokens) * engine.layers
     cost = Cost(passes, full + (passes - 1) * (position + 1) * engine.layers, passes * full, size)
+    attention = attention_of(engine.decoder.attention)
     if question.dry_run:
-        yield Context(tokens, question.targets, position, None, cost, attention_for(()))
+        yield Context(tokens, question.targets, position, None, cost, attention)
         return
     state = session.states([Base(tokens)], read=position)[0]
     targets, clean = predict(session, state, question.targets, position, question.top_k)
-    yield Context(tokens, targets, position, clean, cost, attention_for(()))
+    yield Context(tokens, targets, position, clean, cost, attention)
     lens = session.call(lambda: engine.lens(state, position, targets, question.top_k))
     log_probabilities, logits, ranks, divergences, top_tokens, top_log_probabilities = lens
     norms = None

@@ -117,6 +117,6 @@ def _runs_its_block(place: Place) -> bool:
     return place.component not in outside
 
 
-def reread(captures: Iterable[Place], tokens: int, layers: int) -> int:
-    """Positions x blocks of the run that reads, of a base run, what is not kept of it."""
-    return extent_of((), [one for one in captures if one.component not in KEPT], None, tokens, layers).token_layers
+def rereading(captures: Iterable[Place], tokens: int, layers: int) -> Extent:
+    """What the run computes that reads, of a base run, what is not kept of it."""
+    return extent_of((), [one for one in captures if one.component not in KEPT], None, tokens, layers)
