@@ -36,7 +36,7 @@ class Provenance:
     dtype: str
     device: str
     attention: str
-    """The attention implementation used for these numbers."""
+    """The attention implementations that these numbers may come from: "sdpa", "eager" or "sdpa+eager"."""
     server_version: str
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tests.support import oracle
-from tests.support.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Oracle, Site, Sweep
+from tests.support.oracle import UNIT_FIRST, UNLAYERED, Edit, Oracle, Site, Sweep
 
 FACTORS = (0.0, 0.5, 1.0, -1.0, 1.75)
 """Exact in float32."""
@@ -88,7 +88,7 @@ def operations(draw: st.DrawFn, bounds: Bounds, site: Site, shape: tuple[int, ..
 @st.composite
 def sites(draw: st.DrawFn, bounds: Bounds, from_position: bool = True, least_layers: int = 1) -> Site:
     """A site of any component."""
-    component = draw(st.sampled_from(COMPONENTS))
+    component = draw(st.sampled_from(bounds.oracle.components))
     layers = () if component in UNLAYERED else draw(subsets(bounds.oracle.layers, least=least_layers))
     units = draw(subsets(bounds.oracle.units(component)))
     positions = draw(st.lists(st.integers(0, bounds.length - 1), max_size=3, unique=True))

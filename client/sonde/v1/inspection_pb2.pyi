@@ -1442,7 +1442,11 @@ class Provenance(_message.Message):
     device: _builtins.str
     """The device, such as "cpu" or "cuda:0"."""
     attention: _builtins.str
-    """The attention implementation used for these numbers, such as "sdpa" or "eager"."""
+    """The implementations of attention that these numbers may come from: "sdpa", torch's fused kernel; "eager", which
+    writes out scores and softmax; or "sdpa+eager". The prompt's own run is then "sdpa". "eager" is what reads or
+    changes scores and patterns, and what has several runs restart from the same keys; of these, a run that happens to
+    be computed alone may have "sdpa" instead.
+    """
     server_version: _builtins.str
     """The version of the server."""
     def __init__(

@@ -8,8 +8,8 @@ import torch
 
 from ..model.anatomy import Decoder
 from ..questions import costs
+from ..questions.kernels import Kernel, kernels
 from ..questions.places import PAIRWISE
-from .attention import copies_prefix
 from .layout import Row
 
 # Of the memory that is free, how much a batch may take; the rest is for what is estimated too low.
@@ -48,10 +48,9 @@ class Memory:
         """What a row takes while it runs."""
         length = len(row.positions)
         touched = {component for component, _ in row.edits} | {capture.component for capture in row.captures}
-        pairs = not touched.isdisjoint(PAIRWISE)
-        explicit = pairs or self.decoder.attention == "eager" or (row.first and not copies_prefix(length, row.first))
+        eager = self.decoder.attention == Kernel.EAGER or not touched.isdisjoint(PAIRWISE)
         result = length * self._token + (self._reading if row.reading is not None or row.choice is not None else 0)
-        if explicit:
+        if Kernel.EAGER in kernels(length, row.first, eager=eager):
             result += length * row.extent.end * self._pair
         elif row.first:
             result += self.cache_bytes(row.extent.end) / self.decoder.layers

@@ -24,8 +24,7 @@ __all__ = ["intervene", "trace"]
 
 def trace(question: TraceQuestion, session: Session) -> Iterator[Answer]:
     """What made this prediction. Yields the context first, then what the method finds."""
-    cost = question.cost(session.decoder)
-    clean = yield from opening(question, cost, question.components, session, dry_run=question.dry_run)
+    clean = yield from opening(question, session)
     if clean is not None:
         yield from _parts(question, session, clean)
 

@@ -28,15 +28,7 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     if question.readout.generation is not None:
         generation.check(session.decoder, question.asked.tokens, question.readout.generation)
     changed = _Changed(question, session)
-    clean = yield from opening(
-        question.asked,
-        question.cost(session.decoder),
-        question.components,
-        session,
-        dry_run=question.dry_run,
-        axes=question.plan.axes,
-        beside=changed.hand_in,
-    )
+    clean = yield from opening(question, session, beside=changed.hand_in)
     if clean is not None:
         yield from changed.parts(clean)
 

@@ -1,16 +1,18 @@
 """How every answer opens: the cost, then the prediction of the unchanged run, which all else is compared with."""
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from ..engine import Base, State
 from ..questions.answers import Answer, Context
-from ..questions.costs import Cost
-from ..questions.places import PAIRWISE, Component
-from ..questions.plans import SweepAxes
-from ..questions.prompts import Asked, Target
+from ..questions.interventions import InterveneQuestion
+from ..questions.kernels import attention_of
+from ..questions.prompts import Target
+from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
 from .prediction import predict
+
+Question = TraceQuestion | InterveneQuestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,36 +24,26 @@ class Clean:
     targets: tuple[Target, ...]
 
 
-def attention_for(components: Iterable[Component]) -> str:
-    """Which attention computes these: scores and patterns exist only in the explicit one."""
-    return "sdpa" if PAIRWISE.isdisjoint(components) else "eager"
-
-
-def no_more(_: State) -> None:
-    """Hands nothing in beside the unchanged run."""
+def nothing(_: State) -> None:
+    """Hands no runs in beside the unchanged one."""
 
 
 def opening(
-    asked: Asked,
-    cost: Cost,
-    components: Iterable[Component],
-    session: Session,
-    *,
-    dry_run: bool,
-    axes: SweepAxes | None = None,
-    beside: Callable[[State], None] = no_more,
+    question: Question, session: Session, *, beside: Callable[[State], None] = nothing
 ) -> Generator[Answer, None, Clean | None]:
     """Yields the context. Returns the unchanged run, or None in a dry run, whose answer ends there.
 
     `beside` is called with the state of the unchanged run before it is waited for, and may hand in runs over it.
     """
-    tokens, attention = asked.prompt.tokens, attention_for(components)
-    if dry_run:
-        yield Context(tokens, asked.targets, asked.position, None, cost, attention, axes)
+    asked, tokens, position = question.asked, question.prompt.tokens, question.asked.position
+    cost = question.cost(session.decoder)
+    attention = attention_of(session.decoder.attention, question.restarts(session.decoder), pairs=question.pairs)
+    if question.dry_run:
+        yield Context(tokens, asked.targets, position, None, cost, attention, question.axes)
         return None
-    state = session.start(Base(tokens), read=asked.position)
+    state = session.start(Base(tokens), read=position)
     beside(state)
     session.ready([state])
-    targets, prediction = predict(session, state, asked.targets, asked.position, asked.top_k)
-    yield Context(tokens, targets, asked.position, prediction, cost, attention, axes)
-    return Clean(state, asked.position, targets)
+    targets, prediction = predict(session, state, asked.targets, position, asked.top_k)
+    yield Context(tokens, targets, position, prediction, cost, attention, question.axes)
+    return Clean(state, position, targets)

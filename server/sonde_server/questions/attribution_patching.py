@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from math import prod
 
 from .costs import DOUBLE, EDGE_CHUNK_BYTES, FLOAT, Cost, state_bytes
-from .extents import extent_of
-from .places import EDGE_ENDS, IN_BLOCK, LAYERLESS, UNIT_SWEPT, Component, ModelDescription, Place, Sized
+from .extents import Extent, extent_of
+from .places import EDGE_ENDS, IN_BLOCK, LAYERLESS, PAIRWISE, UNIT_SWEPT, Component, ModelDescription, Place, Sized
 from .prompts import Asked, Metric, Prompt
 
 # The components whose patches change the softmax of attention, which can be recomputed for them.
@@ -39,6 +39,11 @@ class AttributionPatching:
     def integrated(self) -> bool:
         """Whether gradients are taken at several points between the two prompts."""
         return self.integration_steps > 1
+
+    @property
+    def pairs(self) -> bool:
+        """Whether scores or patterns are read."""
+        return self.recompute_softmax or not PAIRWISE.isdisjoint(self.components)
 
     @property
     def compared(self) -> frozenset[Component]:
@@ -80,6 +85,16 @@ class AttributionPatching:
             numbers += min(self.edges or model.edges(), model.edges()) * (6 + asked.columns)
         return FLOAT * numbers
 
+    def restarts(self, asked: Asked, model: Sized) -> list[Extent]:
+        """The runs between the prompts; and of those that verify a place, the shortest for each component."""
+        found = []
+        first = self._first_difference(asked)
+        if self.integrated and first < asked.tokens:
+            found.append(Extent.whole(model.layers, asked.tokens, first))
+        if self.verify_top:
+            found += [self._patched(component, asked.position, asked, model) for component in self.components]
+        return found
+
     def cost(self, asked: Asked, model: Sized) -> Cost:
         """The cost before anything runs; of what is verified, the most that it can take."""
         layers, length, full = model.layers, asked.position + 1, asked.tokens * model.layers
@@ -88,24 +103,25 @@ class AttributionPatching:
         work = full + (full if self.source.tokens != asked.prompt.tokens else 0)
         work += self.integration_steps * length * (blocks + backward * asked.columns)
         if self.integrated:
-            pairs = enumerate(zip(asked.prompt.tokens, self.source.tokens, strict=True))
-            first = min((number for number, (one, other) in pairs if one != other), default=asked.tokens)
-            work += self.integration_steps * (asked.tokens - first) * layers
+            work += self.integration_steps * (asked.tokens - self._first_difference(asked)) * layers
         if self.compared:
             work += length * layers * (2 if self.integrated else 1)
         if self.verify_top:
-            work += self._verified(asked, model)
+            # Every place is in the lowest block at the first position, and the source is run again for its values.
+            longest = max(self._patched(component, 0, asked, model).token_layers for component in self.components)
+            work += self.verify_top * longest + full
         runs = self.runs(asked, model)
         return Cost(runs, work, runs * full, self.answer_bytes(asked, model))
 
-    def _verified(self, asked: Asked, model: Sized) -> int:
-        """The most: every place in the lowest block at the first position, and the source run again for its values."""
-        tokens, layers = asked.tokens, model.layers
-        each = (
-            extent_of([Place(component, 0, (0,))], (), asked.position, tokens, layers).token_layers
-            for component in self.components
-        )
-        return self.verify_top * max(each) + tokens * layers
+    def _first_difference(self, asked: Asked) -> int:
+        """The first position where the two prompts differ; the length of both where they are the same."""
+        pairs = enumerate(zip(asked.prompt.tokens, self.source.tokens, strict=True))
+        return min((number for number, (one, other) in pairs if one != other), default=asked.tokens)
+
+    def _patched(self, component: Component, position: int, asked: Asked, model: Sized) -> Extent:
+        """What a run computes that patches one place in the lowest block."""
+        place = Place(component, 0, (position,))
+        return extent_of([place], (), asked.position, asked.tokens, model.layers)
 
     def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
         """Both prompts' runs and that of a step, the answer, the gradients, and what several steps share."""

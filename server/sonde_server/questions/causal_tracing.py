@@ -6,8 +6,8 @@ from math import prod
 
 from .costs import DOUBLE, FLOAT, Cost, state_bytes
 from .edits import Values
-from .extents import extent_of, reread
-from .places import FACTS, LAYERLESS, Component, ModelDescription, Place, Sized, Stage, layers_around
+from .extents import Extent, extent_of, rereading
+from .places import FACTS, LAYERLESS, PAIRWISE, Component, ModelDescription, Place, Sized, Stage, layers_around
 from .prompts import Asked, Prompt
 
 # The defaults of the paper's published script.
@@ -81,6 +81,11 @@ class CausalTracing:
     per_sample: bool
 
     @property
+    def pairs(self) -> bool:
+        """Whether scores or patterns are restored."""
+        return not PAIRWISE.isdisjoint(self.components)
+
+    @property
     def cell_count(self) -> int:
         """How many cells the grids have."""
         columns = sum(1 if component in LAYERLESS else len(self.layers) for component in self.components)
@@ -122,17 +127,26 @@ class CausalTracing:
         """The numbers of every cell."""
         return FLOAT * self.cell_count * self.numbers_per_cell(asked.columns)
 
-    def cost(self, asked: Asked, model: Sized) -> Cost:
-        """The cost before anything runs. A cell that cannot change what is read is not run."""
-        tokens, layers, samples = asked.tokens, model.layers, self.corruption.samples
-        unchanged = 1 + isinstance(self.corruption, Counterfactual)
-        work = unchanged * tokens * layers + samples * (tokens - min(self.subject)) * layers
-        work += reread(self.restored(layers), tokens, layers)
+    def restarts(self, asked: Asked, model: Sized) -> Iterator[Extent]:
+        """The run that reads what is restored, once; then, for each sample, the corrupted run and the cells.
+
+        A cell that cannot change what is read is not run.
+        """
+        tokens, layers = asked.tokens, model.layers
+        yield rereading(self.restored(layers), tokens, layers)
+        yield Extent.whole(layers, tokens, min(self.subject))
         for cell in self.cells(layers):
             if self.matters(cell, asked.position):
-                work += samples * extent_of(cell.places, (), asked.position, tokens, layers).token_layers
+                yield extent_of(cell.places, (), asked.position, tokens, layers)
+
+    def cost(self, asked: Asked, model: Sized) -> Cost:
+        """The cost before anything runs."""
+        once, *each = self.restarts(asked, model)
+        unchanged, full = 1 + isinstance(self.corruption, Counterfactual), asked.tokens * model.layers
+        work = unchanged * full + once.token_layers
+        work += self.corruption.samples * sum(extent.token_layers for extent in each)
         runs = self.runs(asked, model)
-        return Cost(runs, work, (runs + unchanged) * tokens * layers, self.answer_bytes(asked, model))
+        return Cost(runs, work, (runs + unchanged) * full, self.answer_bytes(asked, model))
 
     def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
         """The unchanged and the corrupted states, the noise as it is drawn and scaled, and what is restored."""

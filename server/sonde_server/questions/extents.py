@@ -103,6 +103,6 @@ def _above_keys(place: Touched, stop: int) -> bool:
     return place.layer == stop - 1
 
 
-def reread(captures: Iterable[Touched], tokens: int, layers: int) -> int:
-    """Positions x blocks of the run that reads what a base run does not keep."""
-    return extent_of((), [one for one in captures if one.component not in KEPT], None, tokens, layers).token_layers
+def rereading(captures: Iterable[Touched], tokens: int, layers: int) -> Extent:
+    """What the run computes that reads what a base run does not keep."""
+    return extent_of((), [one for one in captures if one.component not in KEPT], None, tokens, layers)

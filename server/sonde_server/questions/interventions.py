@@ -6,10 +6,10 @@ from math import prod
 
 from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, continued_at_once, item_bytes, state_bytes
 from .edits import Edit, Noise, Patch
-from .extents import extent_of, reread
+from .extents import Extent, extent_of, rereading
 from .generation import Generation
-from .places import Component, ModelDescription, Place, Site, Sized
-from .plans import Plan, Sweep
+from .places import PAIRWISE, Component, ModelDescription, Place, Site, Sized
+from .plans import Plan, Sweep, SweepAxes
 from .prompts import Asked, Prompt, Target
 
 
@@ -41,10 +41,15 @@ class InterveneQuestion:
         return Asked(self.prompt, self.readout.targets, self.readout.position, self.readout.top_k)
 
     @property
-    def components(self) -> tuple[Component, ...]:
-        """The components that are edited or read by name."""
+    def axes(self) -> SweepAxes | None:
+        """The entries of a sweep's axes; a list has none."""
+        return self.plan.axes
+
+    @property
+    def pairs(self) -> bool:
+        """Whether scores or patterns are read or changed."""
         sites = (*(edit.site for edit in self.plan.edits), *self.readout.activations)
-        return tuple(site.component for site in sites)
+        return any(site.component in PAIRWISE for site in sites)
 
     def read_places(self) -> list[Place]:
         """What is read in every run."""
@@ -86,44 +91,52 @@ class InterveneQuestion:
             every += readout.generation.answer_bytes
         return FLOAT * runs * columns + (runs + 1) * every
 
+    def restarts(self, model: Sized) -> list[Extent]:
+        """What the kinds of changed runs compute, what is read again of the unchanged ones, and what is generated."""
+        layers, tokens, generation = model.layers, self.asked.tokens, self.readout.generation
+        found = [*self._changed(layers), *(extent for extent, _ in self._read_again(layers))]
+        if generation is not None and generation.max_new_tokens > 1:
+            # A generated position attends to the keys of the prompt.
+            found.append(Extent.whole(layers, tokens + 1, tokens))
+        return found
+
     def cost(self, model: Sized) -> Cost:
         """Exact before anything runs, for prompts that are new and texts that reach their full length."""
         tokens, layers, runs = self.asked.tokens, model.layers, self.plan.count
         full = tokens * layers
         others = {source.tokens for source in self.sources} - {self.prompt.tokens}
-        unchanged = full + sum(len(source) * layers for source in others)
-        work, total = unchanged + self._changed_work(layers), unchanged + full * runs
-        for length, places in self._read_again(layers):
-            again = reread(places, length, layers)
-            work, total = work + again, total + (length * layers if again else 0)
+        work = total = full + sum(len(source) * layers for source in others)
+        work += sum(count * extent.token_layers for extent, count in self._changed(layers).items())
+        total += runs * full
+        for extent, length in self._read_again(layers):
+            work, total = work + extent.token_layers, total + (length * layers if extent.token_layers else 0)
         if self.readout.generation is not None:
             added, recomputed = self.readout.generation.work(tokens, layers)
             work, total = work + (runs + 1) * added, total + (runs + 1) * recomputed
         return Cost(runs, work, total, self.answer_bytes(model))
 
-    def _read_again(self, layers: int) -> list[tuple[int, list[Place]]]:
-        """By prompt, its length and what is read of its unchanged run: of sources, what the patches take."""
-        tokens = self.asked.tokens
-        taken: dict[int, list[Place]] = defaultdict(list)
-        for (source, component, layer), positions in self.sourced(layers).items():
-            taken[source].append(Place(component, layer, positions))
-        return [(tokens, self.read_places()), *((len(self.sources[one].tokens), taken[one]) for one in taken)]
-
-    def _changed_work(self, layers: int) -> int:
-        """Positions x blocks of all changed runs. Which units a run changes makes no difference."""
+    def _changed(self, layers: int) -> dict[Extent, int]:
+        """What the changed runs compute, and how many of them. Which units a run changes makes no difference."""
         tokens, read, position = self.asked.tokens, self.read_places(), self.readout.position
-        continued = self.readout.generation is not None
-        known: dict[tuple[Site, ...], int] = {}
-        one_unit = self.plan.one_unit()
-        total = 0
+        continued, one_unit = self.readout.generation is not None, self.plan.one_unit()
+        known: dict[tuple[Site, ...], Extent] = {}
+        found: dict[Extent, int] = defaultdict(int)
         for edits in one_unit.runs(layers):
             sites = tuple(replace(edit.site, units=None) for edit in edits)
             if sites not in known:
                 edited = [place for site in sites for place in site.places(tokens)]
-                extent = extent_of(edited, read, position, tokens, layers, continued=continued)
-                known[sites] = extent.token_layers
-            total += known[sites]
-        return total * (self.plan.count // one_unit.count)
+                known[sites] = extent_of(edited, read, position, tokens, layers, continued=continued)
+            found[known[sites]] += self.plan.count // one_unit.count
+        return found
+
+    def _read_again(self, layers: int) -> list[tuple[Extent, int]]:
+        """What is read again of each unchanged run, of sources for the patches; and the length of its prompt."""
+        read: dict[int, list[Place]] = defaultdict(list)
+        for (source, component, layer), positions in self.sourced(layers).items():
+            read[source].append(Place(component, layer, positions))
+        prompts = [(self.asked.tokens, self.read_places())]
+        prompts += [(len(self.sources[source].tokens), places) for source, places in read.items()]
+        return [(rereading(places, tokens, layers), tokens) for tokens, places in prompts]
 
     def held_bytes(self, model: ModelDescription) -> int:
         """The states of all prompts, the continued runs, the changed values of the runs laid out, and the sources'."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from .costs import FLOAT, Cost, state_bytes
-from .places import Component, ModelDescription, Sized
+from .extents import Extent
+from .places import ModelDescription, Sized
 from .prompts import Asked
 
 
@@ -12,9 +13,9 @@ class Prediction:
     """The prediction of the unchanged run, and nothing more."""
 
     @property
-    def components(self) -> tuple[Component, ...]:
-        """None is edited or read by name."""
-        return ()
+    def pairs(self) -> bool:
+        """Neither scores nor patterns are read or changed."""
+        return False
 
     def runs(self, _asked: Asked, _model: Sized) -> int:
         """The unchanged run."""
@@ -23,6 +24,10 @@ class Prediction:
     def answer_bytes(self, asked: Asked, _model: Sized) -> int:
         """Targets and top tokens, two numbers each."""
         return 2 * FLOAT * (len(asked.targets) + asked.top_k)
+
+    def restarts(self, _asked: Asked, _model: Sized) -> tuple[Extent, ...]:
+        """No run restarts from what the unchanged one keeps."""
+        return ()
 
     def cost(self, asked: Asked, model: Sized) -> Cost:
         """The cost before anything runs."""

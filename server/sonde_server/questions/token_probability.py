@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from .costs import FLOAT, Cost, state_bytes
-from .places import Component, ModelDescription, Sized
+from .extents import Extent
+from .places import ModelDescription, Sized
 from .prompts import Asked, Metric
 
 
@@ -15,9 +16,9 @@ class TokenProbability:
     metric: Metric
 
     @property
-    def components(self) -> tuple[Component, ...]:
-        """None is edited or read by name."""
-        return ()
+    def pairs(self) -> bool:
+        """Neither scores nor patterns are read or changed."""
+        return False
 
     def runs(self, asked: Asked, _model: Sized) -> int:
         """The unchanged run; for gradients each block once more, and once backwards for each target."""
@@ -29,6 +30,10 @@ class TokenProbability:
         if self.gradient_norms:
             numbers += asked.tokens * asked.columns
         return FLOAT * (model.layers + 1) * numbers
+
+    def restarts(self, _asked: Asked, _model: Sized) -> tuple[Extent, ...]:
+        """No run restarts from what the unchanged one keeps."""
+        return ()
 
     def cost(self, asked: Asked, model: Sized) -> Cost:
         """The cost before anything runs. Gradients take the positions up to the one that is read."""

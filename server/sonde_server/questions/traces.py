@@ -1,12 +1,14 @@
 """What made this prediction?"""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .activations import Activations
 from .attribution_patching import AttributionPatching
 from .causal_tracing import CausalTracing
 from .costs import Cost
-from .places import Component, ModelDescription, Sized
+from .extents import Extent
+from .places import ModelDescription, Sized
 from .prediction import Prediction
 from .prompts import Asked
 from .token_probability import TokenProbability
@@ -22,9 +24,19 @@ class TraceQuestion(Asked):
     dry_run: bool = False
 
     @property
-    def components(self) -> tuple[Component, ...]:
-        """The components that are edited or read by name."""
-        return self.method.components
+    def asked(self) -> Asked:
+        """What is asked of the unchanged run."""
+        return self
+
+    @property
+    def axes(self) -> None:
+        """Only a sweep has any."""
+        return
+
+    @property
+    def pairs(self) -> bool:
+        """Whether scores or patterns are read or changed."""
+        return self.method.pairs
 
     def runs(self, model: Sized) -> int:
         """How many runs it asks for, as `Cost.runs` counts them."""
@@ -33,6 +45,10 @@ class TraceQuestion(Asked):
     def answer_bytes(self, model: Sized) -> int:
         """The size of the answer."""
         return self.method.answer_bytes(self, model)
+
+    def restarts(self, model: Sized) -> Iterable[Extent]:
+        """The runs that restart from what an unchanged one keeps, one of each kind."""
+        return self.method.restarts(self, model)
 
     def cost(self, model: Sized) -> Cost:
         """The cost before anything runs."""
