@@ -295,7 +295,7 @@ def test_the_attention_that_was_used_is_told(host: Host) -> None:
     assert host.model_info().provenance.attention == ("eager" if explicit else "sdpa")
     scores = pb.Activations(sites=[wire.site(Site("ATTENTION_SCORES", (0,)))])
     asked = host.trace(pb.TraceRequest(prompt=wire.prompt(IDS), activations=scores))
-    assert asked.context.provenance.attention == "eager"
+    assert asked.context.provenance.attention == ("eager" if explicit else "sdpa+eager")
 
 
 @of_every_variant

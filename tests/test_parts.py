@@ -99,10 +99,10 @@ def targets_of(data: st.DataObject) -> tuple[list[int], list[Target]]:
 def assert_predicted(part: wire.Answer, whole: wire.Answer, columns: list[int], top: int) -> None:
     """The prediction of the unchanged run."""
     for name in ("log_probabilities", "logits"):
-        mine, every = (np.array(getattr(answer.context.clean, name)) for answer in (part, whole))
-        assert_close(mine, every[columns], name)
-    mine, every = ([one.id for one in answer.context.clean.top_tokens] for answer in (part, whole))
-    assert mine == every[:top]
+        values, all_values = (np.array(getattr(answer.context.clean, name)) for answer in (part, whole))
+        assert_close(values, all_values[columns], name)
+    tokens, all_tokens = ([one.id for one in answer.context.clean.top_tokens] for answer in (part, whole))
+    assert tokens == all_tokens[:top]
 
 
 @settings(max_examples=5 * EFFORT)
@@ -371,6 +371,20 @@ def test_a_list_of_interventions(host: Host, data: st.DataObject) -> None:
         assert_readings(part, whole, piece, columns, options)
         if wanted:
             assert_read(host, part, wanted, whole, {-1: -1, **dict(enumerate(piece))})
+
+
+@settings(max_examples=3 * EFFORT)
+@given(data=st.data())
+def test_places_of_one_block(host: Host, data: st.DataObject) -> None:
+    """Asked one after another, runs that restart in the same block go on from what is kept of it."""
+    layer = data.draw(st.integers(0, host.oracle.layers - 1), "layer")
+    names = [name for name in host.oracle.components if name not in UNLAYERED]
+    plan = [[Edit(Site(name, (layer,), (0,), (at,)), Scale(-1.0))] for name in names for at in (1, 4, 6)]
+    whole = host.intervene(wire.intervene(IDS, plan, TARGETS))
+    for piece in data.draw(pieces(range(len(plan)))):
+        columns, targets = targets_of(data)
+        part = host.intervene(wire.intervene(IDS, [plan[number] for number in piece], targets))
+        assert_readings(part, whole, piece, columns, {})
 
 
 def parts_of(data: st.DataObject, host: Host, sweep: Sweep) -> tuple[Sweep, list[int]]:

@@ -39,7 +39,7 @@ class Provenance:
     dtype: str
     device: str
     attention: str
-    """The attention implementation that computed these numbers."""
+    """The implementations of attention that these numbers may come from: "sdpa", "eager" or "sdpa+eager"."""
     server_version: str
 
 

@@ -222,7 +222,11 @@ class Provenance(_message.Message):
     device: _builtins.str
     """The device, such as "cpu" or "cuda:0"."""
     attention: _builtins.str
-    """The attention implementation used for these numbers, such as "sdpa" or "eager"."""
+    """The implementations of attention that these numbers may come from: "sdpa" (torch's fused kernel), "eager" (scores
+    and softmax written out) or "sdpa+eager". With "sdpa+eager", the prompt's own run uses "sdpa". Runs use "eager" if
+    they read or change scores or patterns, or if several of them restart from the same keys; such a run may use "sdpa"
+    if it is computed alone.
+    """
     server_version: _builtins.str
     """The version of the server."""
     def __init__(

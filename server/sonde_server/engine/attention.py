@@ -13,14 +13,10 @@ import torch
 from torch import Tensor
 
 from ..model.attention import AttentionSettings
+from ..questions.kernels import Kernel, kernels
 from ..questions.places import PAIRWISE, Component
 from .layout import Segment
 from .visits import Visits, changed, receive
-
-# Of fewer queries SDPA makes no use of the processor's width.
-MANY_QUERIES = 32
-# So many positions are copied for a lone row in less time than the operations on its scores take to be called.
-FEW_KEYS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +29,13 @@ class Block:
     masks: dict[object, Tensor] = field(default_factory=dict)
 
 
-def copies_prefix(queries: int, first: int) -> bool:
-    """Whether rows of so many queries each have a copy of their prefix of `first` positions.
-
-    Measured on a CPU: with fewer queries than keys to be copied, and with very few, the scores are the lesser evil.
-    """
-    return queries >= max(MANY_QUERIES, first)
-
-
 def attend(block: Block, segment: Segment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Each head's mix of values for queries [rows x queries, H, d]; own keys and values are [rows, length, K, d]."""
     if not segment.queries:
         return query
-    settings = block.settings
-    alone = len(segment.members) == 1 and segment.first <= FEW_KEYS
-    multiplied = segment.first and not alone and not copies_prefix(len(segment.queries), segment.first)
-    if multiplied or settings.explicit or _pairs_are_visited(block, segment):
+    eager = block.settings.explicit or _pairs_are_visited(block, segment)
+    possible = kernels(len(segment.queries), segment.first, eager=eager)
+    if Kernel.SDPA not in possible or (Kernel.EAGER in possible and len(segment.members) > 1):
         return _explicit(block, segment, query, key, value)
     if segment.first:
         states = [state for state in segment.prefixes if state]

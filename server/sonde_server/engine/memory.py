@@ -7,8 +7,9 @@ import psutil
 import torch
 
 from ..model.anatomy import Decoder
+from ..questions import costs
+from ..questions.kernels import Kernel, kernels
 from ..questions.places import PAIRWISE
-from .attention import copies_prefix
 from .layout import Row
 
 # How much of the free memory batches may take; the rest covers what is estimated too low.
@@ -35,8 +36,7 @@ class Memory:
         self._token = size * (
             6 * decoder.hidden_size + 2 * attention + 3 * max(decoder.neurons, 4 * decoder.hidden_size)
         )
-        self._cached = size * 2 * decoder.key_value_heads * decoder.head_size * decoder.layers
-        self._state = size * decoder.hidden_size * (decoder.layers + 1) + self._cached
+        self._item = size
         self._pair = decoder.heads * (2 * size + 4)
         # Logits are held for a few runs at a time. So that a batch of short runs does not take longer than others, a
         # reading counts as the positions that take as long: 4 D^2 weights of attention and 8 D^2 of the MLP a block.
@@ -47,20 +47,19 @@ class Memory:
 
     def state_bytes(self, tokens: int) -> int:
         """What is kept of a base run of so many tokens."""
-        return tokens * self._state
+        return costs.stream_bytes(tokens, self.decoder, self._item) + self.cache_bytes(tokens)
 
     def cache_bytes(self, tokens: int) -> int:
         """What the keys and values of so many positions take."""
-        return tokens * self._cached
+        return costs.cache_bytes(tokens, self.decoder, self._item)
 
     def row_bytes(self, row: Row) -> float:
         """What a row takes while it runs."""
         length = len(row.positions)
         touched = {component for component, _ in row.edits} | {capture.component for capture in row.captures}
-        pairs = not touched.isdisjoint(PAIRWISE)
-        explicit = pairs or self.decoder.attention == "eager" or (row.first and not copies_prefix(length, row.first))
+        eager = self.decoder.attention == Kernel.EAGER or not touched.isdisjoint(PAIRWISE)
         result = length * self._token + (self._reading if row.reading is not None or row.choice is not None else 0)
-        if explicit:
+        if Kernel.EAGER in kernels(length, row.first, eager=eager):
             result += length * row.extent.end * self._pair
         elif row.first:
             result += self.cache_bytes(row.extent.end) / self.decoder.layers

@@ -24,8 +24,7 @@ def encode_context(
             full_token_layers=context.cost.full_token_layers,
             answer_bytes=context.cost.answer_bytes,
         ),
-        # What no kernel computes is computed in the explicit form, whatever is asked.
-        provenance=provenance(model, "eager" if model.attention == "eager" else context.attention, version),
+        provenance=provenance(model, context.attention, version),
     )
     if context.clean is not None:
         clean = context.clean

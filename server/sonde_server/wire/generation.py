@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sonde.v1 import inspection_pb2 as pb
 
 from ..questions import answers
-from ..questions.interventions import Generation
+from ..questions.generation import Generation
 from .fields import Reader
 
 if TYPE_CHECKING:

@@ -1,20 +1,17 @@
-"""Interventions: what is read in every run, and what it was."""
+"""Interventions: what is read in every run, and its values."""
 
 from collections.abc import Mapping, Sequence
 
 from sonde.v1 import inspection_pb2 as pb
 
 from ..questions import answers
-from ..questions.costs import FLOAT
 from ..questions.interventions import Readout
-from ..questions.plans import Intervention, Sweep
 from ..questions.prompts import Prompt
-from .activations import site_bytes
 from .fields import Reader
 from .generation import read_generation
-from .prompts import read_prompt, read_targets
+from .prompts import encode_top_tokens, read_position, read_prompt, read_targets
 from .sites import read_sites
-from .tensors import encode_floats, encode_integers
+from .tensors import encode_floats
 
 
 def read_sources(messages: Sequence[pb.Prompt], reader: Reader) -> list[Prompt | None]:
@@ -25,11 +22,11 @@ def read_sources(messages: Sequence[pb.Prompt], reader: Reader) -> list[Prompt |
     return [read_prompt(source, f"sources[{i}]", reader) for i, source in enumerate(messages)]
 
 
-def read_readout(message: pb.Readout, tokens: int | None, reader: Reader) -> Readout | None:
+def read_readout(message: pb.Readout, prompt: Prompt | None, reader: Reader) -> Readout | None:
     """What is read in every run."""
+    tokens = None if prompt is None else len(prompt.tokens)
     targets = read_targets(message.targets, "readout.targets", reader)
-    given = message.position if message.HasField("position") else -1
-    position = reader.position(given, tokens, "readout.position")
+    position = read_position(message, prompt, "readout.position", reader)
     top_k = reader.top_k(message.top_k, "readout.top_k")
     sites = read_sites(message.activations, "readout.activations", tokens, reader)
     generation = None
@@ -38,26 +35,6 @@ def read_readout(message: pb.Readout, tokens: int | None, reader: Reader) -> Rea
     if position is None:
         return None
     return Readout(targets, position, top_k, message.kl_divergence, sites, generation)
-
-
-def bytes_per_run(
-    request: pb.InterveneRequest,
-    readout: Readout | None,
-    plan: Sequence[Intervention] | Sweep,
-    tokens: int,
-    reader: Reader,
-) -> int:
-    """Bytes of one run in the answer."""
-    if readout is None:
-        return 0
-    if isinstance(plan, Sweep):
-        edits = len(plan.always) + 1
-    else:
-        edits = max((len(intervention.edits) for intervention in plan), default=0)
-    targets = max(1, len(request.readout.targets))
-    numbers = 2 * targets + 2 * readout.top_k + int(readout.kl_divergence) + edits
-    generated = 0 if readout.generation is None else readout.generation.answer_bytes
-    return numbers * FLOAT + generated + sum(site_bytes(site, tokens, reader) for site in readout.activations)
 
 
 def encode_readings(readings: answers.Readings, texts: Mapping[int, str]) -> pb.Readings:
@@ -70,9 +47,7 @@ def encode_readings(readings: answers.Readings, texts: Mapping[int, str]) -> pb.
         edit_norms=encode_floats(readings.edit_norms),
         token_texts=dict(texts),
     )
-    if readings.top_tokens.shape[1]:
-        message.top_token_ids.CopyFrom(encode_integers(readings.top_tokens))
-        message.top_log_probabilities.CopyFrom(encode_floats(readings.top_log_probabilities))
+    encode_top_tokens(readings, message)
     if readings.kl_divergences is not None:
         message.kl_divergences.CopyFrom(encode_floats(readings.kl_divergences))
     return message

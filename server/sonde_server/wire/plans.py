@@ -7,36 +7,40 @@ from sonde.v1 import inspection_pb2 as pb
 
 from ..questions.edits import Edit
 from ..questions.places import LAYERLESS
-from ..questions.plans import Axis, Intervention, Sweep
+from ..questions.plans import Axis, Intervention, InterventionList, Plan, Sweep
 from .edits import Scene, read_edit
 from .fields import MOST_EDITS, MOST_LISTED, Reader
 from .sites import Role
 
 
-def read_plan(request: pb.InterveneRequest, reader: Reader, scene: Scene) -> tuple[Intervention, ...] | Sweep:
-    """The runs of an Intervene: a list, or a sweep."""
+def read_plan(request: pb.InterveneRequest, reader: Reader, scene: Scene) -> Plan | None:
+    """The runs of an Intervene: a list, or a sweep. None where it is faulty."""
     match request.WhichOneof("plan"):
         case "list":
-            interventions = request.list.interventions
-            if not interventions:
-                reader.problems.add("list.interventions", "no intervention was given; give at least one")
-            path = "list.interventions"
-            if not reader.runs(len(interventions), "list"):
-                return ()
-            edits = sum(len(intervention.edits) for intervention in interventions)
-            if not reader.listed(edits, MOST_EDITS, path, "edits"):
-                return ()
-            return tuple(_read_intervention(one, f"{path}[{i}]", reader, scene) for i, one in enumerate(interventions))
+            return _read_list(request.list, "list", reader, scene)
         case "sweep":
-            return _read_sweep(request.sweep, "sweep", reader, scene) or ()
-        case _:
-            reader.problems.add("plan", "no plan was given; give a list or a sweep")
-            return ()
+            return _read_sweep(request.sweep, "sweep", reader, scene)
+        case None:
+            reader.problems.add("plan", "expected a list or a sweep, got neither")
+            return None
+
+
+def _read_list(message: pb.InterventionList, path: str, reader: Reader, scene: Scene) -> InterventionList | None:
+    interventions, field = message.interventions, f"{path}.interventions"
+    if not interventions:
+        reader.problems.add(field, "expected at least one intervention, got none")
+    if not reader.runs(len(interventions), path):
+        return None
+    edits = sum(len(intervention.edits) for intervention in interventions)
+    if not reader.listed(edits, MOST_EDITS, field, "edits"):
+        return None
+    read = [_read_intervention(one, f"{field}[{i}]", reader, scene) for i, one in enumerate(interventions)]
+    return InterventionList(tuple(read))
 
 
 def _read_intervention(message: pb.Intervention, path: str, reader: Reader, scene: Scene) -> Intervention:
     if not message.edits:
-        reader.problems.add(f"{path}.edits", "no edit was given; give at least one")
+        reader.problems.add(f"{path}.edits", "expected at least one edit, got none")
     return Intervention(_read_edits(message.edits, f"{path}.edits", reader, scene))
 
 
@@ -52,7 +56,7 @@ def _read_sweep(message: pb.Sweep, path: str, reader: Reader, scene: Scene) -> S
         window = reader.at_least_one(message.layer_window, f"{path}.layer_window")
     always = _read_edits(message.always, f"{path}.always", reader, scene)
     if not message.HasField("edit"):
-        reader.problems.add(f"{path}.edit", "the edit is missing; say what to do at each place")
+        reader.problems.add(f"{path}.edit", "expected an edit, which is made at each place, got none")
         return None
     swept = replace(scene, role=Role.SWEEP, together=together)
     edit = read_edit(message.edit, f"{path}.edit", reader, swept)
@@ -60,7 +64,10 @@ def _read_sweep(message: pb.Sweep, path: str, reader: Reader, scene: Scene) -> S
         return None
     site = edit.site
     if message.HasField("layer_window") and site.component in LAYERLESS:
-        reader.problems.add(f"{path}.layer_window", f"{site.component.name} takes no layer; leave it unset")
+        reader.problems.add(
+            f"{path}.layer_window",
+            f"expected nothing, since {site.component.name} has no layers, got {message.layer_window}",
+        )
     return Sweep(edit, site.layers, site.units, site.positions, together, window, always)
 
 
@@ -71,6 +78,6 @@ def _read_together(values: Sequence[int], path: str, reader: Reader) -> frozense
     for i, value in enumerate(values):
         known = value in tuple(Axis)
         if not known:
-            reader.problems.add(f"{path}[{i}]", f"axis {value} is not known; there are LAYER, UNIT and POSITION")
+            reader.problems.add(f"{path}[{i}]", f"expected LAYER, UNIT or POSITION, got axis {value}")
         axes.append(value if known else None)
     return frozenset(Axis(axis) for axis in reader.distinct(axes, path, "axis"))

@@ -1,11 +1,13 @@
-"""Prompts, targets and what is measured of them."""
+"""What is asked of every run, and its prediction: prompts, positions, targets, top tokens."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from sonde.v1 import inspection_pb2 as pb
 
+from ..questions import answers
 from ..questions.prompts import Metric, Prompt, Target
 from .fields import MOST_TARGETS, Reader
+from .tensors import encode_floats, encode_integers
 
 # Texts of targets of so many times the longest token are not even cut into tokens.
 LONGEST_TARGET = 8
@@ -77,6 +79,14 @@ def _fits(tokens: int, most: int, path: str, reader: Reader) -> bool:
     return 1 <= tokens <= most
 
 
+def read_position(
+    message: pb.TraceRequest | pb.Readout, prompt: Prompt | None, path: str, reader: Reader
+) -> int | None:
+    """The position that is read, by default the last."""
+    given = message.position if message.HasField("position") else -1
+    return reader.position(given, None if prompt is None else len(prompt.tokens), path)
+
+
 def read_targets(messages: Sequence[pb.Target], path: str, reader: Reader) -> tuple[Target, ...]:
     """The tokens whose predictions are measured."""
     if len(messages) > MOST_TARGETS:
@@ -144,3 +154,12 @@ def read_metric(number: int, unset: Metric, path: str, reader: Reader) -> Metric
 def encode_tokens(ids: Iterable[int], texts: Mapping[int, str]) -> list[pb.Token]:
     """Tokens with their texts."""
     return [pb.Token(id=token, text=texts[token]) for token in ids]
+
+
+def encode_top_tokens(
+    readings: answers.Readings | answers.LayerReadings, message: pb.Readings | pb.LayerReadings
+) -> None:
+    """Sets the top tokens of a message, where there are any."""
+    if readings.top_tokens.shape[1]:
+        message.top_token_ids.CopyFrom(encode_integers(readings.top_tokens))
+        message.top_log_probabilities.CopyFrom(encode_floats(readings.top_log_probabilities))

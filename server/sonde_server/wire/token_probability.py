@@ -1,4 +1,4 @@
-"""The logit lens: what is asked, and what is read at every depth."""
+"""The logit lens: the question, and what is read at every depth."""
 
 from collections.abc import Mapping
 
@@ -7,19 +7,19 @@ from sonde.v1 import inspection_pb2 as pb
 from ..questions import answers
 from ..questions.prompts import Metric
 from ..questions.token_probability import TokenProbability
-from .fields import MOST_VALUES_TOGETHER, Reader
-from .prompts import read_metric
+from .fields import MOST_NUMBERS, Reader
+from .prompts import encode_top_tokens, read_metric
 from .tensors import encode_floats, encode_integers
 
 
 def read_token_probability(
     message: pb.TokenProbability, path: str, tokens: int, targets: int, reader: Reader
 ) -> TokenProbability:
-    """The question of a logit lens."""
-    if message.gradient_norms and targets * tokens > MOST_VALUES_TOGETHER:
+    """The question."""
+    if message.gradient_norms and targets * tokens > MOST_NUMBERS:
         reader.problems.add(
             f"{path}.gradient_norms",
-            f"{tokens} positions x {targets} targets are more than {MOST_VALUES_TOGETHER}; give fewer targets",
+            f"expected at most {MOST_NUMBERS} positions x targets, got {tokens} x {targets}",
         )
     return TokenProbability(
         message.gradient_norms, read_metric(message.metric, Metric.PROBABILITY, f"{path}.metric", reader)
@@ -37,9 +37,7 @@ def encode_layers(layers: answers.LayerReadings, texts: Mapping[int, str]) -> pb
         positions=layers.positions,
         token_texts=dict(texts),
     )
-    if layers.top_tokens.shape[1]:
-        message.top_token_ids.CopyFrom(encode_integers(layers.top_tokens))
-        message.top_log_probabilities.CopyFrom(encode_floats(layers.top_log_probabilities))
+    encode_top_tokens(layers, message)
     if layers.gradient_norms is not None:
         message.gradient_norms.CopyFrom(encode_floats(layers.gradient_norms))
     return message
