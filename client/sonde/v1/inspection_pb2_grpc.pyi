@@ -9,6 +9,9 @@ Held throughout, and not repeated at each field:
    nats.
  - A target's place in the request is its place along every `targets` axis of the answer.
  - Shapes are written [slowest axis, ..., fastest axis]. Nothing has a batch axis.
+ - Numbers in an answer are finite, except that masked attention scores are -infinity. Where others are not, the
+   request fails: with FAILED_PRECONDITION if the model overflows in its data type, with INVALID_ARGUMENT if an edit
+   makes it overflow.
  - A field whose comment names no default is required where its message is used, or means 0, false or empty.
 """
 

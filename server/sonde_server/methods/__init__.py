@@ -1,6 +1,6 @@
 """The published methods, one file each, over the engine."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from ..questions.answers import Answer
 from ..questions.attribution_patching import AttributionPatching
@@ -10,12 +10,17 @@ from ..questions.token_probability import TokenProbability
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
 from . import activations, attribution_patching, causal_tracing, interventions, prediction, token_probability
+from .overflow import finite
 
 __all__ = ["intervene", "trace"]
 
 
 def trace(question: TraceQuestion, session: Session) -> Iterator[Answer]:
     """What made this prediction. Yields the context first, then what the method finds."""
+    return finite(_trace(question, session), question, session)
+
+
+def _trace(question: TraceQuestion, session: Session) -> Generator[Answer, None, None]:
     match question.method:
         case None:
             yield from prediction.answer(question, session)
@@ -31,4 +36,4 @@ def trace(question: TraceQuestion, session: Session) -> Iterator[Answer]:
 
 def intervene(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     """What happens to the prediction when parts are changed."""
-    yield from interventions.answer(question, session)
+    return finite(interventions.answer(question, session), question, session)

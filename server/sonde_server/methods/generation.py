@@ -23,6 +23,7 @@ from ..questions.costs import together
 from ..questions.edits import Edit
 from ..questions.interventions import Generation
 from ..sharing.session import Session
+from .overflow import Overflow
 
 Report = Callable[[int, list[Result]], Iterator[Answer]]
 CLEAN = -1
@@ -118,10 +119,9 @@ def _window(
     results = session.compute(rows)
     threads = []
     for one, slot, result in zip(window, slots, results, strict=True):
-        assert result.token is not None
-        threads.append(_Thread(one, slot, result.token))
         if one.number != CLEAN:
             yield from report(one.number, [result])
+        threads.append(_Thread(one, slot, _chosen(one, result)))
     ends = frozenset[int]() if generation.ignore_end_token else engine.decoder.end_tokens
     for offset in range(generation.max_new_tokens):
         if offset:
@@ -131,8 +131,7 @@ def _window(
                 for thread in threads
             ]
             for thread, result in zip(threads, session.compute(stepping), strict=True):
-                assert result.token is not None
-                thread.token = result.token
+                thread.token = _chosen(thread.continued, result)
         generated = _step(offset, threads, ends, generation)
         yield generated
         threads = [thread for thread, reason in zip(threads, generated.reasons, strict=True) if reason is None]
@@ -142,6 +141,12 @@ def _window(
         yield steps.at(offset + 1)
     steps.done += generation.max_new_tokens
     yield steps.at(0)
+
+
+def _chosen(continued: Continued, result: Result) -> int:
+    if result.token is None:
+        raise Overflow(continued.number, "the next token's distribution")
+    return result.token
 
 
 def _step(offset: int, threads: list[_Thread], ends: frozenset[int], generation: Generation) -> Generated:

@@ -1,7 +1,7 @@
 """Interventions: one run unchanged, and one for every set of edits, from a list or a sweep."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -30,7 +30,7 @@ GROUP = 64
 TOGETHER = 64
 
 
-def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
+def answer(question: InterveneQuestion, session: Session) -> Generator[Answer, None, None]:
     """Context, then readings and activations run by run, with the progress."""
     readout, tokens = question.readout, question.prompt.tokens
     if readout.generation is not None:
