@@ -154,7 +154,7 @@ KINDS: Final[Mapping[grpc.StatusCode, type[SondeError]]] = {
     grpc.StatusCode.ALREADY_EXISTS: ProtocolError,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Busy,
-    grpc.StatusCode.FAILED_PRECONDITION: ProtocolError,
+    grpc.StatusCode.FAILED_PRECONDITION: Unsupported,
     grpc.StatusCode.ABORTED: ProtocolError,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
     grpc.StatusCode.UNIMPLEMENTED: Unsupported,

@@ -34,6 +34,10 @@ class Unsupported(SondeServerError):
         self.field = field
 
 
+class NotFinite(SondeServerError):
+    """The model's own arithmetic overflows for this prompt; in a wider data type it may not."""
+
+
 class Busy(SondeServerError):
     """Not now. `asked` and `allowed` are the two numbers that do not go together, where there are two."""
 

@@ -12,6 +12,9 @@ reading order. These conventions hold in all of them and are not repeated at eac
  - Shapes are written [slowest axis, ..., fastest axis]. Nothing has a batch axis.
  - Where a field's comment names no default, the field is required where its message is used, or leaving it unset
    means 0, false or empty.
+ - Numbers in an answer are finite, except that masked attention scores are -infinity. If other numbers are not
+   finite, the request fails: with FAILED_PRECONDITION if the model overflows its data type, and with INVALID_ARGUMENT
+   if an edit makes it overflow.
 """
 
 from collections import abc as _abc

@@ -237,7 +237,7 @@ class Execution:
             for position in row.reads:
                 assert row.state is not None
                 row.state.logits[position] = logits[picked.index(row, position)].clone()
-        following: dict[int, int] = {}
+        following: dict[int, int | None] = {}
         for going_on in by_choice(rows).values():
             choice = going_on[0].choice
             assert choice is not None

@@ -127,7 +127,7 @@ class Run:
 
 @dataclass(slots=True, eq=False)
 class Result:
-    """What a run gave; everything on the CPU, in float32."""
+    """What a run gave; everything on the CPU, in float32. `token`: the one chosen, None where none was or could be."""
 
     log_probabilities: Tensor | None = None
     logits: Tensor | None = None

@@ -24,14 +24,19 @@ class Choice:
     noise: Tensor | None = None
 
 
-def choose(logits: Tensor, choice: Choice) -> list[int]:
-    """A token for each row of logits [R, V]; of equals the first."""
+def choose(logits: Tensor, choice: Choice) -> list[int | None]:
+    """A token for each row of logits [R, V]; of equals the first. None: the row's logits are not finite."""
     if choice.noise is None:
-        return [int(token) for token in logits.argmax(-1).tolist()]
-    wide = logits.double()
-    # Less the largest, so that no temperature is too low to divide by.
-    scores = (wide - wide.amax(-1, keepdim=True)) / choice.temperature + choice.noise.to(logits.device)
-    return [int(token) for token in scores.argmax(-1).tolist()]
+        tokens = logits.argmax(-1)
+        # What is not a number, or infinite, is the largest.
+        largest = logits.gather(-1, tokens[:, None])
+    else:
+        wide = logits.double()
+        largest = wide.amax(-1, keepdim=True)
+        # Less the largest, so that no temperature is too low to divide by.
+        tokens = ((wide - largest) / choice.temperature + choice.noise.to(logits.device)).argmax(-1)
+    pairs = zip(tokens.tolist(), largest.isfinite()[:, 0].tolist(), strict=True)
+    return [int(token) if finite else None for token, finite in pairs]
 
 
 def by_choice(rows: "Iterable[Row]") -> "dict[int, list[Row]]":
