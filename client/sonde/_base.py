@@ -259,6 +259,7 @@ class BaseClient(ABC, Generic[ChannelT, ModelT]):
 
         Raises:
             NotServing: if it still does not serve after `timeout` seconds; None waits for ever.
+            InvalidSettings: for a timeout that is not above 0.
         """
         return self._wait(Patience(timeout))
 
