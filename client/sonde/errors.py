@@ -141,7 +141,7 @@ class ProtocolError(SondeError):
 
 
 class InvalidSettings(SondeError, ValueError):
-    """The client's settings contradict each other, or would send a token in the clear."""
+    """The client's settings contradict each other, or would send a token in the clear; or it is used in two loops."""
 
 
 KINDS: Final[Mapping[grpc.StatusCode, type[SondeError]]] = {
