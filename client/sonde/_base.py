@@ -263,6 +263,7 @@ class BaseClient(ABC, Generic[ChannelT, ModelT]):
 
         Raises:
             NotServing: if no server is ready in time.
+            InvalidSettings: if `timeout` is not a number of seconds above 0.
         """
         return self._wait(Patience(timeout))
 

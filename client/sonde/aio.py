@@ -12,6 +12,7 @@ from sonde import _base, errors
 from sonde._answers.model import Model
 from sonde._base import BaseClient, Question, ResultT, describe
 from sonde._connection.connection import Connection
+from sonde._connection.loops import LoopChannel
 from sonde._connection.progress import reporter
 from sonde._connection.timeouts import DEFAULT, POLL_SECONDS, Patience, Timeout
 from sonde.v1 import inspection_pb2 as pb
@@ -45,13 +46,14 @@ def _streamed(
     return ask
 
 
-class AsyncClient(BaseClient[grpc.aio.Channel, Awaitable[Model]]):
+class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
     """A connection to a Sonde server, for asyncio. `async with` closes it, which cancels running calls.
 
         async with sonde.AsyncClient("localhost:50051") as client:
             trace = await client.trace("The Eiffel Tower is in the city of", targets=[" Paris"])
 
-    Nothing is sent before the first call. If several servers host the same model, calls take turns among those that are
+    Nothing is sent before the first call. You can create the client before an event loop runs; it then belongs to the
+    loop in which it is first used. If several servers host the same model, calls take turns among those that are
     serving:
 
         client = sonde.AsyncClient(["gpu1:50051", "gpu2:50051"])
@@ -67,9 +69,6 @@ class AsyncClient(BaseClient[grpc.aio.Channel, Awaitable[Model]]):
     async def close(self) -> None:
         """Close the connection and cancel running calls."""
         self._closed = True
-        # Older versions of grpcio cancel only the calls that a task awaits directly.
-        for call in tuple(self._calls):
-            call.cancel()
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -82,15 +81,16 @@ class AsyncClient(BaseClient[grpc.aio.Channel, Awaitable[Model]]):
 
     # ------------------------------------------------------------------ calls
 
-    def _open(self, connection: Connection) -> grpc.aio.Channel:
+    def _open(self, connection: Connection) -> LoopChannel:
+        # Read now, so that a certificate that is not there is told of where the client is made.
         credentials = connection.credentials()
-        if credentials is None:
-            return grpc.aio.insecure_channel(connection.target.name, connection.options)
-        return grpc.aio.secure_channel(connection.target.name, credentials, connection.options)
 
-    def _attach(self, connection: Connection, channel: grpc.aio.Channel) -> None:
-        super()._attach(connection, channel)
-        self._calls: set[grpc.aio.Call] = set()
+        def opened() -> grpc.aio.Channel:
+            if credentials is None:
+                return grpc.aio.insecure_channel(connection.target.name, connection.options)
+            return grpc.aio.secure_channel(connection.target.name, credentials, connection.options)
+
+        return LoopChannel(opened, connection.address)
 
     async def _get_model(self) -> Model:
         return self._known_model or await self._describe(DEFAULT)
@@ -119,7 +119,6 @@ class AsyncClient(BaseClient[grpc.aio.Channel, Awaitable[Model]]):
         seconds = self._connection.seconds(question.timeout)
         method = getattr(self._stub, question.method)
         call = method(question.request, timeout=seconds, metadata=self._connection.metadata)
-        self._calls.add(call)
         try:
             async for message in call:
                 yield message
@@ -134,7 +133,6 @@ class AsyncClient(BaseClient[grpc.aio.Channel, Awaitable[Model]]):
         finally:
             # Also after the task is cancelled, an error in the caller's progress function, and an early exit.
             call.cancel()
-            self._calls.discard(call)
 
     async def _fed(self, question: Question[Any]) -> AsyncGenerator[None, None]:
         """Feed the answer to the question's assembler, message by message."""

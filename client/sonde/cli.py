@@ -21,6 +21,7 @@ from sonde._ask.prompts import Target
 from sonde._ask.sites import Site, site
 from sonde._connection.addresses import DEFAULT_ADDRESS
 from sonde._connection.connection import TLS
+from sonde._connection.timeouts import check_timeout
 from sonde._methods.attribution_patching import AttributionPatching
 from sonde._methods.causal_tracing import CausalTracing
 from sonde._methods.token_probability import TokenProbability
@@ -314,6 +315,13 @@ def _ranges(text: str) -> list[int]:
     return found
 
 
+def _seconds(text: str) -> float | None:
+    try:
+        return check_timeout(float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds greater than 0, got {text!r}") from None
+
+
 class _Place(argparse.Action):
     """Collects `--neuron LAYER:UNIT` and its like, in the order given."""
 
@@ -367,7 +375,7 @@ def _command(commands: Any, name: str, text: str, run: Callable[[argparse.Namesp
     where.add_argument("--tls-ca", metavar="PEM", help="encrypt, trusting this authority")
     where.add_argument("--tls-cert", metavar="PEM", help="the client's own certificate")
     where.add_argument("--tls-key", metavar="PEM", help="its key")
-    where.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after this long")
+    where.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after this long")
     parser.add_argument("--json", action="store_true", help="print JSON, everything in it")
     return parser
 

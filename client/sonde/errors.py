@@ -141,7 +141,7 @@ class ProtocolError(SondeError):
 
 
 class InvalidSettings(SondeError, ValueError):
-    """The client's settings contradict each other, or would send a token unencrypted."""
+    """The client's settings contradict each other or would send a token unencrypted, or two event loops share it."""
 
 
 KINDS: Final[Mapping[grpc.StatusCode, type[SondeError]]] = {

@@ -3,11 +3,13 @@
 import asyncio
 import gc
 import inspect
+import math
 import threading
 import time
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import pytest
 import sonde
 import sonde_server
@@ -74,6 +76,12 @@ def test_a_clients_own_timeout_holds_for_its_calls(askers: Askers, kind: str) ->
     asker.ask("trace", IDS, timeout=None)
     with pytest.raises(sonde.InvalidSettings, match="timeout"):
         asker.ask("trace", IDS, timeout=-1)
+
+
+@pytest.mark.parametrize("timeout", [None, math.inf, 1e12, 10**400, np.float32(60)], ids=lambda value: repr(value)[:12])
+def test_long_times_and_numbers_of_numpy_are_times(asker: Asker, timeout: Any) -> None:
+    assert asker.ask("trace", IDS, timeout=timeout).tokens
+    assert asker.serving(timeout).layers
 
 
 def test_leaving_a_stream_ends_the_work(asker: Asker, llama: Host) -> None:

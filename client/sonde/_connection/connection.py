@@ -83,7 +83,7 @@ class Connection:
                 would leave this machine unencrypted.
         """
         addresses = split(address)
-        check_timeout(timeout)
+        seconds = check_timeout(timeout)
         encryption = tls if isinstance(tls, TLS) else TLS() if tls else None
         if token is not None:
             if not token or not token.isascii() or not token.isprintable():
@@ -96,7 +96,7 @@ class Connection:
                 )
         target = resolve(addresses, certified=encryption is not None and encryption.server_name is None)
         local = all(map(is_loopback, addresses))
-        return cls(", ".join(addresses), target, local, token, encryption, timeout)
+        return cls(", ".join(addresses), target, local, token, encryption, seconds)
 
     def seconds(self, timeout: Timeout) -> float | None:
         """The timeout of one call."""

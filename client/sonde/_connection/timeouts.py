@@ -2,6 +2,7 @@
 
 import enum
 import math
+import numbers
 import time
 from typing import Final, TypeAlias
 
@@ -11,6 +12,8 @@ POLL_SECONDS: Final = 0.25
 """The pause between two attempts to reach a server that is starting."""
 _ATTEMPT_SECONDS: Final = 10.0
 """The longest time that one of these attempts may take."""
+_LONGEST_SECONDS: Final = 27_000 * 3600.0
+"""The longest deadline that gRPC sends to a server. It takes a deadline of some centuries for one in the past."""
 
 
 class Default(enum.Enum):
@@ -28,14 +31,23 @@ Timeout: TypeAlias = float | Default | None
 
 
 def check_timeout(seconds: float | None) -> float | None:
-    """Return the timeout unchanged.
+    """Return the timeout in a form that gRPC accepts; None is no limit.
 
     Raises:
-        InvalidSettings: if it is not above 0.
+        InvalidSettings: if it is not a number of seconds above 0.
     """
-    if seconds is not None and not seconds > 0:
-        raise InvalidSettings(f"timeout: expected seconds above 0, or None, got {seconds}")
-    return seconds
+    if seconds is None:
+        return None
+    # NumPy's scalars are real numbers too; its booleans are none, and Python's are.
+    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real) or not seconds > 0:
+        raise InvalidSettings(
+            f"timeout: expected a number of seconds greater than 0, or None for no limit, got {seconds!r}"
+        )
+    try:
+        given = float(seconds)
+    except OverflowError:  # An integer of hundreds of digits.
+        given = _LONGEST_SECONDS
+    return None if given == math.inf else min(given, _LONGEST_SECONDS)
 
 
 class Patience:
@@ -43,7 +55,8 @@ class Patience:
 
     def __init__(self, timeout: float | None) -> None:
         """Begin to wait for `timeout` seconds; None waits forever."""
-        self._end = math.inf if timeout is None else time.monotonic() + timeout
+        seconds = check_timeout(timeout)
+        self._end = math.inf if seconds is None else time.monotonic() + seconds
 
     @property
     def seconds(self) -> float:

@@ -11,6 +11,7 @@ import grpc
 from sonde import AsyncClient, Client, InvalidSettings, Unsupported
 from sonde._connection.addresses import DEFAULT_ADDRESS
 from sonde._connection.connection import Connection
+from sonde._connection.loops import LoopChannel
 
 from ..config import SettingError, Settings
 from ..errors import UnsupportedModel
@@ -57,7 +58,7 @@ class AsyncLocalClient(AsyncClient):
         connection = _connection(model, timeout)
         server = _load(model, settings)
         self._stop = weakref.finalize(self, server.stop, 0)
-        self._attach(connection, cast("grpc.aio.Channel", AsyncChannel(server.endpoint)))
+        self._attach(connection, cast("LoopChannel", AsyncChannel(server.endpoint)))
 
     async def close(self) -> None:
         """Lets the model go. Calls that still run are cancelled."""
