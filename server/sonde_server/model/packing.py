@@ -79,8 +79,8 @@ def pack(model: nn.Module, smallest: int = SMALLEST) -> int:
     needed, free = sum(layer.weight.nbytes for layer in found), psutil.virtual_memory().available
     if needed > SHARE * free:
         _log.warning(
-            "weights are not packed, so products of few rows are slower: the copy needs %.1f GiB and may use %.0f%% of the "
-            "%.1f GiB of free memory", needed / 2**30, 100 * SHARE, free / 2**30,
+            "weights are not packed, so products of few rows are slower: the copy needs %.1f GiB and may use "
+            "%.0f%% of the %.1f GiB of free memory", needed / 2**30, 100 * SHARE, free / 2**30,
         )  # fmt: skip
         return 0
     count = 0
