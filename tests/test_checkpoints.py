@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sonde_server.errors import UnsupportedModel
+from sonde_server.model.families import FAMILIES
+from sonde_server.model.families.attributes import unaccounted
 from sonde_server.model.loading import load
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tests.support.models import load_plain, save_model
 
@@ -39,14 +42,16 @@ def logits(model: Path) -> Tensor:
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "meta"])
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(device: str) -> None:
-    with pytest.raises(UnsupportedModel, match=rf"^--device {device} cannot be used: .*; there is cpu"):
+    with pytest.raises(
+        UnsupportedModel, match=rf"^--device: expected one of cpu.*, got {device}, which cannot be used: "
+    ):
         load("atlas", device=device)
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", UP, "model.norm.weight"])
 def test_a_missing_weight_is_refused_and_never_drawn(model: Path, name: str) -> None:
     rewrite(model, {key: value for key, value in weights(model).items() if key != name})
-    with pytest.raises(UnsupportedModel, match=rf"not a whole LlamaForCausalLM: {name} is missing$"):
+    with pytest.raises(UnsupportedModel, match=rf"not a complete LlamaForCausalLM: {name} is missing$"):
         load(str(model), device="cpu")
 
 
@@ -66,6 +71,36 @@ def test_half_a_file_is_refused(model: Path) -> None:
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UnsupportedModel, match=r"cannot load .*llama'"):
+        load(str(model), device="cpu")
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_attribute_of_a_configuration_is_accounted_for(family: str) -> None:
+    """Set to anything at all: this version of transformers has no attribute that its family does not know."""
+    config = CONFIG_MAPPING[family]()
+    assert not list(unaccounted(config, {field.name: object() for field in fields(config)}))
+
+
+@dataclass
+class Tomorrow(CONFIG_MAPPING["llama"]):  # type: ignore[misc]
+    """A Llama with an attribute that no version of transformers has, and with one that Granite has."""
+
+    attention_temperature: float = 1.0
+    embedding_multiplier: float = 1.0
+
+
+@pytest.mark.parametrize("name", ["attention_temperature", "embedding_multiplier"])
+def test_an_attribute_of_a_later_version_is_refused_unless_it_is_at_its_default(name: str) -> None:
+    assert list(unaccounted(Tomorrow(), {"rms_norm_eps": 1e-3, name: 2.0})) == [name]
+    assert not list(unaccounted(Tomorrow(), {"rms_norm_eps": 1e-3, name: 1.0}))
+    assert not list(unaccounted(Tomorrow(), {"rms_norm_eps": 1e-3}))
+
+
+def test_a_checkpoint_with_such_an_attribute_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(model, attention_temperature=2.0)
+    load(str(model), device="cpu")  # transformers does not have it either
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", {"llama": Tomorrow})
+    with pytest.raises(UnsupportedModel, match="sets attention_temperature in its configuration"):
         load(str(model), device="cpu")
 
 

@@ -141,8 +141,8 @@ def check_unreadable(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert load(str(directory), device="cpu").vocabulary.tokenizer is None
     (told,) = [record.getMessage() for record in caplog.records if record.name == "sonde_server.model.loading"]
-    assert told.startswith(f"{directory} has no tokenizer that can be read, prompts have to be token ids: ")
-    assert len(told) > len(f"{directory} has no tokenizer that can be read, prompts have to be token ids: ")
+    assert told.startswith(f"{directory} has no readable tokenizer, so prompts must be token ids: ")
+    assert len(told) > len(f"{directory} has no readable tokenizer, so prompts must be token ids: ")
 
 
 def test_one_that_cannot_be_read_is_told_in_the_log(sentencepieces: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,6 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..errors import UnsupportedModel
 from .families import family_of
+from .families.attributes import unaccounted
 from .rotary import rotary_parameters
 
 _MERGE = (
@@ -52,7 +53,7 @@ def read_configuration(source: str, revision: str | None) -> PreTrainedConfig:
     _refuse_adapter(source, revision)
     try:
         with reading(f"the configuration of {source!r} is faulty"):
-            _check_written(source, revision)
+            written = _written(source, revision)
             config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise UnsupportedModel(
@@ -60,6 +61,7 @@ def read_configuration(source: str, revision: str | None) -> PreTrainedConfig:
         ) from error
     _check_rotary(source, config)
     family_of(config)  # refused before its weights are read
+    _check_attributes(source, config, written)
     return config
 
 
@@ -83,16 +85,24 @@ def _refuse_adapter(source: str, revision: str | None) -> None:
     )
 
 
-def _check_written(source: str, revision: str | None) -> None:
-    """Refuses values of config.json that transformers fails on, or that it skips."""
+def _written(source: str, revision: str | None) -> Mapping[str, Any]:
+    """What config.json holds. Refuses values that transformers fails on without naming them, or that it skips."""
     written, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     if not isinstance(written, Mapping):
-        return  # transformers says what is wrong with it
+        return {}  # reading the configuration says what is wrong
+    _check_dtype(source, written)
+    _check_quantisation(source, written.get("quantization_config"))
+    return written
+
+
+def _check_dtype(source: str, written: Mapping[str, Any]) -> None:
     for name in ("dtype", "torch_dtype"):
         dtype = written.get(name)
         if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise UnsupportedModel(f"{source!r} has {name} {dtype!r}; expected float32, bfloat16 or float16")
-    quantised = written.get("quantization_config")
+
+
+def _check_quantisation(source: str, quantised: object) -> None:
     if quantised is None:
         return
     settings = quantised if isinstance(quantised, Mapping) else {}
@@ -104,6 +114,18 @@ def _check_written(source: str, revision: str | None) -> None:
     if method not in ("bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
         known = ", ".join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))
         raise UnsupportedModel(f"{source!r} is quantised by the unknown method {method!r}; known are: {known}")
+
+
+def _check_attributes(source: str, config: PreTrainedConfig, written: Mapping[str, Any]) -> None:
+    text = config.get_text_config()
+    names = list(unaccounted(config, written))
+    if text is not config:
+        names += unaccounted(text, written.get("text_config") or {})
+    if names:
+        raise UnsupportedModel(
+            f"{source!r} sets {', '.join(names)} in its configuration, which this server does not know for models of "
+            f"type {config.model_type!r}, so they might not be computed exactly"
+        )
 
 
 def _check_rotary(source: str, config: PreTrainedConfig) -> None:
