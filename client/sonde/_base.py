@@ -6,7 +6,7 @@ its own: `Client` into ones that return the answer, `AsyncClient` into coroutine
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, SupportsIndex, TypeVar, cast, get_args, overload
 
@@ -17,6 +17,7 @@ from sonde._answers.interventions import InterventionResult
 from sonde._answers.model import Model
 from sonde._answers.results import Result, TraceResult
 from sonde._ask.edits import scale as scale_edit
+from sonde._ask.given import several
 from sonde._ask.plans import Generation, Plan
 from sonde._ask.prompts import PromptLike, Targets
 from sonde._ask.sites import Site, neuron
@@ -118,7 +119,7 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
     position: int | None = None,
     top_k: int = 10,
     kl_divergence: bool = False,
-    activations: Sequence[Site] = (),
+    activations: Site | Iterable[Site] = (),
     generation: Generation | None = None,
     dry_run: bool = False,
     progress: Progress = False,
@@ -144,6 +145,7 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
     Raises:
         SondeError: one of its kinds; never the transport's.
     """
+    sites = (activations,) if isinstance(activations, Site) else several(activations, "activations", "a list of sites")
     request = intervene_request(
         prompt,
         interventions,
@@ -152,11 +154,11 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
         position=position,
         top_k=top_k,
         kl_divergence=kl_divergence,
-        activations=activations,
+        activations=sites,
         generation=generation,
         dry_run=dry_run,
     )
-    return Question("Intervene", request, InterveneAssembler(request, activations), progress, timeout)
+    return Question("Intervene", request, InterveneAssembler(request, sites), progress, timeout)
 
 
 def trace_token_probability(input_ids: PromptLike, target_idx: SupportsIndex) -> Question[TokenProbabilityResult]:

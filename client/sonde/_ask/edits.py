@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import SupportsIndex, TypeAlias
+from typing import SupportsIndex, TypeAlias, cast
 
 import numpy.typing as npt
 
@@ -120,10 +120,11 @@ def patch(
     sweep; left out, they are the same absolute ones. `source_layer` takes the values of another layer than the site's
     (Patchscopes).
     """
-    several = [sources] if isinstance(sources, str | Prompt) or not isinstance(sources, Iterable) else list(sources)
-    if not several:
+    single = isinstance(sources, str | Prompt) or not isinstance(sources, Iterable) or getattr(sources, "ndim", 1) == 0
+    named = [cast("SourceLike", sources)] if single else list(cast("Iterable[SourceLike]", sources))
+    if not named:
         raise InvalidRequest.at("sources", "it is empty; name at least one prompt, or its index in the call's sources")
-    resolved = tuple(entry if isinstance(entry, str | Prompt) else index(entry, "sources") for entry in several)
+    resolved = tuple(entry if isinstance(entry, str | Prompt) else index(entry, "sources") for entry in named)
     layer = None if source_layer is None else index(source_layer, "source_layer")
     return Edit(site, Patch(resolved, indices(source_positions, "source_positions"), layer))
 

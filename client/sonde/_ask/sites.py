@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, SupportsIndex
 
+from sonde._ask.given import several
 from sonde._ask.indices import Indices, index, indices
 from sonde._ask.names import COMPONENTS, STACKS, ComponentName, StackName, check_name
 from sonde.errors import InvalidRequest
@@ -97,5 +98,7 @@ def component_names(given: ComponentName | Iterable[ComponentName] | None) -> tu
     if given is None:
         return ()
     # A type checker sees str as an iterable of str, and a component name as a str.
-    several: Iterable[ComponentName] = (given,) if isinstance(given, str) else given
-    return tuple(check_name(name, COMPONENTS, "components") for name in several)
+    chosen: Iterable[ComponentName] = (
+        (given,) if isinstance(given, str) else several(given, "components", "names of components")
+    )
+    return tuple(check_name(name, COMPONENTS, "components") for name in chosen)

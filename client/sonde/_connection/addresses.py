@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from sonde._ask.given import shown
 from sonde.errors import InvalidSettings
 
 DEFAULT_PORT: Final = 50051
@@ -100,6 +101,9 @@ def host_of(address: str) -> str:
 
 def _parts(given: str | Sequence[str]) -> list[str]:
     if not isinstance(given, str):
+        several: object = given
+        if not isinstance(several, Sequence) or not all(isinstance(part, str) for part in several):
+            raise InvalidSettings(f"address: expected host:port, or a list of these, got {shown(given)}")
         return [part.strip() for part in given]
     numeric = _NUMERIC.match(given)
     if numeric and "," in given:

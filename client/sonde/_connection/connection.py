@@ -9,6 +9,7 @@ from typing import Final
 
 import grpc
 
+from sonde._ask.given import shown
 from sonde._connection.addresses import Target, is_loopback, resolve, split
 from sonde._connection.timeouts import Default, Timeout, check_timeout
 from sonde._version import __version__
@@ -52,6 +53,12 @@ class TLS:
     """The name to expect in the server's certificate, where it is not that of the address."""
 
     def __post_init__(self) -> None:
+        for name in ("root_certificate", "certificate", "key"):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, bytes | str | Path):
+                raise InvalidSettings(f"tls.{name}: expected PEM as bytes, or the path of a file, got {shown(given)}")
+        if self.server_name is not None and not isinstance(self.server_name, str):
+            raise InvalidSettings(f"tls.server_name: expected a host's name, got {shown(self.server_name)}")
         if (self.certificate is None) != (self.key is None):
             raise InvalidSettings("tls: a client certificate needs its key, and a key its certificate")
 
@@ -84,8 +91,12 @@ class Connection:
         """
         addresses = split(address)
         seconds = check_timeout(timeout)
+        if not isinstance(tls, TLS | bool | None):
+            raise InvalidSettings(f"tls: expected True, False or sonde.TLS(...), got {shown(tls)}")
         encryption = tls if isinstance(tls, TLS) else TLS() if tls else None
         if token is not None:
+            if not isinstance(token, str):
+                raise InvalidSettings(f"token: expected text, got a value of type {type(token).__name__}")
             if not token or not token.isascii() or not token.isprintable():
                 raise InvalidSettings("token: it is empty or has characters that a header cannot carry")
             beyond = [one for one in addresses if not is_loopback(one)]
