@@ -280,7 +280,7 @@ class BaseClient(ABC, Generic[ChannelT, ModelT]):
         return model
 
     def _error(self, error: grpc.RpcError) -> errors.SondeError:
-        return errors.from_call(cast("errors.FailedCall", error), self._connection.address)
+        return errors.from_call(cast("errors.FailedCall", error), self._connection.address, self._connection.proxy)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -190,8 +190,8 @@ class _Details:
     retry_after: float | None = None
 
 
-def from_call(call: FailedCall, address: str) -> SondeError:
-    """The error that a failed call to `address` amounts to."""
+def from_call(call: FailedCall, address: str, proxy: str = "") -> SondeError:
+    """The error that a failed call to `address` amounts to. `proxy` says in words which proxy is in the way, if any."""
     code = call.code() or grpc.StatusCode.UNKNOWN
     message = call.details() or code.name.lower().replace("_", " ")
     details = _read_details(call)
@@ -210,6 +210,8 @@ def from_call(call: FailedCall, address: str) -> SondeError:
         message = f"{address} does not speak this contract ({_first_line(message)})"
     if kind is DeadlineExceeded and not details.reason:
         message = f"no answer from {address} within the timeout"
+    if proxy and kind in (NotServing, DeadlineExceeded) and not details.reason:
+        message += f"; the call goes through {proxy}; name the server's host in no_proxy to go past it"
     return kind(message, **common)  # type: ignore[arg-type]
 
 

@@ -10,7 +10,8 @@ from typing import Final
 import grpc
 
 from sonde._ask.given import shown
-from sonde._connection.addresses import Target, is_loopback, resolve, split
+from sonde._connection.addresses import Target, host_of, is_loopback, resolve, split
+from sonde._connection.proxies import proxy_for
 from sonde._connection.timeouts import Default, Timeout, check_timeout
 from sonde._version import __version__
 from sonde.errors import InvalidSettings
@@ -32,6 +33,8 @@ _RETRIES: Final = {
         }
     ]
 }
+_WITHOUT_PROXY: Final = ("unix:", "unix-abstract:", "vsock:")
+"""How the targets begin that gRPC never asks a proxy for."""
 _SPREAD: Final = {
     "loadBalancingConfig": [{"round_robin": {}}],
     # A server that loads its model or shuts down is passed over. A single one is asked in any case: its own answer says
@@ -78,6 +81,8 @@ class Connection:
     token: str | None = None
     tls: TLS | None = None
     timeout: float | None = None
+    proxy: str = ""
+    """The proxy on the way, in words; empty if there is none."""
 
     @classmethod
     def of(
@@ -107,7 +112,9 @@ class Connection:
                 )
         target = resolve(addresses, certified=encryption is not None and encryption.server_name is None)
         local = all(map(is_loopback, addresses))
-        return cls(", ".join(addresses), target, local, token, encryption, seconds)
+        proxied = not local and target.authority is None and not target.name.startswith(_WITHOUT_PROXY)
+        proxy = proxy_for(host_of(target.name)) if proxied else ""
+        return cls(", ".join(addresses), target, local, token, encryption, seconds, proxy)
 
     def seconds(self, timeout: Timeout) -> float | None:
         """The timeout of one call."""
