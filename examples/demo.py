@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 
 import sonde
-from sonde._show import terminal
 
 SUBJECT = "The Eiffel Tower"
 PROMPT = f"{SUBJECT} is in the city of"
@@ -177,7 +176,7 @@ def show_best_subject_states(trace: sonde.CausalTracingResult) -> None:
         cells = trace.strongest(grid[..., 0].size, component=component)
         best = next(cell for cell in cells if cell.position in trace.corrupted_positions)
         rows.append([component, best.layer, repr(best.token), best.probability, best.effect])
-    print(terminal.table(["restored", "layer", "token", "p", "gain over corrupted"], rows))
+    print(table(["restored", "layer", "token", "p", "gain over corrupted"], rows))
 
 
 def show_neurons(client: sonde.Client, position: int) -> sonde.Change:
@@ -212,15 +211,15 @@ def show_scaling(client: sonde.Client, change: sonde.Change, position: int) -> N
     for factor, run in zip(FACTORS, result, strict=True):
         moved = f"{float(run.edit_norms[0]):.2f}"
         rows.append([f"times {factor:g}", float(run.probabilities[0]), moved, repr(run.top(1)[0])])
-    print(terminal.table([f"neuron {layer}:{unit}", f"p({TARGET!r})", "moved by", "top prediction"], rows))
+    print(table([f"neuron {layer}:{unit}", f"p({TARGET!r})", "moved by", "top prediction"], rows))
     say(
         "A factor of 0 removes the neuron, a negative one turns its sign. 'Moved by' is the edit's receipt: the "
         "distance by which it really moved the activation. The largest change, in full:"
     )
     largest = result.most_changed(1)[0].run
     pairs = zip(result.clean.top(5), result[largest].top(5), strict=True)
-    ranks = [[repr(a.text), a.probability, repr(b.text), b.probability] for a, b in pairs]
-    print(terminal.table(["before", "p", f"after, times {FACTORS[largest]:g}", "p"], ranks))
+    ranks: list[list[object]] = [[repr(a.text), a.probability, repr(b.text), b.probability] for a, b in pairs]
+    print(table(["before", "p", f"after, times {FACTORS[largest]:g}", "p"], ranks))
 
 
 # ---------------------------------------------------------------------- the script
@@ -229,6 +228,18 @@ def show_scaling(client: sonde.Client, change: sonde.Change, position: int) -> N
 def heading(title: str, call: str) -> None:
     """A line between the parts of the tour, with the call that it makes."""
     print(f"\n{title}  [{call}]\n{'─' * 79}")
+
+
+def table(header: list[str], rows: list[list[object]]) -> str:
+    """Columns under their names: numbers to the right, texts to the left."""
+    cells = [header, *([f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numbers = [all(isinstance(cell, int | float) for cell in column) for column in zip(*rows, strict=True)]
+    cells.insert(1, ["─" * width for width in widths])
+    return "\n".join(
+        "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numbers, strict=True)).rstrip()
+        for row in cells
+    )
 
 
 def say(text: str) -> None:

@@ -10,7 +10,7 @@
         )
         trace.restored["residual_post"]  # numpy [position, layer, target]
 
-Importing this package imports grpc, protobuf and numpy: never torch, matplotlib or pandas.
+Importing this package imports grpc, protobuf and numpy, but never torch, matplotlib or pandas.
 """
 
 from sonde._answers.captured import Captured

@@ -1,4 +1,4 @@
-"""Small things that results share: labelled axes, columns for data frames, tokens as they are shown."""
+"""Helpers for labelled arrays: axes, columns for data frames, the largest entries, ranks."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ _Name = TypeVar("_Name")
 
 Label: TypeAlias = int | str | None
 Axes: TypeAlias = Mapping[str, tuple[Label, ...]]
-"""The names of an array's axes in their order, each with what its entries stand for."""
+"""The names of an array's axes in order, each with the labels of its entries."""
 Floats: TypeAlias = npt.NDArray[np.float32]
 Integers: TypeAlias = npt.NDArray[np.int64]
 Booleans: TypeAlias = npt.NDArray[np.bool_]
 
 
 def shape_of(axes: Axes) -> tuple[int, ...]:
-    """The shape of an array with these axes."""
+    """Return the shape of an array with these axes."""
     return tuple(len(labels) for labels in axes.values())
 
 
 def long_form(axes: Axes, columns: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, list[Any]]:
-    """Arrays over the same axes as columns with one row per entry: first the labels, then the values."""
+    """Return arrays over the same axes as columns, one row per entry: first the labels, then the values."""
     rows = list(itertools.product(*axes.values()))
     table: dict[str, list[Any]] = {name: [row[i] for row in rows] for i, name in enumerate(axes)}
     for name, values in columns.items():
@@ -35,10 +35,10 @@ def long_form(axes: Axes, columns: Mapping[str, npt.NDArray[np.generic]]) -> dic
 
 
 def data_frame(table: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
-    """A pandas data frame of these columns.
+    """Return these columns as a pandas data frame.
 
     Raises:
-        ImportError: without pandas, with what to install.
+        ImportError: if pandas is not installed; the message says how to install it.
     """
     try:
         import pandas as pd
@@ -51,10 +51,10 @@ def data_frame(table: Mapping[str, Sequence[Any]]) -> "pd.DataFrame":
 def common_array(
     arrays: Mapping[Any, npt.NDArray[np.generic]], axes: Mapping[Any, Axes], name: str
 ) -> tuple[Axes, npt.NDArray[np.generic]]:
-    """Arrays of several components in one, [component, ...]; a single one as it is.
+    """Stack the arrays of several components, [component, ...]; return a single one unchanged.
 
     Raises:
-        ValueError: if their axes differ.
+        ValueError: if there is none, or their axes differ.
     """
     if len(arrays) == 1:
         ((key, array),) = arrays.items()
@@ -62,12 +62,12 @@ def common_array(
     first = next((axes[key] for key in arrays), {})
     if not arrays or any(dict(axes[key]) != dict(first) for key in arrays):
         shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in arrays.items())
-        raise ValueError(f"there is no single array: take one of {name} ({shapes or 'none'})")
+        raise ValueError(f"there is no single array: choose one of `{name}` ({shapes or 'none'})")
     return {"component": tuple(arrays), **first}, np.stack(list(arrays.values()))
 
 
 def largest(values: Floats, count: int) -> list[tuple[int, ...]]:
-    """The indices of the `count` entries that are largest in size, the largest first; NaN is none of them."""
+    """Return the indices of the `count` entries of largest magnitude, the largest first; NaN is left out."""
     size = np.abs(values.reshape(-1)).astype(np.float64)
     size[np.isnan(size)] = -1.0
     order = np.argsort(-size, kind="stable")[: max(count, 0)]
@@ -75,13 +75,13 @@ def largest(values: Floats, count: int) -> list[tuple[int, ...]]:
 
 
 def strongest(arrays: Mapping[_Name, Floats], count: int) -> list[tuple[_Name, tuple[int, ...]]]:
-    """The names and indices of the `count` entries of several arrays that are largest in size, the largest first."""
+    """Like `largest`, over several arrays: return names and indices."""
     found = [(name, place) for name, values in arrays.items() for place in largest(values, count)]
     return sorted(found, key=lambda entry: -abs(float(arrays[entry[0]][entry[1]])))[:count]
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation, equal values sharing their mean rank; NaN where either side is one value."""
+    """Return Spearman's rank correlation; ties share their mean rank. NaN if all values of either side are equal."""
     if not len(first):
         return float("nan")
     ranks = [_ranks(np.asarray(values, np.float64)) for values in (first, second)]
@@ -98,5 +98,5 @@ def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def visible(text: str) -> str:
-    """A token's text on one line, with line breaks and other control characters written out."""
+    """Return a token's text on one line, with line breaks and other control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

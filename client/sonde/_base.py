@@ -1,7 +1,7 @@
-"""What both clients share: the questions with their signatures and documentation, and the connection's life.
+"""The parts that both clients share: the signatures and documentation of their methods, and the connection.
 
-A question is a function that builds a `Question` from its arguments. Each client turns these functions into methods of
-its own: `Client` into ones that return the answer, `AsyncClient` into coroutine functions.
+Each function below builds a `Question` from its arguments. `Client` turns these functions into methods that return the
+answer, `AsyncClient` into coroutine functions.
 """
 
 import inspect
@@ -43,7 +43,7 @@ ModelT = TypeVar("ModelT")
 
 @dataclass(frozen=True)
 class Question(Generic[_ResultT_co]):
-    """One call: what is sent, and what joins the answer."""
+    """One call: the request, and the assembler of the answer."""
 
     method: Literal["Trace", "Intervene"]
     request: pb.TraceRequest | pb.InterveneRequest
@@ -90,21 +90,22 @@ def trace(
     progress: Progress = False,
     timeout: Timeout = DEFAULT,
 ) -> Question[TraceResult]:
-    """Run the prompt and report how its prediction comes about.
+    """Run the prompt and trace how its prediction comes about.
 
     Args:
-        prompt: text, or token ids.
-        targets: the tokens to measure, by text or id, or `(target, contrast)`; None: the run's own top prediction.
-        method: how to look: `CausalTracing`, `TokenProbability`, `AttributionPatching` or `Activations`; None: the
-            prediction alone. The result is the method's own class.
-        position: where the prediction is read; None: the last.
-        top_k: how many of the most probable tokens come with it.
-        dry_run: only resolve the request and count what it would cost.
-        progress: True for a line on standard error, or a function given (done, total).
-        timeout: seconds; None for the server's own limit.
+        prompt: text or token ids.
+        targets: the tokens to measure, by text or id, or `(target, contrast)`; None measures the run's own top
+            prediction.
+        method: `CausalTracing`, `TokenProbability`, `AttributionPatching` or `Activations`; None returns the prediction
+            alone. Each method has a result class of its own.
+        position: the position where the prediction is read; None means the last.
+        top_k: how many of the most probable tokens to return.
+        dry_run: only resolve the request and compute its cost.
+        progress: True for a line on standard error, or a function that is called with (done, total).
+        timeout: seconds; None sets no limit beyond the server's own.
 
     Raises:
-        SondeError: one of its kinds; never the transport's.
+        SondeError: or one of its subclasses; the transport's own exceptions are never raised.
     """
     request = trace_request(prompt, method, targets=targets, position=position, top_k=top_k, dry_run=dry_run)
     return Question("Trace", request, TraceAssembler(request, method), progress, timeout)
@@ -125,25 +126,25 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
     progress: Progress = False,
     timeout: Timeout = DEFAULT,
 ) -> Question[InterventionResult]:
-    """Run the prompt once unchanged and once per intervention, and report what each did.
+    """Run the prompt once unchanged and once per intervention, and measure the effect of each.
 
     Args:
-        prompt: text, or token ids.
-        interventions: a list, each entry an edit or a list of edits made together; or a `sweep()`.
-        targets: the tokens to measure, by text or id, or `(target, contrast)`; None: the unchanged run's own top
-            prediction.
-        sources: the prompts that patches name by index. A patch can also name its prompt itself.
-        position: where the prediction is read; None: the last.
-        top_k: how many of the most probable tokens come with every run.
-        kl_divergence: also KL(unchanged || changed) of every run.
-        activations: sites to read in every run, after its edits.
-        generation: continue every run.
-        dry_run: only resolve the request and count what it would cost.
-        progress: True for a line on standard error, or a function given (done, total).
-        timeout: seconds; None for the server's own limit.
+        prompt: text or token ids.
+        interventions: a list with an edit, or a list of edits made together, for each run; or a `sweep()`.
+        targets: the tokens to measure, by text or id, or `(target, contrast)`; None measures the unchanged run's own
+            top prediction.
+        sources: prompts to which patches refer by index. A patch can also contain its prompt.
+        position: the position where the prediction is read; None means the last.
+        top_k: how many of the most probable tokens to return for each run.
+        kl_divergence: also return KL(unchanged || changed) for each run.
+        activations: sites to read in each run, after its edits.
+        generation: generate tokens in each run.
+        dry_run: only resolve the request and compute its cost.
+        progress: True for a line on standard error, or a function that is called with (done, total).
+        timeout: seconds; None sets no limit beyond the server's own.
 
     Raises:
-        SondeError: one of its kinds; never the transport's.
+        SondeError: or one of its subclasses; the transport's own exceptions are never raised.
     """
     sites = (activations,) if isinstance(activations, Site) else several(activations, "activations", "a list of sites")
     request = intervene_request(
@@ -162,10 +163,10 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
 
 
 def trace_token_probability(input_ids: PromptLike, target_idx: SupportsIndex) -> Question[TokenProbabilityResult]:
-    """The probability of token `target_idx` after `input_ids`: in the end, and read after each layer.
+    """Measure the probability of token `target_idx` after `input_ids`, at the end and after each layer.
 
-    Iterating over the result gives, layer by layer, (probability, gradient norms by position). The norms are those
-    of the final probability's gradient with respect to what leaves the layer.
+    Iterating over the result yields (probability, gradient norms by position) for each layer. The norms are of the
+    gradient of the final probability with respect to the output of the layer.
     """
     return trace(input_ids, targets=[target_idx], method=TokenProbability(gradient_norms=True))
 
@@ -173,25 +174,25 @@ def trace_token_probability(input_ids: PromptLike, target_idx: SupportsIndex) ->
 def intervene_on_neuron(
     input_ids: PromptLike, layer_idx: SupportsIndex, neuron_idx: SupportsIndex, scale: float = 0
 ) -> Question[InterventionResult]:
-    """Scale one MLP neuron at all positions: `result[0]` is the changed prediction, `result.clean` the other."""
+    """Scale one MLP neuron at all positions. `result.clean` is the unchanged run, `result[0]` the changed one."""
     return intervene(input_ids, [scale_edit(neuron(layer=layer_idx, unit=neuron_idx), scale)])
 
 
-STREAMED = """Like `{name}`, with the same arguments, but yields what is known after every message.
+STREAMED = """Like `{name}`, with the same arguments, but yields what is known after each message.
 
-The last result is complete; in those before it, arrays are NaN where nothing has arrived yet. All of them share memory.
-Closing the generator cancels the call.
+The last result is complete. The results before it share its memory and have NaN where nothing has arrived yet. Closing
+the generator cancels the call.
 """
 
 
 def describe(asked: Callable[..., Any], build: Callable[..., Question[Any]], owner: str, *, stream: Any = None) -> None:
-    """Give a client's method the name, the signature and the documentation of the function that builds its question.
+    """Give a method of a client the name, signature and documentation of the function that builds its question.
 
     Args:
         asked: the method.
-        build: the function.
+        build: the function that builds its question.
         owner: the name of the client's class.
-        stream: the generic class of generators that the method returns; None: it returns the answer.
+        stream: the generic type of generator that the method returns; None if it returns the answer.
     """
     name = f"stream_{build.__name__}" if stream else build.__name__
     signature = inspect.signature(build)
@@ -212,7 +213,7 @@ def describe(asked: Callable[..., Any], build: Callable[..., Question[Any]], own
 
 
 class BaseClient(ABC, Generic[ChannelT, ModelT]):
-    """A connection to a server. `ModelT` is the model, or what is awaited to get it."""
+    """A connection to a server. `ModelT` is the model, or an awaitable of it."""
 
     def __init__(
         self,
@@ -225,15 +226,15 @@ class BaseClient(ABC, Generic[ChannelT, ModelT]):
         """Open a connection.
 
         Args:
-            address: host and port, or any gRPC target; the port is 50051 if it is left out. Several of host and port,
-                in a sequence or with commas, are looked up now, which waits for the name server; `dns:///NAME:PORT` is
-                every address that the name has, at any time.
-            token: sent with every call; without `tls` only to this machine.
+            address: host and port, or any gRPC target; the default port is 50051. Several hosts and ports can be given
+                as a sequence or separated by commas. Their names are looked up at once, which blocks until the name
+                server answers. `dns:///NAME:PORT` stands for all addresses of a name, and follows their changes.
+            token: sent with each call. Without `tls` it is sent only to this machine.
             tls: True to trust the usual authorities, or a `TLS` with certificates.
-            timeout: seconds for every call that names none itself; None leaves it to the server.
+            timeout: the default timeout of each call, in seconds; None sets no limit beyond the server's own.
 
         Raises:
-            InvalidSettings: if these contradict each other, or one of several addresses cannot be looked up.
+            InvalidSettings: if the arguments contradict each other, or one of several addresses cannot be looked up.
         """
         connection = Connection.of(address, token, tls, timeout)
         self._attach(connection, self._open(connection))
@@ -243,7 +244,7 @@ class BaseClient(ABC, Generic[ChannelT, ModelT]):
         """Open a channel."""
 
     def _attach(self, connection: Connection, channel: ChannelT) -> None:
-        """Ask over this channel; a client with another kind of channel begins here."""
+        """Use this channel. Subclasses with another kind of channel call this instead of `__init__`."""
         self._connection = connection
         self._channel = channel
         self._stub = InspectionServiceStub(cast("grpc.Channel", channel))
@@ -253,25 +254,28 @@ class BaseClient(ABC, Generic[ChannelT, ModelT]):
 
     @property
     def model(self) -> ModelT:
-        """The hosted model: its layers, heads, components and limits. Asked for once, of one server."""
+        """The hosted model: its layers, heads, components and limits. It is requested only once."""
         return self._get_model()
 
     def wait_until_serving(self, timeout: float | None = 60.0) -> ModelT:
-        """Wait for a server that is starting or loading its model; of several, for the first.
+        """Wait until a server has started and loaded its model. If there are several servers, one is enough.
+
+        Args:
+            timeout: how long to wait, in seconds; None waits forever.
 
         Raises:
-            NotServing: if it still does not serve after `timeout` seconds; None waits for ever.
-            InvalidSettings: for a timeout that is not above 0.
+            NotServing: if no server is ready in time.
+            InvalidSettings: if the timeout is not greater than 0.
         """
         return self._wait(Patience(timeout))
 
     @abstractmethod
     def _get_model(self) -> ModelT:
-        """The model, which is asked for once."""
+        """Return the model; request it only once."""
 
     @abstractmethod
     def _wait(self, patience: Patience) -> ModelT:
-        """The model, as soon as a server describes it."""
+        """Return the model as soon as a server describes it."""
 
     def _take_model(self, response: pb.GetModelResponse) -> Model:
         model = description(response)

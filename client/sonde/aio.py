@@ -1,4 +1,4 @@
-"""The asynchronous client: the same surface as `Client`, with await."""
+"""The asynchronous client of a Sonde server, with the same methods as `Client`."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -23,7 +23,7 @@ _Arguments = ParamSpec("_Arguments")
 def _answered(
     build: Callable[_Arguments, Question[ResultT]],
 ) -> Callable[Concatenate["AsyncClient", _Arguments], Coroutine[Any, Any, ResultT]]:
-    """A method that is awaited for the answer to a question."""
+    """Make a coroutine method that returns the answer to a question."""
 
     async def ask(self: "AsyncClient", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> ResultT:
         return await self._complete(build(*args, **kwargs))
@@ -35,7 +35,7 @@ def _answered(
 def _streamed(
     build: Callable[_Arguments, Question[ResultT]],
 ) -> Callable[Concatenate["AsyncClient", _Arguments], AsyncGenerator[ResultT, None]]:
-    """A method that yields the answer to a question as far as it is known."""
+    """Make a method that yields the answer to a question as it arrives."""
 
     def ask(
         self: "AsyncClient", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
@@ -47,14 +47,13 @@ def _streamed(
 
 
 class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
-    """A connection to a Sonde server, for asyncio. `async with` closes it, which cancels what still runs.
+    """A connection to a Sonde server, for asyncio. `async with` closes it, which cancels running calls.
 
         async with sonde.AsyncClient("localhost:50051") as client:
             trace = await client.trace("The Eiffel Tower is in the city of", targets=[" Paris"])
 
-    Nothing is sent before the first question. The client belongs to the event loop in which it is first used; it can be
-    made before any runs. Where several servers host one model, questions go to each in turn, past
-    those that do not serve:
+    Nothing is sent before the first call. A client can be created outside an event loop; it then belongs to the loop of
+    its first call. If several servers host the same model, calls take turns among those that are serving:
 
         client = sonde.AsyncClient(["gpu1:50051", "gpu2:50051"])
     """
@@ -67,7 +66,7 @@ class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
     intervene_on_neuron = _answered(_base.intervene_on_neuron)
 
     async def close(self) -> None:
-        """Close the connection. Calls that still run are cancelled."""
+        """Close the connection and cancel running calls."""
         self._closed = True
         await self._channel.close()
 
@@ -103,9 +102,9 @@ class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
                 patience.failed(error)
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _describe(self, timeout: Timeout) -> Model:  # noqa: ASYNC109 - the server is told of it and keeps it
+    async def _describe(self, timeout: Timeout) -> Model:  # noqa: ASYNC109 - the server enforces it
         self._check_open()
-        asked: Any = self._stub.GetModel  # A stub over a channel of grpc.aio gives what is awaited.
+        asked: Any = self._stub.GetModel  # Over a channel of grpc.aio, the stub returns awaitables.
         try:
             response = await asked(
                 pb.GetModelRequest(), timeout=self._connection.seconds(timeout), metadata=self._connection.metadata
@@ -125,13 +124,13 @@ class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
         except grpc.RpcError as error:
             raise self._error(error) from None
         except asyncio.CancelledError:
-            # gRPC says this of a call that close() ended, too; only what the task's owner cancelled is asyncio's.
+            # gRPC also raises this for calls that close() cancelled. Only a task that was cancelled itself may see it.
             task = asyncio.current_task()
             if self._closed and not (task and task.cancelling()):
                 self._check_open()
             raise
         finally:
-            # Also when the task is cancelled, on an error in the caller's progress function and on leaving early.
+            # Also after the task is cancelled, an error in the caller's progress function, and an early exit.
             call.cancel()
 
     async def _fed(self, question: Question[Any]) -> AsyncGenerator[None, None]:
@@ -160,4 +159,4 @@ class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
                 if known is not None:
                     self._agreement.check(known.provenance)
                     yield known
-        question.assembler.result()  # The last one given must have been the whole.
+        question.assembler.result()  # Raises if the last partial result was not complete.

@@ -1,4 +1,4 @@
-"""The types that signatures call by a name of their own, for annotations in programs that use this package."""
+"""Type aliases that appear in signatures, for annotations in programs that use this package."""
 
 from sonde._arrays import Axes
 from sonde._ask.edits import SourceLike

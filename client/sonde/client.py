@@ -1,4 +1,4 @@
-"""The client: two questions to a model behind a gRPC address."""
+"""The client of a Sonde server."""
 
 import time
 from collections.abc import Callable, Generator
@@ -23,7 +23,7 @@ _Arguments = ParamSpec("_Arguments")
 def _answered(
     build: Callable[_Arguments, Question[ResultT]],
 ) -> Callable[Concatenate["Client", _Arguments], ResultT]:
-    """A method that returns the answer to a question."""
+    """Make a method that returns the answer to a question."""
 
     def ask(self: "Client", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> ResultT:
         return self._complete(build(*args, **kwargs))
@@ -35,7 +35,7 @@ def _answered(
 def _streamed(
     build: Callable[_Arguments, Question[ResultT]],
 ) -> Callable[Concatenate["Client", _Arguments], Generator[ResultT, None, None]]:
-    """A method that yields the answer to a question as far as it is known."""
+    """Make a method that yields the answer to a question as it arrives."""
 
     def ask(self: "Client", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Generator[ResultT, None, None]:
         return self._partials(build(*args, **kwargs))
@@ -45,13 +45,13 @@ def _streamed(
 
 
 class Client(BaseClient[grpc.Channel, Model]):
-    """A connection to a Sonde server. Threads may share it; `with` closes it, which cancels what still runs.
+    """A connection to a Sonde server. It can be shared by threads. `with` closes it, which cancels running calls.
 
         with sonde.Client("localhost:50051") as client:
             trace = client.trace("The Eiffel Tower is in the city of", targets=[" Paris"])
 
-    Nothing is sent before the first question. Where several servers host one model, questions go to each in turn, past
-    those that do not serve:
+    Nothing is sent before the first call. If several servers host the same model, calls take turns among those that are
+    serving:
 
         client = sonde.Client(["gpu1:50051", "gpu2:50051"])
     """
@@ -64,7 +64,7 @@ class Client(BaseClient[grpc.Channel, Model]):
     intervene_on_neuron = _answered(_base.intervene_on_neuron)
 
     def close(self) -> None:
-        """Close the connection. Calls that still run are cancelled."""
+        """Close the connection and cancel running calls."""
         self._closed = True
         self._channel.close()
 
@@ -79,8 +79,8 @@ class Client(BaseClient[grpc.Channel, Model]):
     # ------------------------------------------------------------------ calls
 
     def _open(self, connection: Connection) -> grpc.Channel:
-        # gRPC's usual reader of streams waits for ever, beyond any deadline, for a call that is being tried again while
-        # its server goes away (seen in 1.85.1); this one, which needs no thread of its own either, does not.
+        # gRPC's default reader of streams can wait forever, past the deadline, if a call is being retried while its
+        # server disappears (seen in 1.85.1). This reader does not, and it needs no thread of its own.
         options = [*connection.options, (ChannelOptions.SingleThreadedUnaryStream, 1)]
         credentials = connection.credentials()
         if credentials is None:
@@ -118,7 +118,7 @@ class Client(BaseClient[grpc.Channel, Model]):
         except grpc.RpcError as error:
             raise self._error(error) from None
         finally:
-            # Also on Ctrl-C, on an error in the caller's progress function and when a generator is dropped.
+            # Also after Ctrl-C, an error in the caller's progress function, and when a generator is abandoned.
             call.cancel()
 
     def _fed(self, question: Question[Any]) -> Generator[None, None, None]:
@@ -146,4 +146,4 @@ class Client(BaseClient[grpc.Channel, Model]):
                 if known is not None:
                     self._agreement.check(known.provenance)
                     yield known
-        question.assembler.result()  # The last one given must have been the whole.
+        question.assembler.result()  # Raises if the last partial result was not complete.

@@ -1,4 +1,4 @@
-"""Results that were saved are loaded again; `Result.save` saves them."""
+"""Load results that `Result.save` has saved."""
 
 from collections.abc import Mapping
 from pathlib import Path

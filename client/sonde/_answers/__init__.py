@@ -1,1 +1,1 @@
-"""What comes back: results and their parts, as numpy arrays with labelled axes."""
+"""Results and their parts: numpy arrays with labelled axes."""

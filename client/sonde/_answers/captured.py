@@ -1,4 +1,4 @@
-"""The activations read in a run: numpy arrays that come with the names of their axes."""
+"""Activations that were read in a run: numpy arrays with named axes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
-    """The activations read in one run: by the index of their site in the request, or by its component if that is one.
+    """The activations read in one run, by the index of their site in the request.
 
-    An array has the axes `axes(key)`: layer first (unless the component takes none), then the component's own.
+    A component that only one site has can serve as the key too. `axes(key)` has the names of an array's axes: first the
+    layer (unless the component has no layers), then the component's own.
     """
 
     def __init__(self, sites: Sequence[Site], arrays: Sequence[tuple[Axes, npt.NDArray[np.generic]]]) -> None:
@@ -29,19 +30,19 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
         return self._arrays[self._find(key)][1]
 
     def axes(self, key: "int | ComponentName") -> Axes:
-        """The axes of an array with their labels."""
+        """The axes of an array, with their labels."""
         return self._arrays[self._find(key)][0]
 
     def site(self, key: "int | ComponentName") -> Site:
-        """The site that an array was read at."""
+        """The site where an array was read."""
         return self._sites[self._find(key)]
 
     def component(self, key: "int | ComponentName") -> ComponentName:
-        """Its component."""
+        """The component of the site where an array was read."""
         return self.site(key).component
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row per entry of every array (needs pandas); an axis that an array does not have is None there."""
+        """One row per entry of each array (needs pandas). Axes that an array does not have are None."""
         parts = [long_form(axes, {"value": array}) for axes, array in self._arrays]
         names = list(dict.fromkeys(name for axes, _ in self._arrays for name in axes))
         table: dict[str, list[Any]] = {name: [] for name in ("site", "component", *names, "value")}
@@ -61,7 +62,7 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
         found = [i for i, site in enumerate(self._sites[: len(self._arrays)]) if site.component == key]
         if len(found) != 1:
             names = [site.component for site in self._sites]
-            message = f"{key!r} is {len(found)} of the sites read ({names}); use its index"
+            message = f"expected the component of one site, got {key!r}: {len(found)} of {names}; use an index"
             raise KeyError(message)
         return found[0]
 
@@ -75,7 +76,7 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
         return page(self.table())
 
     def table(self) -> str:
-        """An HTML table of which activations were read, and how large they are."""
+        """An HTML table of the activations that were read, with their sizes."""
         rows: list[list[object]] = []
         for index, array in self.items():
             axes = " x ".join(f"{name} {len(labels)}" for name, labels in self.axes(index).items())
@@ -93,7 +94,7 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
 
 
 def captured_axes(component: ComponentName, layers: Sequence[int], shape: Sequence[int]) -> Axes:
-    """The axes of activations read at a site; entries are counted as they come."""
+    """Return the axes of activations read at a site; entries are numbered from 0."""
     names = COMPONENT_AXES[component]
     if len(names) != len(shape):
         names = tuple(f"axis_{i}" for i in range(len(shape)))

@@ -1,4 +1,4 @@
-"""Edges of attribution patching: what one component writes and another reads."""
+"""Edges of attribution patching: from a component that writes to one that reads."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class Node:
 
     component: ComponentName | str
     layer: int | None
-    """None where the component takes none."""
+    """None if the component has no layers."""
     head: int | None
-    """None where the component has none."""
+    """None if the component has no heads."""
 
     def __str__(self) -> str:
         parts = [str(self.component).replace("_", " ")]
@@ -34,14 +34,14 @@ class Node:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edge:
-    """What `sender` writes and `receiver` reads."""
+    """The path from what `sender` writes to what `receiver` reads."""
 
     sender: Node
-    """`token_embedding` (whatever enters the first block), a head of `head_out`, or an `mlp_out`."""
+    """`token_embedding` (everything that enters the first block), a head of `head_out`, or an `mlp_out`."""
     receiver: Node
     """A head of `query`, `key` or `value`, an MLP's input (`mlp_out`), or `logits`."""
     estimates: Floats
-    """[target]: the estimated change of the metric, in its units."""
+    """[target]: the estimated change in the metric, in its units."""
 
     def __str__(self) -> str:
         return f"{self.sender} → {self.receiver}"
@@ -49,12 +49,12 @@ class Edge:
 
 @dataclass(frozen=True, eq=False)
 class Edges(Sequence[Edge]):
-    """The edges that came, those of the largest estimates by the first target first."""
+    """The edges of the answer, sorted by the size of their estimate for the first target, the largest first."""
 
     senders: Integers
-    """[edge, 3]: component (as the contract numbers it), layer and head."""
+    """[edge, 3]: component (the contract's number), layer and head."""
     receivers: Integers
-    """[edge, 3]: likewise."""
+    """[edge, 3]: component, layer and head."""
     estimates: Floats
     """[edge, target]"""
 
@@ -77,7 +77,7 @@ class Edges(Sequence[Edge]):
         return f"Edges({len(self):,}{f', {self[0]} first' if len(self) else ''})"
 
     def columns(self, target: int = 0) -> Mapping[str, Sequence[object]]:
-        """Both ends and one target's estimates, by column."""
+        """Senders, receivers and the estimates of one target, as columns."""
         table: dict[str, list[object]] = {}
         for end, nodes in (("sender", map(_node, self.senders)), ("receiver", map(_node, self.receivers))):
             rows = [(node.component, node.layer, node.head) for node in nodes]
@@ -87,7 +87,7 @@ class Edges(Sequence[Edge]):
         return table
 
     def to_dataframe(self, target: int = 0) -> "pd.DataFrame":
-        """One row per edge, of one target (needs pandas)."""
+        """One row per edge, for one target (needs pandas)."""
         return data_frame(self.columns(target))
 
 
@@ -98,6 +98,6 @@ def _node(row: Integers) -> Node:
 
 
 def no_edges(targets: int) -> Edges:
-    """What there is where none was asked for."""
+    """Return an empty list of edges, for a request without edges."""
     empty = np.empty((0, 3), np.int64)
     return Edges(empty, empty, np.empty((0, targets), np.float32))

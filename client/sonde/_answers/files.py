@@ -1,6 +1,7 @@
-"""Results in files: arrays by name, and beside them, as JSON, everything else and where the numbers come from.
+"""Files with results: arrays by name, and everything else, including the provenance, as JSON.
 
-A file is read by name from a list of known classes. Nothing in it is ever run, so a file from anywhere can be opened.
+Only classes from a list of known ones are created, and nothing in a file is ever executed, so files from any source can
+be opened.
 """
 
 import json
@@ -16,13 +17,13 @@ from sonde._answers.captured import Captured
 from sonde._version import __version__
 
 FORMAT: Final = 1
-"""Grows when an older version could misread a file."""
+"""Increased whenever an older version could misread a file."""
 _HEADER: Final = "sonde"
 _Arrays = dict[str, npt.NDArray[Any]]
 
 
 def write(result: Any, path: str | Path, words: Mapping[str, str]) -> None:
-    """Write a dataclass to a file; the ending of the path, `.npz` or `.safetensors`, is the format.
+    """Write a dataclass to a file; the suffix of the path, `.npz` or `.safetensors`, chooses the format.
 
     Args:
         result: the dataclass.
@@ -30,8 +31,8 @@ def write(result: Any, path: str | Path, words: Mapping[str, str]) -> None:
         words: metadata that other programs can read without knowing Sonde.
 
     Raises:
-        ValueError: for another ending.
-        ImportError: for safetensors without that package.
+        ValueError: for any other suffix.
+        ImportError: for `.safetensors` if the package is not installed.
     """
     put = _by_ending(Path(path), _write_npz, _write_safetensors)
     arrays: _Arrays = {}
@@ -41,16 +42,16 @@ def write(result: Any, path: str | Path, words: Mapping[str, str]) -> None:
 
 
 def read(path: str | Path, known: Mapping[str, type[Any]]) -> Any:
-    """What `write` wrote: an object of the same class, with the same values.
+    """Read a file that `write` wrote: an object of the same class, with the same values.
 
     Args:
         path: the file.
-        known: the dataclasses that it may be made of, by name.
+        known: the dataclasses that the file may contain, by name.
 
     Raises:
         ValueError: if the file does not hold a result, or was written by a later version of Sonde.
-        ImportError: for safetensors without that package.
-        OSError: if it cannot be read.
+        ImportError: for `.safetensors` if the package is not installed.
+        OSError: if the file cannot be read.
     """
     get = _by_ending(Path(path), _read_npz, _read_safetensors)
     arrays, text = get(Path(path))
@@ -58,19 +59,19 @@ def read(path: str | Path, known: Mapping[str, type[Any]]) -> Any:
         header = json.loads(text)
         version, made_by = header["format"], header["sonde_version"]
     except (TypeError, KeyError, ValueError):
-        raise ValueError(f"{path}: it has arrays, but not the description of a result of Sonde") from None
+        raise ValueError(f"{path}: expected a result saved by Sonde, got arrays without its description") from None
     if version != FORMAT:
-        raise ValueError(f"{path}: it was saved by Sonde {made_by} in format {version}; this version reads {FORMAT}")
+        raise ValueError(f"{path}: saved by Sonde {made_by} in format {version}; this version reads format {FORMAT}")
     try:
         return _restored(header["result"], arrays, known)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path}: its description does not fit: {error}") from None
+        raise ValueError(f"{path}: the description does not match this version of Sonde: {error}") from None
 
 
 def _by_ending(path: Path, npz: Callable[..., Any], safetensors: Callable[..., Any]) -> Callable[..., Any]:
     endings = {".npz": npz, ".safetensors": safetensors}
     if path.suffix not in endings:
-        raise ValueError(f"{path}: the name has to end in .npz or .safetensors")
+        raise ValueError(f"{path}: expected a name that ends in .npz or .safetensors")
     return endings[path.suffix]
 
 
@@ -106,14 +107,14 @@ def _read_safetensors(path: Path) -> tuple[_Arrays, str]:
             metadata = file.metadata() or {}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata.get(_HEADER, "")  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path}: no safetensors file: {error}") from None
+        raise ValueError(f"{path}: not a safetensors file: {error}") from None
 
 
 def _require_safetensors() -> None:
     try:
         import safetensors
     except ImportError:
-        raise ImportError("this needs safetensors: pip install 'sonde[safetensors]'") from None
+        raise ImportError(".safetensors files need a package: pip install 'sonde[safetensors]'") from None
     del safetensors
 
 
@@ -121,7 +122,7 @@ def _require_safetensors() -> None:
 
 
 def _plain(value: Any, path: str, arrays: _Arrays) -> Any:  # noqa: PLR0911 - one per kind
-    """A value as JSON has them; arrays go into `arrays`, by the path of fields that leads to them."""
+    """Convert a value to what JSON can hold; put arrays into `arrays`, by their path of field names."""
     if isinstance(value, np.ndarray):
         arrays[path] = value
         return {"array": path}
@@ -171,10 +172,10 @@ def _restored(  # noqa: PLR0911 - one per kind
 
 
 def _made(kind: type[Any], given: dict[str, Any]) -> Any:
-    """An object of a known class. A field that this version does not have is of a later one."""
+    """Create an object of a known class. A field that this version lacks comes from a later version."""
     expected: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}
     if strange := sorted(set(given) - set(expected)):
-        raise KeyError(f"{kind.__name__} has no {', '.join(strange)}; a later version of Sonde may")
+        raise KeyError(f"{kind.__name__} has no {', '.join(strange)}; a later version of Sonde may have it")
     lacking = [
         name
         for name, field in expected.items()

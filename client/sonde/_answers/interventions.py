@@ -1,7 +1,7 @@
-"""What an intervention gives: numpy arrays that come with the names of their axes.
+"""The result of interventions: numpy arrays with named axes.
 
-Log-probabilities are natural. A run is one pass over the prompt: the unchanged one is `clean`, the others are those of
-the interventions, in the order of the list or of the sweep.
+Logarithms are natural. A run is one pass over the prompt: `clean` is the unchanged run; the other runs are those of the
+plan, in its order.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,28 +36,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_LISTED: Final = 50
-"""Rows of a notebook's table of runs."""
+"""The most rows in a notebook's table of runs."""
 _HEADER: Final = ("target", "unchanged", "changed", "effect (nats)")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A place, and what changing it did to a target."""
+    """The effect that changing one place had on a target."""
 
     run: int
-    """Of the plan, counted from 0; `result[run]` is the rest of it."""
+    """The number of the run, counted from 0; `result[run]` has everything about it."""
     layer: Label
     unit: Label
     position: Label
     target: str
     effect: float
-    """By the measure asked for: unless said otherwise, log-probability here less that of the unchanged run."""
+    """By the chosen measure; by default, the log-probability in this run minus that in the unchanged run."""
     probability: float
     clean_probability: float
 
     @property
     def place(self) -> str:
-        """Where, in words."""
+        """The place, in words."""
         named = (("layer", self.layer), ("unit", self.unit), ("position", self.position))
         return ", ".join(f"{name} {label}" for name, label in named if label is not None) or f"run {self.run}"
 
@@ -82,18 +82,18 @@ def _of_target(values: Floats, target: int) -> Floats:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class InterventionResult(Result):
-    """What each run's edits did. Arrays are [run, ...] for a list and [layer, unit, position, ...] for a sweep."""
+    """The effect of each run's edits. Arrays are [run, ...] for a list, [layer, unit, position, ...] for a sweep."""
 
     axes: Axes
-    """The axes of `log_probabilities` with their labels: run, target; or layer, unit, position, target."""
+    """The axes of `log_probabilities`, with their labels: run, target; or layer, unit, position, target."""
     log_probabilities: Floats
     """[run, target], or [layer, unit, position, target]"""
     logits: Floats
-    """Likewise; a difference where the target has a contrast."""
+    """Same axes as `log_probabilities`; a difference of logits if the target has a contrast."""
     kl_divergences: Floats | None
-    """[run], or [layer, unit, position]: KL(unchanged || changed) in nats; None if it was not asked for."""
+    """[run], or [layer, unit, position]: KL(unchanged || changed) in nats; None unless requested."""
     edit_norms: Floats | None
-    """[run, edit], or [layer, unit, position, edit]: L2 distance by which each edit moved what it hit."""
+    """[run, edit], or [layer, unit, position, edit]: the L2 distance by which each edit moved the activations."""
     top_token_ids: Integers
     """[run, k], or [layer, unit, position, k]"""
     top_log_probabilities: Floats
@@ -110,29 +110,29 @@ class InterventionResult(Result):
 
     @property
     def complete(self) -> bool:
-        """Whether every run has arrived; only a partial result of a stream is not complete."""
+        """Whether every run has arrived. Only the partial results of a stream are incomplete."""
         return bool(self.arrived.all())
 
     @property
     def probabilities(self) -> Floats:
-        """As `log_probabilities`."""
+        """The targets' probabilities, with the same axes as `log_probabilities`."""
         return np.exp(self.log_probabilities)
 
     @property
     def effect(self) -> Floats:
-        """As `log_probabilities`: less those of the unchanged run."""
+        """`log_probabilities` minus those of the unchanged run."""
         return self.log_probabilities - self.clean.log_probabilities
 
     @property
     def generated(self) -> list[Continuation | None]:
-        """What every run went on to say, by run; None where nothing was generated."""
+        """The text that each run generated; None where nothing was generated."""
         return list(self._continuations)
 
     def __len__(self) -> int:
         return self.arrived.size
 
     def __getitem__(self, run: int | tuple[int, ...]) -> Run:
-        """One run: by its number, or in a sweep by its indices along layer, unit and position."""
+        """One run, by its number or, in a sweep, by its indices along layer, unit and position."""
         if isinstance(run, tuple):
             run = int(np.arange(len(self)).reshape(self.arrived.shape)[run])
         flat = range(len(self))[run]
@@ -152,20 +152,20 @@ class InterventionResult(Result):
         return (self[run] for run in range(len(self)))
 
     def top(self, count: int = 5, *, run: int | tuple[int, ...] = 0) -> list[TokenPrediction]:
-        """The most probable tokens of a changed run; `clean.top(count)` has those of the unchanged one."""
+        """The most probable tokens of a changed run; `clean.top(count)` has those of the unchanged run."""
         return self[run].top(count)
 
     def most_changed(self, count: int = 10, *, target: int = 0, by: Measure = "log_probability") -> list[Change]:
-        """The runs that moved a target most, the largest change first, up or down.
+        """The runs with the largest effect on a target, in either direction, the largest first.
 
         Args:
-            count: how many.
+            count: the number of runs.
             target: the target's index.
-            by: what is compared: differences of log-probabilities, probabilities or logits to the unchanged run, or
-                the KL divergence.
+            by: what is compared with the unchanged run: the log-probability, the probability, the logit, or the whole
+                distribution by KL divergence.
 
         Raises:
-            ValueError: by KL divergence, if the request did not ask for it.
+            ValueError: for the KL divergence, if the request did not ask for it.
         """
         effects = self._measure(by, target).reshape(-1)
         probabilities = self._by_run(self.probabilities)[:, target]
@@ -182,7 +182,7 @@ class InterventionResult(Result):
         ]
 
     def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
-        """`axes` and `log_probabilities`, which `np.asarray(result)` gives."""
+        """`axes` and `log_probabilities`; `np.asarray(result)` is the latter."""
         return self.axes, self.log_probabilities
 
     def to_dataframe(self) -> "pd.DataFrame":
@@ -198,9 +198,9 @@ class InterventionResult(Result):
         return data_frame(long_form(self.axes, columns))
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
-        """Draw the effects, and save them if a path is given (needs matplotlib).
+        """Draw the effects, and save the figure if a path is given (needs matplotlib).
 
-        A sweep over two axes becomes a heat map; everything else becomes bars, the largest ones if there are many.
+        A sweep over two axes becomes a heat map. Anything else becomes bars, if there are many, only the largest ones.
         """
         clean = float(self.clean.probabilities[target])
         title = f"change of log p({self._word(target)}), in nats; unchanged p = {clean:.3f}"
@@ -209,13 +209,13 @@ class InterventionResult(Result):
         return plotting.save(figure, path)
 
     def _grid(self, target: int) -> tuple[str, str, Floats] | None:
-        """The effects where two axes of a sweep vary: what goes down, what goes across, and the values."""
+        """The effects if exactly two axes vary: the axis that goes down, the one that goes across, and the values."""
         long_axes = [name for name in list(self.axes)[:-1] if len(self.axes[name]) > 1]
         if len(long_axes) != 2:
             return None
         grid = self.effect[..., target].reshape([len(self.axes[name]) for name in long_axes])
         down, across = long_axes
-        # Positions go down, as a text is read; layers go down beside units.
+        # Tokens are easier to read as rows. Without positions, layers are the rows.
         return (across, down, grid.T) if across == "position" else (down, across, grid)
 
     def _heatmap(self, title: str, down: str, across: str, grid: Floats) -> "Figure":
@@ -251,7 +251,7 @@ class InterventionResult(Result):
         return plotting.bars(title, [self._bar_label(change) for change in changes], values)
 
     def _bar_label(self, change: Change) -> str:
-        """A place by the axes that vary; a position by its token as well."""
+        """A place, by the axes that vary; positions also have their token."""
         if "run" in self.axes:
             return f"run {change.run}"
         indices = np.unravel_index(change.run, self.arrived.shape)
@@ -281,7 +281,7 @@ class InterventionResult(Result):
         return [*pieces, html_table("continuations", ["run", "text"], said)] if said else pieces
 
     def _pictures(self) -> list[str]:
-        """A strip over positions, and a heat map where two axes vary."""
+        """The prompt coloured by effect, and a heat map if exactly two axes vary."""
         pieces = []
         values = self._by_token()
         if np.isfinite(values).any():
@@ -295,7 +295,7 @@ class InterventionResult(Result):
         return pieces
 
     def _by_token(self) -> Floats:
-        """The strongest effect at each token; NaN where no run edits it alone."""
+        """The strongest effect at each token; NaN if no run edits that position alone."""
         values = np.full(len(self.tokens), np.nan, np.float32)
         if "position" not in self.axes:
             return values
@@ -311,20 +311,20 @@ class InterventionResult(Result):
         return parts + [f"{name}: {text.text!r}" for name, text in self._said()]
 
     def _said(self) -> list[tuple[str, Continuation]]:
-        """The texts that were generated, each with the name of its run."""
+        """The generated texts, each with the name of its run."""
         names = [f"run {i}" if len(self) > 1 else "changed" for i in range(len(self))]
         said = zip(["unchanged", *names], [self.clean.continuation, *self.generated], strict=False)
         return [(name, text) for name, text in said if text is not None]
 
     def _largest(self, count: int) -> str:
-        """The places that matter most, as a table."""
+        """The largest changes, as a table."""
         by_run = "run" in self.axes
         rows = [[*([c.run] if by_run else [c.layer, c.unit, c.position]), *c.row()] for c in self.most_changed(count)]
         header = [*(["run"] if by_run else ["layer", "unit", "position"]), *_HEADER]
         return f"{len(self):,} runs, the {len(rows)} largest changes first\n{terminal.table(header, rows)}"
 
     def _beside(self) -> str:
-        """The only run's predictions beside the unchanged ones, as tables."""
+        """The predictions of the only run beside those of the unchanged run, as tables."""
         changed, clean = self[0], self.clean
         columns = zip(self.targets, clean.probabilities, changed.probabilities, changed.effect, strict=True)
         rows = [[repr(visible(t.text)), float(before), float(after), float(by)] for t, before, after, by in columns]
@@ -341,7 +341,7 @@ class InterventionResult(Result):
         if by == "logit":
             return _of_target(self.logits - self.clean.logits, target)
         if self.kl_divergences is None:
-            message = "the answer has no KL divergences; ask with kl_divergence=True"
+            message = "the answer has no KL divergences; request them with kl_divergence=True"
             raise ValueError(message)
         return self.kl_divergences
 

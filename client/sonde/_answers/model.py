@@ -1,4 +1,4 @@
-"""The description of the hosted model: what a request can name."""
+"""The description of the hosted model: everything that a request can name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class ComponentSupport:
 
     available: bool
     reason: str
-    """Why not."""
+    """Why it is not available."""
 
     def __bool__(self) -> bool:
         return self.available
@@ -21,7 +21,7 @@ class ComponentSupport:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One stack of blocks."""
+    """One stack of transformer blocks."""
 
     layers: int
     hidden_size: int
@@ -29,14 +29,14 @@ class Stack:
     key_value_heads: int
     head_size: int
     neurons: int
-    """Of one layer's MLP."""
+    """In the MLP of one layer."""
     components: Mapping[str, ComponentSupport]
-    """By name: whether it is available, and why not."""
+    """By name: whether the component is available and, if not, why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the server allows; None is no limit."""
+    """The limits that the server sets; None means no limit."""
 
     max_prompt_tokens: int | None
     max_runs: int | None
@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Model(Stack):
-    """The hosted model. Layers, heads and so on are those of its decoder; `stacks` has the others."""
+    """The hosted model. Its layers, heads and so on are those of the decoder; `stacks` has the other stacks."""
 
     name: str
     revision: str
@@ -64,7 +64,7 @@ class Model(Stack):
     limits: Limits
 
     def rows(self) -> list[tuple[str, object]]:
-        """Name and value of what describes the model, for a table."""
+        """Names and values that describe the model, as rows of a table."""
         unavailable = [f"{name} ({support.reason})" for name, support in self.components.items() if not support]
         return [
             ("model", self.name),

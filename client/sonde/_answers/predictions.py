@@ -1,4 +1,4 @@
-"""What one run predicts, and what it goes on to say. Log-probabilities are natural."""
+"""The prediction of one run, and the text it generates. Logarithms are natural."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of the model's vocabulary."""
+    """A token in the model's vocabulary."""
 
     id: int
     text: str
-    """As it stands in a text, a leading space included."""
+    """The text, including a leading space."""
 
     def __str__(self) -> str:
         return self.text
@@ -29,7 +29,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class TokenPrediction(Token):
-    """A token with the probability that it comes next."""
+    """A token, with the probability that it comes next."""
 
     log_probability: float
 
@@ -44,12 +44,12 @@ class TokenPrediction(Token):
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What a run went on to say."""
+    """The text that a run generated."""
 
     tokens: tuple[Token, ...]
     text: str
     finish_reason: FinishReason | None
-    """`"length"` or `"end_token"`; None while it is still going on."""
+    """`"length"` or `"end_token"`; None while tokens are still being generated."""
 
     def __str__(self) -> str:
         return self.text
@@ -57,15 +57,15 @@ class Continuation:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
-    """What one run predicts at the position read."""
+    """The prediction of one run at the position that was read."""
 
     targets: tuple[Token, ...]
     log_probabilities: Floats
     """[target]"""
     logits: Floats
-    """[target]; a difference where the target has a contrast."""
+    """[target]; a difference of logits if the target has a contrast."""
     top_tokens: tuple[TokenPrediction, ...] = ()
-    """The most probable tokens, as many as `top_k` asked for."""
+    """The `top_k` most probable tokens."""
     activations: Captured = field(default_factory=lambda: Captured((), ()))
     continuation: Continuation | None = None
 
@@ -78,15 +78,15 @@ class Prediction:
         """The most probable tokens.
 
         Raises:
-            ValueError: for more than the request's `top_k`.
+            ValueError: if `count` exceeds the request's `top_k`.
         """
         if count > len(self.top_tokens):
-            message = f"the answer has the top {len(self.top_tokens)}; ask with top_k={count} for more"
+            message = f"the answer has only the top {len(self.top_tokens)} tokens; request more with top_k={count}"
             raise ValueError(message)
         return list(self.top_tokens[:count])
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """The most probable tokens, a row each (needs pandas)."""
+        """The most probable tokens, one per row (needs pandas)."""
         ranked = self.top_tokens
         return data_frame(
             {
@@ -108,11 +108,11 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Run(Prediction):
-    """What a changed run predicts, beside the unchanged one."""
+    """The prediction of a changed run, compared with the unchanged run."""
 
     effect: Floats = field(default_factory=lambda: np.empty(0, np.float32))
-    """[target]: log-probability here less that of the unchanged run."""
+    """[target]: the log-probability in this run minus that in the unchanged run."""
     kl_divergence: float | None = None
-    """KL(unchanged || this run) of the next token, in nats, if it was asked for."""
+    """KL(unchanged || this run) of the next token, in nats; None unless requested."""
     edit_norms: Floats = field(default_factory=lambda: np.empty(0, np.float32))
-    """[edit]: L2 distance by which each edit moved what it hit."""
+    """[edit]: the L2 distance by which each edit moved the activations."""

@@ -1,4 +1,4 @@
-"""What every answer has, whatever was asked: the prompt, the unchanged run, the cost and the provenance."""
+"""The parts that all results share: the prompt, the unchanged run, the cost and the provenance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a request takes, known before it runs."""
+    """The cost of a request, which is known before it runs."""
 
     runs: int
     token_layers: int
-    """Positions times blocks that are computed."""
+    """The number of (position, block) pairs that are computed."""
     full_token_layers: int
-    """What recomputing every run in full would take."""
+    """The same number if every run were computed in full."""
     answer_bytes: int
 
 
@@ -39,12 +39,12 @@ class Provenance:
     dtype: str
     device: str
     attention: str
-    """The attention implementation used for these numbers."""
+    """The attention implementation that computed these numbers."""
     server_version: str
 
 
 class Common(TypedDict):
-    """The fields of `Result`, for a result that adds its own."""
+    """The fields of `Result`, for results that add their own."""
 
     tokens: tuple[Token, ...]
     targets: tuple[Token, ...]
@@ -57,18 +57,18 @@ class Common(TypedDict):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """What every answer has."""
+    """The base class of all results."""
 
     tokens: tuple[Token, ...]
     """The prompt."""
     targets: tuple[Token, ...]
-    """What was measured; without any in the request, the unchanged run's own top prediction."""
+    """The tokens that were measured; if the request named none, the unchanged run's own top prediction."""
     position: int
-    """Where the prediction was read."""
+    """The position where the prediction was read."""
     cost: Cost
     provenance: Provenance
     dry_run: bool
-    """Only `tokens`, `cost` and what was resolved are known; nothing was run."""
+    """True if nothing was run: only the tokens, the cost and the resolved request are known."""
     _clean: Prediction | None
 
     @property
@@ -79,47 +79,45 @@ class Result:
             ValueError: after a dry run.
         """
         if self._clean is None:
-            message = "a dry run predicts nothing; it has the cost, and what the request was resolved to"
+            message = "a dry run has no prediction, only the cost and the resolved request"
             raise ValueError(message)
         return self._clean
 
     def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
-        """The array that `np.asarray(result)` gives, after its axes: their names in order, each with its labels.
+        """The result's axes (names in order, each with its labels) and the array that `np.asarray(result)` returns.
 
-        Here the targets' log-probabilities in the unchanged run, [target]; a method's result has its own.
+        For this class, the targets' log-probabilities in the unchanged run, [target]; the results of methods have
+        arrays of their own.
 
         Raises:
-            ValueError: where there is no single array; the message says what there is.
+            ValueError: if the result has no single array; the message lists the arrays that it has.
         """
         return {"target": tuple(token.text for token in self.targets)}, self.prediction.log_probabilities
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
         array = self.labelled()[1]
         if copy is False and dtype is not None and array.dtype != np.dtype(dtype):
-            raise ValueError(f"an array of {array.dtype} cannot become {np.dtype(dtype)} without a copy")
+            raise ValueError(f"cannot convert an array of {array.dtype} to {np.dtype(dtype)} without a copy")
         return array.astype(dtype or array.dtype, copy=bool(copy))
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """The most probable tokens of the unchanged run, a row each (needs pandas)."""
+        """The most probable tokens of the unchanged run, one per row (needs pandas)."""
         return self.prediction.to_dataframe()
 
     def save(self, path: "str | Path") -> None:
-        """Save everything in it, as `.npz` or, with the package of that name, as `.safetensors`; see `sonde.load`.
+        """Save the whole result as `.npz`, or as `.safetensors` if that package is installed; see `sonde.load`.
 
-        The arrays have the names of their fields, so that other programs can read them too.
+        Arrays are stored under the names of their fields, so other programs can read them too.
 
         Raises:
-            ValueError: for another ending.
-            ImportError: without safetensors, with what to install.
+            ValueError: for any other suffix.
+            ImportError: if safetensors is not installed; the message says how to install it.
         """
         words = {field.name: str(getattr(self.provenance, field.name)) for field in fields(self.provenance)}
         files.write(self, path, words)
 
     def to_text(self, count: int = 10) -> str:
-        """The result as text for a terminal: tables with the `count` largest entries, and heat maps.
-
-        After a dry run, the cost.
-        """
+        """The result as text for a terminal: tables of up to `count` rows, and heat maps; after a dry run, the cost."""
         return _cost_text(self.cost) if self.dry_run else "\n\n".join(self._paragraphs(count))
 
     def _paragraphs(self, count: int) -> list[str]:
@@ -132,27 +130,27 @@ class Result:
         return page(*self._pieces(), note(_origin(self.provenance)))
 
     def _pieces(self) -> list[str]:
-        """What a notebook shows, as pieces of HTML (display.py)."""
+        """What a notebook shows, as pieces of HTML (see display.py)."""
         return [self._strip("prompt")]
 
     def _strip(self, title: str, values: Floats | None = None) -> str:
-        """The prompt, its tokens coloured by a value if there are any."""
+        """The prompt as HTML, its tokens coloured by `values` if given."""
         by_token = None if values is None else values.tolist()
         return token_strip(title, [token.text for token in self.tokens], by_token, read=self.position)
 
     def _word(self, target: int = 0) -> str:
-        """A target's text, for titles."""
+        """The text of a target, for titles."""
         return visible(self.targets[target].text).strip() or "target" if self.targets else "target"
 
     def token_labels(self, positions: Sequence[int] | None = None) -> tuple[str, ...]:
-        """The prompt's tokens as axis labels."""
+        """The prompt's tokens, as axis labels."""
         chosen = range(len(self.tokens)) if positions is None else positions
         return tuple(visible(self.tokens[p].text) if 0 <= p < len(self.tokens) else str(p) for p in chosen)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TraceResult(Result):
-    """The prediction alone, and the base of what the methods give."""
+    """The result of a trace without a method: the prediction alone. Base class of the methods' results."""
 
     def top(self, count: int = 5) -> list[TokenPrediction]:
         """The most probable tokens."""
@@ -183,7 +181,7 @@ def _cost_table(cost: Cost) -> str:
         ("in full", cost.full_token_layers),
         ("bytes of the answer", cost.answer_bytes),
     )
-    return html_table("dry run: what it would take", ["", ""], [[name, f"{number:,}"] for name, number in numbers])
+    return html_table("dry run: cost", ["", ""], [[name, f"{number:,}"] for name, number in numbers])
 
 
 def _origin(made: Provenance) -> str:

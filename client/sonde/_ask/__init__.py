@@ -1,1 +1,1 @@
-"""What a person writes: places, edits, plans, prompts."""
+"""What callers write: sites, edits, plans, prompts and names."""

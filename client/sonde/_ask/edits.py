@@ -1,4 +1,4 @@
-"""Changes to what is at a site: `sonde.scale(sonde.neuron(layer=3, unit=17), 0.0)` is one edit of one place."""
+"""Edits: changes to the activations at a site, such as `sonde.scale(sonde.neuron(layer=3, unit=17), 0.0)`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -41,12 +41,12 @@ class Multiply:
 
 
 SourceLike: TypeAlias = SupportsIndex | str | Prompt
-"""A prompt to patch from: itself, or its index in the call's `sources`."""
+"""A prompt to patch from: the prompt itself, or its index in the call's `sources`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """X becomes the mean of the same site in the unchanged runs of other prompts."""
+    """X becomes the mean of the same site over the unchanged runs of other prompts."""
 
     sources: tuple[int | str | Prompt, ...]
     source_positions: tuple[int, ...] = ()
@@ -63,7 +63,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProjectOut:
-    """X loses its part along the direction."""
+    """X becomes X without its component along the direction."""
 
     direction: npt.ArrayLike
 
@@ -80,29 +80,29 @@ Operation: TypeAlias = Scale | Replace | Add | Multiply | Patch | Noise | Projec
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edit:
-    """One change at one site. The functions below make them."""
+    """One operation at one site. The functions below make edits."""
 
     site: Site
     operation: Operation
 
 
 def scale(site: Site, factor: float) -> Edit:
-    """Multiply what is there by `factor`; 0 ablates, 1 changes nothing."""
+    """Multiply the activations by `factor`: 0 ablates them, 1 changes nothing."""
     return Edit(site, Scale(factor))
 
 
 def replace(site: Site, value: npt.ArrayLike) -> Edit:
-    """Put `value` there; it broadcasts, from the right, against what one run selects."""
+    """Replace the activations by `value`, which broadcasts (from the right) to the shape that one run selects."""
     return Edit(site, Replace(value))
 
 
 def add(site: Site, value: npt.ArrayLike) -> Edit:
-    """Add `value` (steering); it broadcasts, from the right, against what one run selects."""
+    """Add `value` (steering), which broadcasts (from the right) to the shape that one run selects."""
     return Edit(site, Add(value))
 
 
 def multiply(site: Site, value: npt.ArrayLike) -> Edit:
-    """Multiply entry by entry; `value` broadcasts, from the right, against what one run selects."""
+    """Multiply elementwise by `value`, which broadcasts (from the right) to the shape that one run selects."""
     return Edit(site, Multiply(value))
 
 
@@ -113,35 +113,42 @@ def patch(
     source_positions: Indices = None,
     source_layer: SupportsIndex | None = None,
 ) -> Edit:
-    """Put there what the same site has in the unchanged run of another prompt, or the mean over several.
+    """Replace the activations by those of the unchanged run of another prompt, or by their mean over several prompts.
 
-    A source is a text or a `Prompt`, or an index into the `sources` of the call. One source is interchange (resample)
-    ablation, several are mean ablation. `source_positions` are paired with the site's positions, or with those of a
-    sweep; left out, they are the same absolute ones. `source_layer` takes the values of another layer than the site's
-    (Patchscopes).
+    One source is interchange (resample) ablation; several are mean ablation.
+
+    Args:
+        site: what is replaced.
+        sources: texts, `Prompt`s, or indices into the `sources` of the call.
+        source_positions: where to read in the sources, one for each position of the site or of the sweep; None reads
+            the same absolute positions.
+        source_layer: the layer to read, if it is not the site's own (Patchscopes).
+
+    Raises:
+        InvalidRequest: if there is no source, or one is neither a prompt nor an index.
     """
     single = isinstance(sources, str | Prompt) or not isinstance(sources, Iterable) or getattr(sources, "ndim", 1) == 0
     named = [cast("SourceLike", sources)] if single else list(cast("Iterable[SourceLike]", sources))
     if not named:
-        raise InvalidRequest.at("sources", "it is empty; name at least one prompt, or its index in the call's sources")
+        raise InvalidRequest.at("sources", "expected at least one prompt, or its index in the call's sources; got none")
     resolved = tuple(entry if isinstance(entry, str | Prompt) else index(entry, "sources") for entry in named)
     layer = None if source_layer is None else index(source_layer, "source_layer")
     return Edit(site, Patch(resolved, indices(source_positions, "source_positions"), layer))
 
 
 def noise(site: Site, standard_deviation: float, *, seed: int | None = None) -> Edit:
-    """Add seeded normal noise, the same on every device; several layers get the same draw. Unset, the seed is 1."""
+    """Add seeded normal noise, identical on every device. All layers get the same draw. The default seed is 1."""
     return Edit(site, Noise(standard_deviation, seed))
 
 
 def project_out(site: Site, direction: npt.ArrayLike) -> Edit:
-    """Remove the part along `direction` (directional ablation); its length does not matter."""
+    """Remove the component along `direction` (directional ablation). The length of `direction` does not matter."""
     return Edit(site, ProjectOut(direction))
 
 
 def knockout(site: Site, key_positions: Indices = None) -> Edit:
-    """Stop attention (Geva et al. 2023): the site's positions, as queries, no longer see `key_positions`; None: any.
+    """Block attention from the site's positions, as queries, to `key_positions` (Geva et al. 2023, arXiv 2304.14767).
 
-    The site is at `"attention_scores"`; its units are the heads.
+    The site's component is `"attention_scores"` and its units are the heads. None blocks attention to all keys.
     """
     return Edit(site, Knockout(indices(key_positions, "key_positions")))

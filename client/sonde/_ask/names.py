@@ -1,6 +1,6 @@
-"""The contract's names as a person writes them: `"residual_post"` for `COMPONENT_RESIDUAL_POST`.
+"""The contract's names as they are written in Python: `"residual_post"` for `COMPONENT_RESIDUAL_POST`.
 
-The literals are spelled out so that type checkers and editors know them; a test holds them against the contract.
+The literals are spelled out for type checkers and editors. A test checks that they match the contract.
 """
 
 from collections.abc import Iterable, Mapping
@@ -68,10 +68,10 @@ _Name = TypeVar("_Name", bound=str)
 
 
 def check_name(given: _Name, known: Iterable[_Name], field: str) -> _Name:
-    """Return `given` if it is known.
+    """Return `given` if it is one of the known names.
 
     Raises:
-        InvalidRequest: with the names that would do.
+        InvalidRequest: if it is not; the message lists the known names.
     """
     choices = tuple(known)
     named: object = given
@@ -81,5 +81,5 @@ def check_name(given: _Name, known: Iterable[_Name], field: str) -> _Name:
 
 
 def component_name(number: int) -> ComponentName | str:
-    """The name of a component of an answer; a number that this client is too old for gives `"component_17"`."""
+    """Return the name of a component in an answer; numbers that this client does not know become `"component_17"`."""
     return COMPONENT_NAMES.get(pb.Component.ValueType(number), f"component_{number}")

@@ -1,11 +1,11 @@
-"""Which runs an intervention makes of its edits, and how far they are continued.
+"""Plans: the runs that a call makes of its edits, and how many tokens each run generates.
 
-    sonde.scale(sonde.neuron(layer=3, unit=17), 0.0)              one edit of one place
-    [edit, [edit, edit]]                                          two interventions; the second makes two edits together
-    sonde.sweep(edit, layers=[3], positions=[-1])                 one run per place along the axes
+    sonde.scale(sonde.neuron(layer=3, unit=17), 0.0)              one run with one edit
+    [edit, [edit, edit]]                                          two runs; the second makes two edits together
+    sonde.sweep(edit, layers=[3], positions=[-1])                 one run for each place along the axes
 
-Nothing here talks to a server. What only the model can know (whether layer 40 exists) is the server's to say; what is
-wrong by itself is an `InvalidRequest` at once.
+Nothing here contacts a server. Mistakes that do not depend on the model raise `InvalidRequest` at once; the server
+checks the rest, such as whether layer 40 exists.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ from sonde.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sweep:
-    """One run per layer, unit and position of the edit's site. `sweep()` makes one."""
+    """One run for each layer, unit and position of the edit's site. Made by `sweep()`."""
 
     edit: Edit
     together: tuple[AxisName, ...] = ()
@@ -39,23 +39,28 @@ def sweep(
     layer_window: int | None = None,
     always: Edit | Iterable[Edit] = (),
 ) -> Sweep:
-    """Make `edit` in one run per layer, unit and position; what is left out here and in its site is swept in full.
+    """Make `edit` in one run for each layer, unit and position.
+
+    An axis that is named neither here nor in the site is swept in full.
 
     Args:
-        edit: its site says where, with `layers`, `units` and `positions` as another way to say it.
+        edit: the edit. Its site can name the layers, units and positions instead of the arguments below.
         layers: the blocks to sweep.
         units: the heads or neurons to sweep. Components without either are edited over their full width.
         positions: the positions to sweep.
-        together: axes that one run edits all at once, such as `"position"`.
-        layer_window: how many layers each run edits, centred as in `CausalTracing.window`; unset, 1.
-        always: edits made in every run, before the one that is swept.
+        together: axes that each run edits as a whole, such as `"position"`.
+        layer_window: how many layers each run edits, centred as in `CausalTracing.window`; the default is 1.
+        always: edits that every run makes first.
+
+    Raises:
+        InvalidRequest: if the site and the arguments name the same axis, or a name is not known.
     """
     if not isinstance(edit, Edit):
         raise refusal("sweep", "an edit such as sonde.scale(site, 0.0)", edit)
     place = edit.site
     for name, here in (("layers", layers), ("units", units), ("positions", positions)):
         if here is not None and getattr(place, name):
-            raise InvalidRequest.at(name, "the edit's site has them too; say it in one of the two places")
+            raise InvalidRequest.at(name, "the edit's site names them too; name them in one of the two places")
     place = replace(
         place,
         layers=place.layers or indices(layers, "layers"),
@@ -72,16 +77,17 @@ def sweep(
 
 
 Plan: TypeAlias = Edit | Sequence[Edit | Sequence[Edit]] | Sweep
-"""One edit; a list of interventions, each an edit or a list of edits made together; or a sweep."""
+"""One edit; a list with an edit, or a list of edits made together, for each run; or a sweep."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Continue every run by up to `max_new_tokens` tokens."""
+    """Generate up to `max_new_tokens` tokens in every run."""
 
     max_new_tokens: int
     temperature: float = 0.0
-    """0 takes the most probable token each time."""
+    """0 always takes the most probable token."""
     seed: int | None = None
-    """Of the sampling; unset, 1."""
+    """The seed of the sampling; the default is 1."""
     ignore_end_token: bool = False
+    """Continue after an end token."""

@@ -1,4 +1,4 @@
-"""What goes into the model, and the tokens whose prediction is measured."""
+"""Prompts, and the target tokens whose prediction is measured."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,14 @@ _EXPECTED: Final = "text, or token ids as one sequence of integers"
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text, or token ids, with an image for a model that sees.
+    """A text or token ids, with an image for a multimodal model.
 
-    Client methods take a plain `str` or ids as well; this class is for images, and for ids among a patch's sources.
+    Client methods also accept a plain `str` or token ids. This class is needed for images, and for token ids among the
+    sources of a patch.
     """
 
     input: str | Sequence[SupportsIndex] | npt.NDArray[np.integer]
-    """Text is tokenized by the server, with the tokenizer's special tokens. Ids, as [T] or [1, T], are taken as is."""
+    """The server tokenizes text and adds the tokenizer's special tokens. Ids, [T] or [1, T], are used unchanged."""
     image: bytes | None = None
     """PNG or JPEG."""
 
@@ -44,12 +45,12 @@ class Prompt:
 
 PromptLike: TypeAlias = str | Sequence[SupportsIndex] | npt.NDArray[np.integer] | Prompt
 TokenLike: TypeAlias = str | SupportsIndex
-"""A token by its text, a leading space included, or by its id."""
+"""A token, by its text (including a leading space) or by its id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A token whose prediction is measured. With a contrast its logit is the difference, target minus contrast."""
+    """A token whose prediction is measured. With a contrast, its logit is the difference target minus contrast."""
 
     token: TokenLike
     contrast: TokenLike | None = None
@@ -57,11 +58,11 @@ class Target:
 
 TargetLike: TypeAlias = TokenLike | tuple[TokenLike, TokenLike] | Target
 Targets: TypeAlias = TargetLike | Sequence[TargetLike] | None
-"""One target, or several; None: the run's own top prediction."""
+"""One target or several; None means the unchanged run's own top prediction."""
 
 
 def as_targets(given: Targets) -> tuple[Target, ...]:
-    """The targets given: one token, or a sequence of tokens, `(target, contrast)` pairs and `Target`s."""
+    """Return as a tuple: one token, or a sequence of tokens, `(target, contrast)` pairs and `Target`s."""
     if given is None:
         return ()
     # A column or tensor of ids counts as an integer to a type checker; those of no axes are one.

@@ -1,4 +1,4 @@
-"""Places in the model: where activations are read, and where edits are made."""
+"""Sites: the places in a model where activations are read and edits are made."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from sonde.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A place in the model, or several alike. `site()`, `neuron()`, `head()` and `residual()` make one."""
+    """A place in the model, or several of the same component. Made by `site()`, `neuron()`, `head()`, `residual()`."""
 
     component: ComponentName
     layers: tuple[int, ...] = ()
-    """Blocks from 0."""
+    """Blocks, counted from 0."""
     units: tuple[int, ...] = ()
-    """Heads where the component has them, else entries of its last axis."""
+    """Heads if the component has them, otherwise entries of its last axis."""
     positions: tuple[int, ...] = ()
-    """Positions of the prompt; negative ones count from its end."""
+    """Positions in the prompt; negative ones count from the end."""
     from_position: int | None = None
-    """Instead of positions: this one and all later, generated ones too."""
+    """Instead of `positions`: this position and all later ones, including generated ones."""
     stack: StackName | None = None
-    """Which stack of a model that has several; None is the decoder."""
+    """The stack, in a model that has several; None means the decoder."""
 
     def __post_init__(self) -> None:
         check_name(self.component, COMPONENTS, "component")
         if self.stack is not None:
             check_name(self.stack, STACKS, "stack")
         if self.positions and self.from_position is not None:
-            raise InvalidRequest.at("from_position", "positions were given too; one of the two would do")
+            raise InvalidRequest.at("from_position", "pass either `positions` or `from_position`, not both")
 
 
 def site(
@@ -43,9 +43,10 @@ def site(
     from_position: SupportsIndex | None = None,
     stack: StackName | None = None,
 ) -> Site:
-    """A place by the contract's name of its component, such as `"residual_post"` or `"head_out"`.
+    """A site, by the name of its component, such as `"residual_post"` or `"head_out"`.
 
-    An edit names its layers. Where activations are read, and along the axes of a sweep, what is left out means all.
+    The site of an edit must name its layers. When activations are read, and along the axes of a sweep, an argument that
+    is left out means all.
     """
     return Site(
         component,
@@ -64,7 +65,7 @@ def neuron(
     position: Indices = None,
     from_position: SupportsIndex | None = None,
 ) -> Site:
-    """Neurons: entries of the input of the MLP's down projection, shape [T, N]."""
+    """Neurons: entries of the input to the MLP's down projection, shape [T, N]."""
     return site("neuron", layers=layer, units=unit, positions=position, from_position=from_position)
 
 
@@ -75,7 +76,7 @@ def head(
     position: Indices = None,
     from_position: SupportsIndex | None = None,
 ) -> Site:
-    """Attention heads' outputs before the output projection, shape [T, H, d]; `unit` is the head."""
+    """The outputs of attention heads before the output projection, shape [T, H, d]; `unit` is the head."""
     return site("head_out", layers=layer, units=unit, positions=position, from_position=from_position)
 
 
@@ -87,17 +88,17 @@ def residual(
     from_position: SupportsIndex | None = None,
     at: Literal["pre", "mid", "post"] = "post",
 ) -> Site:
-    """The residual stream before a block, between its attention and its MLP, or after it; shape [T, D]."""
+    """The residual stream, shape [T, D]: before a block, between its attention and its MLP, or after the block."""
     names: dict[str, ComponentName] = {"pre": "residual_pre", "mid": "residual_mid", "post": "residual_post"}
     check_name(at, names, "at")
     return site(names[at], layers=layer, units=unit, positions=position, from_position=from_position)
 
 
 def component_names(given: ComponentName | Iterable[ComponentName] | None) -> tuple[ComponentName, ...]:
-    """The components given, as a tuple; None gives an empty one."""
+    """Return component names as a tuple; None becomes an empty one."""
     if given is None:
         return ()
-    # A type checker sees str as an iterable of str, and a component name as a str.
+    # To a type checker, a component name is a str, and thus also an iterable of str.
     chosen: Iterable[ComponentName] = (
         (given,) if isinstance(given, str) else several(given, "components", "names of components")
     )

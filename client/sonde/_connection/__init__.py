@@ -1,1 +1,1 @@
-"""The way to the servers: addresses, encryption, retries, deadlines, progress."""
+"""Connections to servers: addresses, encryption, retries, deadlines and progress."""

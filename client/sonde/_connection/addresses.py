@@ -1,4 +1,4 @@
-"""Where servers are: one address, several, or a name that stands for several."""
+"""Addresses of servers: one, several, or a name that stands for several."""
 
 import ipaddress
 import re
@@ -14,7 +14,8 @@ DEFAULT_PORT: Final = 50051
 DEFAULT_ADDRESS: Final = f"localhost:{DEFAULT_PORT}"
 
 _IP: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-# What gRPC takes for more than a host: dns:///name:port, unix:/path, ipv4:..., xds:///... A host named "dns" is none.
+# Targets that are more than host:port to gRPC: dns:///name:port, unix:/path, ipv4:..., xds:///... The bare host "dns"
+# is not one of them.
 _SCHEME: Final = re.compile(
     r"dns:(//[^/]*)?/[^/]+$|dns:[^/:,]+:\d+$|unix:|unix-abstract:|vsock:|ipv[46]:(?!//)|(xds|google-c2p):/"
 )
@@ -25,28 +26,28 @@ _MEMBER: Final = re.compile(r"(?P<host>[^:/\[\]\s]+|\[[^\[\]\s]+\])(:(?P<port>\d
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What gRPC has to know of where the servers are."""
+    """The target of a gRPC channel."""
 
     name: str
-    """Its name for the target of a channel."""
+    """The target, as gRPC writes it."""
     spread: bool
     """Whether calls take turns among several servers."""
     authority: str | None
-    """Who is asked, as requests say and certificates have to; None where gRPC knows by the name."""
+    """The name of the server in requests and certificates; None if gRPC takes it from the target."""
 
 
 def split(given: str | Sequence[str]) -> tuple[str, ...]:
-    """The addresses that were given, each with its port.
+    """Split addresses, and add the default port where there is none.
 
     Raises:
-        InvalidSettings: for none, an empty one, one given twice, and one that cannot stand beside others.
+        InvalidSettings: if there is no address, one is empty or given twice, or one cannot be combined with others.
     """
     parts = _parts(given)
     if not parts:
-        raise InvalidSettings("address: none was given; one looks like localhost:50051")
+        raise InvalidSettings("address: expected an address such as localhost:50051, got none")
     if "" in parts:
         which = "it is empty" if len(parts) == 1 else f"number {parts.index('') + 1} of {len(parts)} is empty"
-        raise InvalidSettings(f"address: {which}; one looks like localhost:50051")
+        raise InvalidSettings(f"address: {which}; expected an address such as localhost:50051")
     if len(parts) == 1:
         return (parts[0] if _SCHEME.match(parts[0]) else _host_and_port(parts[0]),)
     addresses = tuple(map(_member, parts))
@@ -57,29 +58,30 @@ def split(given: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def resolve(addresses: Sequence[str], *, certified: bool = False) -> Target:
-    """The target of a channel to these addresses; host names among several are looked up now.
+    """Return the target of a channel to these addresses. If there are several, host names are looked up now.
 
     Args:
-        addresses: what `split` gave.
-        certified: a certificate will be held to the name in the address.
+        addresses: the addresses that `split` returned.
+        certified: whether the server's certificate must match the name in the address.
 
     Raises:
-        InvalidSettings: for a name that is not known, two names of one server, and several names to be certified.
+        InvalidSettings: if a name cannot be looked up, two names belong to one server, or several names would have to
+            match certificates.
     """
     if len(addresses) == 1:
         return Target(addresses[0], spread=addresses[0].startswith("dns:"), authority=None)
     hosts = list(dict.fromkeys(map(host_of, addresses)))
     if certified and len(hosts) > 1:
         raise InvalidSettings(
-            f"tls: one name is checked in the certificates of all servers, and here are {', '.join(hosts)}; "
-            "give tls=sonde.TLS(server_name=...) with a name that all the certificates have, or one address "
-            "dns:///NAME:PORT whose name stands for all servers"
+            f"tls: the certificates of all servers must match one name, but there are {', '.join(hosts)}; pass "
+            "tls=sonde.TLS(server_name=...) with a name that all certificates have, or one address dns:///NAME:PORT "
+            "whose name stands for all servers"
         )
     return Target(_numeric(addresses), spread=True, authority=addresses[0])
 
 
 def is_loopback(address: str) -> bool:
-    """Whether what goes to this gRPC target stays on this machine."""
+    """Whether calls to this gRPC target stay on this machine."""
     if address.startswith(("unix:", "unix-abstract:")):
         return True
     host = host_of(address)
@@ -92,9 +94,9 @@ def is_loopback(address: str) -> bool:
 
 
 def host_of(address: str) -> str:
-    """The host of a target, without port and brackets."""
-    # Targets are host:port, dns:///host:port, ipv4:host:port or ipv6:[host]:port. One that names its own DNS server
-    # (dns://server/host) stays as it is: what that server calls localhost need not be here.
+    """Return the host of a target, without port and brackets."""
+    # Targets are host:port, dns:///host:port, ipv4:host:port or ipv6:[host]:port. A target with a DNS server of its own
+    # (dns://server/host) is left unchanged: that server's localhost need not be this machine.
     rest = re.sub(r"^(dns:(///)?|ipv4:|ipv6:)", "", address)
     bracketed = re.match(r"^\[(.*)\](:\d+)?$", rest)
     if bracketed:
@@ -111,16 +113,16 @@ def _parts(given: str | Sequence[str]) -> list[str]:
     numeric = _NUMERIC.match(given)
     if numeric and "," in given:
         given = given[numeric.end() :]
-    # The path of a socket may have commas.
+    # The path of a socket may contain commas.
     return [given] if _SCHEME.match(given) else [part.strip() for part in given.split(",")]
 
 
 def _member(part: str) -> str:
-    """An address among several, with its port."""
+    """Return one of several addresses, with its port."""
     if _SCHEME.match(part):
         raise InvalidSettings(
-            f"address: {part} cannot be one of several, which are host:port each; give it alone, or, for a name that "
-            "stands for several servers, give that name alone, as dns:///NAME:PORT"
+            f"address: expected host:port for each of several addresses, got {part}; pass it alone, or, for a name "
+            "that stands for several servers, pass that name alone, as dns:///NAME:PORT"
         )
     return _host_and_port(part)
 
@@ -145,21 +147,21 @@ def _advice(part: str) -> str:
         encrypted = url is not None and url["scheme"].lower() in {"https", "grpcs"}
         return f"; use {place!r}{' with tls=True (--tls)' if encrypted else ''}, without scheme or path"
     if part.count(":") > 1 and "/" not in part:
-        return "; an IPv6 address is written [2001:db8::1]:50051"
+        return "; write an IPv6 address as [2001:db8::1]:50051"
     return f"; one looks like {DEFAULT_ADDRESS}"
 
 
 def _numeric(addresses: Sequence[str]) -> str:
-    """The target of several addresses. gRPC takes only numbers there, so names are looked up here, once."""
+    """Return the target of several addresses. gRPC accepts only IP addresses here, so names are looked up once."""
     owners: dict[tuple[_IP, int], str] = {}
     for address in addresses:
         for place in _look_up(address):
             other = owners.setdefault(place, address)
             if other != address:
-                raise InvalidSettings(f"address: {other} and {address} are one server; name it once")
+                raise InvalidSettings(f"address: {other} and {address} are the same server; name it once")
     if all(ip.version == 4 for ip, _ in owners):
         return "ipv4:" + ",".join(f"{ip}:{port}" for ip, port in owners)
-    # A target is of one family; in IPv6, every IPv4 address has its place.
+    # All addresses of a target must have the same family. IPv6 can express every IPv4 address.
     six = (f"[::ffff:{ip}]" if ip.version == 4 else f"[{ip}]".replace("%", "%25") for ip, _ in owners)
     return "ipv6:" + ",".join(f"{ip}:{port}" for ip, (_, port) in zip(six, owners, strict=True))
 

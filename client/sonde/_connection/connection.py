@@ -1,4 +1,4 @@
-"""The way to a server: address, encryption, token, retries and deadlines."""
+"""The settings of a connection: address, encryption, token, retries and deadlines."""
 
 import json
 import sys
@@ -21,8 +21,8 @@ _RETRIES: Final = {
     "methodConfig": [
         {
             "name": [{"service": _SERVICE}],
-            # UNAVAILABLE alone is safe to repeat: nothing was computed. A full queue is the caller's decision, and
-            # gRPC never retries once the first message of an answer has come.
+            # Only UNAVAILABLE is safe to repeat, because nothing was computed. Whether to wait for a full queue is the
+            # caller's decision. gRPC never retries after the first message of an answer.
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.2s",
@@ -37,23 +37,23 @@ _WITHOUT_PROXY: Final = ("unix:", "unix-abstract:", "vsock:")
 """How the targets begin that gRPC never asks a proxy for."""
 _SPREAD: Final = {
     "loadBalancingConfig": [{"round_robin": {}}],
-    # A server that loads its model or shuts down is passed over. A single one is asked in any case: its own answer says
-    # what it is about.
+    # Skips servers that are loading their model or shutting down. A single server is always asked, because its answer
+    # says why it does not serve.
     "healthCheckConfig": {"serviceName": _SERVICE},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """How to encrypt. Certificates and keys are PEM: bytes, or the path of a file."""
+    """Encryption settings. Certificates and keys are PEM, as bytes or as the path of a file."""
 
     root_certificate: bytes | str | Path | None = None
-    """Whom to trust; None: the authorities that come with gRPC."""
+    """The trusted authority; None trusts the authorities that come with gRPC."""
     certificate: bytes | str | Path | None = None
-    """The client's own certificate, where the server asks for one; with `key`."""
+    """The client's own certificate, if the server requires one; needs `key`."""
     key: bytes | str | Path | None = None
     server_name: str | None = None
-    """The name to expect in the server's certificate, where it is not that of the address."""
+    """The name in the server's certificate, if it differs from the address."""
 
     def __post_init__(self) -> None:
         for name in ("root_certificate", "certificate", "key"):
@@ -63,7 +63,7 @@ class TLS:
         if self.server_name is not None and not isinstance(self.server_name, str):
             raise InvalidSettings(f"tls.server_name: expected a host's name, got {shown(self.server_name)}")
         if (self.certificate is None) != (self.key is None):
-            raise InvalidSettings("tls: a client certificate needs its key, and a key its certificate")
+            raise InvalidSettings("tls: pass both `certificate` and `key`, or neither")
 
     def __repr__(self) -> str:
         return f"TLS(server_name={self.server_name!r})"
@@ -71,13 +71,13 @@ class TLS:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Everything a channel is made of. Both clients open theirs from one of these."""
+    """Everything that a channel needs. Both clients open their channels from this."""
 
     address: str
-    """As messages name it."""
+    """The address, as error messages show it."""
     target: Target
     local: bool
-    """Whether all of it stays on this machine."""
+    """Whether all traffic stays on this machine."""
     token: str | None = None
     tls: TLS | None = None
     timeout: float | None = None
@@ -88,11 +88,11 @@ class Connection:
     def of(
         cls, address: str | Sequence[str], token: str | None, tls: TLS | bool, timeout: float | None
     ) -> "Connection":
-        """Check the settings, complete the addresses, and look names up where several are given.
+        """Check the settings, complete the addresses and, if there are several, look up their names.
 
         Raises:
-            InvalidSettings: for addresses that cannot be used, an empty token, a timeout that is not positive, and a
-                token that would travel unencrypted beyond this machine.
+            InvalidSettings: if an address cannot be used, the token is empty, the timeout is not positive, or the token
+                would leave this machine unencrypted.
         """
         addresses = split(address)
         seconds = check_timeout(timeout)
@@ -103,11 +103,11 @@ class Connection:
             if not isinstance(token, str):
                 raise InvalidSettings(f"token: expected text, got a value of type {type(token).__name__}")
             if not token or not token.isascii() or not token.isprintable():
-                raise InvalidSettings("token: it is empty or has characters that a header cannot carry")
+                raise InvalidSettings("token: expected printable ASCII characters, got others, or an empty token")
             beyond = [one for one in addresses if not is_loopback(one)]
             if encryption is None and beyond:
                 raise InvalidSettings(
-                    f"token: it would travel unencrypted to {', '.join(beyond)}; give tls=True, or use a tunnel on "
+                    f"token: it would be sent unencrypted to {', '.join(beyond)}; pass tls=True, or use a tunnel on "
                     "localhost"
                 )
         target = resolve(addresses, certified=encryption is not None and encryption.server_name is None)
@@ -124,7 +124,7 @@ class Connection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call: the token, and the trace that the caller's program is in, where it has one."""
+        """The metadata of each call: the token, and the caller's OpenTelemetry trace context if there is one."""
         token = () if self.token is None else (("authorization", f"Bearer {self.token}"),)
         return (*token, *_trace_context())
 
@@ -134,21 +134,21 @@ class Connection:
         options: list[tuple[str, str | int]] = [
             ("grpc.service_config", json.dumps(_RETRIES | (_SPREAD if self.target.spread else {}))),
             ("grpc.enable_retries", 1),
-            # The contract keeps messages near 1 MiB; the default of 4 MiB is left far behind to be sure.
+            # The contract keeps messages near 1 MiB; this is well above that, and above the default of 4 MiB.
             ("grpc.max_receive_message_length", 64 * 1024 * 1024),
-            # Above the 300 s that a gRPC server allows by default (below, it would hang up), and below the 350 s
-            # after which the usual load balancers forget a silent connection.
+            # gRPC servers close connections that ping more often than every 300 s by default; common load balancers
+            # drop connections that are silent for 350 s.
             ("grpc.keepalive_time_ms", 320_000),
             ("grpc.keepalive_timeout_ms", 20_000),
-            # A server that restarts is found again within seconds, not after gRPC's two minutes.
+            # Reconnect to a restarted server within seconds, instead of gRPC's two minutes.
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 3_000),
             ("grpc.primary_user_agent", f"sonde-python/{__version__}"),
         ]
         if self.target.spread:
-            # A name is looked up again when one of its servers goes, by default at most twice a minute.
+            # Names are looked up again when a server disappears, but by default at most twice a minute.
             options.append(("grpc.dns_min_time_between_resolutions_ms", 5_000))
-        # gRPC and proxies would take a list for the name of one host.
+        # gRPC would pass a list of addresses to an HTTP proxy as if it were one host name.
         if self.local or self.target.authority is not None:
             options.append(("grpc.enable_http_proxy", 0))
         if self.tls is not None and self.tls.server_name is not None:
@@ -158,7 +158,7 @@ class Connection:
         return options
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """The channel's credentials; None where nothing is encrypted.
+        """The channel's credentials; None without encryption.
 
         Raises:
             InvalidSettings: if a certificate or key cannot be read.
@@ -177,7 +177,7 @@ class Connection:
 
 
 def _trace_context() -> tuple[tuple[str, str], ...]:
-    """W3C trace context of the span under way, if the program uses OpenTelemetry; it is not brought in for this."""
+    """The W3C trace context of the current span, if the program has already imported OpenTelemetry."""
     if "opentelemetry.trace" not in sys.modules:
         return ()
     from opentelemetry import propagate
@@ -193,4 +193,4 @@ def _pem(source: bytes | str | Path | None, name: str) -> bytes | None:
     try:
         return Path(source).read_bytes()
     except OSError as error:
-        raise InvalidSettings(f"tls.{name}: {source} cannot be read: {error.strerror}") from None
+        raise InvalidSettings(f"tls.{name}: cannot read {source}: {error.strerror}") from None

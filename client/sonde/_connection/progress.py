@@ -1,25 +1,25 @@
-"""A progress line on standard error, with rich where it is installed."""
+"""Progress on standard error, drawn by rich if it is installed."""
 
 import sys
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 Progress: TypeAlias = bool | Callable[[int, int], object]
-"""True for a line on standard error, or a function that is given (done, total)."""
+"""True for a line on standard error, or a function that is called with (done, total)."""
 
 
 class Reporter(Protocol):
-    """Where progress goes."""
+    """Shows progress."""
 
     def update(self, done: int, total: int) -> None:
-        """Show that `done` of `total` are done."""
+        """Show that `done` of `total` units of work are done."""
 
     def close(self) -> None:
-        """Leave the line."""
+        """Finish the line."""
 
 
 def reporter(progress: Progress) -> Reporter:
-    """The reporter for what a caller passed as `progress`."""
+    """Return the reporter for a call's argument `progress`."""
     if callable(progress):
         return _Function(progress)
     if not progress:
@@ -49,7 +49,7 @@ class _Function(_Silent):
 
 
 class _Line(_Silent):
-    """One line that is written over."""
+    """One line that is overwritten."""
 
     _WIDTH = 30
 
@@ -69,7 +69,7 @@ class _Line(_Silent):
 
 
 class _Lines(_Silent):
-    """For a log: a line for every tenth."""
+    """For a log: one line for each tenth of the work."""
 
     def __init__(self) -> None:
         self._tenth = -1

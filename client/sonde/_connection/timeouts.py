@@ -1,4 +1,4 @@
-"""How long a call, and the wait for a server, may take."""
+"""Timeouts of calls, and waiting for a server to start."""
 
 import enum
 import math
@@ -9,15 +9,15 @@ from typing import Final, TypeAlias
 from sonde.errors import DeadlineExceeded, InvalidSettings, NotServing
 
 POLL_SECONDS: Final = 0.25
-"""Between two attempts to reach a server that is starting."""
+"""The pause between two attempts to reach a server that is starting."""
 _ATTEMPT_SECONDS: Final = 10.0
-"""How long one of these attempts may take."""
+"""The longest time that one of these attempts may take."""
 _LONGEST_SECONDS: Final = 27_000 * 3600.0
-"""The longest that gRPC tells a server. It takes a deadline of some centuries for one in the past."""
+"""The longest timeout that gRPC can send. It mistakes a deadline in some centuries for one that has passed."""
 
 
 class Default(enum.Enum):
-    """Tells an argument that was left out from one that is None."""
+    """Distinguishes an argument that was left out from None."""
 
     DEFAULT = "the client's default"
 
@@ -31,14 +31,14 @@ Timeout: TypeAlias = float | Default | None
 
 
 def check_timeout(seconds: float | None) -> float | None:
-    """Return the timeout as gRPC can keep it; None is no limit.
+    """Return the timeout in the range that gRPC can send; None, for no limit, if it is infinite.
 
     Raises:
         InvalidSettings: if it is not a number of seconds above 0.
     """
     if seconds is None:
         return None
-    # NumPy's scalars are real numbers too; its booleans are none, and Python's are.
+    # NumPy's scalars are real numbers too. Its booleans are not, but Python's are.
     if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real) or not seconds > 0:
         raise InvalidSettings(
             f"timeout: expected a number of seconds greater than 0, or None for no limit, got {seconds!r}"
@@ -51,23 +51,23 @@ def check_timeout(seconds: float | None) -> float | None:
 
 
 class Patience:
-    """The wait for a server that is starting, attempt by attempt."""
+    """Decides how long to wait for a server that is starting."""
 
     def __init__(self, timeout: float | None) -> None:
-        """Begin to wait; `timeout` is in seconds, and None waits for ever."""
+        """Begin to wait for `timeout` seconds; None waits forever."""
         seconds = check_timeout(timeout)
         self._end = math.inf if seconds is None else time.monotonic() + seconds
 
     @property
     def seconds(self) -> float:
-        """How long the next attempt may take."""
+        """The timeout of the next attempt."""
         return min(max(self._end - time.monotonic(), POLL_SECONDS), _ATTEMPT_SECONDS)
 
     def failed(self, error: NotServing | DeadlineExceeded) -> None:
-        """Take note of an attempt that failed.
+        """Report that an attempt failed.
 
         Raises:
-            NotServing: if there is no time for another one.
+            NotServing: if there is no time for another attempt.
         """
         if time.monotonic() + POLL_SECONDS >= self._end:
             raise NotServing(str(error), reason=error.reason, metadata=error.metadata) from None

@@ -1,4 +1,4 @@
-"""The activations themselves, of the unchanged run."""
+"""Reading activations of the unchanged run."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -23,19 +23,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ActivationsResult(TraceResult):
-    """Activations of the unchanged run, by the index of their site or by its component."""
+    """The activations of the unchanged run."""
 
     activations: Captured
+    """By the index of their site, or by its component."""
 
     def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
-        """The activations, if one site was read; after an axis of components if there are several alike."""
+        """The activations of the site; of several sites with equal axes, stacked along a first axis `component`."""
         found = self.activations
         names = [f"{index} {found.component(index)}" for index in found]
         arrays = dict(zip(names, found.values(), strict=True))
         return common_array(arrays, {name: found.axes(index) for index, name in enumerate(names)}, "activations")
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row per entry of every site (needs pandas); an axis that a site does not have is None there."""
+        """One row per entry of each site (needs pandas). Axes that a site does not have are None."""
         return self.activations.to_dataframe()
 
     def _pieces(self) -> list[str]:
@@ -53,7 +54,7 @@ class Activations(Method[ActivationsResult]):
 
     def __init__(self, *sites: Site) -> None:
         if not sites:
-            raise InvalidRequest.at("activations", "no site was given; name at least one")
+            raise InvalidRequest.at("activations", "expected at least one site, got none")
         object.__setattr__(self, "sites", sites)
 
 

@@ -1,6 +1,6 @@
-"""Attribution patching: first-order estimates of what patching each place would do.
+"""Attribution patching: first-order estimates of the effect of patching each place.
 
-Nanda 2023; Kramar et al. 2024 (AtP*, arXiv 2403.00745); Syed et al. 2023 (edges, EAP, arXiv 2310.10348).
+Nanda 2023; Kramar et al. 2024 (AtP*, arXiv 2403.00745); Syed et al. 2023 (EAP, edges, arXiv 2310.10348).
 """
 
 from collections.abc import Iterable, Mapping
@@ -52,7 +52,7 @@ _EDGE: Final = ("sender", "receiver", "estimate")
 
 @dataclass(frozen=True, slots=True)
 class VerifiedEffect:
-    """An estimate beside the effect that really patching the place had."""
+    """An estimate, and the measured effect of patching the place."""
 
     site: Site
     estimated: Floats
@@ -63,14 +63,14 @@ class VerifiedEffect:
 
 @dataclass(frozen=True, slots=True)
 class AttributedPlace:
-    """A place, and what patching it is estimated to do to a target's metric."""
+    """A place, and the estimated effect of patching it on the metric of a target."""
 
     component: ComponentName
     layer: Label
     position: int
     token: str
     unit: Label
-    """A head or neuron; None where the component has none."""
+    """A head or neuron; None if the component has neither."""
     estimate: float
 
     def row(self) -> list[object]:
@@ -83,22 +83,22 @@ class AttributedPlace:
 class AttributionPatchingResult(TraceResult):
     """First-order estimates by component: [layer, position, target], or [layer, position, unit, target].
 
-    `axes[component]` says what the entries stand for. A component that takes no layer has a layer axis of 1.
+    `axes[component]` has the labels. Components without layers have a layer axis of length 1.
     """
 
     axes: Mapping[ComponentName, Axes]
     estimates: Mapping[ComponentName, Floats]
     edges: Edges
-    """What one component writes and another reads, the largest first; empty unless asked for."""
+    """Estimates for the edges between components, the largest first; empty unless requested."""
     verified: tuple[VerifiedEffect, ...]
-    """The places that were really patched, if asked for."""
+    """The places whose effect was also measured, if requested."""
     sizes: bool = False
-    """Whether estimates are sizes without a sign, as `drop_layers` makes them."""
+    """Whether the estimates are magnitudes without a sign, as with `drop_layers`."""
 
     def strongest(
         self, count: int = 5, *, component: ComponentName | None = None, target: int = 0
     ) -> list[AttributedPlace]:
-        """The places of the largest estimates, up or down."""
+        """The places with the largest estimates, in either direction, the largest first."""
         named = self.estimates.items()
         chosen: dict[ComponentName, Floats] = {n: e[..., target] for n, e in named if component in {None, n}}
         return [self._place(name, place, float(chosen[name][place])) for name, place in strongest(chosen, count)]
@@ -111,20 +111,20 @@ class AttributionPatchingResult(TraceResult):
         return AttributedPlace(name, layers[layer], position, self.tokens[position].text, head, estimate)
 
     def rank_correlation(self, target: int = 0) -> float:
-        """Spearman's, of the estimates that were verified with what was measured, or with its size.
+        """Spearman's rank correlation between the verified estimates and the measured effects.
 
-        NaN where fewer than two values were verified.
+        If the estimates are magnitudes, the magnitudes of the effects are used. NaN for fewer than two values.
         """
         estimated = [float(one.estimated[target]) for one in self.verified]
         measured = [float(one.measured[target]) for one in self.verified]
         return rank_correlation(estimated, [abs(value) for value in measured] if self.sizes else measured)
 
     def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
-        """The estimates, after an axis of components if there are several."""
+        """The estimates; of several components, stacked along a first axis `component`."""
         return common_array(self.estimates, self.axes, "estimates")
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row per component, place and target (needs pandas); `edges` have their own."""
+        """One row per component, place and target (needs pandas); `edges` has a data frame of its own."""
         table: dict[str, list[object]] = {}
         names = ("component", "layer", "position", "unit", "target", "estimate")
         for name, estimates in self.estimates.items():
@@ -136,9 +136,9 @@ class AttributionPatchingResult(TraceResult):
         return data_frame(table)
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
-        """Draw the estimates, one panel per component, summed over units; of edges alone, the largest.
+        """Draw the estimates, one panel per component, and save the figure if a path is given (needs matplotlib).
 
-        Needs matplotlib.
+        Estimates are summed over units. If there are only edges, the largest ones are drawn as bars.
         """
         if not self.estimates and len(self.edges):
             some = self.edges[: plotting.MOST_ROWS]
@@ -154,7 +154,7 @@ class AttributionPatchingResult(TraceResult):
         return plotting.save(plotting.panels(panels, -high, high), path)
 
     def _summed(self, target: int) -> tuple[dict[ComponentName, Floats], float]:
-        """The estimates summed over units, [layer, position] by component, and the largest size of any."""
+        """The estimates summed over units, [layer, position] by component, and their largest magnitude."""
         grids: dict[ComponentName, Floats] = {name: e[..., target] for name, e in self.estimates.items()}
         grids = {name: g.sum(axis=-1) if g.ndim > 2 else g for name, g in grids.items()}
         return grids, max((float(np.nanmax(np.abs(g), initial=1e-12)) for g in grids.values()), default=1.0)
@@ -180,14 +180,14 @@ class AttributionPatchingResult(TraceResult):
         if self.estimates:
             rows = [["-" if value is None else value for value in row] for row in self._rows(count)]
             table = terminal.table(_PLACE, rows)
-            parts.append(f"the largest estimates, none of them a measurement\n{table}")
+            parts.append(f"the largest estimates (not measurements)\n{table}")
         if len(self.edges):
             table = terminal.table(_EDGE, self._edge_rows(count))
-            parts.append(f"the largest edges, none of them a measurement\n{table}")
+            parts.append(f"the largest edges (estimates, not measurements)\n{table}")
         if self.verified:
             rows = [[_named(one.site), float(one.estimated[0]), float(one.measured[0])] for one in self.verified]
             table = terminal.table(["place", "estimated", "measured"], rows)
-            parts.append(f"really patched; rank correlation {self.rank_correlation():.2f}\n{table}")
+            parts.append(f"measured by patching; rank correlation {self.rank_correlation():.2f}\n{table}")
         return parts
 
     def _rows(self, count: int) -> list[list[object]]:
@@ -210,32 +210,32 @@ def _named(site: Site) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttributionPatching(Method[AttributionPatchingResult]):
-    """Estimate, to first order, what patching each place from `source` into the prompt would do to the metric.
+    """Estimate, to first order, how patching each place from `source` into the prompt would change the metric.
 
     (source - prompt) . gradient in the prompt's run (Nanda 2023; Kramar et al. 2024, arXiv 2403.00745).
     """
 
     source: PromptLike
-    """A prompt of as many tokens."""
+    """The prompt to patch from, with the same number of tokens."""
     components: ComponentName | Iterable[ComponentName] | None = None
     integration_steps: int | None = None
-    """Unset or 1: the plain gradient; more: averaged along the embeddings' straight line."""
+    """The number of gradients, averaged along the straight line between the two embeddings; the default is 1."""
     metric: MetricName | None = None
-    """Unset: the logit."""
+    """The quantity that is differentiated; None means the logit."""
     verify_top: int = 0
-    """Really patch this many of the largest estimates and report both numbers."""
+    """Also measure the effect of patching this many of the places with the largest estimates."""
     recompute_softmax: bool = False
-    """At query and key: what patching really does to the pattern, times the pattern's gradient (AtP*)."""
+    """At query and key: use the exact change of the attention pattern, times the pattern's gradient (AtP*)."""
     drop_layers: bool = False
-    """Sizes averaged over gradients, in each of which one layer's writes have none (GradDrop of AtP*)."""
+    """Average the magnitudes over gradients that each ignore what one layer writes (GradDrop of AtP*)."""
     edges: int | Literal["all"] | None = None
-    """Also what one component writes and another reads: the so many largest of these, or all (EAP, EAP-IG)."""
+    """Also estimate the edges between components (EAP, EAP-IG): this many of the largest, or all."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "components", component_names(self.components))
         few = self.edges != "all" if isinstance(self.edges, str) else _few(self.edges)
         if few:
-            raise refusal("edges", "a number from 1 on, or 'all'", self.edges)
+            raise refusal("edges", "a number of at least 1, or 'all'", self.edges)
         if self.metric is not None:
             check_name(self.metric, METRICS, "metric")
 
@@ -281,12 +281,12 @@ class _Assembly(Assembly[AttributionPatchingResult]):
 
     def check(self, context: Context) -> None:  # noqa: ARG002
         if {known_component(component) for component in self._asked.components} - self._grids.keys():
-            raise missing("some components' estimates did not come")
+            raise missing("the estimates of some components did not arrive")
         if self._asked.HasField("edges") and not self._edges:
-            raise missing("the edges did not come")
+            raise missing("the edges did not arrive")
         for name, grid in self._grids.items():
             if not grid.join()[2].all():
-                raise missing(f"some estimates of {name} did not come")
+                raise missing(f"some estimates of {name} did not arrive")
 
     def build(self, context: Context) -> AttributionPatchingResult:
         axes: dict[ComponentName, Axes] = {}
@@ -316,7 +316,7 @@ class _Assembly(Assembly[AttributionPatchingResult]):
         for part, values, *rows in zip(parts, estimates, *ends, strict=True):
             fits = values.shape == (len(values), targets) and all(one.shape == (len(values), 3) for one in rows)
             if part.offset != following or not fits:
-                raise ProtocolError(f"the answer has edges that do not follow upon each other, at {part.offset}")
+                raise ProtocolError(f"the answer has edges that do not follow each other, at offset {part.offset}")
             following += len(values)
         return Edges(np.concatenate(ends[0]), np.concatenate(ends[1]), np.concatenate(estimates))
 

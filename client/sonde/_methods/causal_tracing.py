@@ -1,4 +1,4 @@
-"""Causal tracing: which restored states bring the answer back (Meng et al. 2022, arXiv 2202.05262)."""
+"""Causal tracing (Meng et al. 2022, arXiv 2202.05262): which restored states bring the answer back."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WINDOWED: Final = frozenset({"mlp_out", "attention_out"})
-"""The components of which `window` layers are restored together."""
+"""Components for which `window` layers are restored together."""
 _WINDOW: Final = 10
 """The contract's default."""
 _COLUMNS: Final = ("probabilities", "deviations", "logits", "sample_probabilities")
@@ -52,7 +52,7 @@ _HEADER: Final = ("component", "layer", "position", "token", "probability", "eff
 
 @dataclass(frozen=True, slots=True)
 class RestoredCell:
-    """A restored state, and what restoring it did to a target."""
+    """A restored state, and its effect on a target."""
 
     component: ComponentName
     layer: Label
@@ -60,7 +60,7 @@ class RestoredCell:
     token: str
     probability: float
     effect: float
-    """Probability less that of the corrupted runs."""
+    """The probability minus that in the corrupted runs."""
 
     def row(self) -> list[object]:
         """The cell as a row of a table."""
@@ -70,52 +70,52 @@ class RestoredCell:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CausalTracingResult(TraceResult):
-    """ROME's grid: what the target's probability comes to when one clean state is put back into corrupted runs.
+    """ROME's grid: the target's probability when one clean state is restored in the corrupted runs.
 
-    Each mapping is by component, such as `restored["residual_post"]`; its arrays are [position, layer, target], and
-    `axes[component]` says what the entries stand for. A component that takes no layer has a layer axis of 1.
+    The keys of the mappings are components, as in `restored["residual_post"]`. The arrays are [position, layer,
+    target]; `axes[component]` has the labels. Components without layers have a layer axis of length 1.
     """
 
     axes: Mapping[ComponentName, Axes]
     corrupted: Floats
-    """[target]: mean probability over samples, nothing restored."""
+    """[target]: the mean probability over samples, with nothing restored."""
     corrupted_deviations: Floats
-    """[target]: standard deviation over samples."""
+    """[target]: the standard deviation over samples."""
     corrupted_logits: Floats
-    """[target]: mean over samples."""
+    """[target]: the mean over samples."""
     corrupted_positions: tuple[int, ...]
-    """Where the prompt was corrupted."""
+    """The positions that were corrupted."""
     corrupted_samples: Floats | None
-    """[target, sample]: every sample's probability, if asked for."""
+    """[target, sample]: the probability in each sample; None unless requested."""
     noise_deviation: float
-    """Standard deviation of the noise; 0 where none was drawn."""
+    """The standard deviation of the noise; 0 if none was drawn."""
     restored: Mapping[ComponentName, Floats]
-    """Probability, the mean over samples."""
+    """The mean probability over samples."""
     deviations: Mapping[ComponentName, Floats]
-    """Standard deviation of the probability over samples."""
+    """The standard deviation of the probability over samples."""
     logits: Mapping[ComponentName, Floats]
-    """Mean over samples; a difference where the target has a contrast."""
+    """The mean logit over samples; a difference of logits if the target has a contrast."""
     samples: Mapping[ComponentName, Floats]
-    """[position, layer, target, sample]: every sample's probability; empty unless asked for."""
+    """[position, layer, target, sample]: the probability in each sample; empty unless requested."""
     window: int
-    """Layers restored together for mlp_out and attention_out."""
+    """The number of layers restored together for mlp_out and attention_out."""
     arrived: Mapping[ComponentName, Booleans]
     """[position, layer]: False where a partial result is still NaN."""
 
     @property
     def clean(self) -> Floats:
-        """[target]: probability in the unchanged run."""
+        """[target]: the probability in the unchanged run."""
         return self.prediction.probabilities
 
     @property
     def effect(self) -> Mapping[ComponentName, Floats]:
-        """The indirect effect: restored less corrupted."""
+        """The indirect effect: `restored` minus `corrupted`."""
         return {name: values - self.corrupted for name, values in self.restored.items()}
 
     def strongest(
         self, count: int = 5, *, component: ComponentName | None = None, target: int = 0
     ) -> list[RestoredCell]:
-        """The cells whose restoration moved the target most, the largest effect first, up or down."""
+        """The cells with the largest effect on the target, in either direction, the largest first."""
         named = self.effect.items()
         effects: dict[ComponentName, Floats] = {n: e[..., target] for n, e in named if component in {None, n}}
         return [
@@ -130,13 +130,13 @@ class CausalTracingResult(TraceResult):
         return RestoredCell(name, layer, position, self.tokens[position].text, probability, effect)
 
     def row_labels(self, component: ComponentName) -> list[str]:
-        """A grid's rows: its tokens, the corrupted ones starred."""
+        """The rows of a grid: its tokens, with a star after corrupted ones."""
         positions = [int(p or 0) for p in self.axes[component]["position"]]
         stars = ["*" if p in self.corrupted_positions else "" for p in positions]
         return [text + star for text, star in zip(self.token_labels(positions), stars, strict=True)]
 
     def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
-        """The restored probabilities; after an axis of components if there are several."""
+        """The restored probabilities; of several components, stacked along a first axis `component`."""
         return common_array(self.restored, self.axes, "restored")
 
     def to_dataframe(self) -> "pd.DataFrame":
@@ -157,10 +157,10 @@ class CausalTracingResult(TraceResult):
         return data_frame(table)
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
-        """Draw ROME's heat maps (Meng et al. 2022, figure 1), and save them if a path is given (needs matplotlib).
+        """Draw the heat maps of Meng et al. 2022, figure 1, and save them if a path is given (needs matplotlib).
 
-        There is a panel per component, tokens down, layers across. All panels share one scale, from the corrupted
-        probability to the largest restored one. Corrupted tokens are starred.
+        There is one panel per component, with tokens as rows and layers as columns. All panels share one scale, from
+        the corrupted probability to the largest restored one. Corrupted tokens have a star.
         """
         word = self._word(target)
         low, high = self._scale(target)
@@ -180,11 +180,11 @@ class CausalTracingResult(TraceResult):
         return plotting.save(plotting.panels(panels, low, high, title=title, legend=f"p({word})"), path)
 
     def heatmap_text(self, *, target: int = 0, colours: terminal.Colours | None = None) -> str:
-        """The grids as text, one heat map per component on one scale; corrupted tokens are starred.
+        """The grids as text: one heat map per component, all on one scale. Corrupted tokens have a star.
 
         Args:
             target: the target's index.
-            colours: what the terminal can show; None: whatever standard output can.
+            colours: the colours that the terminal supports; None finds out for standard output.
         """
         shown = terminal.colours_of() if colours is None else colours
         low, high = self._scale(target)
@@ -206,7 +206,7 @@ class CausalTracingResult(TraceResult):
         return low, max(max(peaks, default=low), low + 1e-6)
 
     def _across(self, name: ComponentName) -> str:
-        """What the layers of a grid are."""
+        """The label of the layer axis."""
         windowed = name in _WINDOWED and self.window > 1
         return f"centre of {self.window} restored layers" if windowed else "restored layer"
 
@@ -258,47 +258,47 @@ class CausalTracingResult(TraceResult):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CausalTracing(Method[CausalTracingResult]):
-    """Corrupt the subject, restore one clean state at a time (Meng et al. 2022, arXiv 2202.05262).
+    """Corrupt the subject, then restore one clean state at a time (Meng et al. 2022, arXiv 2202.05262).
 
-    The corruption is Gaussian noise on the subject's token embeddings, or `noise` as given, or another prompt.
+    The corruption is Gaussian noise on the subject's token embeddings, the given `noise`, or a counterfactual prompt.
     """
 
     subject: str | Sequence[SupportsIndex] | None = None
-    """What is corrupted: a part of the prompt's text, or positions. A counterfactual has none."""
+    """The part that is corrupted: a piece of the prompt's text, or positions. Leave it out with a counterfactual."""
     samples: int | None = None
-    """How many draws of the noise; unset, 10."""
+    """The number of noise samples; the default is 10."""
     seed: int | None = None
-    """Of the noise; unset, 1, which is ROME's own."""
+    """The seed of the noise; the default is 1, as in ROME."""
     deviations: float | None = None
-    """The noise in standard deviations of all entries of the embedding; unset, 3."""
+    """The noise, in standard deviations of all entries of the embedding matrix; the default is 3."""
     standard_deviation: float | None = None
-    """The noise as it is, instead of `deviations`."""
+    """The noise as an absolute standard deviation, instead of `deviations`."""
     noise: npt.ArrayLike | None = None
-    """[samples, corrupted positions, D]: noise given in full, to replay another's run."""
+    """[samples, corrupted positions, D]: the noise itself, to repeat an experiment exactly."""
     counterfactual: PromptLike | None = None
-    """A prompt of as many tokens; corrupted is where the two differ."""
+    """A prompt with the same number of tokens; the positions where the two differ are corrupted."""
     replace: bool = False
-    """Noise takes the embedding's place instead of being added."""
+    """Replace the embedding by the noise instead of adding it."""
     components: ComponentName | Iterable[ComponentName] | None = None
-    """What is restored; unset: residual_post, mlp_out, attention_out."""
+    """The components to restore; the default is residual_post, mlp_out and attention_out."""
     window: int | None = None
-    """Layers restored together for mlp_out and attention_out; unset, 10: from l - 5 to l + 4."""
+    """How many layers are restored together for mlp_out and attention_out; the default is 10: l - 5 to l + 4."""
     layers: Indices = None
-    """Unset: all."""
+    """The layers to restore; None means all."""
     positions: Indices = None
-    """Unset: all."""
+    """The positions to restore; None means all."""
     per_sample: bool = False
-    """Also every sample's probability."""
+    """Also report the probability in each sample."""
 
     def __post_init__(self) -> None:
         gaussian = (self.samples, self.seed, self.deviations, self.standard_deviation)
         if self.deviations is not None and self.standard_deviation is not None:
-            raise InvalidRequest.at("standard_deviation", "deviations were given too; one of the two would do")
+            raise InvalidRequest.at("standard_deviation", "pass either `deviations` or `standard_deviation`, not both")
         if (self.noise is not None) + (self.counterfactual is not None) + any(g is not None for g in gaussian) > 1:
             raise InvalidRequest.at(
                 "noise",
-                "more than one corruption was given; Gaussian noise (samples, seed, deviations, standard_deviation), "
-                "noise and counterfactual exclude one another",
+                "expected one corruption, got several: pass either Gaussian noise (samples, seed, deviations, "
+                "standard_deviation), or `noise`, or `counterfactual`",
             )
         object.__setattr__(self, "components", component_names(self.components))
         object.__setattr__(self, "layers", indices(self.layers, "layers"))
@@ -369,16 +369,16 @@ class _Assembly(Assembly[CausalTracingResult]):
 
     def check(self, context: Context) -> None:
         if self._corruption is None:
-            raise missing("the corrupted runs did not come")
+            raise missing("the corrupted runs did not arrive")
         wanted = {known_component(component) for component in self._asked.components}
         lacking = sorted(wanted - self._grids.keys()) if wanted else [] if self._grids else ["any component"]
         if lacking:
-            raise missing(f"no grid of {', '.join(lacking)} came")
+            raise missing(f"no grid of {', '.join(lacking)} arrived")
         columns = _COLUMNS if self._asked.per_sample else _COLUMNS[:-1]
         for name, grids in self._grids.items():
             for column in columns:
                 if not grids[column]:
-                    raise missing(f"no {column} of {name} came")
+                    raise missing(f"no {column} of {name} arrived")
                 self._check_cells(context, name, grids[column])
 
     def _check_cells(self, context: Context, name: ComponentName, grid: Grid) -> None:
@@ -386,7 +386,7 @@ class _Assembly(Assembly[CausalTracingResult]):
         expected = context.positions(self._asked.positions) or tuple(range(len(context.tokens)))
         gaps = layers != (NO_LAYER,) and not self._asked.layers and layers != tuple(range(len(layers)))
         if positions != expected or gaps or not arrived.all():
-            raise missing(f"{int(arrived.sum())} cells of {name} came")
+            raise missing(f"only {int(arrived.sum())} cells of {name} arrived")
 
     def build(self, context: Context) -> CausalTracingResult:
         corruption = self._corruption or pb.Corruption()
@@ -398,7 +398,7 @@ class _Assembly(Assembly[CausalTracingResult]):
             for column in filter(grids.get, _COLUMNS):
                 (positions, layers), values, came = grids[column].join()
                 if values.shape[2:3] != (len(texts),):
-                    raise ProtocolError(f"the answer has a grid of {name} that does not fit its {len(texts)} targets")
+                    raise ProtocolError(f"the answer has a grid of {name} that does not match its {len(texts)} targets")
                 columns[column][name] = values.astype(np.float32, copy=False)
                 arrived[name] = came
                 axes[name] = {"position": positions, "layer": layer_labels(layers), "target": texts}

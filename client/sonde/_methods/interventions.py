@@ -1,4 +1,4 @@
-"""Interventions: their request, and what joins the stream of their answer by run."""
+"""Interventions: encoding of the request, and the assembler of the answer."""
 
 import math
 from collections.abc import Sequence
@@ -40,7 +40,11 @@ def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
     generation: Generation | None,
     dry_run: bool,
 ) -> pb.InterveneRequest:
-    """The request of `Client.intervene`."""
+    """Encode the request of `Client.intervene`.
+
+    Raises:
+        InvalidRequest: if an argument is wrong in a way that does not depend on the model.
+    """
     if isinstance(sources, str | Prompt):
         raise refusal("sources", "a list of prompts", sources)
     edits = EditEncoder(several(sources, "sources", "a list of prompts"))
@@ -65,7 +69,7 @@ def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
 
 
 class InterveneAssembler(Stream):
-    """Joins the answer to one InterveneRequest."""
+    """Joins the answer to a call of `intervene`."""
 
     _COLUMNS: Final = (
         "log_probabilities",
@@ -102,11 +106,15 @@ class InterveneAssembler(Stream):
             self._continuations.add(generated)
 
     def partial(self) -> InterventionResult | None:
-        """What is known so far, over the same memory as the results before and after it."""
+        """What is known so far; all partial results share memory. None before the first message."""
         return None if self._context is None else self._build(self._context)
 
     def result(self) -> InterventionResult:
-        """The whole answer."""
+        """The whole result.
+
+        Raises:
+            ProtocolError: if a part of it did not arrive.
+        """
         context = self._require()
         if not self._dry_run:
             runs = self._runs
@@ -114,7 +122,7 @@ class InterveneAssembler(Stream):
                 filled = self._filled.get(name)
                 arrived = 0 if filled is None else int(filled.sum())
                 if arrived < runs:
-                    raise missing(f"{name.replace('_', ' ')} of {arrived} of {runs} runs came")
+                    raise missing(f"{name.replace('_', ' ')} of only {arrived} of {runs} runs arrived")
             if self._sites:
                 self._values.check(range(CLEAN, runs))
             if self._request.readout.HasField("generation"):
@@ -195,7 +203,7 @@ class InterveneAssembler(Stream):
 
 
 def _axis_labels(resolved: Sequence[int], asked: Sequence[int], *, together: bool) -> tuple[Label, ...]:
-    """One label per entry; a single one, such as `0-7` or `all`, for what every run takes together."""
+    """Return one label per entry, or a single one, such as `0-7` or `all`, if each run edits the whole axis."""
     if resolved and not together:
         return tuple(resolved)
     several = list(resolved or asked)

@@ -1,4 +1,8 @@
-"""What the methods of a trace have in common: how one is asked, how its answer is joined, and what it gives."""
+"""The parts that all methods of a trace share.
+
+To add a method, write a file like `token_probability.py` with its result, its request, and a `Kind` that connects them,
+and list it in `registry.py`.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,30 +18,30 @@ ResultT_co = TypeVar("ResultT_co", bound=TraceResult, covariant=True)
 
 
 class Method(Generic[ResultT_co]):
-    """How a trace looks at the run. The parameter is the class of its result."""
+    """The base class of methods. The type parameter is the class of the result."""
 
     __slots__ = ()
 
 
 class Assembly(ABC, Generic[ResultT_co]):
-    """Joins what one method adds to the context of an answer."""
+    """Joins the part of an answer that one method adds to the context."""
 
     @abstractmethod
     def take(self, context: Context, message: pb.TraceResponse) -> None:
         """Take the next message.
 
         Raises:
-            ProtocolError: if it does not fit the messages before it.
+            ProtocolError: if it contradicts the messages before it.
         """
 
     @property
     def ready(self) -> bool:
-        """Whether enough has come to build a partial result."""
+        """Whether enough has arrived for a partial result."""
         return True
 
     @abstractmethod
     def check(self, context: Context) -> None:
-        """Refuse an answer that is not whole.
+        """Check that the answer is complete.
 
         Raises:
             ProtocolError: if a part is missing; the message names it.
@@ -45,30 +49,30 @@ class Assembly(ABC, Generic[ResultT_co]):
 
     @abstractmethod
     def build(self, context: Context) -> ResultT_co:
-        """The result, as far as it is known."""
+        """Build the result from what has arrived."""
 
 
 class Prediction(Assembly[TraceResult]):
-    """The answer without a method: the context alone."""
+    """The answer to a trace without a method: the context alone."""
 
     def take(self, context: Context, message: pb.TraceResponse) -> None:
-        """Take nothing: all of it is in the context."""
+        """Do nothing: the context has everything."""
 
     def check(self, context: Context) -> None:
-        """Refuse nothing, as the context has been checked."""
+        """Do nothing: the context has been checked."""
 
     def build(self, context: Context) -> TraceResult:
-        """The prediction alone."""
+        """Build a result with the prediction alone."""
         return TraceResult(**context.common())
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind of method is asked, answered and saved."""
+    """How requests of one method are encoded, and how its results are joined and saved."""
 
     write: Callable[[Any, pb.TraceRequest], None]
-    """Writes a method into the request of a trace."""
+    """Writes a method into a request."""
     assembly: Callable[[Any, pb.TraceRequest], Assembly[TraceResult]]
-    """Makes, for a method and its request, what joins the answer."""
+    """Creates the assembly for a method and its request."""
     parts: tuple[type[Any], ...]
-    """The dataclasses that its saved results are made of, beside those that all results share."""
+    """The dataclasses in its saved results, apart from those that all results share."""

@@ -1,4 +1,4 @@
-"""The methods that a trace can use. A new one needs a file of its own and a line here."""
+"""The list of the methods that a trace can use."""
 
 from collections.abc import Mapping
 from typing import Any, Final

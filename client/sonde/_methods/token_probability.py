@@ -1,4 +1,4 @@
-"""The target's probability through the layers: the logit lens, with gradient norms if asked for."""
+"""The target's probability at each layer (logit lens), optionally with gradient norms."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,36 +26,36 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WHOLE: Final = ("log_probabilities", "logits", "ranks", "kl_divergences")
-"""The columns that every answer has."""
+"""The columns that each answer has."""
 _COLUMNS: Final = (*_WHOLE, "top_token_ids", "top_log_probabilities")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenProbabilityResult(TraceResult):
-    """The target through the layers. Depth 0 is the residual stream before block 0, depth k after k blocks."""
+    """The target at each layer. Depth 0 is the residual stream before block 0; depth k is after k blocks."""
 
     depths: tuple[int, ...]
     log_probabilities: Floats
-    """[depth, target]: read by the final norm and the unembedding (logit lens)."""
+    """[depth, target]: the residual stream, read by the final norm and the unembedding (logit lens)."""
     logits: Floats
-    """[depth, target]; a difference where the target has a contrast."""
+    """[depth, target]; a difference of logits if the target has a contrast."""
     ranks: Integers
-    """[depth, target]; 0 is the top."""
+    """[depth, target]; 0 is the most probable token."""
     kl_divergences: Floats
     """[depth]: KL(final || this depth), in nats."""
     gradient_norms: Floats | None
-    """[depth, position, target]: L2 norm of the metric's gradient; None if it was not asked for."""
+    """[depth, position, target]: the L2 norm of the metric's gradient; None unless requested."""
     top_token_ids: Integers
     """[depth, k]"""
     top_log_probabilities: Floats
     """[depth, k]"""
     gradient_positions: tuple[int, ...]
-    """What the gradient norms' positions stand for."""
+    """The positions of the gradient norms."""
     _texts: Mapping[int, str]
 
     @property
     def axes(self) -> Axes:
-        """The axes of `log_probabilities` with their labels."""
+        """The axes of `log_probabilities`, with their labels."""
         return {"depth": self.depths, "target": tuple(token.text for token in self.targets)}
 
     @property
@@ -65,13 +65,13 @@ class TokenProbabilityResult(TraceResult):
 
     @property
     def probabilities(self) -> Floats:
-        """As `log_probabilities`: [depth, target]."""
+        """[depth, target]: the exponentials of `log_probabilities`."""
         return np.exp(self.log_probabilities)
 
     def __iter__(self) -> Iterator[tuple[float, Floats | None]]:
-        """Per block, of the first target: (probability after it, gradient norms by position).
+        """For each block and the first target: (probability after the block, gradient norms by position).
 
-        The norms are None if they were not asked for.
+        The norms are None unless requested.
         """
         for index, depth in enumerate(self.depths):
             if depth > 0:
@@ -79,13 +79,13 @@ class TokenProbabilityResult(TraceResult):
                 yield float(self.probabilities[index, 0]), norms
 
     def top_at(self, depth: int, count: int = 5) -> list[TokenPrediction]:
-        """The most probable tokens as read at a depth."""
+        """The most probable tokens when the residual stream is read at a depth."""
         row = self.depths.index(depth)
         pairs = zip(self.top_token_ids[row, :count], self.top_log_probabilities[row, :count], strict=True)
         return [TokenPrediction(int(i), self._texts.get(int(i), f"<{i}>"), float(v)) for i, v in pairs]
 
     def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
-        """`axes` and `log_probabilities`, which `np.asarray(result)` gives."""
+        """`axes` and `log_probabilities`; `np.asarray(result)` is the latter."""
         return self.axes, self.log_probabilities
 
     def to_dataframe(self) -> "pd.DataFrame":
@@ -99,7 +99,7 @@ class TokenProbabilityResult(TraceResult):
         return data_frame(long_form(self.axes, columns))
 
     def rows(self, target: int = 0) -> list[list[object]]:
-        """Depth, probability, rank and the top token, for a table."""
+        """Depth, probability, rank and top token, as rows of a table."""
         table: list[list[object]] = []
         for index, depth in enumerate(self.depths):
             top = self.top_at(depth, 1) if self.top_token_ids.shape[1:] > (0,) else []
@@ -108,7 +108,7 @@ class TokenProbabilityResult(TraceResult):
         return table
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
-        """Draw the probability by depth, with the gradient norms if there are any (needs matplotlib)."""
+        """Draw the probability by depth, and the gradient norms if there are any (needs matplotlib)."""
         norms = None if self.gradient_norms is None else self.gradient_norms[..., target]
         word, across = self._word(target), "after block (0: embeddings)"
 
@@ -129,7 +129,7 @@ class TokenProbabilityResult(TraceResult):
         return plotting.save(figure, path)
 
     def _top_texts(self) -> list[str]:
-        """The top token at each depth; none if the request asked for none."""
+        """The top token at each depth; an empty list if the request asked for none."""
         return [self.top_at(depth, 1)[0].text for depth in self.depths] if self.top_token_ids.shape[1:] > (0,) else []
 
     def _pieces(self) -> list[str]:
@@ -157,12 +157,12 @@ class TokenProbabilityResult(TraceResult):
 
 @dataclass(frozen=True, slots=True)
 class TokenProbability(Method[TokenProbabilityResult]):
-    """The target read from the residual stream at each depth (logit lens), and gradient norms if asked for."""
+    """Read the target from the residual stream at each depth (logit lens), optionally with gradient norms."""
 
     gradient_norms: bool = False
-    """Also the L2 norm of the gradient of the target by depth and position."""
+    """Also compute the L2 norm of the target's gradient at each depth and position."""
     metric: MetricName | None = None
-    """What is differentiated; unset, the probability."""
+    """The quantity that is differentiated; None means the probability."""
 
     def __post_init__(self) -> None:
         if self.metric is not None:
@@ -203,11 +203,11 @@ class _Assembly(Assembly[TokenProbabilityResult]):
         wanted = {*_WHOLE, *(["gradient_norms"] if self._method.gradient_norms else [])}
         lacking = sorted(wanted - self._grids.keys())
         if lacking:
-            raise missing(f"no {' or '.join(lacking)} came")
+            raise missing(f"no {' or '.join(lacking)} arrived")
         joined = [grid.join() for grid in self._grids.values()]
         (first, *others) = {labels[0] for labels, _, _ in joined}
         if others or not all(arrived.all() for _, _, arrived in joined) or first != tuple(range(len(first))):
-            raise missing("some depths did not come")
+            raise missing("some depths did not arrive")
 
     def build(self, context: Context) -> TokenProbabilityResult:
         targets = len(context.targets)

@@ -1,4 +1,4 @@
-"""A trace by whichever method: its request, and what joins its answer."""
+"""The request of a trace, and the assembler of its answer, for any method."""
 
 from typing import Generic, cast
 
@@ -22,7 +22,11 @@ def trace_request(
     top_k: int,
     dry_run: bool,
 ) -> pb.TraceRequest:
-    """The request of `Client.trace`."""
+    """Encode the request of a trace.
+
+    Raises:
+        InvalidRequest: if an argument is wrong in a way that does not depend on the model.
+    """
     request = pb.TraceRequest(
         prompt=encode_prompt(prompt),
         targets=encode_targets(targets),
@@ -36,12 +40,12 @@ def trace_request(
 
 
 class TraceAssembler(Stream, Generic[TraceT]):
-    """Joins the answer to one TraceRequest."""
+    """Joins the answer to a trace."""
 
     def __init__(self, request: pb.TraceRequest, method: Method[TraceT] | None) -> None:
         super().__init__(dry_run=request.dry_run)
         made = Prediction() if method is None else _kind(method).assembly(method, request)
-        # The registry pairs every method with the assembly of its own result, which its type does not say.
+        # The registry connects each method with the assembly of its own result. Types cannot express that.
         self._assembly = cast("Assembly[TraceT]", made)
 
     def feed(self, message: pb.TraceResponse) -> None:
@@ -49,13 +53,17 @@ class TraceAssembler(Stream, Generic[TraceT]):
         self._assembly.take(self._start(message), message)
 
     def partial(self) -> TraceT | None:
-        """What is known so far; None while it is too little for a result of the method."""
+        """What is known so far; None if that is too little for a result."""
         if self._context is None or not (self._dry_run or self._assembly.ready):
             return None
         return self._assembly.build(self._context)
 
     def result(self) -> TraceT:
-        """The whole answer."""
+        """The whole result.
+
+        Raises:
+            ProtocolError: if a part of it did not arrive.
+        """
         context = self._require()
         if not self._dry_run:
             self._assembly.check(context)

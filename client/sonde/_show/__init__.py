@@ -1,1 +1,1 @@
-"""Primitives of pictures, tables and texts. They know nothing of what a result is."""
+"""Primitives for figures, HTML and text. They know nothing about results."""

@@ -1,7 +1,7 @@
-"""Pieces of HTML for notebooks: tables, token strips, heat maps and curves, without a script and without matplotlib.
+"""Pieces of HTML for notebooks: tables, coloured tokens, heat maps and curves, without scripts or matplotlib.
 
-All text is escaped. Pictures are inline SVG with a title and a description for those who cannot see them, and every
-cell says its number when it is pointed at. `page` puts pieces together with their style sheet.
+All text is escaped. Pictures are inline SVG with a title and a description for screen readers; each cell shows its
+value as a tooltip. `page` combines pieces with the style sheet.
 """
 
 import html
@@ -16,7 +16,7 @@ from sonde._arrays import Floats, visible
 from sonde._show.style import STYLE, sorting
 
 MOST_CELLS: Final = (40, 48)
-"""Rows and columns of a heat map. A larger one shows the strongest of several entries in each cell."""
+"""The most rows and columns of a heat map. Each cell of a larger one shows the strongest of several entries."""
 _CELL: Final = 18
 _CHARACTER: Final = 6.7
 _LONGEST_LABEL: Final = 22
@@ -38,12 +38,12 @@ class Ranked(Protocol):
 
 
 def page(*pieces: str) -> str:
-    """Pieces with their style sheet."""
+    """Combine pieces with the style sheet."""
     return f'{STYLE}<div class="sonde">{"".join(pieces)}</div>'
 
 
 def note(text: str) -> str:
-    """A line in a quiet colour."""
+    """A line of text in a muted colour."""
     return f'<p class="note">{html.escape(text)}</p>'
 
 
@@ -51,7 +51,7 @@ def note(text: str) -> str:
 
 
 def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table with a line per row; floats are rounded."""
+    """A table; floats are rounded."""
     listed = [list(row) for row in rows]
     head = "".join(f'<th scope="col"{_kind(listed, i)}>{html.escape(name)}</th>' for i, name in enumerate(header))
     kinds = [_kind(listed, i) for i in range(len(header))]
@@ -61,14 +61,14 @@ def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object
 
 
 def sortable_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table whose heads choose the column that it is sorted by: numbers by size, the largest first, texts by letter.
+    """A table that is sorted by a click on a column's head: numbers in descending order, texts alphabetically.
 
-    It needs no script: every row knows its rank in every column, and the style sheet puts them in that order.
+    This needs no script: each row stores its rank in each column, and the style sheet orders the rows by it.
     """
     listed = [list(row) for row in rows]
     ranks = [_ranks([row[i] for row in listed]) for i in range(len(header))]
     kinds = [_kind(listed, i) for i in range(len(header))]
-    # A form of its own keeps the choice apart from that of other tables of the page.
+    # A separate form keeps the choice independent of other tables on the page.
     head = "".join(
         f'<th role="columnheader" scope="col"{_kind(listed, i)}><label>{html.escape(name)}'
         f'<input type="radio" name="sort" class="k{i}" aria-label="sort by {html.escape(name, quote=True)}">'
@@ -104,7 +104,7 @@ def ranking_html(title: str, tokens: Iterable[Ranked]) -> str:
 def token_strip(
     title: str, tokens: Sequence[str], values: Sequence[float] | None = None, *, read: int | None = None
 ) -> str:
-    """A text, its tokens coloured by a value: blue above zero, red below. `read` is the position that is marked."""
+    """A text whose tokens are coloured by a value: blue above zero, red below. The position `read` is outlined."""
     strength = max((abs(v) for v in values or () if math.isfinite(v)), default=0.0) or 1.0
     spans = []
     for i, token in enumerate(tokens):
@@ -135,7 +135,7 @@ def heatmap(
     high: float | None = None,
     hue: str = "one",
 ) -> str:
-    """A heat map of [row, column]: from `low` to `high`, or, without `low`, from zero to both sides in two colours."""
+    """A heat map of [row, column], from `low` to `high`; without `low`, from zero in two colours, one for each sign."""
     grid, row_names, column_names, pooled = _pooled(values, rows, columns)
     finite = grid[np.isfinite(grid)]
     peak = float(np.abs(finite).max(initial=0.0)) if high is None else high
@@ -175,7 +175,7 @@ def heatmap(
 
 
 def curve(title: str, labels: Sequence[str], values: Sequence[float], *, across: str, tops: Sequence[str] = ()) -> str:
-    """Numbers from 0 to 1 as a line, with what `tops` says of each point when it is pointed at."""
+    """Numbers from 0 to 1 as a line; each point has a tooltip with its value and its entry in `tops`, if any."""
     step, tall, left = 30, 120, 34
     width, height = left + step * max(len(values) - 1, 1) + 40, tall + 48
     points = [(left + step * i, 8 + tall * (1 - (v if math.isfinite(v) else 0.0))) for i, v in enumerate(values)]
@@ -222,7 +222,7 @@ def _shade(value: float, base: float, span: float, *, two_sided: bool) -> str:
 
 
 def _scale(x: float, tall: float, low: float, high: float, *, two_sided: bool) -> list[str]:
-    """What the colours mean: a bar, with numbers at its ends."""
+    """The legend of the colours: a bar with numbers at its ends."""
     steps = 12
     levels = (
         [1 - 2 * i / (steps - 1) for i in range(steps)] if two_sided else [1 - i / (steps - 1) for i in range(steps)]
@@ -242,7 +242,7 @@ def _scale(x: float, tall: float, low: float, high: float, *, two_sided: bool) -
 
 
 def _pooled(values: Floats, rows: Sequence[str], columns: Sequence[str]) -> tuple[Floats, list[str], list[str], str]:
-    """A grid of at most MOST_CELLS: the strongest of neighbouring entries in each; and how many, in words."""
+    """Reduce a grid to at most MOST_CELLS by keeping the strongest of neighbouring entries, and say so in words."""
     down, over = (max(1, math.ceil(size / most)) for size, most in zip(values.shape, MOST_CELLS, strict=True))
     if down == over == 1:
         return values, list(rows), list(columns), ""
@@ -252,7 +252,7 @@ def _pooled(values: Floats, rows: Sequence[str], columns: Sequence[str]) -> tupl
     flat = blocks.reshape(*blocks.shape[:2], -1)
     chosen = np.nan_to_num(np.abs(flat), nan=-1.0).argmax(-1)[..., np.newaxis]
     pooled: Floats = np.take_along_axis(flat, chosen, -1)[..., 0]
-    said = f"every cell is the strongest of {down} x {over}"
+    said = f"each cell is the strongest of {down} x {over}"
     return pooled, list(rows)[::down], list(columns)[::over], said
 
 
@@ -267,7 +267,7 @@ def _summary(grid: Floats, rows: Sequence[str], columns: Sequence[str], across: 
 
 
 def _step(labels: Sequence[str], wide: int = _CELL) -> int:
-    """Every which label is written, so that they do not touch."""
+    """How many columns to advance from one label to the next, so that labels do not touch."""
     longest = max((len(label) for label in labels), default=1)
     return max(1, math.ceil((_CHARACTER * longest + 4) / wide))
 
@@ -278,7 +278,7 @@ def _short(text: str) -> str:
 
 
 def _number(value: float | np.floating[Any]) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "not there yet"
+    return f"{value:.3g}" if math.isfinite(value) else "not arrived yet"
 
 
 def _is_number(value: object) -> bool:

@@ -1,11 +1,11 @@
-"""How each component looks: its title and its colours in figures, notebooks and terminals."""
+"""The title and the colours of each component in figures, notebooks and terminals."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 Rgb: TypeAlias = tuple[int, int, int]
 Ramp: TypeAlias = tuple[Rgb, ...]
-"""Colours from almost white to the dark end."""
+"""Colours from almost white to dark."""
 
 PURPLES: Final[Ramp] = ((252, 251, 253), (188, 189, 220), (128, 125, 186), (84, 39, 143))
 GREENS: Final[Ramp] = ((247, 252, 245), (161, 217, 155), (65, 171, 93), (0, 90, 50))
@@ -14,16 +14,16 @@ BLUES: Final[Ramp] = ((247, 251, 255), (158, 202, 225), (66, 146, 198), (8, 69, 
 
 
 class Look(NamedTuple):
-    """How a component is drawn."""
+    """The title and the colours of a component."""
 
     title: str
-    """Above its panel in a figure."""
+    """The title of its panel in a figure."""
     colour_map: str = "Blues"
-    """The name of matplotlib's colour map."""
+    """A colour map of matplotlib."""
     hue: str = "one"
-    """The variable of the style sheet (style.py) that has its colour in a notebook."""
+    """The variable in the style sheet (style.py) with its colour in a notebook."""
     ramp: Ramp = BLUES
-    """Its colours in a terminal."""
+    """The colours of its heat map in a terminal."""
 
 
 _LOOKS: Final[Mapping[str, Look]] = {
@@ -36,10 +36,10 @@ _LOOKS: Final[Mapping[str, Look]] = {
 
 
 def look(component: str) -> Look:
-    """How a component is drawn; those without colours of their own are blue."""
+    """Return a component's title and colours; the default colour is blue."""
     return _LOOKS.get(component) or Look(component.replace("_", " "))
 
 
 def words(component: str) -> str:
-    """A component's name in words, such as `MLP out`."""
+    """Return a component's name in words, such as `MLP out`."""
     return component.replace("_", " ").replace("mlp", "MLP")

@@ -1,4 +1,4 @@
-"""Pieces of figures: heat maps in panels, curves and bars, drawn without pyplot's global state.
+"""Figures: heat maps in panels, curves and bars, without pyplot's global state.
 
 Importing this module does not import matplotlib; drawing does.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_ROWS: Final = 40
-"""Rows of a figure that each get a label or a bar."""
+"""The most rows with a label or a bar of their own."""
 MOST_COLUMNS: Final = 8
 MOST_POINTS: Final = 12
 _INK: Final = "#222222"
@@ -38,7 +38,7 @@ _STYLE: Final[dict[str, Any]] = {
 
 
 def require() -> None:
-    """Make sure that figures can be drawn.
+    """Check that figures can be drawn.
 
     Raises:
         ImportError: if matplotlib is not installed; the message says how to install it.
@@ -51,14 +51,14 @@ def require() -> None:
 
 
 def save(drawn: "Figure", path: str | Path | None) -> "Figure":
-    """Save the figure if a path is given, in the format of its ending; a bare name becomes PNG."""
+    """Save the figure if a path is given. The suffix chooses the format; the default is PNG."""
     if path is not None:
         drawn.savefig(path, dpi=200, bbox_inches="tight")
     return drawn
 
 
 def figure(width: float, height: float, draw: Callable[["Figure"], None]) -> "Figure":
-    """A figure of this size in inches, with what `draw` puts into it."""
+    """Create a figure of this size, in inches, and let `draw` fill it."""
     require()
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -85,9 +85,9 @@ class Panel:
     colours: str
     """The name of matplotlib's colour map."""
     across: str
-    """What the columns are."""
+    """The label of the horizontal axis."""
     down: str = ""
-    """What the rows are."""
+    """The label of the vertical axis."""
 
 
 def panels(
@@ -99,17 +99,17 @@ def panels(
     legend: str = "",
     size: tuple[float, float] | None = None,
 ) -> "Figure":
-    """Heat maps side by side on one scale, so that their depths of colour can be compared.
+    """Draw heat maps side by side on one scale, so that their colours can be compared.
 
-    Rows that all panels share are labelled in the first one only.
+    A panel with the same rows as the first one does not repeat their labels.
 
     Args:
         shown: the panels.
-        low: the value at the light end of the colour maps.
-        high: the value at the dark end.
-        title: above all panels.
-        legend: above each colour bar.
-        size: width and height in inches; None chooses them by the number of rows and columns.
+        low: the value at the low end of the colour maps.
+        high: the value at the high end.
+        title: a title above all panels.
+        legend: a title above each colour bar.
+        size: width and height in inches; None chooses them from the number of rows and columns.
     """
 
     def draw(made: "Figure") -> None:
@@ -124,7 +124,7 @@ def panels(
 
 
 def draw_panel(made: "Figure", axes: "Axes", panel: Panel, low: float, high: float, *, legend: str = "") -> None:
-    """Draw a heat map with its labels and its colour bar."""
+    """Draw one heat map with its labels and its colour bar."""
     image = _grid(axes, panel.values, panel.colours, low, high)
     _label_cells(axes, panel.columns, panel.rows)
     axes.set_title(panel.title, pad=8)
@@ -167,7 +167,7 @@ def _label_cells(axes: "Axes", columns: Sequence[Label], rows: Sequence[str]) ->
 
 
 def _sparse(count: int, wanted: int) -> list[int]:
-    """Evenly spaced indices, about `wanted` of them."""
+    """Evenly spaced indices, at most `wanted` of them."""
     step = next(s for base in (1, 10, 100, 1000, 10000) for s in (base, 2 * base, 5 * base) if count / s <= wanted)
     return list(range(0, count, step))
 
@@ -178,7 +178,7 @@ def _sparse(count: int, wanted: int) -> list[int]:
 def draw_curve(
     axes: "Axes", title: str, at: Sequence[int], values: Floats, *, across: str, tops: Sequence[str]
 ) -> None:
-    """Draw numbers from 0 to 1 as a line, with the text that `tops` has for each point, if it has any."""
+    """Draw numbers from 0 to 1 as a line; `tops` has a text for each point, or none at all."""
     axes.plot(at, values, color="#54278f", marker="o", markersize=4, linewidth=1.6, clip_on=False)
     axes.set_ylim(0, 1.05)
     axes.set_xlim(at[0], max(at[-1], at[0] + 1))
@@ -204,7 +204,7 @@ def draw_curve(
 
 
 def bars(title: str, labels: Sequence[str], values: Floats) -> "Figure":
-    """Horizontal bars from zero: blue to the right, red to the left."""
+    """Draw horizontal bars: blue for positive values, red for negative ones."""
 
     def draw(made: "Figure") -> None:
         axes = made.subplots()

@@ -1,4 +1,4 @@
-"""Results as JSON, for programs that read what the shell command prints."""
+"""Results as JSON, for programs that read the output of the shell command."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -10,7 +10,7 @@ from sonde._show.display import Ranked
 
 
 def as_json(result: Any) -> dict[str, Any]:
-    """Every field of a dataclass that is not empty, arrays as nested lists; NaN and infinity become null."""
+    """Convert a dataclass to JSON without its empty fields; arrays become nested lists, NaN and infinity null."""
     return {name: entry for name, entry in _fields(result).items() if entry not in (None, [], {})}
 
 

@@ -1,7 +1,7 @@
-"""The style sheet of what a notebook shows. It takes the notebook's colours, and knows light from dark.
+"""The style sheet for notebooks. It adopts the notebook's colours and supports light and dark themes.
 
-JupyterLab and VS Code set variables and mark the page's body; elsewhere the reader's preference decides. A colour of
-a heat map is the paper mixed with a hue, so that a weak value fades into either background.
+JupyterLab and VS Code set variables and mark the page's body; elsewhere, the reader's preference applies. Heat maps mix
+the background with a hue, so that weak values fade into the background of either theme.
 """
 
 from typing import Final
@@ -67,11 +67,11 @@ grid-column:1/-1}}
 </style>"""
 
 STYLE: Final = _RULES.replace(".sonde ", ".sonde.sonde.sonde ")
-"""Once in every output. The class is repeated to count for more than what a notebook says of every table."""
+"""Part of every output. The class is repeated so that its rules take precedence over the notebook's own."""
 
 
 def sorting(columns: int) -> str:
-    """Rules that put rows in the order of the column that is chosen: every row carries its rank in each."""
+    """Rules that order rows by their rank in the chosen column."""
     rules = "".join(
         f".sonde.sonde .sortable:has(input.k{i}:checked) tbody tr{{order:var(--k{i})}}" for i in range(columns)
     )

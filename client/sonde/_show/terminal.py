@@ -1,4 +1,4 @@
-"""Heat maps and tables as text: coloured blocks in a terminal, plain numbers elsewhere."""
+"""Heat maps and tables as text, with colours if the terminal supports them."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ _RESET: Final = "\x1b[0m"
 
 
 def colours_of(stream: TextIO | None = None) -> Colours:
-    """What a stream can show. NO_COLOR and a dumb terminal switch colours off; COLORTERM tells of 24 bits."""
+    """The colours that a stream supports. NO_COLOR and dumb terminals disable them; COLORTERM announces 24 bits."""
     target = sys.stdout if stream is None else stream
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not target.isatty():
         return "none"
@@ -36,7 +36,7 @@ def heatmap(
     ramp: Ramp = BLUES,
     colours: Colours = "none",
 ) -> str:
-    """A heat map of [row, column]; without colours a table of the numbers."""
+    """A heat map of [row, column]; without colours, a table of the numbers."""
     labels = [visible(row) for row in rows]
     width = max(map(len, labels), default=0)
     if colours == "none":
@@ -61,7 +61,7 @@ def heatmap(
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table with aligned columns: numbers to the right, texts to the left."""
+    """A table with aligned columns: numbers on the right, text on the left."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
@@ -74,13 +74,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def ranking(title: str, tokens: Iterable[Ranked]) -> str:
-    """The most probable tokens as bars."""
+    """The most probable tokens, with bars."""
     rows = [[repr(visible(token.text)), token.probability, bar(token.probability)] for token in tokens]
     return table([title, "p", ""], rows)
 
 
 def bar(value: float, width: int = 20) -> str:
-    """A number from 0 to 1 as a bar of eighths of a block."""
+    """A number from 0 to 1 as a bar, in steps of an eighth of a character."""
     eighths = round(8 * width * min(max(value, 0.0), 1.0))
     return "█" * (eighths // 8) + ("▏▎▍▌▋▊▉"[eighths % 8 - 1] if eighths % 8 else "")
 

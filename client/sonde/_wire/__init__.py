@@ -1,1 +1,1 @@
-"""The contract's messages: written from what a person asks, and read into answers."""
+"""Conversion between the contract's messages and what callers write and get."""

@@ -1,7 +1,7 @@
-"""Joins the messages of a stream field by field, and refuses a stream that leaves something out.
+"""Joining the messages of a stream into one result.
 
-An assembler is fed every message in turn. `partial()` is what is known so far, NaN where nothing has come yet;
-`result()` is the whole, or a ProtocolError that says what is missing.
+An assembler is fed each message in turn. `partial()` returns what is known so far, with NaN where nothing has arrived;
+`result()` returns the whole result, or raises a ProtocolError that names what is missing.
 """
 
 from abc import abstractmethod
@@ -17,7 +17,7 @@ ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 
 class Assembler(Protocol[ResponseT_contra, ResultT_co]):
-    """What a client needs to read a stream."""
+    """Joins the messages of one stream."""
 
     progress: tuple[int, int]
 
@@ -25,15 +25,19 @@ class Assembler(Protocol[ResponseT_contra, ResultT_co]):
         """Take the next message."""
 
     def partial(self) -> ResultT_co | None:
-        """What is known so far; None before the first message."""
+        """What is known so far; None if that is too little for a result."""
 
     @abstractmethod
     def result(self) -> ResultT_co:
-        """The whole answer."""
+        """The whole result.
+
+        Raises:
+            ProtocolError: if a part of it did not arrive.
+        """
 
 
 class Stream:
-    """What the streams of both methods share."""
+    """The parts that the streams of both calls share: the context and the progress."""
 
     def __init__(self, *, dry_run: bool) -> None:
         self.progress = (0, 0)

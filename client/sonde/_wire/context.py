@@ -1,4 +1,4 @@
-"""The context that opens an answer: the prompt's tokens, the unchanged run, the cost and what made the numbers."""
+"""The context that begins an answer: the prompt's tokens, the unchanged run, the cost and the provenance."""
 
 from collections.abc import Iterable
 
@@ -13,14 +13,14 @@ from sonde.v1 import inspection_pb2 as pb
 
 
 def provenance(message: pb.Provenance) -> Provenance:
-    """What made the numbers."""
+    """Decode where the numbers come from."""
     name = pb.DataType.Name(message.data_type) if message.data_type in pb.DataType.values() else "unknown"
     dtype = name.removeprefix("DATA_TYPE_").lower()
     return Provenance(message.model, message.revision, dtype, message.device, message.attention, message.server_version)
 
 
 class Context:
-    """The first message's context, resolved."""
+    """The context of an answer, decoded."""
 
     def __init__(self, message: pb.RunContext, *, dry_run: bool) -> None:
         if not dry_run and not message.HasField("clean"):
@@ -34,17 +34,17 @@ class Context:
         self.provenance = provenance(message.provenance)
 
     def texts(self) -> dict[int, str]:
-        """The texts of the ids that it names."""
+        """The texts of the token ids in the context."""
         clean = self.message.clean
         return {t.id: t.text for t in (*self.message.tokens, *self.message.targets, *clean.top_tokens)}
 
     def positions(self, given: Iterable[int]) -> tuple[int, ...] | None:
-        """The positions asked for, counted from 0, without repetition; None if none were."""
+        """Resolve requested positions: counted from 0, without repetition; None if there are none."""
         resolved = tuple(dict.fromkeys(p + len(self.tokens) if p < 0 else p for p in given))
         return resolved or None
 
     def common(self, activations: Captured | None = None, continuation: Continuation | None = None) -> Common:
-        """The fields that every result has."""
+        """The fields that all results share."""
         captured = Captured((), ()) if activations is None else activations
         return {
             "tokens": self.tokens,
@@ -60,7 +60,7 @@ class Context:
         clean = self.message.clean
         counts = len(clean.log_probabilities), len(clean.logits), len(self.targets)
         if len(set(counts)) != 1 or len(clean.top_tokens) != len(clean.top_log_probabilities):
-            raise ProtocolError("the answer's unchanged run does not fit its targets or its top tokens")
+            raise ProtocolError("the answer's unchanged run does not match its targets or its top tokens")
         return Prediction(
             self.targets,
             np.array(clean.log_probabilities, np.float32),

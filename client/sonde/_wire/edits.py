@@ -1,4 +1,4 @@
-"""Edits and plans, as the contract's messages."""
+"""Encoding of edits and plans."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -17,13 +17,13 @@ _EXPECTED: Final = "an edit such as sonde.scale(site, 0.0)"
 
 
 class EditEncoder:
-    """Encodes edits, and collects the prompts that their patches name beside the call's own sources."""
+    """Encodes edits, and adds the prompts that their patches contain to the sources of the call."""
 
     def __init__(self, sources: Iterable[PromptLike]) -> None:
         self.sources = [encode_prompt(source) for source in sources]
 
     def sweep(self, sweep: Sweep) -> pb.Sweep:
-        """One run per place along the axes."""
+        """Encode a sweep."""
         return pb.Sweep(
             edit=self.edit(sweep.edit),
             together=[AXES[axis] for axis in sweep.together],
@@ -32,15 +32,15 @@ class EditEncoder:
         )
 
     def intervention(self, edits: Edit | Sequence[Edit]) -> pb.Intervention:
-        """One run, which makes these edits together."""
+        """Encode one run, which makes these edits together."""
         together = (edits,) if isinstance(edits, Edit) else several(edits, "edit", _EXPECTED)
         return pb.Intervention(edits=[self.edit(edit) for edit in together])
 
     def edit(self, edit: Edit) -> pb.Edit:
-        """One edit of one place.
+        """Encode one edit.
 
         Raises:
-            InvalidRequest: if it is no edit, or its value cannot be sent.
+            InvalidRequest: if it is not an edit, or its value cannot be sent.
         """
         if not isinstance(edit, Edit):
             raise refusal("edit", _EXPECTED, edit)

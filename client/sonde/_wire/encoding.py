@@ -1,4 +1,4 @@
-"""What a person writes, as the contract's messages: prompts, targets, places, continuations."""
+"""Encoding of prompts, targets, sites and generation settings."""
 
 from collections.abc import Callable
 from typing import SupportsIndex, TypeVar
@@ -16,7 +16,7 @@ _Message = TypeVar("_Message")
 
 
 def checked(name: str, make: Callable[[], _Message]) -> _Message:
-    """Make a message, turning what protobuf refuses (a type, a range, a broken surrogate) into our error."""
+    """Call `make`, and turn protobuf's errors (wrong type, out of range, invalid Unicode) into InvalidRequest."""
     try:
         return make()
     except (TypeError, ValueError) as error:
@@ -26,7 +26,7 @@ def checked(name: str, make: Callable[[], _Message]) -> _Message:
 
 
 def encode_prompt(given: PromptLike) -> pb.Prompt:
-    """A prompt: text or token ids, and an image if it has one."""
+    """Encode a prompt."""
     prompt = given if isinstance(given, Prompt) else Prompt(given)
     content = prompt.content
     image = b"" if prompt.image is None else _image(prompt.image)
@@ -42,7 +42,7 @@ def _image(given: bytes) -> bytes:
 
 
 def encode_targets(given: Targets) -> list[pb.Target]:
-    """The targets that a person gave."""
+    """Encode targets."""
     return [_target(target) for target in as_targets(given)]
 
 
@@ -66,7 +66,7 @@ def _token(given: TokenLike) -> str | int:
     try:
         given.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequest.at("targets", f"not text: {error}") from None
+        raise InvalidRequest.at("targets", f"expected valid Unicode text: {error}") from None
     return given
 
 
@@ -78,9 +78,9 @@ def _token_id(given: SupportsIndex) -> int:
 
 
 def encode_site(site: Site) -> pb.Site:
-    """A place in the model."""
+    """Encode a site."""
     if not isinstance(site, Site):
-        raise refusal("site", "a place such as sonde.neuron(layer=3)", site)
+        raise refusal("site", "a site such as sonde.neuron(layer=3)", site)
     return pb.Site(
         component=COMPONENTS[site.component],
         layers=site.layers,
@@ -92,7 +92,7 @@ def encode_site(site: Site) -> pb.Site:
 
 
 def encode_generation(generation: Generation) -> pb.Generation:
-    """How far runs are continued."""
+    """Encode how far runs are continued."""
     if not isinstance(generation, Generation):
         raise refusal("generation", "sonde.Generation(max_new_tokens)", generation)
     return pb.Generation(

@@ -1,4 +1,4 @@
-"""The description of the hosted model, read from the server's answer."""
+"""Decoding of the description of the hosted model."""
 
 from dataclasses import fields
 
@@ -10,7 +10,7 @@ from sonde.v1 import inspection_pb2 as pb
 
 
 def description(response: pb.GetModelResponse) -> Model:
-    """The model that a server describes.
+    """Decode the description of the hosted model.
 
     Raises:
         ProtocolError: if it describes no decoder.

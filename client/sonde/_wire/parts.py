@@ -1,8 +1,8 @@
-"""What the messages of a stream carry in parts: arrays, activations and generated tokens, each joined and checked."""
+"""Joining what a stream sends in parts: arrays, activations and generated tokens."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,23 +17,23 @@ from sonde.errors import ProtocolError
 from sonde.v1 import inspection_pb2 as pb
 
 CLEAN: Final = -1
-"""The number of the unchanged run."""
+"""The number that the contract gives to the unchanged run."""
 NO_LAYER: Final = -1
-"""The label, along an axis of layers, of a component that takes no layer."""
+"""The label on the layer axis of a component that has no layers."""
 
 
 def missing(what: str) -> ProtocolError:
-    """The error for a stream that ended too early."""
+    """Create the error for a stream that ended too early."""
     return ProtocolError(f"the answer ended early: {what}")
 
 
 def token(message: pb.Token) -> Token:
-    """A token of an answer."""
+    """Decode a token."""
     return Token(message.id, message.text)
 
 
 def known_component(component: pb.Component.ValueType) -> ComponentName:
-    """The name of a component of an answer.
+    """Decode a component.
 
     Raises:
         ProtocolError: if this client does not know it.
@@ -45,15 +45,20 @@ def known_component(component: pb.Component.ValueType) -> ComponentName:
 
 
 def layer_labels(layers: Sequence[int]) -> tuple[Label, ...]:
-    """Layers as labels; NO_LAYER becomes None."""
+    """Convert layers to labels; NO_LAYER becomes None."""
     return tuple(None if layer == NO_LAYER else layer for layer in layers)
 
 
 class Grid:
-    """Arrays whose first axes are named by labels, joined from parts that list their own labels."""
+    """An array with labels on its first axes, joined from parts that each list their labels."""
 
     def __init__(self, name: str, orders: Sequence[Sequence[int] | None]) -> None:
-        """Each axis has its labels in the order wanted, or None for all that come, in ascending order."""
+        """Begin with no parts.
+
+        Args:
+            name: the array's name, for error messages.
+            orders: for each axis, the labels in the wanted order; None: all labels that arrive, in ascending order.
+        """
         self._name = name
         self._orders = orders
         self._parts: list[tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.generic]]] = []
@@ -62,10 +67,10 @@ class Grid:
         return bool(self._parts)
 
     def add(self, labels: Sequence[Sequence[int]], tensor: pb.Tensor) -> None:
-        """Take a part.
+        """Add a part.
 
         Raises:
-            ProtocolError: if it does not fit its labels or the parts before it.
+            ProtocolError: if its shape does not match its labels or the parts before it.
         """
         array = from_tensor(tensor)
         part = tuple(tuple(axis) for axis in labels)
@@ -76,7 +81,7 @@ class Grid:
         self._parts.append((part, array))
 
     def join(self) -> tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.generic], Booleans]:
-        """The labels of each axis, the whole array, and which of its cells have come."""
+        """Return the labels of each axis, the whole array, and which of its cells have arrived."""
         axes: list[tuple[int, ...]] = []
         for i, order in enumerate(self._orders):
             found = sorted({label for part, _ in self._parts for label in part[i]})
@@ -90,74 +95,87 @@ class Grid:
             try:
                 cells = np.ix_(*([place[label] for label in axis] for place, axis in zip(places, part, strict=True)))
             except KeyError as error:
-                raise ProtocolError(f"the answer has {self._name} at {error}, which was not asked for") from None
+                raise ProtocolError(f"the answer has {self._name} at {error}, which was not requested") from None
             whole[cells] = array
             arrived[cells] = True
         return tuple(axes), whole, arrived
 
 
+class _Place(NamedTuple):
+    run: int
+    site: int
+
+
+class _Flat(NamedTuple):
+    """The activations of one layer, flattened."""
+
+    shape: tuple[int, ...]
+    values: npt.NDArray[np.generic]
+    arrived: Booleans
+    """Which values have arrived."""
+
+
 class Values:
-    """Activations in slices, each of a run, a site and a layer."""
+    """Activations, joined from slices that each belong to one run, site and layer."""
 
     def __init__(self, sites: Sequence[Site]) -> None:
         self._sites = tuple(sites)
-        self._flat: dict[tuple[int, int, int], tuple[tuple[int, ...], npt.NDArray[np.generic], Booleans]] = {}
+        self._known: dict[_Place, dict[int, _Flat]] = {}
+        """By run and site, then by layer."""
 
     def add(self, part: pb.ActivationSlice) -> None:
-        """Take a slice.
+        """Add a slice.
 
         Raises:
-            ProtocolError: if it does not lie within what it is a part of.
+            ProtocolError: if it lies outside its array, or contradicts the slices before it.
         """
         values, shape = from_tensor(part.values).reshape(-1), tuple(part.shape)
         size, end = math.prod(shape), part.offset + part.values.shape[0] if part.values.shape else part.offset + 1
-        key = (part.run, part.site, part.layer)
         if not (0 <= part.site < len(self._sites) and min(shape, default=0) >= 0 <= part.offset and end <= size):
-            raise ProtocolError(f"the answer has activations that lie nowhere: site {part.site}, offset {part.offset}")
-        if key not in self._flat:
+            raise ProtocolError(f"the answer has activations outside site {part.site}, at offset {part.offset}")
+        layers = self._known.setdefault(_Place(part.run, part.site), {})
+        if part.layer not in layers:
             empty = np.nan if values.dtype.kind == "f" else -1
-            self._flat[key] = (shape, np.full(size, empty, values.dtype), np.zeros(size, np.bool_))
-        known, flat, arrived = self._flat[key]
-        if known != shape or flat.dtype != values.dtype:
+            layers[part.layer] = _Flat(shape, np.full(size, empty, values.dtype), np.zeros(size, np.bool_))
+        known = layers[part.layer]
+        if known.shape != shape or known.values.dtype != values.dtype:
             raise ProtocolError(f"the answer has activations of two shapes or types at site {part.site}")
-        flat[part.offset : end] = values
-        arrived[part.offset : end] = True
+        known.values[part.offset : end] = values
+        known.arrived[part.offset : end] = True
 
     def captured(self, run: int) -> Captured:
-        """What one run has so far."""
+        """Return what has arrived of one run."""
         arrays: list[tuple[Axes, npt.NDArray[np.generic]]] = []
         for index, site in enumerate(self._sites):
-            layers = sorted(layer for r, s, layer in self._flat if (r, s) == (run, index))
-            if site.layers:
-                layers = [layer for layer in dict.fromkeys(site.layers) if layer in layers]
-            parts = [self._flat[run, index, layer] for layer in layers]
+            known = self._known.get(_Place(run, index), {})
+            layers = [layer for layer in dict.fromkeys(site.layers or sorted(known)) if layer in known]
+            parts = [known[layer] for layer in layers]
             if not parts:
                 break
-            if len({shape for shape, _, _ in parts}) > 1:
-                raise ProtocolError(f"the answer has activations whose shape differs by layer at site {index}")
-            shape = parts[0][0]
-            stacked = np.stack([flat.reshape(shape) for _, flat, _ in parts])
+            if len({part.shape for part in parts}) > 1:
+                raise ProtocolError(f"the answer has activations whose shape depends on the layer, at site {index}")
+            shape = parts[0].shape
+            stacked = np.stack([part.values.reshape(shape) for part in parts])
             axes = captured_axes(site.component, layers, shape)
             arrays.append((axes, stacked[0] if site.component in WITHOUT_LAYER else stacked))
         return Captured(self._sites, arrays)
 
     def check(self, runs: Iterable[int]) -> None:
-        """Refuse what is not whole.
+        """Check that the activations of these runs are complete.
 
         Raises:
-            ProtocolError: naming the run and site.
+            ProtocolError: if they are not; the message names the run and the site.
         """
         for run in runs:
             for index, site in enumerate(self._sites):
-                layers = {layer for r, s, layer in self._flat if (r, s) == (run, index)}
-                wanted = layers if site.component in WITHOUT_LAYER else set(site.layers) or layers
-                whole = all(self._flat[run, index, layer][2].all() for layer in layers)
-                if not layers or not wanted <= layers or not whole:
+                known = self._known.get(_Place(run, index), {})
+                lacking = () if site.component in WITHOUT_LAYER else set(site.layers) - known.keys()
+                if not known or lacking or not all(part.arrived.all() for part in known.values()):
                     raise missing(f"activations of run {run} at site {index} ({site.component})")
 
 
 class Continuations:
-    """Generated tokens in slices, each of a run."""
+    """Generated tokens, joined from slices that each belong to one run."""
 
     _REASONS: Mapping[int, FinishReason] = {
         pb.Generated.FINISH_REASON_LENGTH: "length",
@@ -168,11 +186,11 @@ class Continuations:
         self._parts: dict[int, dict[int, pb.Generated]] = {}
 
     def add(self, part: pb.Generated) -> None:
-        """Take a slice. One that only ends the run has no tokens, and counts beside the one at the same offset."""
+        """Add a slice. A slice without tokens, which only ends the run, may share its offset with another one."""
         parts = self._parts.setdefault(part.run, {})
         offset = part.offset
         if offset in parts and part.tokens and parts[offset].tokens:
-            raise ProtocolError(f"the answer has generated token {offset} of run {part.run} twice")
+            raise ProtocolError(f"the answer has the generated token {offset} of run {part.run} twice")
         if offset in parts:
             joined = pb.Generated()
             joined.CopyFrom(parts[offset])
@@ -182,7 +200,7 @@ class Continuations:
         parts[offset] = part
 
     def of(self, run: int) -> Continuation | None:
-        """What a run has said so far, up to the first gap."""
+        """Return what a run has generated, up to the first gap."""
         parts = self._parts.get(run)
         if parts is None:
             return None
@@ -199,10 +217,10 @@ class Continuations:
         return Continuation(tuple(tokens), text, reason)
 
     def check(self, runs: Iterable[int]) -> None:
-        """Refuse a run that has not ended.
+        """Check that these runs have ended.
 
         Raises:
-            ProtocolError: naming the run.
+            ProtocolError: if one has not; the message names the run.
         """
         for run in runs:
             said = self.of(run)

@@ -1,4 +1,4 @@
-"""Arrays on the wire: numpy to the contract's Tensor and back."""
+"""Encoding of numpy arrays as the contract's Tensor, and decoding."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from sonde._ask.given import is_real, refusal
 from sonde.errors import ProtocolError
 from sonde.v1 import inspection_pb2 as pb
 
-# The wire is little-endian whatever the machine is.
+# The contract is little-endian on every machine.
 _WIRE_TYPES: Final[Mapping[int, np.dtype[Any]]] = {
     pb.DATA_TYPE_FLOAT32: np.dtype("<f4"),
     pb.DATA_TYPE_BFLOAT16: np.dtype("<u2"),
@@ -23,13 +23,13 @@ _WIRE_TYPES: Final[Mapping[int, np.dtype[Any]]] = {
 
 
 def to_tensor(values: npt.ArrayLike, field: str) -> pb.Tensor:
-    """Encode what numpy can read as numbers, of any shape.
+    """Encode anything that numpy can convert to an array of numbers.
 
-    float16 stays float16 and bfloat16 (an array of the `ml_dtypes` package) stays bfloat16; every other number
-    becomes float32, the type in which the server computes edits.
+    float16 stays float16 and bfloat16 (from the `ml_dtypes` package) stays bfloat16; all other numbers become float32,
+    the type in which the server computes edits.
 
     Raises:
-        InvalidRequest: if `values` are not real numbers of a regular shape.
+        InvalidRequest: if `values` is not a regular array of real numbers.
     """
     array = array_of(values, field)
     if array.dtype.name == "bfloat16":
@@ -37,7 +37,7 @@ def to_tensor(values: npt.ArrayLike, field: str) -> pb.Tensor:
     elif array.dtype == np.float16:
         data_type, wire = pb.DATA_TYPE_FLOAT16, array
     elif is_real(array):
-        with np.errstate(over="ignore"):  # Becomes infinity, which the server refuses with its place.
+        with np.errstate(over="ignore"):  # Becomes infinity, which the server rejects with its index.
             data_type, wire = pb.DATA_TYPE_FLOAT32, array.astype(np.float32)
     else:
         raise refusal(field, "an array of real numbers", values)
@@ -46,10 +46,10 @@ def to_tensor(values: npt.ArrayLike, field: str) -> pb.Tensor:
 
 
 def from_tensor(tensor: pb.Tensor) -> npt.NDArray[np.generic]:
-    """Decode into an array of the machine's own byte order that the caller may write to; bfloat16 becomes float32.
+    """Decode to a writable array in the machine's byte order; bfloat16 becomes float32.
 
     Raises:
-        ProtocolError: if the type is not known or the bytes do not fit the shape.
+        ProtocolError: if the type is not known or the number of bytes does not match the shape.
     """
     wire_type = _WIRE_TYPES.get(tensor.data_type)
     if wire_type is None:
@@ -65,17 +65,17 @@ def from_tensor(tensor: pb.Tensor) -> npt.NDArray[np.generic]:
 
 
 def floats(tensor: pb.Tensor) -> npt.NDArray[np.float32]:
-    """Decode numbers that the contract gives as float32."""
+    """Decode numbers that the contract defines as float32."""
     return from_tensor(tensor).astype(np.float32, copy=False)
 
 
 def integers(tensor: pb.Tensor) -> npt.NDArray[np.int64]:
-    """Decode numbers that the contract gives as integers.
+    """Decode numbers that the contract defines as integers.
 
     Raises:
         ProtocolError: if they are not integers.
     """
     array = from_tensor(tensor)
     if array.dtype.kind != "i":
-        raise ProtocolError(f"the answer has {array.dtype} where the contract has integers")
+        raise ProtocolError(f"expected integers in the answer, got {array.dtype}")
     return array.astype(np.int64)

@@ -330,5 +330,5 @@ def test_certificates_are_bytes_or_paths(tmp_path: Path) -> None:
         for given in (1, ["a"], object()):
             with pytest.raises(sonde.InvalidSettings, match=rf"tls\.{name}: expected"):
                 sonde.TLS(**{name: given})
-    with pytest.raises(sonde.InvalidSettings, match="cannot be read"):
+    with pytest.raises(sonde.InvalidSettings, match="cannot read"):
         sonde.Client(tls=sonde.TLS(tmp_path / "none.pem"))

@@ -60,6 +60,20 @@ def test_violations_name_their_fields(peer: Any, fail: Any) -> None:
     assert str(error) == "list.interventions[0]: no edits; prompt: empty"
 
 
+def test_a_path_has_the_names_that_python_users_write(peer: Any, fail: Any) -> None:
+    violation = error_details_pb2.BadRequest.FieldViolation
+    paths = ["list.interventions[0].edits[1].set.data", "sweep.edit.set", "sweep.always[0].set", "sweep.edit.settings"]
+    request = error_details_pb2.BadRequest(field_violations=[violation(field=path) for path in paths])
+    error = failure(peer, fail(grpc.StatusCode.INVALID_ARGUMENT, "invalid", INFO, request))
+    assert isinstance(error, sonde.InvalidRequest)
+    assert [violation.field for violation in error.violations] == [
+        "list.interventions[0].edits[1].replace.data",
+        "sweep.edit.replace",
+        "sweep.always[0].replace",
+        "sweep.edit.settings",
+    ]
+
+
 def test_busy_says_when_to_come_back(peer: Any, fail: Any) -> None:
     retry = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=2, nanos=500_000_000))
     error = failure(peer, fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full", INFO, retry))
@@ -197,7 +211,7 @@ def test_errors_can_be_pickled() -> None:
         ({"token": ""}, "token"),
         ({"token": "new\nline"}, "token"),
         ({"timeout": 0}, "timeout"),
-        ({"tls": sonde.TLS(root_certificate="/nowhere/ca.pem")}, "cannot be read"),
+        ({"tls": sonde.TLS(root_certificate="/nowhere/ca.pem")}, "cannot read"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(arguments: Any, words: str) -> None:
