@@ -6,7 +6,7 @@ answer, `AsyncClient` into coroutine functions.
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, SupportsIndex, TypeVar, cast, get_args, overload
 
@@ -17,6 +17,7 @@ from sonde._answers.interventions import InterventionResult
 from sonde._answers.model import Model
 from sonde._answers.results import Result, TraceResult
 from sonde._ask.edits import scale as scale_edit
+from sonde._ask.given import several
 from sonde._ask.plans import Generation, Plan
 from sonde._ask.prompts import PromptLike, Targets
 from sonde._ask.sites import Site, neuron
@@ -119,7 +120,7 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
     position: int | None = None,
     top_k: int = 10,
     kl_divergence: bool = False,
-    activations: Sequence[Site] = (),
+    activations: Site | Iterable[Site] = (),
     generation: Generation | None = None,
     dry_run: bool = False,
     progress: Progress = False,
@@ -145,6 +146,7 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
     Raises:
         SondeError: or one of its subclasses; the transport's own exceptions are never raised.
     """
+    sites = (activations,) if isinstance(activations, Site) else several(activations, "activations", "a list of sites")
     request = intervene_request(
         prompt,
         interventions,
@@ -153,11 +155,11 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
         position=position,
         top_k=top_k,
         kl_divergence=kl_divergence,
-        activations=activations,
+        activations=sites,
         generation=generation,
         dry_run=dry_run,
     )
-    return Question("Intervene", request, InterveneAssembler(request, activations), progress, timeout)
+    return Question("Intervene", request, InterveneAssembler(request, sites), progress, timeout)
 
 
 def trace_token_probability(input_ids: PromptLike, target_idx: SupportsIndex) -> Question[TokenProbabilityResult]:
@@ -263,7 +265,7 @@ class BaseClient(ABC, Generic[ChannelT, ModelT]):
 
         Raises:
             NotServing: if no server is ready in time.
-            InvalidSettings: if `timeout` is not a number of seconds above 0.
+            InvalidSettings: if the timeout is not greater than 0.
         """
         return self._wait(Patience(timeout))
 
@@ -282,7 +284,7 @@ class BaseClient(ABC, Generic[ChannelT, ModelT]):
         return model
 
     def _error(self, error: grpc.RpcError) -> errors.SondeError:
-        return errors.from_call(cast("errors.FailedCall", error), self._connection.address)
+        return errors.from_call(cast("errors.FailedCall", error), self._connection.address, self._connection.proxy)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -52,9 +52,8 @@ class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
         async with sonde.AsyncClient("localhost:50051") as client:
             trace = await client.trace("The Eiffel Tower is in the city of", targets=[" Paris"])
 
-    Nothing is sent before the first call. You can create the client before an event loop runs; it then belongs to the
-    loop in which it is first used. If several servers host the same model, calls take turns among those that are
-    serving:
+    Nothing is sent before the first call. A client can be created outside an event loop; it then belongs to the loop of
+    its first call. If several servers host the same model, calls take turns among those that are serving:
 
         client = sonde.AsyncClient(["gpu1:50051", "gpu2:50051"])
     """

@@ -141,7 +141,10 @@ class ProtocolError(SondeError):
 
 
 class InvalidSettings(SondeError, ValueError):
-    """The client's settings contradict each other or would send a token unencrypted, or two event loops share it."""
+    """The client's settings contradict each other or would send a token unencrypted.
+
+    Also raised if an `AsyncClient` is used in a second event loop.
+    """
 
 
 KINDS: Final[Mapping[grpc.StatusCode, type[SondeError]]] = {
@@ -190,8 +193,8 @@ class _Details:
     retry_after: float | None = None
 
 
-def from_call(call: FailedCall, address: str) -> SondeError:
-    """Convert a failed call to `address` into one of this package's errors."""
+def from_call(call: FailedCall, address: str, proxy: str = "") -> SondeError:
+    """Convert a failed call to `address`, through `proxy` if there is one, into one of this package's errors."""
     code = call.code() or grpc.StatusCode.UNKNOWN
     message = call.details() or code.name.lower().replace("_", " ")
     details = _read_details(call)
@@ -210,6 +213,8 @@ def from_call(call: FailedCall, address: str) -> SondeError:
         message = f"{address} does not speak this contract ({_first_line(message)})"
     if kind is DeadlineExceeded and not details.reason:
         message = f"no answer from {address} within the timeout"
+    if proxy and kind in (NotServing, DeadlineExceeded) and not details.reason:
+        message += f"; the call goes through {proxy}; name the server's host in no_proxy to go past it"
     return kind(message, **common)  # type: ignore[arg-type]
 
 

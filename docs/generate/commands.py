@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 from unittest import mock
 
-from sonde.cli import EXIT_CODES, build_parser
+from sonde._options import EXIT_CODES, build_parser
 
 from docs.generate.text import cell, table
 

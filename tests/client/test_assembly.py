@@ -243,7 +243,7 @@ def test_activations_join_from_slices(data: st.DataObject) -> None:
 
 def test_activations_outside_their_shape_are_refused(answers: Any) -> None:
     part = pb.ActivationSlice(run=-1, site=0, shape=[2], offset=1, values=answers.tensor([1.0, 2.0]))
-    with pytest.raises(sonde.ProtocolError, match="nowhere"):
+    with pytest.raises(sonde.ProtocolError, match="outside site 0"):
         trace(
             sonde.Activations(sonde.site("logits")), [pb.TraceResponse(context=answers.context(), activations=[part])]
         )

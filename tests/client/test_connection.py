@@ -76,22 +76,41 @@ def test_a_token_stays_here_if_one_of_several_is_elsewhere(beyond: str) -> None:
 @pytest.mark.parametrize(
     ("given_", "words"),
     [
-        ([], "none was given"),
+        ([], "got none"),
         ("", "it is empty"),
         ([""], "it is empty"),
         ("a:1,", "number 2 of 2 is empty"),
         (["a:1", " ", "b:1"], "number 2 of 3 is empty"),
         (["a", "a:50051"], "a:50051 is given more than once"),
-        (["a:1", "dns:///b:1"], "dns:///b:1 cannot be one of several"),
-        (["unix:/tmp/socket", "a:1"], "cannot be one of several"),
-        (["a:1", "xds:///b"], "cannot be one of several"),
-        (["::1", "::2"], "is written"),
-        (["a:1", "b:port"], "'b:port' is not host:port"),
-        (["a:1", "b:0"], "'b:0' is not host:port"),
-        (["a:1", "b:65536"], "'b:65536' is not host:port"),
-        (["a:1", "b c:1"], "'b c:1' is not host:port"),
-        (["localhost:1", "127.0.0.1:1"], "localhost:1 and 127.0.0.1:1 are one server"),
-        (["10.0.0.1:1", "[::ffff:10.0.0.1]:1"], "are one server"),
+        (["a:1", "dns:///b:1"], "got dns:///b:1; pass it alone"),
+        (["unix:/tmp/socket", "a:1"], "for each of several addresses"),
+        (["a:1", "xds:///b"], "for each of several addresses"),
+        (["::1", "::2"], "write an IPv6 address as"),
+        (["a:1", "b:port"], "expected host:port, got 'b:port'"),
+        (["a:1", "b:0"], "expected host:port, got 'b:0'"),
+        (["a:1", "b:65536"], "expected host:port, got 'b:65536'"),
+        (["a:1", "b c:1"], "expected host:port, got 'b c:1'"),
+        ("::1", "write an IPv6 address as [2001:db8::1]:50051"),
+        ("localhost:port", "expected host:port, got 'localhost:port'"),
+        ("localhost:65536", "expected host:port, got 'localhost:65536'"),
+        (":50051", "expected host:port, got ':50051'; one looks like localhost:50051"),
+        ("http://gpu1:50051", "expected host:port, got 'http://gpu1:50051'; use 'gpu1:50051', without scheme or path"),
+        ("grpc://gpu1:50051", "got 'grpc://gpu1:50051'; use 'gpu1:50051', without"),
+        ("https://gpu1:50051/", "use 'gpu1:50051' with tls=True (--tls), without"),
+        ("grpcs://gpu1", "use 'gpu1' with tls=True (--tls), without"),
+        ("HTTPS://gpu1:50051/v1?a=b", "use 'gpu1:50051' with tls=True (--tls), without"),
+        ("http://[::1]:50051", "use '[::1]:50051', without"),
+        ("http://", "expected host:port, got 'http://'; one looks like localhost:50051"),
+        ("http://me:secret@gpu1:50051", "got 'http://...@gpu1:50051'; use 'gpu1:50051', without"),
+        ("gpu1:50051/", "expected host:port, got 'gpu1:50051/'; use 'gpu1:50051', without"),
+        ("gpu1/v1", "expected host:port, got 'gpu1/v1'; use 'gpu1', without"),
+        ("//gpu1:50051", "expected host:port, got '//gpu1:50051'"),
+        ("dns:///gpu1:50051/", "expected host:port, got 'dns:///gpu1:50051/'"),
+        ("ipv4://127.0.0.1:1", "expected host:port, got 'ipv4://127.0.0.1:1'"),
+        (["gpu1:1", "http://gpu2:1"], "got 'http://gpu2:1'; use 'gpu2:1', without"),
+        ("http://gpu1:1,http://gpu2:1", "got 'http://gpu1:1'; use 'gpu1:1', without"),
+        (["localhost:1", "127.0.0.1:1"], "localhost:1 and 127.0.0.1:1 are the same server"),
+        (["10.0.0.1:1", "[::ffff:10.0.0.1]:1"], "are the same server"),
         (["127.0.0.1:1", "a" * 64 + ":1"], "cannot be looked up"),
     ],
 )
@@ -130,8 +149,11 @@ def test_a_name_among_several_is_all_of_its_addresses(monkeypatch: pytest.Monkey
         ("localhost:1", False),
         (["localhost:1"], False),
         ("ipv4:127.0.0.1:1", False),
+        ("xds:///sonde", False),
         ("unix:/tmp/a,b", False),
         ("dns:///sonde:1", True),
+        ("dns:sonde:1", True),
+        ("dns:/sonde:1", True),
         ("dns://10.0.0.53/sonde:1", True),
         ("127.0.0.1:1,127.0.0.1:2", True),
         ("ipv4:127.0.0.1:1,127.0.0.1:2", True),
@@ -158,7 +180,7 @@ def test_requests_to_several_name_one_host_and_pass_no_proxy() -> None:
 def test_certificates_of_several_hosts_need_one_name() -> None:
     addresses = ["10.0.0.1:1", "10.0.0.2:1"]
     for tls in (True, sonde.TLS()):
-        with pytest.raises(sonde.InvalidSettings, match=r"10\.0\.0\.1, 10\.0\.0\.2; give tls=sonde\.TLS\(server_name="):
+        with pytest.raises(sonde.InvalidSettings, match=r"10\.0\.0\.1, 10\.0\.0\.2; pass tls=sonde\.TLS\(server_name="):
             sonde.Client(addresses, tls=tls)
     named = Connection.of(addresses, None, sonde.TLS(server_name="sonde.test"), None)
     assert option(named, "grpc.ssl_target_name_override") == "sonde.test"

@@ -267,9 +267,9 @@ def test_a_sweep_takes_its_axes_from_either_place() -> None:
         (lambda: intervention_of(["edit"]), "edit"),
         (lambda: intervention_of([], sources="prompt"), "sources"),
         (lambda: intervention_of([], activations=["neuron"]), "site"),
-        (lambda: intervention_of([], generation=sonde.Generation(2**40)), "generation"),
+        (lambda: intervention_of([], generation=sonde.Generation(2**40)), "max_new_tokens"),
         (lambda: intervention_of(sonde.scale(sonde.head(layer=1), "much")), "scale"),  # type: ignore[arg-type]
-        (lambda: intervention_of(sonde.noise(sonde.head(layer=1), 1.0, seed=2**70)), "noise"),
+        (lambda: intervention_of(sonde.noise(sonde.head(layer=1), 1.0, seed=2**70)), "seed"),
     ],
 )
 def test_what_is_wrong_by_itself_is_refused_at_once(make: Any, field: str) -> None:

@@ -211,7 +211,7 @@ def test_errors_can_be_pickled() -> None:
         ({"token": ""}, "token"),
         ({"token": "new\nline"}, "token"),
         ({"timeout": 0}, "timeout"),
-        ({"tls": sonde.TLS(root_certificate="/nowhere/ca.pem")}, "cannot be read"),
+        ({"tls": sonde.TLS(root_certificate="/nowhere/ca.pem")}, "cannot read"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(arguments: Any, words: str) -> None:

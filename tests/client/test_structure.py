@@ -16,7 +16,7 @@ LAYERS = (
     ("_wire", "_connection"),
     ("_methods",),
     ("_base", "storage"),
-    ("client", "aio", "annotations"),
+    ("client", "aio", "annotations", "_options"),
     ("questions", "cli"),
     ("__init__", "__main__"),
 )

@@ -17,7 +17,8 @@ import pytest
 import sonde
 import sonde_server
 from google.protobuf.descriptor import Descriptor
-from sonde import cli, questions
+from sonde import questions
+from sonde._options import build_parser
 from sonde.v1 import inspection_pb2 as pb
 from sonde_server.config import Settings
 from sonde_server.serving.guards.catalogue import ENTRIES
@@ -182,7 +183,7 @@ def test_the_settings_are_all_there(site: Site) -> None:
 
 def test_the_commands_options_are_all_there(site: Site) -> None:
     text = site.pages["reference/commands.html"].text
-    (commands,) = (a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    (commands,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     assert set(commands.choices) == {"model", "trace", "intervene", "generate"}
     for command in commands.choices.values():
         options = [option for action in command._actions for option in action.option_strings]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import SupportsIndex, TypeAlias
+from typing import SupportsIndex, TypeAlias, cast
 
 import numpy.typing as npt
 
@@ -127,10 +127,11 @@ def patch(
     Raises:
         InvalidRequest: if there is no source, or one is neither a prompt nor an index.
     """
-    several = [sources] if isinstance(sources, str | Prompt) or not isinstance(sources, Iterable) else list(sources)
-    if not several:
+    single = isinstance(sources, str | Prompt) or not isinstance(sources, Iterable) or getattr(sources, "ndim", 1) == 0
+    named = [cast("SourceLike", sources)] if single else list(cast("Iterable[SourceLike]", sources))
+    if not named:
         raise InvalidRequest.at("sources", "expected at least one prompt, or its index in the call's sources; got none")
-    resolved = tuple(entry if isinstance(entry, str | Prompt) else index(entry, "sources") for entry in several)
+    resolved = tuple(entry if isinstance(entry, str | Prompt) else index(entry, "sources") for entry in named)
     layer = None if source_layer is None else index(source_layer, "source_layer")
     return Edit(site, Patch(resolved, indices(source_positions, "source_positions"), layer))
 

@@ -6,7 +6,7 @@ The literals are spelled out for type checkers and editors. A test checks that t
 from collections.abc import Iterable, Mapping
 from typing import Final, Literal, TypeAlias, TypeVar, get_args
 
-from sonde.errors import InvalidRequest
+from sonde._ask.given import refusal
 from sonde.v1 import inspection_pb2 as pb
 
 ComponentName: TypeAlias = Literal[
@@ -74,8 +74,9 @@ def check_name(given: _Name, known: Iterable[_Name], field: str) -> _Name:
         InvalidRequest: if it is not; the message lists the known names.
     """
     choices = tuple(known)
-    if given not in choices:
-        raise InvalidRequest.at(field, f"expected one of {', '.join(choices)}, got {given!r}")
+    named: object = given
+    if not isinstance(named, str) or named not in choices:
+        raise refusal(field, f"one of {', '.join(choices)}", given)
     return given
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from sonde._ask.edits import Edit
+from sonde._ask.given import refusal, several
 from sonde._ask.indices import Indices, index, indices
 from sonde._ask.names import AXES, AxisName, check_name
 from sonde.errors import InvalidRequest
@@ -54,6 +55,8 @@ def sweep(
     Raises:
         InvalidRequest: if the site and the arguments name the same axis, or a name is not known.
     """
+    if not isinstance(edit, Edit):
+        raise refusal("sweep", "an edit such as sonde.scale(site, 0.0)", edit)
     place = edit.site
     for name, here in (("layers", layers), ("units", units), ("positions", positions)):
         if here is not None and getattr(place, name):
@@ -64,12 +67,12 @@ def sweep(
         units=place.units or indices(units, "units"),
         positions=place.positions or indices(positions, "positions"),
     )
-    axes = (together,) if isinstance(together, str) else tuple(together)
+    axes = (together,) if isinstance(together, str) else several(together, "together", "names of axes")
     return Sweep(
         Edit(place, edit.operation),
         tuple(check_name(axis, AXES, "together") for axis in axes),
         None if layer_window is None else index(layer_window, "layer_window"),
-        (always,) if isinstance(always, Edit) else tuple(always),
+        (always,) if isinstance(always, Edit) else several(always, "always", "an edit or a list of edits"),
     )
 
 

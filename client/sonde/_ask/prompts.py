@@ -1,14 +1,16 @@
 """Prompts, and the target tokens whose prediction is measured."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex, TypeAlias
+from typing import Final, SupportsIndex, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from sonde._ask.given import array, refusal, several
 from sonde._ask.indices import index
-from sonde.errors import InvalidRequest
+
+_EXPECTED: Final = "text, or token ids as one sequence of integers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +35,11 @@ class Prompt:
         """
         if isinstance(self.input, str):
             return self.input
-        try:
-            ids = np.asarray(self.input)
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest.at("prompt", f"expected text or token ids: {error}") from None
+        ids = array(self.input, "prompt", _EXPECTED)
         if ids.ndim == 2 and ids.shape[0] == 1:
             ids = ids[0]
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise InvalidRequest.at(
-                "prompt", f"expected one sequence of token ids, got an array of {ids.dtype} {list(ids.shape)}"
-            )
+            raise refusal("prompt", _EXPECTED, self.input)
         return tuple(index(int(entry), "prompt") for entry in ids)
 
 
@@ -68,9 +65,14 @@ def as_targets(given: Targets) -> tuple[Target, ...]:
     """Return as a tuple: one token, or a sequence of tokens, `(target, contrast)` pairs and `Target`s."""
     if given is None:
         return ()
-    if isinstance(given, str | Target | SupportsIndex) and not isinstance(given, np.ndarray):
-        return (_as_target(given),)
-    return tuple(_as_target(entry) for entry in given)
+    # A column or tensor of ids counts as an integer to a type checker; those of no axes are one.
+    axes = getattr(given, "ndim", 0)
+    if not axes and isinstance(given, str | Target | SupportsIndex):
+        return (_as_target(given.item() if isinstance(given, np.ndarray) else given),)
+    return tuple(map(_as_target, several(cast("Iterable[TargetLike]", given), "targets", _EXPECTED_TARGETS)))
+
+
+_EXPECTED_TARGETS: Final = "a token's text or id, a pair (target, contrast), or several of these"
 
 
 def _as_target(given: TargetLike) -> Target:
@@ -78,6 +80,6 @@ def _as_target(given: TargetLike) -> Target:
         return given
     if isinstance(given, tuple):
         if len(given) != 2:
-            raise InvalidRequest.at("targets", f"expected a pair (target, contrast), got {given!r}")
+            raise refusal("targets", "a pair (target, contrast)", given)
         return Target(*given)
     return Target(given)

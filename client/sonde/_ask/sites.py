@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, SupportsIndex
 
+from sonde._ask.given import several
 from sonde._ask.indices import Indices, index, indices
 from sonde._ask.names import COMPONENTS, STACKS, ComponentName, StackName, check_name
 from sonde.errors import InvalidRequest
@@ -98,5 +99,7 @@ def component_names(given: ComponentName | Iterable[ComponentName] | None) -> tu
     if given is None:
         return ()
     # To a type checker, a component name is a str, and thus also an iterable of str.
-    several: Iterable[ComponentName] = (given,) if isinstance(given, str) else given
-    return tuple(check_name(name, COMPONENTS, "components") for name in several)
+    chosen: Iterable[ComponentName] = (
+        (given,) if isinstance(given, str) else several(given, "components", "names of components")
+    )
+    return tuple(check_name(name, COMPONENTS, "components") for name in chosen)

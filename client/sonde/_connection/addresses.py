@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from sonde._ask.given import shown
 from sonde.errors import InvalidSettings
 
 DEFAULT_PORT: Final = 50051
@@ -15,7 +16,10 @@ DEFAULT_ADDRESS: Final = f"localhost:{DEFAULT_PORT}"
 _IP: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 # Targets that are more than host:port to gRPC: dns:///name:port, unix:/path, ipv4:..., xds:///... The bare host "dns"
 # is not one of them.
-_SCHEME: Final = re.compile(r"(dns:/|unix:|unix-abstract:|vsock:|ipv4:|ipv6:|[a-z][a-z0-9+.-]*://)")
+_SCHEME: Final = re.compile(
+    r"dns:(//[^/]*)?/[^/]+$|dns:[^/:,]+:\d+$|unix:|unix-abstract:|vsock:|ipv[46]:(?!//)|(xds|google-c2p):/"
+)
+_URL: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://([^/@]*@)?(?P<place>[^/?#]*)")
 _NUMERIC: Final = re.compile(r"ipv[46]:(?!//)")
 _MEMBER: Final = re.compile(r"(?P<host>[^:/\[\]\s]+|\[[^\[\]\s]+\])(:(?P<port>\d{1,5}))?")
 
@@ -45,7 +49,7 @@ def split(given: str | Sequence[str]) -> tuple[str, ...]:
         which = "it is empty" if len(parts) == 1 else f"number {parts.index('') + 1} of {len(parts)} is empty"
         raise InvalidSettings(f"address: {which}; expected an address such as localhost:50051")
     if len(parts) == 1:
-        return (_with_port(parts[0]),)
+        return (parts[0] if _SCHEME.match(parts[0]) else _host_and_port(parts[0]),)
     addresses = tuple(map(_member, parts))
     for address in addresses:
         if addresses.count(address) > 1:
@@ -102,6 +106,9 @@ def host_of(address: str) -> str:
 
 def _parts(given: str | Sequence[str]) -> list[str]:
     if not isinstance(given, str):
+        several: object = given
+        if not isinstance(several, Sequence) or not all(isinstance(part, str) for part in several):
+            raise InvalidSettings(f"address: expected host:port, or a list of these, got {shown(given)}")
         return [part.strip() for part in given]
     numeric = _NUMERIC.match(given)
     if numeric and "," in given:
@@ -117,12 +124,31 @@ def _member(part: str) -> str:
             f"address: expected host:port for each of several addresses, got {part}; pass it alone, or, for a name "
             "that stands for several servers, pass that name alone, as dns:///NAME:PORT"
         )
+    return _host_and_port(part)
+
+
+def _host_and_port(part: str) -> str:
     found = _MEMBER.fullmatch(part)
     if found is None or (found["port"] is not None and not 0 < int(found["port"]) < 1 << 16):
-        raise InvalidSettings(
-            f"address: expected host:port, got {part!r}; write an IPv6 address as [2001:db8::1]:50051"
-        )
+        raise InvalidSettings(f"address: expected host:port, got {_shown(part)}{_advice(part)}")
     return f"{found['host']}:{int(found['port'] or DEFAULT_PORT)}"
+
+
+def _shown(part: str) -> str:
+    """What was given, without the name and password that a URL may have."""
+    return repr(re.sub(r"://[^/@]*@", "://...@", part))
+
+
+def _advice(part: str) -> str:
+    """What to write instead, where that is plain."""
+    url = _URL.match(part)
+    place = url["place"] if url else part.partition("/")[0]
+    if _MEMBER.fullmatch(place) and place != part:
+        encrypted = url is not None and url["scheme"].lower() in {"https", "grpcs"}
+        return f"; use {place!r}{' with tls=True (--tls)' if encrypted else ''}, without scheme or path"
+    if part.count(":") > 1 and "/" not in part:
+        return "; write an IPv6 address as [2001:db8::1]:50051"
+    return f"; one looks like {DEFAULT_ADDRESS}"
 
 
 def _numeric(addresses: Sequence[str]) -> str:
@@ -149,8 +175,3 @@ def _look_up(address: str) -> list[tuple[_IP, int]]:
         raise InvalidSettings(f"address: {host} cannot be looked up: {reason}") from None
     ips = (ipaddress.ip_address(place[0]) for *_, place in found)
     return [(getattr(ip, "ipv4_mapped", None) or ip, port) for ip in dict.fromkeys(ips)]
-
-
-def _with_port(address: str) -> str:
-    bare = re.fullmatch(r"[^:/\[\]]+|\[[^\]]*\]", address)
-    return f"{address}:{DEFAULT_PORT}" if bare else address

@@ -9,7 +9,9 @@ from typing import Final
 
 import grpc
 
-from sonde._connection.addresses import Target, is_loopback, resolve, split
+from sonde._ask.given import shown
+from sonde._connection.addresses import Target, host_of, is_loopback, resolve, split
+from sonde._connection.proxies import proxy_for
 from sonde._connection.timeouts import Default, Timeout, check_timeout
 from sonde._version import __version__
 from sonde.errors import InvalidSettings
@@ -31,6 +33,8 @@ _RETRIES: Final = {
         }
     ]
 }
+_WITHOUT_PROXY: Final = ("unix:", "unix-abstract:", "vsock:")
+"""How the targets begin that gRPC never asks a proxy for."""
 _SPREAD: Final = {
     "loadBalancingConfig": [{"round_robin": {}}],
     # Skips servers that are loading their model or shutting down. A single server is always asked, because its answer
@@ -52,6 +56,12 @@ class TLS:
     """The name in the server's certificate, if it differs from the address."""
 
     def __post_init__(self) -> None:
+        for name in ("root_certificate", "certificate", "key"):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, bytes | str | Path):
+                raise InvalidSettings(f"tls.{name}: expected PEM as bytes, or the path of a file, got {shown(given)}")
+        if self.server_name is not None and not isinstance(self.server_name, str):
+            raise InvalidSettings(f"tls.server_name: expected a host's name, got {shown(self.server_name)}")
         if (self.certificate is None) != (self.key is None):
             raise InvalidSettings("tls: pass both `certificate` and `key`, or neither")
 
@@ -71,6 +81,8 @@ class Connection:
     token: str | None = None
     tls: TLS | None = None
     timeout: float | None = None
+    proxy: str = ""
+    """The proxy on the way, in words; empty if there is none."""
 
     @classmethod
     def of(
@@ -84,8 +96,12 @@ class Connection:
         """
         addresses = split(address)
         seconds = check_timeout(timeout)
+        if not isinstance(tls, TLS | bool | None):
+            raise InvalidSettings(f"tls: expected True, False or sonde.TLS(...), got {shown(tls)}")
         encryption = tls if isinstance(tls, TLS) else TLS() if tls else None
         if token is not None:
+            if not isinstance(token, str):
+                raise InvalidSettings(f"token: expected text, got a value of type {type(token).__name__}")
             if not token or not token.isascii() or not token.isprintable():
                 raise InvalidSettings("token: expected printable ASCII characters, got others, or an empty token")
             beyond = [one for one in addresses if not is_loopback(one)]
@@ -96,7 +112,9 @@ class Connection:
                 )
         target = resolve(addresses, certified=encryption is not None and encryption.server_name is None)
         local = all(map(is_loopback, addresses))
-        return cls(", ".join(addresses), target, local, token, encryption, seconds)
+        proxied = not local and target.authority is None and not target.name.startswith(_WITHOUT_PROXY)
+        proxy = proxy_for(host_of(target.name)) if proxied else ""
+        return cls(", ".join(addresses), target, local, token, encryption, seconds, proxy)
 
     def seconds(self, timeout: Timeout) -> float | None:
         """The timeout of one call."""

@@ -13,7 +13,7 @@ POLL_SECONDS: Final = 0.25
 _ATTEMPT_SECONDS: Final = 10.0
 """The longest time that one of these attempts may take."""
 _LONGEST_SECONDS: Final = 27_000 * 3600.0
-"""The longest deadline that gRPC sends to a server. It takes a deadline of some centuries for one in the past."""
+"""The longest timeout that gRPC can send. It mistakes a deadline in some centuries for one that has passed."""
 
 
 class Default(enum.Enum):
@@ -31,14 +31,14 @@ Timeout: TypeAlias = float | Default | None
 
 
 def check_timeout(seconds: float | None) -> float | None:
-    """Return the timeout in a form that gRPC accepts; None is no limit.
+    """Return the timeout in the range that gRPC can send; None, for no limit, if it is infinite.
 
     Raises:
         InvalidSettings: if it is not a number of seconds above 0.
     """
     if seconds is None:
         return None
-    # NumPy's scalars are real numbers too; its booleans are none, and Python's are.
+    # NumPy's scalars are real numbers too. Its booleans are not, but Python's are.
     if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real) or not seconds > 0:
         raise InvalidSettings(
             f"timeout: expected a number of seconds greater than 0, or None for no limit, got {seconds!r}"

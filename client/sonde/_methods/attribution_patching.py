@@ -23,6 +23,7 @@ from sonde._arrays import (
     strongest,
     visible,
 )
+from sonde._ask.given import flag, refusal
 from sonde._ask.indices import index
 from sonde._ask.names import COMPONENTS, METRICS, ComponentName, MetricName, check_name
 from sonde._ask.prompts import PromptLike
@@ -35,7 +36,7 @@ from sonde._wire.context import Context
 from sonde._wire.encoding import encode_prompt
 from sonde._wire.parts import NO_LAYER, Grid, known_component, layer_labels, missing
 from sonde._wire.tensors import floats, integers
-from sonde.errors import InvalidRequest, ProtocolError
+from sonde.errors import ProtocolError
 from sonde.v1 import inspection_pb2 as pb
 
 if TYPE_CHECKING:
@@ -232,10 +233,15 @@ class AttributionPatching(Method[AttributionPatchingResult]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "components", component_names(self.components))
-        if self.edges is not None and self.edges != "all" and index(self.edges, "edges") < 1:
-            raise InvalidRequest.at("edges", f"expected a number of at least 1, or 'all', got {self.edges}")
+        few = self.edges != "all" if isinstance(self.edges, str) else _few(self.edges)
+        if few:
+            raise refusal("edges", "a number of at least 1, or 'all'", self.edges)
         if self.metric is not None:
             check_name(self.metric, METRICS, "metric")
+
+
+def _few(edges: int | None) -> bool:
+    return edges is not None and index(edges, "edges") < 1
 
 
 def _write(method: AttributionPatching, request: pb.TraceRequest) -> None:
@@ -245,8 +251,8 @@ def _write(method: AttributionPatching, request: pb.TraceRequest) -> None:
     if method.integration_steps is not None:
         message.integration_steps = index(method.integration_steps, "integration_steps")
     message.verify_top = index(method.verify_top, "verify_top")
-    message.recompute_softmax = method.recompute_softmax
-    message.drop_layers = method.drop_layers
+    message.recompute_softmax = flag(method.recompute_softmax, "recompute_softmax")
+    message.drop_layers = flag(method.drop_layers, "drop_layers")
     if method.edges is not None:
         message.edges.top = 0 if method.edges == "all" else index(method.edges, "edges")
         message.edges.SetInParent()

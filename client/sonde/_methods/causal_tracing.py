@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final, SupportsIndex
 
 import numpy as np
@@ -20,6 +19,7 @@ from sonde._arrays import (
     strongest,
     visible,
 )
+from sonde._ask.given import flag, number
 from sonde._ask.indices import Indices, index, indices
 from sonde._ask.names import COMPONENTS, WITHOUT_LAYER, ComponentName
 from sonde._ask.prompts import PromptLike
@@ -309,11 +309,11 @@ class CausalTracing(Method[CausalTracingResult]):
 
 def _write(method: CausalTracing, request: pb.TraceRequest) -> None:
     message = request.causal_tracing
-    message.replace = method.replace
+    message.replace = flag(method.replace, "replace")
     message.components.extend(COMPONENTS[name] for name in component_names(method.components))
     message.layers.extend(indices(method.layers or None, "layers"))
     message.positions.extend(indices(method.positions or None, "positions"))
-    message.per_sample = method.per_sample
+    message.per_sample = flag(method.per_sample, "per_sample")
     if method.window is not None:
         message.window = index(method.window, "window")
     if isinstance(method.subject, str):
@@ -329,11 +329,14 @@ def _write(method: CausalTracing, request: pb.TraceRequest) -> None:
 
 
 def _gaussian(method: CausalTracing) -> pb.CausalTracing.Gaussian:
-    gaussian = checked("noise", lambda: pb.CausalTracing.Gaussian(samples=method.samples, seed=method.seed))
+    gaussian = pb.CausalTracing.Gaussian(
+        samples=None if method.samples is None else index(method.samples, "samples"),
+        seed=None if method.seed is None else index(method.seed, "seed", 64),
+    )
     for name in ("deviations", "standard_deviation"):
         value = getattr(method, name)
         if value is not None:
-            checked(name, partial(setattr, gaussian, name, value))
+            setattr(gaussian, name, number(value, name))
     return gaussian
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from sonde._answers.interventions import InterventionResult
 from sonde._arrays import Booleans, Label
 from sonde._ask.edits import Edit
+from sonde._ask.given import flag, refusal, several
 from sonde._ask.indices import index
 from sonde._ask.plans import Generation, Plan, Sweep
 from sonde._ask.prompts import Prompt, PromptLike, Targets
@@ -20,8 +21,10 @@ from sonde._wire.edits import EditEncoder
 from sonde._wire.encoding import encode_generation, encode_prompt, encode_site, encode_targets
 from sonde._wire.parts import CLEAN, Continuations, Values, missing
 from sonde._wire.tensors import from_tensor
-from sonde.errors import InvalidRequest, ProtocolError
+from sonde.errors import ProtocolError
 from sonde.v1 import inspection_pb2 as pb
+
+_PLAN: Final = "an edit, a list of edits, or a sweep"
 
 
 def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
@@ -43,13 +46,13 @@ def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
         InvalidRequest: if an argument is wrong in a way that does not depend on the model.
     """
     if isinstance(sources, str | Prompt):
-        raise InvalidRequest.at("sources", "expected a list of prompts, got one prompt")
-    edits = EditEncoder(sources)
-    request = pb.InterveneRequest(prompt=encode_prompt(prompt), dry_run=dry_run)
+        raise refusal("sources", "a list of prompts", sources)
+    edits = EditEncoder(several(sources, "sources", "a list of prompts"))
+    request = pb.InterveneRequest(prompt=encode_prompt(prompt), dry_run=flag(dry_run, "dry_run"))
     if isinstance(plan, Sweep):
         request.sweep.CopyFrom(edits.sweep(plan))
     else:
-        interventions = [plan] if isinstance(plan, Edit) else list(plan)
+        interventions = (plan,) if isinstance(plan, Edit) else several(plan, "interventions", _PLAN)
         request.list.interventions.extend(map(edits.intervention, interventions))
         request.list.SetInParent()
     request.sources.extend(edits.sources)
@@ -58,7 +61,7 @@ def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
     if position is not None:
         readout.position = index(position, "position")
     readout.top_k = index(top_k, "top_k")
-    readout.kl_divergence = kl_divergence
+    readout.kl_divergence = flag(kl_divergence, "kl_divergence")
     readout.activations.extend(map(encode_site, activations))
     if generation is not None:
         readout.generation.CopyFrom(encode_generation(generation))

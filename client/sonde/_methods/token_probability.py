@@ -10,6 +10,7 @@ import numpy.typing as npt
 from sonde._answers.predictions import TokenPrediction
 from sonde._answers.results import TraceResult
 from sonde._arrays import Axes, Floats, Integers, data_frame, long_form, visible
+from sonde._ask.given import flag
 from sonde._ask.names import METRICS, MetricName, check_name
 from sonde._methods.method import Assembly, Kind, Method
 from sonde._show import plotting, terminal
@@ -170,7 +171,7 @@ class TokenProbability(Method[TokenProbabilityResult]):
 
 def _write(method: TokenProbability, request: pb.TraceRequest) -> None:
     message = request.token_probability
-    message.gradient_norms = method.gradient_norms
+    message.gradient_norms = flag(method.gradient_norms, "gradient_norms")
     if method.metric is not None:
         message.metric = METRICS[method.metric]
     message.SetInParent()

@@ -3,13 +3,13 @@
 from typing import Generic, cast
 
 from sonde._answers.results import TraceResult
+from sonde._ask.given import flag, refusal
 from sonde._ask.indices import index
 from sonde._ask.prompts import PromptLike, Targets
 from sonde._methods.method import Assembly, Kind, Method, Prediction, TraceT
 from sonde._methods.registry import METHODS
 from sonde._wire.assembly import Stream
 from sonde._wire.encoding import encode_prompt, encode_targets
-from sonde.errors import InvalidRequest
 from sonde.v1 import inspection_pb2 as pb
 
 
@@ -32,7 +32,7 @@ def trace_request(
         targets=encode_targets(targets),
         position=None if position is None else index(position, "position"),
         top_k=index(top_k, "top_k"),
-        dry_run=dry_run,
+        dry_run=flag(dry_run, "dry_run"),
     )
     if method is not None:
         _kind(method).write(method, request)
@@ -73,5 +73,5 @@ class TraceAssembler(Stream, Generic[TraceT]):
 def _kind(method: Method[TraceResult]) -> Kind:
     kind = METHODS.get(type(method))
     if kind is None:
-        raise InvalidRequest.at("method", f"expected a method such as sonde.CausalTracing(...), got {method!r}")
+        raise refusal("method", "a method such as sonde.CausalTracing(...)", method)
     return kind

@@ -1,15 +1,19 @@
 """Encoding of edits and plans."""
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from sonde._ask.edits import Add, Edit, Knockout, Multiply, Noise, Patch, ProjectOut, Replace, Scale
+from sonde._ask.given import number, refusal, several
+from sonde._ask.indices import index
 from sonde._ask.names import AXES
 from sonde._ask.plans import Sweep
 from sonde._ask.prompts import Prompt, PromptLike
-from sonde._wire.encoding import checked, encode_prompt, encode_site
+from sonde._wire.encoding import encode_prompt, encode_site
 from sonde._wire.tensors import to_tensor
-from sonde.errors import InvalidRequest
 from sonde.v1 import inspection_pb2 as pb
+
+_EXPECTED: Final = "an edit such as sonde.scale(site, 0.0)"
 
 
 class EditEncoder:
@@ -29,7 +33,7 @@ class EditEncoder:
 
     def intervention(self, edits: Edit | Sequence[Edit]) -> pb.Intervention:
         """Encode one run, which makes these edits together."""
-        together = [edits] if isinstance(edits, Edit) else edits
+        together = (edits,) if isinstance(edits, Edit) else several(edits, "edit", _EXPECTED)
         return pb.Intervention(edits=[self.edit(edit) for edit in together])
 
     def edit(self, edit: Edit) -> pb.Edit:
@@ -39,11 +43,11 @@ class EditEncoder:
             InvalidRequest: if it is not an edit, or its value cannot be sent.
         """
         if not isinstance(edit, Edit):
-            raise InvalidRequest.at("edit", f"expected an edit such as sonde.scale(site, 0.0), got {edit!r}")
+            raise refusal("edit", _EXPECTED, edit)
         message = pb.Edit(site=encode_site(edit.site))
         match edit.operation:
             case Scale(factor):
-                checked("scale", lambda: setattr(message, "scale", factor))
+                message.scale = number(factor, "scale")
             case Replace(value):
                 message.set.CopyFrom(to_tensor(value, "replace"))
             case Add(value):
@@ -53,7 +57,9 @@ class EditEncoder:
             case Patch() as patch:
                 message.patch.CopyFrom(self._patch(patch))
             case Noise(deviation, seed):
-                checked("noise", lambda: message.noise.CopyFrom(pb.Noise(standard_deviation=deviation, seed=seed)))
+                size = number(deviation, "noise")
+                drawn = None if seed is None else index(seed, "seed", 64)
+                message.noise.CopyFrom(pb.Noise(standard_deviation=size, seed=drawn))
             case ProjectOut(direction):
                 message.project_out.CopyFrom(to_tensor(direction, "project_out"))
             case Knockout(key_positions):

@@ -1,8 +1,9 @@
 """Encoding of prompts, targets, sites and generation settings."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import SupportsIndex, TypeVar
 
+from sonde._ask.given import flag, number, refusal
 from sonde._ask.indices import index
 from sonde._ask.names import COMPONENTS, STACKS
 from sonde._ask.plans import Generation
@@ -28,10 +29,16 @@ def encode_prompt(given: PromptLike) -> pb.Prompt:
     """Encode a prompt."""
     prompt = given if isinstance(given, Prompt) else Prompt(given)
     content = prompt.content
-    image = prompt.image or b""
+    image = b"" if prompt.image is None else _image(prompt.image)
     if isinstance(content, str):
         return checked("prompt", lambda: pb.Prompt(text=content, image=image))
     return checked("prompt", lambda: pb.Prompt(token_ids=pb.TokenIds(ids=content), image=image))
+
+
+def _image(given: bytes) -> bytes:
+    if not isinstance(given, bytes | bytearray | memoryview):
+        raise refusal("image", "the bytes of a PNG or JPEG", given)
+    return bytes(given)
 
 
 def encode_targets(given: Targets) -> list[pb.Target]:
@@ -55,7 +62,7 @@ def _target(target: Target) -> pb.Target:
 
 def _token(given: TokenLike) -> str | int:
     if not isinstance(given, str):
-        return index(given, "targets")
+        return _token_id(given)
     try:
         given.encode()
     except UnicodeEncodeError as error:
@@ -63,10 +70,17 @@ def _token(given: TokenLike) -> str | int:
     return given
 
 
+def _token_id(given: SupportsIndex) -> int:
+    try:
+        return index(given, "targets")
+    except InvalidRequest:
+        raise refusal("targets", "a token's text or id, or a pair (target, contrast)", given) from None
+
+
 def encode_site(site: Site) -> pb.Site:
     """Encode a site."""
     if not isinstance(site, Site):
-        raise InvalidRequest.at("site", f"expected a site such as sonde.neuron(layer=3), got {site!r}")
+        raise refusal("site", "a site such as sonde.neuron(layer=3)", site)
     return pb.Site(
         component=COMPONENTS[site.component],
         layers=site.layers,
@@ -79,12 +93,11 @@ def encode_site(site: Site) -> pb.Site:
 
 def encode_generation(generation: Generation) -> pb.Generation:
     """Encode how far runs are continued."""
-    return checked(
-        "generation",
-        lambda: pb.Generation(
-            max_new_tokens=generation.max_new_tokens,
-            temperature=generation.temperature,
-            seed=generation.seed,
-            ignore_end_token=generation.ignore_end_token,
-        ),
+    if not isinstance(generation, Generation):
+        raise refusal("generation", "sonde.Generation(max_new_tokens)", generation)
+    return pb.Generation(
+        max_new_tokens=index(generation.max_new_tokens, "max_new_tokens"),
+        temperature=number(generation.temperature, "temperature"),
+        seed=None if generation.seed is None else index(generation.seed, "seed", 64),
+        ignore_end_token=flag(generation.ignore_end_token, "ignore_end_token"),
     )

@@ -7,7 +7,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sonde.errors import InvalidRequest, ProtocolError
+from sonde._ask.given import array as array_of
+from sonde._ask.given import is_real, refusal
+from sonde.errors import ProtocolError
 from sonde.v1 import inspection_pb2 as pb
 
 # The contract is little-endian on every machine.
@@ -29,19 +31,16 @@ def to_tensor(values: npt.ArrayLike, field: str) -> pb.Tensor:
     Raises:
         InvalidRequest: if `values` is not a regular array of real numbers.
     """
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest.at(field, f"expected an array of numbers: {error}") from None
+    array = array_of(values, field)
     if array.dtype.name == "bfloat16":
         data_type, wire = pb.DATA_TYPE_BFLOAT16, array.view(np.uint16)
     elif array.dtype == np.float16:
         data_type, wire = pb.DATA_TYPE_FLOAT16, array
-    elif array.dtype.kind in "fiub":
+    elif is_real(array):
         with np.errstate(over="ignore"):  # Becomes infinity, which the server rejects with its index.
             data_type, wire = pb.DATA_TYPE_FLOAT32, array.astype(np.float32)
     else:
-        raise InvalidRequest.at(field, f"expected real numbers, got an array of {array.dtype}")
+        raise refusal(field, "an array of real numbers", values)
     data = wire.astype(_WIRE_TYPES[data_type], copy=False).tobytes()
     return pb.Tensor(data_type=data_type, shape=array.shape, data=data)
 

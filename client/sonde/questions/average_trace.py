@@ -144,7 +144,7 @@ def token_classes(subject: Sequence[int], tokens: int) -> list[list[int]]:
 def _average(results: Sequence[CausalTracingResult | None]) -> AverageTrace:
     found = [result for result in results if result is not None]
     if not found:
-        message = f"expected at least one target that the model predicts, got none of {len(results)}"
+        message = f"the model predicts none of the {len(results)} targets, so there is nothing to trace"
         raise ValueError(message)
     places = [token_classes(result.corrupted_positions, len(result.tokens)) for result in found]
     effects: dict[ComponentName, Floats] = {}

@@ -12,6 +12,7 @@ import numpy as np
 from sonde._answers.interventions import InterventionResult
 from sonde._arrays import Floats
 from sonde._ask.edits import Edit, replace
+from sonde._ask.given import several
 from sonde._ask.names import COMPONENT_AXES
 from sonde._ask.prompts import PromptLike, Targets
 from sonde._ask.sites import Site
@@ -39,7 +40,7 @@ def mean_activation(client: Client, prompts: Iterable[PromptLike], site: Site) -
         positions = list(activations.axes(0)).index("position")
         return values.sum(positions), values.shape[positions]
 
-    sums = list(each(read, prompts))
+    sums = list(each(read, several(prompts, "prompts", "a list of prompts")))
     if not sums:
         raise InvalidRequest.at("prompts", "expected at least one prompt, got none")
     total = np.sum([values for values, _ in sums], axis=0)

@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from sonde._arrays import Floats
 from sonde._ask.edits import Edit, add, project_out
-from sonde._ask.indices import Indices
+from sonde._ask.given import array, is_real, number, refusal, several
+from sonde._ask.indices import Indices, index
 from sonde._ask.names import ComponentName
 from sonde._ask.prompts import PromptLike
 from sonde._ask.sites import residual, site
 from sonde._methods.activations import Activations
 from sonde.client import Client
-from sonde.errors import InvalidRequest
 from sonde.questions.pipeline import each
 
 
@@ -39,9 +39,11 @@ def steering_vector(
         position: the position to read; negative ones count from the end, since prompts may differ in length.
         component: the component to read.
     """
-    both = [prompt for pair in pairs for prompt in pair]
-    if not both:
-        raise InvalidRequest.at("pairs", "expected at least one pair of prompts, got none")
+    expected = "at least one pair of prompts (positive, negative)"
+    couples = [several(pair, "pairs", expected) for pair in several(pairs, "pairs", expected)]
+    if not couples or any(len(couple) != 2 for couple in couples):
+        raise refusal("pairs", expected, pairs)
+    both = [prompt for couple in couples for prompt in couple]
     method = Activations(site(component, layers=layers, positions=[position]))
 
     def read(prompt: PromptLike) -> npt.NDArray[np.float64]:
@@ -55,7 +57,11 @@ def steering_vector(
 
 def steer(vector: npt.ArrayLike, *, layer: SupportsIndex, coefficient: float = 1.0, from_position: int = 0) -> Edit:
     """Return an edit that adds a direction after one block, at `from_position` and all later positions."""
-    return add(residual(layer=[layer], from_position=from_position), coefficient * np.asarray(vector, np.float32))
+    direction = array(vector, "vector")
+    if not is_real(direction):
+        raise refusal("vector", "an array of real numbers", vector)
+    scaled = number(coefficient, "coefficient") * direction.astype(np.float32)
+    return add(residual(layer=[layer], from_position=from_position), scaled)
 
 
 def directional_ablation(direction: npt.ArrayLike, layers: int) -> list[Edit]:
@@ -64,7 +70,7 @@ def directional_ablation(direction: npt.ArrayLike, layers: int) -> list[Edit]:
     This covers the embedding, and attention and MLP in each of the model's `layers` blocks, like orthogonalising their
     weights. It applies to generated tokens too. The length of the direction does not matter.
     """
-    every = range(layers)
+    every = range(index(layers, "layers"))
     writers = [
         site("residual_pre", layers=[0], from_position=0),
         site("attention_out", layers=every, from_position=0),

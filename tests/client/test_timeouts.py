@@ -38,7 +38,7 @@ REFUSED = [
     "45",
     [45],
     np.array([1.0, 2.0]),
-    object(),
+    {"seconds": 45},
 ]
 
 
