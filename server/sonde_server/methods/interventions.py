@@ -69,6 +69,7 @@ def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
         yield from generation.answer(session, clean, runs, plan.count, readout.generation, report)
         return
     offset = 0
+    yield Progress(offset, plan.count)
     while group := list(islice(results, GROUP)):
         yield from report(offset, group)
         offset += len(group)

@@ -38,7 +38,7 @@ def answer(question: TraceQuestion, method: TokenProbability, session: Session) 
     state = session.states([Base(tokens)], read=position)[0]
     targets, clean = predict(session, state, question.targets, position, question.top_k)
     yield Context(tokens, targets, position, clean, cost, attention_for(()))
-    lens = session.call(lambda: engine.lens(state, position, targets, question.top_k))
+    lens = session.call(lambda: engine.lens(state, position, targets, question.top_k), positions=engine.layers)
     log_probabilities, logits, ranks, divergences, top_tokens, top_log_probabilities = lens
     norms = None
     if method.gradient_norms:
