@@ -325,7 +325,7 @@ def test_the_command_reads_its_tokens_again_on_sighup(model: Path, tokens: tuple
         ]
         path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("alice")))
         process.send_signal(signal.SIGHUP)
-        seen += lines_until(process, "read the tokens again")
+        seen += lines_until(process, "reloaded the tokens")
         assert one_way_in(address, authorization=f"Bearer {alice}") == [grpc.StatusCode.UNAUTHENTICATED] * 3
         assert one_way_in(address, authorization=f"Bearer {bob}") == [grpc.StatusCode.OK] * 3
         path.write_text("broken")
@@ -353,9 +353,9 @@ def test_the_command_makes_tokens() -> None:
 def test_what_keeps_it_out_is_said_in_one_line(tmp_path: Path, papers: Papers) -> None:
     for flags, code, said in (
         (("--host", "0.0.0.0"), 2, "--insecure"),  # noqa: S104
-        (("--tokens", str(tmp_path / "none")), 1, "cannot be read"),
-        (("--tls-cert", papers.server[0], "--tls-key", papers.client[1]), 1, "do not fit"),
-        (("token", "no name"), 2, "a name has"),
+        (("--tokens", str(tmp_path / "none")), 1, "cannot read"),
+        (("--tls-cert", papers.server[0], "--tls-key", papers.client[1]), 1, "do not belong together"),
+        (("token", "no name"), 2, "expected a name of"),
     ):
         with server_process(*flags) as process:
             assert process.wait(60) == code

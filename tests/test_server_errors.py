@@ -154,7 +154,7 @@ def test_a_flood_of_violations_still_fits_in_the_headers() -> None:
     assert status.ByteSize() * 4 / 3 < METADATA_LIMIT
     found = details(status)["BadRequest"].field_violations
     assert found[0].field == many[0].field
-    assert "more are left out" in found[-1].description
+    assert "more violations, not shown" in found[-1].description
 
 
 @pytest.mark.parametrize("sent", [0, 1])

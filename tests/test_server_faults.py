@@ -194,7 +194,7 @@ def test_a_process_with_a_poisoned_device_ends_with_an_error(model: Path) -> Non
         with sonde.Client(address, timeout=30) as client, pytest.raises(sonde.InternalError):
             [client.trace(PROMPT) for _ in range(100)]
         assert ran.wait(30) == 1
-        assert "the model does not run any more (AcceleratorError: CUDA error" in ran.stderr.read()
+        assert "the model no longer runs (AcceleratorError: CUDA error" in ran.stderr.read()
 
 
 @pytest.mark.system

@@ -117,3 +117,12 @@ def test_what_keeps_it_from_serving_is_said_in_one_line(model: Path, tmp_path: P
             assert process.wait(60) == 1
             assert process.stderr is not None
             assert re.search(rf"^sonde-server: cannot listen on .*:{port}: .*$", process.stderr.read(), re.MULTILINE)
+
+
+def test_callers_are_told_the_name_of_a_directory_and_not_its_path(model: Path) -> None:
+    with Server(Settings(model=str(model), port=0, device="cpu")) as server, grpc.insecure_channel(server.address) as c:
+        stub = InspectionServiceStub(c)
+        told = stub.GetModel(pb.GetModelRequest(), timeout=20)
+        (answer,) = stub.Trace(pb.TraceRequest(prompt=wire.prompt([3, 4])), timeout=20)
+    assert told.provenance.model == answer.context.provenance.model == "llama"
+    assert str(model.parent).encode() not in told.SerializeToString() + answer.SerializeToString()

@@ -81,6 +81,7 @@ class _Changed:
             yield from self._continued(clean.state, self.question.readout.generation)
             return
         offset = 0
+        yield Progress(offset, self.question.plan.count)
         while group := list(islice(self._results, GROUP)):
             yield from self._report(offset, group)
             offset += len(group)

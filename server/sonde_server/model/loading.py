@@ -185,7 +185,7 @@ def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase | N
 def _describe(name: str, revision: str | None, decoder: Decoder, device: str) -> ModelDescription:
     config = decoder.model.config
     return ModelDescription(
-        name=name,
+        name=_public_name(name),
         revision=revision or getattr(config, "_commit_hash", None) or _fingerprint(name),
         architecture=str(config.model_type),
         data_type=str(decoder.dtype).removeprefix("torch."),
@@ -202,6 +202,11 @@ def _describe(name: str, revision: str | None, decoder: Decoder, device: str) ->
         parameters=sum(parameter.numel() for parameter in decoder.model.parameters()),
         unavailable=dict(decoder.unavailable),
     )
+
+
+def _public_name(name: str) -> str:
+    """What callers are told: of a directory only its own name, since its path is nobody else's concern."""
+    return Path(name).resolve().name if name != "atlas" and Path(name).is_dir() else name
 
 
 def _fingerprint(name: str) -> str:
