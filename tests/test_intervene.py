@@ -189,6 +189,23 @@ def test_a_mean_over_sources_of_other_lengths_with_paired_positions(host: Host) 
     check_plan(host, [[Edit(site, oracle.Patch((0, 2), (3, 2)))], [Edit(site, oracle.Patch((2,), (8, 7)))]])
 
 
+def test_negative_positions_of_a_patch_count_from_the_end_of_each_source(host: Host) -> None:
+    """The prompt's last token takes the value of each source's last one, also in a mean over sources of two lengths."""
+    site = Site("RESIDUAL_POST", (1,), positions=(-1, 2, -3))
+    runs = [[Edit(site, oracle.Patch((2,)))], [Edit(site, oracle.Patch((0, 2)))]]
+    check_plan(host, [*runs, [Edit(site, oracle.Patch((0, 2), (-2, 4, -7)))]])
+    paired = [Edit(site, oracle.Patch((2,), (len(SOURCES[2]) - 1, 2, len(SOURCES[2]) - 3)))]
+    answer = check_plan(host, [runs[0], paired])
+    assert (answer.columns["logits"][0] == answer.columns["logits"][1]).all()
+    assert (answer.columns["edit_norms"][0] == answer.columns["edit_norms"][1]).all()
+
+
+def test_a_sweep_over_negative_positions_counts_them_from_the_end_of_the_source(host: Host) -> None:
+    for together in (frozenset[str](), frozenset({"POSITION"})):
+        sweep = Sweep(Edit(Site("RESIDUAL_POST", (1, 2), positions=(-1, 0, -6)), oracle.Patch((2, 1))), together)
+        check_plan(host, sweep)
+
+
 def test_negative_layers_count_from_the_end(host: Host) -> None:
     """In an edit, in a patch's source, in a readout and along a sweep; the answer has them counted from 0."""
     last = host.oracle.layers - 1

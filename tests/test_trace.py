@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sonde.v1 import inspection_pb2 as pb
 
-from tests.conftest import EFFORT, Host, Hosts
+from tests.conftest import DEADLINE, EFFORT, Host, Hosts
 from tests.support import rome, wire
 from tests.support.models import FAMILIES
 from tests.support.oracle import COMPONENTS, UNLAYERED, Site, Target
@@ -289,20 +290,19 @@ def test_negative_positions_and_layers_are_resolved(host: Host) -> None:
     [
         (TEXT, "The Eiffel Tower"),
         (TEXT, "Tower"),
-        (TEXT, "Towe"),
-        (TEXT, "wer is i"),
+        (TEXT, " Eiffel Tower"),
+        (TEXT, "Eiffel Tower "),
         ("Tom met Tom and Mary", "Tom"),
         ("In São Paulo it is", "São"),
         ("a 🙂 in Zürich", "🙂"),
-        ("a 🙂 in Zürich", "ürich"),
+        ("a  \n b", "\n"),
     ],
 )
-def test_the_subject_is_every_token_that_overlaps_its_first_occurrence(
-    hosts: Hosts, family: str, text: str, subject: str
-) -> None:
+def test_the_subject_is_every_token_of_its_first_occurrence(hosts: Hosts, family: str, text: str, subject: str) -> None:
     host = hosts[family]
-    start = text.index(subject)
-    end = start + len(subject)
+    whole = subject.strip() or subject
+    start = text.index(whole)
+    end = start + len(whole)
     offsets = host.tokenizer(text, return_offsets_mapping=True).offset_mapping
     expected = [index for index, (first, last) in enumerate(offsets) if first < end and last > start]
     method = pb.CausalTracing(
@@ -311,6 +311,26 @@ def test_the_subject_is_every_token_that_overlaps_its_first_occurrence(
     answer = host.trace(pb.TraceRequest(prompt=wire.prompt(text), causal_tracing=method))
     assert answer.corruption is not None
     assert list(answer.corruption.positions) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("subject", "cut"),
+    [("Towe", [3]), ("ower", [3]), ("iffel Tower", [2]), ("Eiffel T", [3]), ("wer is i", [3, 5])],
+)
+def test_a_subject_that_takes_a_part_of_a_token_is_refused(
+    hosts: Hosts, family: str, subject: str, cut: list[int]
+) -> None:
+    host = hosts[family]
+    first = len(host.ids(TEXT)) - 8
+    request = pb.TraceRequest(prompt=wire.prompt(TEXT), causal_tracing=pb.CausalTracing(subject_text=subject))
+    refused = wire.refusal(host.stub.Trace(request, timeout=DEADLINE))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    told = refused.violations["causal_tracing.subject_text"]
+    words = TEXT.split()
+    for number in cut:
+        assert f"' {words[number - 1]}' (position {first + number - 1})" in told
+    assert told.count("(position") == len(cut)
 
 
 def test_a_dry_run_of_a_trace(host: Host) -> None:

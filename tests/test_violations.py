@@ -235,6 +235,18 @@ PATCHES = [
         ("3",),
     ),
     Case(
+        "source longer than the prompt and no positions",
+        listed(pb.Edit(site=mlp(), patch=pb.Patch(sources=[1, 0])), sources=([*IDS, 5, 6], IDS)),
+        f"{E}.patch.source_positions",
+        ("7", "source 0", "9"),
+    ),
+    Case(
+        "a position before the start of a source",
+        listed(pb.Edit(site=mlp(positions=[-4]), patch=pb.Patch(sources=[0])), sources=(SHORT,)),
+        (f"{E}.patch", f"{E}.site.positions"),
+        ("-4", "3"),
+    ),
+    Case(
         "source too short for a position",
         listed(pb.Edit(site=mlp(positions=[4]), patch=pb.Patch(sources=[0])), sources=(SHORT,)),
         (f"{E}.patch", f"{E}.site.positions"),
@@ -260,6 +272,15 @@ PATCHES = [
         ),
         f"{E}.patch.source_layer",
         ("LOGITS",),
+    ),
+    Case(
+        "scores of a source of another length",
+        listed(
+            pb.Edit(site=mlp(component=pb.COMPONENT_ATTENTION_SCORES, positions=[-1]), patch=pb.Patch(sources=[0])),
+            sources=(SHORT,),
+        ),
+        f"{E}.patch.sources[0]",
+        ("7", "3"),
     ),
     Case(
         "unpaired source positions",

@@ -241,8 +241,7 @@ class Oracle:
             return changed, float(moved.double().square().sum())
         masked = torch.isneginf(before)
         finite = before.masked_fill(masked, 0.0)
-        site = replace(edit.site, positions=tuple(self.positions(edit.site, length)), from_position=None)
-        after = self._operated(replace(edit, site=site), layer, finite, source_runs)
+        after = self._operated(edit, layer, finite, source_runs)
         moved = (after - finite).masked_fill(masked, 0.0)
         changed[where] = after.masked_fill(masked, -torch.inf)
         return changed, float(moved.double().square().sum())
@@ -275,7 +274,7 @@ class Oracle:
                 draw = np.random.RandomState(1 if seed is None else seed).randn(*before.shape)
                 return before + torch.from_numpy((standard_deviation * draw).astype(np.float32))
             case Patch(sources, source_positions, source_layer):
-                # Unless paired with others, the source's positions are the same absolute ones.
+                # Unless paired with others, those of the site; a negative one counts from the source's own end.
                 named = replace(edit.site, positions=source_positions or edit.site.positions)
                 taken = []
                 for source in sources:
@@ -301,9 +300,9 @@ class Oracle:
         layers, units, positions = self.axes(sweep, length)
         site, operation = sweep.edit.site, sweep.edit.operation
         together = sweep.together | ({"POSITION"} if site.from_position is not None else set())
-        pairs: list[int | None] = [None] * len(positions)
-        if isinstance(operation, Patch) and operation.source_positions:
-            pairs = list(operation.source_positions)
+        pairs: tuple[int, ...] = ()
+        if isinstance(operation, Patch):
+            pairs = operation.source_positions or site.positions
         runs = []
         for some_layers, some_units, some in itertools.product(
             _split(layers, "LAYER" in together),
@@ -319,8 +318,8 @@ class Oracle:
             if site.from_position is None:
                 chosen = replace(chosen, positions=tuple(positions[index] for index in some))
             run_operation = operation
-            if isinstance(operation, Patch) and operation.source_positions:
-                run_operation = replace(operation, source_positions=tuple(pairs[index] for index in some))  # type: ignore[misc]
+            if isinstance(operation, Patch) and pairs:
+                run_operation = replace(operation, source_positions=tuple(pairs[index] for index in some))
             runs.append([*sweep.always, Edit(chosen, run_operation)])
         return runs
 

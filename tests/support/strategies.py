@@ -81,8 +81,10 @@ def operations(draw: st.DrawFn, bounds: Bounds, site: Site, shape: tuple[int, ..
         same = draw(st.lists(st.sampled_from(bounds.same_length), min_size=1, max_size=2).map(tuple))
         return oracle.Patch(same, source_layer=layer)
     sources = draw(st.lists(st.sampled_from([*bounds.same_length, *bounds.longer]), min_size=1, max_size=3).map(tuple))
-    anywhere = st.lists(st.integers(0, bounds.length - 1), min_size=pairs, max_size=pairs).map(tuple)
-    return oracle.Patch(sources, draw(st.just(()) | anywhere), layer)
+    anywhere = st.lists(st.integers(-bounds.length, bounds.length - 1), min_size=pairs, max_size=pairs).map(tuple)
+    # Nothing says which tokens of a longer source belong to all those of the prompt.
+    unpaired = bool(site.positions) or not set(sources) & set(bounds.longer)
+    return oracle.Patch(sources, draw(st.just(()) | anywhere) if unpaired else draw(anywhere), layer)
 
 
 @st.composite

@@ -40,9 +40,10 @@ class Multiply:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """x -> its value in the unchanged runs of these sources, averaged; `positions` pair with the site's.
+    """x -> its value in the unchanged runs of these sources, averaged.
 
-    `layer`: where in the sources; None stands for the site's own.
+    `positions` pair with the site's; negative ones count from the end of each source. None: the same as in the prompt.
+    `layer`: the layer in the sources. None: the site's own.
     """
 
     sources: tuple[int, ...]

@@ -104,7 +104,7 @@ def _read_subject(message: pb.CausalTracing, path: str, prompt: Prompt | None, r
 
 
 def _find_subject(subject: str, path: str, prompt: Prompt, reader: Reader) -> tuple[int, ...]:
-    """The positions of the tokens that overlap the first occurrence of a text in the prompt."""
+    """The positions of the tokens that make up the first occurrence of a text in the prompt."""
     problems = reader.problems
     shown = repr(subject if len(subject) <= 80 else subject[:80] + "...")
     if not subject:
@@ -119,12 +119,34 @@ def _find_subject(subject: str, path: str, prompt: Prompt, reader: Reader) -> tu
     elif (start := prompt.text.find(subject)) < 0:
         problems.add(path, f"expected a part of the prompt's text, exactly as written there, got {shown}")
     else:
-        end = start + len(subject)
-        found = tuple(i for i, (a, b) in enumerate(prompt.offsets) if a < b and a < end and b > start)
-        if not found:
-            problems.add(path, f"expected a text that overlaps a token of the prompt, got {shown}")
-        return found
+        return _whole_tokens(prompt, start, start + len(subject), path, reader)
     return ()
+
+
+def _whole_tokens(prompt: Prompt, start: int, end: int, path: str, reader: Reader) -> tuple[int, ...]:
+    """The tokens of the prompt's text from `start` to `end`, which is refused where it takes a part of a token.
+
+    Spaces at either end are not counted: whether a token includes those around it differs between vocabularies.
+    """
+    text = prompt.text
+    assert text is not None
+    subject = text[start:end]
+    first, last = start, end
+    if subject.strip():
+        first, last = end - len(subject.lstrip()), start + len(subject.rstrip())
+    found = tuple(
+        i
+        for i, (a, b) in enumerate(prompt.offsets)
+        if a < b and ((a < last and b > first) or (a >= start and b <= end))
+    )
+    shown = repr(subject if len(subject) <= 80 else subject[:80] + "...")
+    if not found:
+        reader.problems.add(path, f"no token overlaps {shown}; give a longer part of the prompt, or subject_positions")
+    cut = [i for i in found if (text[prompt.offsets[i][0] : start] + text[end : prompt.offsets[i][1]]).strip()]
+    if cut:
+        tokens = " and of ".join(f"{reader.vocabulary.text(prompt.tokens[i])!r} (position {i})" for i in cut[:4])
+        reader.problems.add(path, f"expected whole tokens; {shown} is part of {tokens}; or give subject_positions")
+    return found
 
 
 def _read_noise(message: pb.CausalTracing, path: str, corrupted: int, reader: Reader) -> Corruption | None:

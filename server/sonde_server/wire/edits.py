@@ -1,7 +1,7 @@
 """Edits: what is done at a site, checked against the shape that one run selects there."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +57,7 @@ def _read_operation(
                 reader.problems.add(field, f"{message.scale} is not a factor; give a finite number")
             return Scale(message.scale)
         case "patch":
-            return _read_patch(message.patch, field, reader, site, scene)
+            return _read_patch(message.patch, message.site.positions, field, reader, site, scene)
         case "noise":
             return _read_noise(message.noise, field, reader, site)
         case "knockout":
@@ -136,7 +136,10 @@ def _read_knockout(message: pb.Knockout, path: str, reader: Reader, site: Site |
     return Knockout(keys)
 
 
-def _read_patch(message: pb.Patch, path: str, reader: Reader, site: Site | None, scene: Scene) -> Patch:
+def _read_patch(
+    message: pb.Patch, named: Sequence[int], path: str, reader: Reader, site: Site | None, scene: Scene
+) -> Patch:
+    """A patch. `named`: the positions of the site as the request gives them, before they are resolved in the prompt."""
     if site is not None and site.from_position is not None:
         reader.problems.add(path, "a patch differs from position to position; give positions, not from_position")
     if not message.sources:
@@ -144,7 +147,7 @@ def _read_patch(message: pb.Patch, path: str, reader: Reader, site: Site | None,
             f"{path}.sources", "no source was given; give at least one index into the request's sources"
         )
     sources: list[int] = []
-    lengths: list[int] = []
+    lengths: dict[int, int] = {}
     listed = reader.listed(len(message.sources), MOST_LISTED, f"{path}.sources", "sources")
     for i, value in enumerate(message.sources if listed else ()):
         index = reader.index(value, len(scene.sources), f"{path}.sources[{i}]", "source")
@@ -154,18 +157,16 @@ def _read_patch(message: pb.Patch, path: str, reader: Reader, site: Site | None,
         source = scene.sources[index]
         if source is None:
             continue
-        lengths.append(len(source.tokens))
-        if site is not None and site.component in PAIRWISE and scene.tokens not in (None, lengths[-1]):
+        lengths[index] = len(source.tokens)
+        if site is not None and site.component in PAIRWISE and scene.tokens not in (None, lengths[index]):
             reader.problems.add(
                 f"{path}.sources[{i}]",
-                f"source {index} has {lengths[-1]} tokens and the prompt {scene.tokens}; "
-                f"{site.component.name} can be patched only between equally many",
+                f"expected a source as long as the prompt for {site.component.name}, since the prompt has "
+                f"{scene.tokens} tokens and source {index} has {lengths[index]}",
             )
     positions = None
-    if message.source_positions:
-        positions = _read_source_positions(message, path, reader, site, scene, lengths)
-    elif site is not None and scene.tokens is not None and site.from_position is None:
-        _check_positions_exist(site, scene.tokens, lengths, path, reader)
+    if site is not None and scene.tokens is not None and site.from_position is None and lengths:
+        positions = _read_source_positions(message, named, path, reader, site, scene.tokens, lengths)
     layer = None
     if message.HasField("source_layer"):
         layer = _read_source_layer(message.source_layer, f"{path}.source_layer", reader, site)
@@ -179,38 +180,48 @@ def _read_source_layer(value: int, path: str, reader: Reader, site: Site | None)
     return reader.layer(value, path)
 
 
-def _check_positions_exist(site: Site, tokens: int, lengths: Sequence[int], path: str, reader: Reader) -> None:
-    last = max(site.positions_within(tokens), default=-1)
-    if lengths and last >= min(lengths):
-        reader.problems.add(
-            f"{path}.sources",
-            f"position {last} is edited and a source has {min(lengths)} tokens; "
-            "name positions that every source has, or source_positions",
-        )
-
-
 def _read_source_positions(
-    message: pb.Patch, path: str, reader: Reader, site: Site | None, scene: Scene, lengths: Sequence[int]
-) -> tuple[int, ...]:
+    message: pb.Patch,
+    named: Sequence[int],
+    path: str,
+    reader: Reader,
+    site: Site,
+    tokens: int,
+    lengths: Mapping[int, int],
+) -> tuple[int, ...] | None:
+    """Where the values are taken; None where that is the same as in the prompt.
+
+    A negative position counts from the end of the sequence that it is used in, so the prompt's last position is paired
+    with each source's last one.
+    """
     field = f"{path}.source_positions"
-    given = len(message.source_positions)
-    if site is not None and scene.tokens is not None and site.from_position is None:
-        wanted = len(site.positions_within(scene.tokens))
+    wanted = len(site.positions_within(tokens))
+    if given := len(message.source_positions):
         if given != wanted:
-            reader.problems.add(
-                field, f"{given} were given and the site names {wanted} positions; give one for each, or none"
-            )
-            return ()
-    if not lengths:
-        return ()
-    resolved: list[int] = []
-    for i, value in enumerate(message.source_positions):
-        if value < 0 and min(lengths) != max(lengths):
-            reader.problems.add(
-                f"{field}[{i}]", f"{value} counts from the end and the sources differ in length; count from the start"
-            )
-            continue
-        position = reader.position(value, min(lengths), f"{field}[{i}]")
-        if position is not None:
-            resolved.append(position)
-    return tuple(resolved)
+            reader.problems.add(field, f"expected {wanted} positions, one for each of the site's, got {given}")
+            return None
+        for i, description in _missing(message.source_positions, lengths):
+            reader.problems.add(f"{field}[{i}]", description)
+        return tuple(message.source_positions)
+    other = next((source for source, length in lengths.items() if length != tokens), None)
+    if other is None or site.component in PAIRWISE:
+        return None
+    if not named:
+        reader.problems.add(
+            field,
+            "expected source_positions, or positions in the site, since the prompt has "
+            f"{tokens} tokens and source {other} has {lengths[other]}",
+        )
+    for _, description in _missing(named, lengths):
+        reader.problems.add(f"{path}.sources", description)
+    return tuple(named)
+
+
+def _missing(positions: Sequence[int], lengths: Mapping[int, int]) -> Iterator[tuple[int, str]]:
+    """The entries that are not in every source, each with a description."""
+    shortest = min(lengths, key=lengths.__getitem__)
+    length = lengths[shortest]
+    for i, position in enumerate(positions):
+        if not -length <= position < length:
+            allowed = f"{-length} to {length - 1}, since source {shortest} has {length} tokens"
+            yield i, f"expected positions from {allowed}, got {position}"

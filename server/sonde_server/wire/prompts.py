@@ -40,11 +40,19 @@ def _read_text(text: str, path: str, most: int, reader: Reader) -> Prompt | None
     if len(text) > longest:
         reader.problems.add(path, f"the text has {len(text)} characters; {most} tokens have {longest} at most")
         return None
-    prompt = reader.vocabulary.encode(text)
+    try:
+        prompt = reader.vocabulary.encode(text)
+    except ValueError as error:
+        _cannot_encode(error, path, reader)
+        return None
     if not _fits(len(prompt.tokens), most, path, reader):
         return None
     unknown = [token for token in dict.fromkeys(prompt.tokens) if not _embedded(token, path, reader)]
     return None if unknown else prompt
+
+
+def _cannot_encode(error: ValueError, path: str, reader: Reader) -> None:
+    reader.problems.add(path, f"expected a text that the model's tokenizer can encode; it failed: {str(error)[:200]}")
 
 
 def _embedded(token: int, path: str, reader: Reader) -> bool:
@@ -117,14 +125,17 @@ def _read_token(text: str, path: str, reader: Reader) -> int | None:
     if len(text) > LONGEST_TARGET * vocabulary.longest:
         reader.problems.add(path, f"{len(text)} characters were given; the longest token has {vocabulary.longest}")
         return None
-    tokens = vocabulary.target(text)
-    if len(tokens) == 1:
-        return tokens[0] if _embedded(tokens[0], path, reader) else None
-    shown = ", ".join(f"{token} {vocabulary.text(token)!r}" for token in tokens[:8]) + (", ..." if tokens[8:] else "")
+    if (token := vocabulary.target(text)) is not None:
+        return token if _embedded(token, path, reader) else None
+    try:
+        pieces = vocabulary.pieces(text)
+    except ValueError as error:
+        _cannot_encode(error, path, reader)
+        return None
+    shown = ", ".join(f"{token} {vocabulary.text(token)!r}" for token in pieces[:8]) + (", ..." if pieces[8:] else "")
     given = text if len(text) <= 80 else text[:80] + "..."
-    reader.problems.add(
-        path, f"{given!r} is {len(tokens)} tokens ({shown}); give a text that is exactly one, or the id of one"
-    )
+    other = f"; {' ' + text!r} is one" if text and vocabulary.target(f" {text}") is not None else ""
+    reader.problems.add(path, f"expected exactly one token, got {given!r}, which is [{shown}]{other}")
     return None
 
 
