@@ -64,10 +64,10 @@ def test_it_is_asked_by_token_ids(family: str, tmp_path: Path) -> None:
     with serving(without_tokenizer(family, tmp_path)) as stub:
         refused = wire.refusal(stub.Trace(pb.TraceRequest(prompt=pb.Prompt(text="abc")), timeout=DEADLINE))
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-        assert refused.violations == {"prompt.text": "this model has no tokenizer; give token ids"}
+        assert refused.violations == {"prompt.text": "expected token ids, since this model has no tokenizer"}
         named = pb.TraceRequest(prompt=wire.prompt(IDS), targets=[pb.Target(text="abc")])
         refused = wire.refusal(stub.Trace(named, timeout=DEADLINE))
-        assert refused.violations == {"targets[0].text": "this model has no tokenizer; give token ids"}
+        assert refused.violations == {"targets[0].text": "expected token ids, since this model has no tokenizer"}
         answer = traced(stub, wire.prompt(IDS))
         assert [token.id for token in answer.context.tokens] == IDS
         assert [token.text for token in answer.context.tokens] == [f"<{token}>" for token in IDS]
@@ -84,13 +84,13 @@ def test_tokens_that_the_model_does_not_have_are_refused_by_name(tmp_path: Path)
     with serving(directory) as stub:
         refused = wire.refusal(stub.Trace(pb.TraceRequest(prompt=prompt), timeout=DEADLINE))
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-        told = f"which the model does not have; tokens are 0 to {size - 1}"
-        assert refused.violations == {"prompt.text": f"'<one>' is token {size}, {told}"}
+        told = f"expected tokens from 0 to {size - 1}, which the model has, got token"
+        assert refused.violations == {"prompt.text": f"{told} {size}, '<one>'"}
         target = pb.Target(text="<two>", contrast_text="<one>")
         refused = wire.refusal(stub.Trace(pb.TraceRequest(prompt=wire.prompt(IDS), targets=[target]), timeout=DEADLINE))
         assert refused.violations == {
-            "targets[0].text": f"'<two>' is token {size + 1}, {told}",
-            "targets[0].contrast_text": f"'<one>' is token {size}, {told}",
+            "targets[0].text": f"{told} {size + 1}, '<two>'",
+            "targets[0].contrast_text": f"{told} {size}, '<one>'",
         }
         assert len(traced(stub, wire.prompt(IDS)).context.tokens) == len(IDS)
 

@@ -1,10 +1,13 @@
 """Activations: which sites are read, and their values."""
 
+from collections.abc import Iterator
+
 from sonde.v1 import inspection_pb2 as pb
 
 from ..questions import answers
 from ..questions.activations import Activations
 from .fields import Reader
+from .parts import spans
 from .sites import read_sites
 from .tensors import encode_floats
 
@@ -16,13 +19,16 @@ def read_activations(message: pb.Activations, path: str, tokens: int | None, rea
     return Activations(read_sites(message.sites, f"{path}.sites", tokens, reader))
 
 
-def encode_slice(activation: answers.Activation, offset: int, values: answers.Floats) -> pb.ActivationSlice:
-    """Some values of an activation, from `offset` on, row by row."""
-    return pb.ActivationSlice(
-        run=activation.run,
-        site=activation.site,
-        layer=activation.layer,
-        shape=activation.values.shape,
-        offset=offset,
-        values=encode_floats(values),
-    )
+def encode_activation(part: answers.Activation) -> Iterator[pb.ActivationSlice]:
+    """The values row by row, in slices that fit into a message."""
+    flat = part.values.reshape(-1)
+    # Without any values there is still one slice, for the shape.
+    for start, stop in spans(max(1, len(flat)), flat.itemsize):
+        yield pb.ActivationSlice(
+            run=part.run,
+            site=part.site,
+            layer=part.layer,
+            shape=part.values.shape,
+            offset=start,
+            values=encode_floats(flat[start:stop]),
+        )

@@ -1,14 +1,17 @@
 """Attribution patching: what is patched from where, which places and edges are estimated, and how."""
 
+from collections.abc import Iterator
+
 from sonde.v1 import inspection_pb2 as pb
 
 from ..questions import answers
 from ..questions.attribution_patching import RECOMPUTED, AttributionPatching
 from ..questions.places import EDGE_ENDS, PAIRWISE, Component
 from ..questions.prompts import Metric, Prompt
-from .fields import MOST_LISTED, MOST_NUMBERS, Reader
+from .fields import MOST_NUMBERS, Reader
+from .parts import row_bytes, rows, spans
 from .prompts import read_metric, read_prompt
-from .sites import encode_site, read_component
+from .sites import encode_site, read_components
 from .tensors import encode_floats, encode_integers
 
 
@@ -56,12 +59,7 @@ def _read_components(message: pb.AttributionPatching, path: str, reader: Reader)
         reader.problems.add(field, "expected at least one component, or edges, got neither")
     if not message.components and message.verify_top > 0:
         reader.problems.add(f"{path}.verify_top", "expected components, whose places are verified, got edges alone")
-    if not reader.listed(len(message.components), MOST_LISTED, field, "components"):
-        return ()
-    components: list[int | None] = []
-    for i, number in enumerate(message.components):
-        components.append(read_component(number, f"{field}[{i}]", reader))
-    return tuple(Component(value) for value in reader.distinct(components, field, "component"))
+    return read_components(message.components, field, reader)
 
 
 def _count(value: int, path: str, reader: Reader) -> int:
@@ -106,24 +104,30 @@ def _check_numbers(question: AttributionPatching, path: str, targets: int, reade
             )
 
 
-def encode_attributions(part: answers.Attributions) -> pb.Attributions:
-    """Some places of one component."""
-    return pb.Attributions(
-        component=pb.Component.ValueType(part.component),
-        layers=part.layers,
-        positions=part.positions,
-        estimates=encode_floats(part.estimates),
-    )
+def encode_attributions(part: answers.Attributions) -> Iterator[pb.Attributions]:
+    """Layer by layer, as many positions at a time as fit into a message."""
+    for layer, estimates in enumerate(part.estimates):
+        positions = len(estimates)
+        for start, stop in spans(positions, estimates.nbytes // max(1, positions)):
+            yield pb.Attributions(
+                component=pb.Component.ValueType(part.component),
+                layers=part.layers[layer : layer + 1],
+                positions=part.positions[start:stop],
+                estimates=encode_floats(estimates[None, start:stop]),
+            )
 
 
-def encode_edges(part: answers.EdgeAttributions) -> pb.EdgeAttributions:
-    """Some edges."""
-    return pb.EdgeAttributions(
-        offset=part.offset,
-        senders=encode_integers(part.senders),
-        receivers=encode_integers(part.receivers),
-        estimates=encode_floats(part.estimates),
-    )
+def encode_edges(part: answers.EdgeAttributions) -> Iterator[pb.EdgeAttributions]:
+    """As many edges at a time as fit into a message."""
+    count = len(part.estimates)
+    for start, stop in spans(count, row_bytes(part, count)):
+        some = rows(part, start, stop)
+        yield pb.EdgeAttributions(
+            offset=part.offset + start,
+            senders=encode_integers(some.senders),
+            receivers=encode_integers(some.receivers),
+            estimates=encode_floats(some.estimates),
+        )
 
 
 def encode_verified(effect: answers.VerifiedEffect) -> pb.VerifiedEffect:

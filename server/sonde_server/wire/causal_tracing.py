@@ -1,6 +1,9 @@
 """Causal tracing: what is corrupted, by what, and what is restored."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 from sonde.v1 import inspection_pb2 as pb
 
@@ -18,9 +21,10 @@ from ..questions.causal_tracing import (
 )
 from ..questions.places import Component
 from ..questions.prompts import Prompt
-from .fields import MOST_LISTED, MOST_NUMBERS, Reader
+from .fields import MOST_NUMBERS, Reader
+from .parts import arrays, row_bytes, rows, spans
 from .prompts import read_prompt
-from .sites import read_component
+from .sites import read_components
 from .tensors import decode_tensor, encode_floats
 
 Corruption = GaussianCorruption | ExplicitNoise | Counterfactual
@@ -141,7 +145,7 @@ def _whole_tokens(prompt: Prompt, start: int, end: int, path: str, reader: Reade
     )
     shown = repr(subject if len(subject) <= 80 else subject[:80] + "...")
     if not found:
-        reader.problems.add(path, f"no token overlaps {shown}; give a longer part of the prompt, or subject_positions")
+        reader.problems.add(path, f"expected a text that overlaps a token of the prompt, got {shown}")
     cut = [i for i in found if (text[prompt.offsets[i][0] : start] + text[end : prompt.offsets[i][1]]).strip()]
     if cut:
         tokens = " and of ".join(f"{reader.vocabulary.text(prompt.tokens[i])!r} (position {i})" for i in cut[:4])
@@ -190,12 +194,7 @@ def _read_components(message: pb.CausalTracing, path: str, reader: Reader) -> tu
                     path, f"{component.name}, which is restored by default: {reason}; list other components"
                 )
         return DEFAULT_COMPONENTS
-    components: list[int | None] = []
-    if not reader.listed(len(message.components), MOST_LISTED, path, "components"):
-        return ()
-    for i, number in enumerate(message.components):
-        components.append(read_component(number, f"{path}[{i}]", reader))
-    return tuple(Component(value) for value in reader.distinct(components, path, "component"))
+    return read_components(message.components, path, reader)
 
 
 def encode_corruption(corruption: answers.Corruption) -> pb.Corruption:
@@ -212,8 +211,20 @@ def encode_corruption(corruption: answers.Corruption) -> pb.Corruption:
     return message
 
 
-def encode_grid(grid: answers.RestorationGrid) -> pb.RestorationGrid:
-    """Some places of one component."""
+def encode_grid(part: answers.RestorationGrid) -> Iterator[pb.RestorationGrid]:
+    """As many positions at a time as fit into a message; where one alone does not fit, as many of its layers."""
+    positions, layers = len(part.positions), len(part.layers)
+    for start, stop in spans(positions, row_bytes(part, positions)):
+        some = rows(part, start, stop, positions=part.positions[start:stop])
+        if layers < 2 or stop - start > 1:
+            yield _encode_cells(some)
+            continue
+        for low, high in spans(layers, row_bytes(some, layers)):
+            cut: dict[str, Any] = {name: values[:, low:high] for name, values in arrays(some)}
+            yield _encode_cells(replace(some, layers=part.layers[low:high], **cut))
+
+
+def _encode_cells(grid: answers.RestorationGrid) -> pb.RestorationGrid:
     message = pb.RestorationGrid(
         component=pb.Component.ValueType(grid.component),
         positions=grid.positions,

@@ -1,4 +1,4 @@
-"""Edits: what is done at a site, checked against the shape that one run selects there."""
+"""Edits: what is done at a site, checked against the shape of what one run selects there."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
-from ..questions.edits import Add, Edit, Knockout, Multiply, Noise, Operation, Patch, ProjectOut, Scale, Set
+from ..questions.edits import Add, Edit, Knockout, Multiply, Noise, Operation, Patch, ProjectOut, Scale, Set, Values
 from ..questions.places import LAYERLESS, PAIRWISE, Component, Site
 from ..questions.plans import Axis, one_site
 from ..questions.prompts import Prompt
@@ -15,14 +15,14 @@ from .fields import MOST_LISTED, Reader
 from .sites import Role, read_site
 from .tensors import check_broadcasts, decode_tensor
 
-_OPERATIONS = "scale, set, add, multiply, patch, noise, project_out or knockout"
+_OPERATIONS = ", ".join(field.name for field in pb.Edit.DESCRIPTOR.oneofs_by_name["operation"].fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What an edit is read against: the prompt's length (None where it is faulty), the sources, and a sweep's axes.
+    """What an edit is read against: the length of the prompt (None if it is faulty), the sources, a sweep's axes.
 
-    `generating`: its runs are continued, so that an edit may go on at positions behind the prompt.
+    `generating`: runs are continued, so an edit with from_position is made at generated positions too.
     """
 
     tokens: int | None
@@ -38,10 +38,10 @@ def read_edit(message: pb.Edit, path: str, reader: Reader, scene: Scene) -> Edit
     if message.HasField("site"):
         site = read_site(message.site, f"{path}.site", reader, scene.tokens, scene.role)
     else:
-        reader.problems.add(f"{path}.site", "the site is missing; say where to edit")
+        reader.problems.add(f"{path}.site", "expected a site, got none")
     kind = message.WhichOneof("operation")
     if kind is None:
-        reader.problems.add(path, f"no operation was given; give {_OPERATIONS}")
+        reader.problems.add(path, f"expected one of {_OPERATIONS}, got none")
         return None
     operation = _read_operation(message, kind, path, reader, site, scene)
     return None if site is None or operation is None else Edit(site, operation)
@@ -54,7 +54,7 @@ def _read_operation(
     match kind:
         case "scale":
             if not math.isfinite(message.scale):
-                reader.problems.add(field, f"{message.scale} is not a factor; give a finite number")
+                reader.problems.add(field, f"expected a finite number, got {message.scale}")
             return Scale(message.scale)
         case "patch":
             return _read_patch(message.patch, message.site.positions, field, reader, site, scene)
@@ -75,35 +75,38 @@ def _read_values(
         return None
     if site is not None and scene.tokens is not None:
         check_broadcasts(values, _selected_shape(site, scene.tokens, reader, scene), path, reader)
-        _check_goes_on(values, kind, path, reader, site, scene)
+        _check_generated(values, kind, path, reader, site, scene)
     if kind == "project_out":
         nonzero = values.any(axis=-1) if values.ndim else values != 0
         if not np.all(nonzero):
-            reader.problems.add(f"{path}.data", "a direction is zero along the last axis; give one that is not")
+            reader.problems.add(f"{path}.data", "expected directions other than zero along the last axis, got zero")
         return ProjectOut(values)
     if kind == "set":
         return Set(values)
     return Add(values) if kind == "add" else Multiply(values)
 
 
-def _check_goes_on(
-    values: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]",
+def _check_generated(
+    values: Values,
     kind: str,
     path: str,
     reader: Reader,
     site: Site,
     scene: Scene,
 ) -> None:
-    """Behind the prompt there are more keys at every position, so scores and patterns take the same for each."""
+    """After the prompt every position has more keys, so scores and patterns take one value for all of them."""
     if not scene.generating or site.from_position is None or site.component not in PAIRWISE:
         return
     if kind == "project_out":
-        reader.problems.add(path, f"{site.component.name} has more keys at every generated position; give positions")
+        reader.problems.add(
+            path,
+            f"expected positions, since {site.component.name} has more keys at every generated position",
+        )
     elif values.ndim and values.shape[-1] != 1:
         reader.problems.add(
             f"{path}.shape",
-            f"it has {values.shape[-1]} keys, and there are more at every generated position; "
-            "give a last axis of 1, which is for all of them, or positions",
+            "expected a last axis of 1, or positions instead of from_position, since there are more keys at every "
+            f"generated position, got {values.shape[-1]}",
         )
 
 
@@ -118,12 +121,10 @@ def _selected_shape(site: Site, tokens: int, reader: Reader, scene: Scene) -> tu
 
 def _read_noise(message: pb.Noise, path: str, reader: Reader, site: Site | None) -> Noise:
     if site is not None and site.from_position is not None:
-        reader.problems.add(path, "noise differs from position to position; give positions, not from_position")
+        reader.problems.add(path, "expected positions, not from_position, since noise differs between positions")
     deviation = message.standard_deviation
     if not math.isfinite(deviation) or deviation < 0:
-        reader.problems.add(
-            f"{path}.standard_deviation", f"{deviation} is not a standard deviation; give a finite number of 0 or more"
-        )
+        reader.problems.add(f"{path}.standard_deviation", f"expected a finite number of 0 or more, got {deviation}")
     return Noise(deviation, reader.seed(message.seed, f"{path}.seed") if message.HasField("seed") else 1)
 
 
@@ -132,7 +133,7 @@ def _read_knockout(message: pb.Knockout, path: str, reader: Reader, site: Site |
     if message.key_positions:
         keys = reader.positions(message.key_positions, scene.tokens, f"{path}.key_positions")
     if site is not None and site.component is not Component.ATTENTION_SCORES:
-        reader.problems.add(path, f"it acts at ATTENTION_SCORES, the site is {site.component.name}")
+        reader.problems.add(path, f"expected a site at ATTENTION_SCORES, got {site.component.name}")
     return Knockout(keys)
 
 
@@ -141,11 +142,9 @@ def _read_patch(
 ) -> Patch:
     """A patch. `named`: the positions of the site as the request gives them, before they are resolved in the prompt."""
     if site is not None and site.from_position is not None:
-        reader.problems.add(path, "a patch differs from position to position; give positions, not from_position")
+        reader.problems.add(path, "expected positions, not from_position, since a patch differs between positions")
     if not message.sources:
-        reader.problems.add(
-            f"{path}.sources", "no source was given; give at least one index into the request's sources"
-        )
+        reader.problems.add(f"{path}.sources", "expected at least one index into the sources of the request, got none")
     sources: list[int] = []
     lengths: dict[int, int] = {}
     listed = reader.listed(len(message.sources), MOST_LISTED, f"{path}.sources", "sources")

@@ -1,7 +1,10 @@
 """Interventions: what is read in every run, and its values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
 from ..questions import answers
@@ -9,6 +12,7 @@ from ..questions.interventions import Readout
 from ..questions.prompts import Prompt
 from .fields import Reader
 from .generation import read_generation
+from .parts import arrays, row_bytes, rows, spans
 from .prompts import encode_top_tokens, read_position, read_prompt, read_targets
 from .sites import read_sites
 from .tensors import encode_floats
@@ -37,8 +41,23 @@ def read_readout(message: pb.Readout, prompt: Prompt | None, reader: Reader) -> 
     return Readout(targets, position, top_k, message.kl_divergence, sites, generation)
 
 
+def cut_readings(part: answers.Readings) -> Iterator[answers.Readings]:
+    """As many runs at a time as fit into a message."""
+    count = len(part.log_probabilities)
+    for start, stop in spans(count, row_bytes(part, count)):
+        yield rows(part, start, stop, offset=part.offset + start)
+
+
+def join_readings(parts: Sequence[answers.Readings]) -> answers.Readings:
+    """Runs that follow one another, in one part."""
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name, _ in arrays(parts[0])
+    }
+    return replace(parts[0], **joined)
+
+
 def encode_readings(readings: answers.Readings, texts: Mapping[int, str]) -> pb.Readings:
-    """Some runs of the plan."""
+    """Some runs of the plan, with the texts of the tokens that are new."""
     message = pb.Readings(
         offset=readings.offset,
         count=len(readings.log_probabilities),

@@ -1,7 +1,9 @@
 """What is asked of every run, and its prediction: prompts, positions, targets, top tokens."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
 from ..questions import answers
@@ -9,15 +11,18 @@ from ..questions.prompts import Metric, Prompt, Target
 from .fields import MOST_TARGETS, Reader
 from .tensors import encode_floats, encode_integers
 
-# Texts of targets of so many times the longest token are not even cut into tokens.
+if TYPE_CHECKING:
+    from ..model.vocabulary import Vocabulary
+
+# A target whose text is longer than this many of the longest token is not tokenized at all.
 LONGEST_TARGET = 8
-_NO_TOKENIZER = "this model has no tokenizer; give token ids"
+_NO_TOKENIZER = "expected token ids, since this model has no tokenizer"
 
 
 def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
-    """The token ids of a prompt, and its text where it is one."""
+    """The token ids of a prompt, and its text if it was given as text."""
     if message.image:
-        reader.problems.add(f"{path}.image", "the hosted model sees no images; leave it empty")
+        reader.problems.add(f"{path}.image", "expected nothing, since the hosted model reads no images")
     most = reader.model.max_positions
     if reader.limits.max_prompt_tokens:
         most = min(most, reader.limits.max_prompt_tokens)
@@ -27,7 +32,7 @@ def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
         case "token_ids":
             return _read_ids(message.token_ids.ids, f"{path}.token_ids.ids", most, reader)
         case _:
-            reader.problems.add(path, "nothing was given; give text or token_ids")
+            reader.problems.add(path, "expected text or token_ids, got neither")
             return None
 
 
@@ -35,10 +40,12 @@ def _read_text(text: str, path: str, most: int, reader: Reader) -> Prompt | None
     if reader.vocabulary.tokenizer is None:
         reader.problems.add(path, _NO_TOKENIZER)
         return None
-    # A text that cannot fit is not even cut into tokens, which would take long.
+    # A text that cannot fit is not tokenized, which would take long.
     longest = most * reader.vocabulary.longest
     if len(text) > longest:
-        reader.problems.add(path, f"the text has {len(text)} characters; {most} tokens have {longest} at most")
+        reader.problems.add(
+            path, f"expected at most {longest} characters, the most that {most} tokens can have, got {len(text)}"
+        )
         return None
     try:
         prompt = reader.vocabulary.encode(text)
@@ -56,12 +63,12 @@ def _cannot_encode(error: ValueError, path: str, reader: Reader) -> None:
 
 
 def _embedded(token: int, path: str, reader: Reader) -> bool:
-    """Whether the model has the token: a tokenizer may have been given more than the model was."""
+    """Whether the model has the token: a tokenizer may have tokens that were never added to the model."""
     size = reader.model.vocabulary_size
     if token >= size:
         shown = reader.vocabulary.text(token)
         reader.problems.add(
-            path, f"{shown!r} is token {token}, which the model does not have; tokens are 0 to {size - 1}"
+            path, f"expected tokens from 0 to {size - 1}, which the model has, got token {token}, {shown!r}"
         )
     return token < size
 
@@ -69,13 +76,13 @@ def _embedded(token: int, path: str, reader: Reader) -> bool:
 def _read_ids(ids: Sequence[int], path: str, most: int, reader: Reader) -> Prompt | None:
     if not _fits(len(ids), most, path, reader):
         return None
-    known = [reader.index(token, reader.model.vocabulary_size, f"{path}[{i}]", "token") for i, token in enumerate(ids)]
+    known = [_read_token_id(token, f"{path}[{i}]", reader) for i, token in enumerate(ids)]
     return None if None in known else Prompt(tuple(ids))
 
 
 def _fits(tokens: int, most: int, path: str, reader: Reader) -> bool:
     if not 1 <= tokens <= most:
-        reader.problems.add(path, f"the prompt has {tokens} tokens; give 1 to {most}")
+        reader.problems.add(path, f"expected a prompt of 1 to {most} tokens, got {tokens}")
     return 1 <= tokens <= most
 
 
@@ -90,31 +97,34 @@ def read_position(
 def read_targets(messages: Sequence[pb.Target], path: str, reader: Reader) -> tuple[Target, ...]:
     """The tokens whose predictions are measured."""
     if len(messages) > MOST_TARGETS:
-        reader.problems.add(path, f"{len(messages)} targets were given; give at most {MOST_TARGETS}")
+        reader.problems.add(path, f"expected at most {MOST_TARGETS} targets, got {len(messages)}")
         return ()
     targets = [_read_target(message, f"{path}[{i}]", reader) for i, message in enumerate(messages)]
     return tuple(target for target in targets if target is not None)
 
 
 def _read_target(message: pb.Target, path: str, reader: Reader) -> Target | None:
-    size = reader.model.vocabulary_size
     token: int | None = None
     match message.WhichOneof("token"):
         case "text":
             token = _read_token(message.text, f"{path}.text", reader)
         case "id":
-            token = reader.index(message.id, size, f"{path}.id", "token")
-        case _:
-            reader.problems.add(path, "the token is missing; give text or id")
+            token = _read_token_id(message.id, f"{path}.id", reader)
+        case None:
+            reader.problems.add(path, "expected text or id, got neither")
     contrast: int | None = None
     match message.WhichOneof("contrast"):
         case "contrast_text":
             contrast = _read_token(message.contrast_text, f"{path}.contrast_text", reader)
         case "contrast_id":
-            contrast = reader.index(message.contrast_id, size, f"{path}.contrast_id", "token")
-        case _:
+            contrast = _read_token_id(message.contrast_id, f"{path}.contrast_id", reader)
+        case None:
             pass
     return None if token is None else Target(token, contrast)
+
+
+def _read_token_id(token: int, path: str, reader: Reader) -> int | None:
+    return reader.index(token, reader.model.vocabulary_size, path, "token")
 
 
 def _read_token(text: str, path: str, reader: Reader) -> int | None:
@@ -123,7 +133,10 @@ def _read_token(text: str, path: str, reader: Reader) -> int | None:
         reader.problems.add(path, _NO_TOKENIZER)
         return None
     if len(text) > LONGEST_TARGET * vocabulary.longest:
-        reader.problems.add(path, f"{len(text)} characters were given; the longest token has {vocabulary.longest}")
+        reader.problems.add(
+            path,
+            f"expected exactly one token, of which the longest has {vocabulary.longest} characters, got {len(text)}",
+        )
         return None
     if (token := vocabulary.target(text)) is not None:
         return token if _embedded(token, path, reader) else None
@@ -147,8 +160,27 @@ def read_metric(number: int, unset: Metric, path: str, reader: Reader) -> Metric
         return Metric(number)
     except ValueError:
         known = ", ".join(metric.name for metric in Metric)
-        reader.problems.add(path, f"metric {number} is not known; there are {known}")
+        reader.problems.add(path, f"expected one of {known}, got metric {number}")
         return unset
+
+
+class Texts(dict[int, str]):
+    """The texts of tokens, each looked up once."""
+
+    def __init__(self, vocabulary: "Vocabulary") -> None:
+        super().__init__()
+        self._vocabulary = vocabulary
+        self._sent: set[int] = set()
+
+    def __missing__(self, token: int) -> str:
+        text = self[token] = self._vocabulary.text(token)
+        return text
+
+    def new(self, tokens: answers.Integers) -> dict[int, str]:
+        """The texts of those tokens that were not asked for here before."""
+        found = [token for token in np.unique(tokens).tolist() if token not in self._sent]
+        self._sent.update(found)
+        return {token: self[token] for token in found}
 
 
 def encode_tokens(ids: Iterable[int], texts: Mapping[int, str]) -> list[pb.Token]:

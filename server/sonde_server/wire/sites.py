@@ -1,4 +1,4 @@
-"""Sites: which values of the model are meant."""
+"""Sites: which values of the model a request means."""
 
 import enum
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sonde.v1 import inspection_pb2 as pb
 
 from ..questions.places import LAYERLESS, UNIT_SWEPT, Component, Site
-from .fields import MOST_SITES, Reader
+from .fields import MOST_LISTED, MOST_SITES, Reader
 
 
 def read_component(number: int, path: str, reader: Reader) -> Component | None:
@@ -14,17 +14,24 @@ def read_component(number: int, path: str, reader: Reader) -> Component | None:
     try:
         component = Component(number)
     except ValueError:
-        given = "no component was given" if number == 0 else f"component {number} is not known"
         known = ", ".join(component.name for component in Component)
-        reader.problems.add(path, f"{given}; there are {known}")
+        reader.problems.add(path, f"expected one of {known}, got {f'component {number}' if number else 'none'}")
         return None
     if reason := reader.model.unavailable.get(component):
         reader.problems.refuse(path, reason)
     return component
 
 
+def read_components(numbers: Sequence[int], path: str, reader: Reader) -> tuple[Component, ...]:
+    """Several components, each at most once."""
+    if not reader.listed(len(numbers), MOST_LISTED, path, "components"):
+        return ()
+    components = [read_component(number, f"{path}[{i}]", reader) for i, number in enumerate(numbers)]
+    return tuple(Component(value) for value in reader.distinct(components, path, "component"))
+
+
 class Role(enum.Enum):
-    """What a site is named for, which decides what an empty list means."""
+    """What a site is given for, which decides what an empty list in it means."""
 
     EDIT = "edit"
     SWEEP = "sweep"
@@ -32,7 +39,7 @@ class Role(enum.Enum):
 
 
 def read_site(message: pb.Site, path: str, reader: Reader, tokens: int | None, role: Role) -> Site | None:
-    """A site in a prompt of so many tokens. A sweep's site comes back with its axes written out."""
+    """A site in a prompt of `tokens` tokens. The axes of a sweep's site are resolved."""
     _check_stack(message.stack, f"{path}.stack", reader)
     component = read_component(message.component, f"{path}.component", reader)
     if component is None:
@@ -57,14 +64,14 @@ def _read_layers(message: pb.Site, component: Component, path: str, reader: Read
     if component in LAYERLESS:
         if message.layers:
             given = ", ".join(str(layer) for layer in message.layers[:8])
-            reader.problems.add(f"{path}.layers", f"{component.name} takes no layer, {given} was given; leave it empty")
+            reader.problems.add(f"{path}.layers", f"expected none, since {component.name} has no layers, got {given}")
         return (0,)
     layers = reader.model.layers
     if message.layers:
         return reader.layers(message.layers, f"{path}.layers")
     if role is Role.EDIT:
         reader.problems.add(
-            f"{path}.layers", f"an edit names its layers and none was given; give some of 0 to {layers - 1}"
+            f"{path}.layers", f"expected the layers of the edit, from {-layers} to {layers - 1}, got none"
         )
     return tuple(range(layers))
 
@@ -74,14 +81,14 @@ def _read_from_position(message: pb.Site, path: str, reader: Reader, role: Role)
         return None
     field = f"{path}.from_position"
     if role is Role.READ:
-        reader.problems.add(field, "only edits take it; give positions, or none for all")
+        reader.problems.add(field, "expected positions, or nothing for all of them: only edits take from_position")
         return None
     if message.positions:
-        reader.problems.add(field, "it was given beside positions; give one of the two")
+        reader.problems.add(field, "expected one of positions and from_position, got both")
     value = message.from_position
     if value < 0:
-        # Positions beyond the prompt are meant too, so there is no end to count from.
-        reader.problems.add(field, f"{value} was given; count from the prompt's start, 0 or more")
+        # It covers generated positions too, so there is no end to count from.
+        reader.problems.add(field, f"expected 0 or more, counted from the start of the prompt, got {value}")
         return None
     return value
 
@@ -92,9 +99,9 @@ def _check_stack(number: int, path: str, reader: Reader) -> None:
     names = {value: name for name, value in pb.Stack.items()}
     if number in names:
         name = names[number].removeprefix("STACK_")  # type: ignore[index]
-        reader.problems.refuse(path, f"the hosted model has no {name}; it is a DECODER alone")
+        reader.problems.refuse(path, f"the hosted model is a DECODER alone, and has no {name}")
     else:
-        reader.problems.add(path, f"stack {number} is not known; give DECODER or leave it unset")
+        reader.problems.add(path, f"expected DECODER, or nothing, got stack {number}")
 
 
 def read_sites(messages: Sequence[pb.Site], path: str, tokens: int | None, reader: Reader) -> tuple[Site, ...]:

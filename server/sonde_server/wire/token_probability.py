@@ -1,6 +1,6 @@
 """The logit lens: the question, and what is read at every depth."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 from sonde.v1 import inspection_pb2 as pb
 
@@ -8,7 +8,8 @@ from ..questions import answers
 from ..questions.prompts import Metric
 from ..questions.token_probability import TokenProbability
 from .fields import MOST_NUMBERS, Reader
-from .prompts import encode_top_tokens, read_metric
+from .parts import row_bytes, rows, spans
+from .prompts import Texts, encode_top_tokens, read_metric
 from .tensors import encode_floats, encode_integers
 
 
@@ -26,8 +27,14 @@ def read_token_probability(
     )
 
 
-def encode_layers(layers: answers.LayerReadings, texts: Mapping[int, str]) -> pb.LayerReadings:
-    """Some depths."""
+def encode_layers(part: answers.LayerReadings, texts: Texts) -> Iterator[pb.LayerReadings]:
+    """All depths, as many at a time as fit into a message."""
+    count = len(part.depths)
+    for start, stop in spans(count, row_bytes(part, count)):
+        yield _encode_depths(rows(part, start, stop, depths=part.depths[start:stop]), texts)
+
+
+def _encode_depths(layers: answers.LayerReadings, texts: Texts) -> pb.LayerReadings:
     message = pb.LayerReadings(
         depths=layers.depths,
         log_probabilities=encode_floats(layers.log_probabilities),
@@ -35,7 +42,7 @@ def encode_layers(layers: answers.LayerReadings, texts: Mapping[int, str]) -> pb
         ranks=encode_integers(layers.ranks),
         kl_divergences=encode_floats(layers.kl_divergences),
         positions=layers.positions,
-        token_texts=dict(texts),
+        token_texts=texts.new(layers.top_tokens),
     )
     encode_top_tokens(layers, message)
     if layers.gradient_norms is not None:
