@@ -3,7 +3,7 @@
 python examples/scale.py            prints its tables
 python examples/scale.py --write    puts them into the page
 
-Work is counted by the server's own planner and estimates, for a model whose sizes are public; no weights are needed.
+The server itself counts the work, for a model whose sizes are public; no weights are needed.
 Speeds are those of a data sheet times a stated share, so the times are estimates, not measurements.
 """
 
@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sonde_server.engine import Change, PlacedEdit
-from sonde_server.methods.causal_tracing import cells, matters
-from sonde_server.questions.causal_tracing import CausalTracing, GaussianCorruption
-from sonde_server.questions.costs import state_bytes, working_bytes
-from sonde_server.questions.extents import extent_of
-from sonde_server.questions.places import Component, ModelDescription
+from sonde_server.questions.causal_tracing import DEFAULT_WINDOW, CausalTracing, GaussianCorruption
+from sonde_server.questions.costs import state_bytes
+from sonde_server.questions.edits import Edit, Scale
+from sonde_server.questions.interventions import InterveneQuestion, Readout
+from sonde_server.questions.places import Component, ModelDescription, Site, Sized
+from sonde_server.questions.plans import Sweep
 from sonde_server.questions.prompts import Prompt, Target
 from sonde_server.questions.traces import TraceQuestion
 
@@ -79,47 +79,38 @@ def computing(work: Work, model: ModelDescription) -> float:
     return flops(work, model) / (UTILISATION * PEAK_FLOPS)
 
 
-def causal_trace(model: ModelDescription, tokens: int = TOKENS, subject: tuple[int, ...] = SUBJECT) -> Work:
-    """ROME's three grids over all layers and positions, of a prompt that is new."""
-    layers, read = model.layers, tokens - 1
-    method = traced(model, tokens, subject)
-    nothing = Change("multiply", 1.0)
-    # The clean run; the corrupted ones from the subject on; then every cell, for each sample.
-    work = tokens * layers + SAMPLES * (tokens - min(subject)) * layers
-    grid = cells(method, layers)
-    for cell in grid:
-        if matters(cell, method, read):
-            edits = [PlacedEdit(cell.component, layer, (cell.position,), None, nothing) for layer in cell.restored]
-            work += SAMPLES * extent_of(edits, (), read, tokens, layers).token_layers
-    # What the attention and MLP put out in the clean run is not kept of it: it is run again for that.
-    work += tokens * layers
-    runs = SAMPLES * (len(grid) + 1)
-    return Work(runs, work, (runs + 1) * tokens * layers, passes=3)
+def causal_trace(model: Sized, tokens: int = TOKENS, subject: tuple[int, ...] = SUBJECT) -> Work:
+    """ROME's three grids over all layers and positions, of a prompt that is new.
+
+    Three passes follow one another: the clean run, the corrupted ones, and the cells.
+    """
+    cost = traced(model, tokens, subject).cost(model)
+    return Work(cost.runs, cost.token_layers, cost.full_token_layers, passes=3)
 
 
-def traced(model: ModelDescription, tokens: int, subject: tuple[int, ...]) -> CausalTracing:
-    """The question, as the server makes it of a request."""
-    return CausalTracing(
-        corruption=GaussianCorruption(samples=SAMPLES, seed=1, standard_deviation=None, deviations=None),
+def traced(model: Sized, tokens: int, subject: tuple[int, ...]) -> TraceQuestion:
+    """The question, as the server reads it from a request."""
+    method = CausalTracing(
+        corruption=GaussianCorruption(samples=SAMPLES),
         replace=False,
         subject=subject,
         components=(Component.RESIDUAL_POST, Component.ATTENTION_OUT, Component.MLP_OUT),
-        window=10,
+        window=DEFAULT_WINDOW,
         layers=tuple(range(model.layers)),
         positions=tuple(range(tokens)),
         per_sample=False,
     )
+    return TraceQuestion(Prompt(tuple(range(tokens))), (Target(0),), tokens - 1, 0, method)
 
 
-def sweep(model: ModelDescription, component: Component, layers: Sequence[int], units: int) -> Work:
+def sweep(model: Sized, component: Component, layers: Sequence[int], units: int) -> Work:
     """One unit after the other at the last position, in these layers; the prompt is known already."""
-    nothing = Change("multiply", 0.0)
-    work = 0
-    for layer in layers:
-        edit = PlacedEdit(component, layer, (TOKENS - 1,), (0,), nothing)
-        work += units * extent_of([edit], (), TOKENS - 1, TOKENS, model.layers).token_layers
-    runs = len(layers) * units
-    return Work(runs, work, (runs + 1) * TOKENS * model.layers, passes=1 - min(layers) / model.layers)
+    last = (TOKENS - 1,)
+    site = Site(component, tuple(layers), tuple(range(units)), last)
+    plan = Sweep(Edit(site, Scale(0.0)), site.layers, site.units, last, frozenset(), 1, ())
+    question = InterveneQuestion(Prompt(tuple(range(TOKENS))), (), plan, Readout((Target(0),), TOKENS - 1))
+    cost, known = question.cost(model), TOKENS * model.layers
+    return Work(cost.runs, cost.token_layers - known, cost.full_token_layers, passes=1 - min(layers) / model.layers)
 
 
 def questions(model: ModelDescription) -> dict[str, Work]:
@@ -143,10 +134,7 @@ def sizes() -> list[str]:
     left = GPUS_PER_REPLICA * MEMORY_BYTES - weights
     # Of a long prompt: the logits of a few read positions are no matter of length.
     token = state_bytes(101, MODEL) - state_bytes(100, MODEL)
-    question = TraceQuestion(
-        Prompt(tuple(range(TOKENS))), (Target(0),), TOKENS - 1, 0, traced(MODEL, TOKENS, SUBJECT), dry_run=False
-    )
-    held = working_bytes(question, MODEL)
+    held = traced(MODEL, TOKENS, SUBJECT).held_bytes(MODEL)
     activations = TOKENS * MODEL.layers * MODEL.hidden_size * 4
     rows = {
         "weights": f"{weights / 1e9:.0f} GB",

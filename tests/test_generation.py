@@ -403,7 +403,7 @@ def test_tokens_come_one_by_one_in_their_order(host: Host) -> None:
 def test_runs_beyond_what_goes_on_together_are_the_same(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = Sweep(Edit(Site("HEAD_OUT", (0, 2)), oracle.Scale(0.0)), frozenset({"POSITION"}))
     whole = said(host, sweep, temperature=1.0)
-    monkeypatch.setattr(costs, "MOST_TOGETHER", 3)
+    monkeypatch.setattr(costs, "MOST_CONTINUED", 3)
     assert said(host, sweep, temperature=1.0) == whole
 
 

@@ -189,6 +189,27 @@ def test_a_mean_over_sources_of_other_lengths_with_paired_positions(host: Host) 
     check_plan(host, [[Edit(site, oracle.Patch((0, 2), (3, 2)))], [Edit(site, oracle.Patch((2,), (8, 7)))]])
 
 
+def test_negative_layers_count_from_the_end(host: Host) -> None:
+    """In an edit, in a patch's source, in a readout and along a sweep; the answer has them counted from 0."""
+    last = host.oracle.layers - 1
+    edits = [Edit(Site("MLP_OUT", (last - 1, last)), oracle.Patch((0,), source_layer=last - 2))]
+    request = wire.intervene(IDS, [edits], TARGETS, SOURCES, activations=[wire.site(Site("MLP_OUT", (last,)))])
+    edit = request.list.interventions[0].edits[0]
+    edit.site.layers[:] = [-2, -1]
+    edit.patch.source_layer = -3
+    request.readout.activations[0].layers[:] = [-1]
+    answer = host.intervene(request)
+    run = host.oracle.run(IDS, edits, SOURCES)
+    check_readings(host, answer, [run])
+    assert {layer for _, _, layer in answer.activations} == {last}
+    sweep = Sweep(Edit(Site("HEAD_OUT", (last, 0), (1,)), oracle.Scale(0.0)))
+    request = wire.intervene(IDS, sweep, TARGETS)
+    request.sweep.edit.site.layers[:] = [-1, -host.oracle.layers]
+    answer = host.intervene(request)
+    assert list(answer.context.axes.layers) == [last, 0]
+    check_readings(host, answer, [host.oracle.run(IDS, run) for run in host.oracle.expand(sweep, len(IDS))])
+
+
 # ------------------------------------------------------------------ sweeps
 
 

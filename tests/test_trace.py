@@ -51,9 +51,14 @@ def test_without_targets_the_top_prediction_is_traced(host: Host) -> None:
     assert [token.id for token in answer.context.targets] == top
 
 
-def test_the_whole_vocabulary_can_be_asked_for(host: Host) -> None:
-    clean = host.trace(ask(IDS, top_k=host.oracle.vocabulary)).context.clean
-    assert len(clean.top_tokens) == host.oracle.vocabulary
+@pytest.mark.parametrize("more", [0, 1, 100_000])
+def test_the_whole_vocabulary_can_be_asked_for(host: Host, more: int) -> None:
+    """More tokens than there are is all of them: a default may be larger than a small vocabulary."""
+    size = host.oracle.vocabulary
+    clean = host.trace(ask(IDS, top_k=size + more)).context.clean
+    assert sorted(token.id for token in clean.top_tokens) == list(range(size))
+    lens = host.trace(ask(IDS, top_k=size + more, token_probability=pb.TokenProbability()))
+    assert lens.columns["top_token_ids"].shape == (host.oracle.layers + 1, size)
     assert abs(sum(np.exp(np.array(clean.top_log_probabilities, np.float64))) - 1) < 1e-4
 
 
@@ -265,16 +270,17 @@ def test_every_sample_where_asked_for(host: Host) -> None:
     assert_close(wire.array(answer.corruption.sample_probabilities), corrupted)
 
 
-def test_negative_positions_are_resolved(host: Host) -> None:
+def test_negative_positions_and_layers_are_resolved(host: Host) -> None:
     method = pb.CausalTracing(
         gaussian=pb.CausalTracing.Gaussian(samples=2),
         subject_positions=pb.PositionList(positions=[-4]),
         positions=[-1, 2],
-        layers=[1],
+        layers=[-1, 1],
     )
     answer = host.trace(ask(IDS, causal_tracing=method))
     corruption, deviation = rome.gaussian(host.oracle.model, [3], samples=2)
-    check_traced(host, IDS, answer, corruption, deviation, layers=[1], positions=[6, 2])
+    layers = [host.oracle.layers - 1, 1]
+    check_traced(host, IDS, answer, corruption, deviation, layers=layers, positions=[6, 2])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -53,7 +53,7 @@ class Engine:
         return Row(base.tokens, clean, extent, edits, state=State(base.tokens))
 
     def kept(self, state: State, capture: Capture) -> Tensor:
-        """The values of a component that is kept of every base run (extents.KEPT), on the CPU in float32."""
+        """The values of a component that is kept of every base run (places.KEPT), on the CPU in float32."""
         parts = {
             Component.TOKEN_EMBEDDING: lambda: state.embedding,
             Component.RESIDUAL_PRE: lambda: state.residual[capture.layer],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..model.anatomy import Decoder
 from ..model.rotary import Rotations
-from ..questions.places import Component
+from ..questions.places import END, Component
 from .attention import Block, attend
 from .decoding import adopt, gather, store
 from .layout import Layout, Row, Segment
@@ -257,13 +257,12 @@ def _behind(row: Row, past: Callable[[State], Tensor], own: Tensor) -> Tensor:
 
 
 def _needed(row: Row) -> list[int]:
-    final = (Component.FINAL_NORM, Component.LOGITS)
     positions = {
-        position for (component, _), edits in row.edits.items() if component in final
+        position for (component, _), edits in row.edits.items() if component in END
         for edit in edits for position in edit.positions
     }  # fmt: skip
     positions.update(row.reads)
-    positions.update(p for capture in row.captures if capture.component in final for p in capture.positions)
+    positions.update(p for capture in row.captures if capture.component in END for p in capture.positions)
     if row.reading is not None:
         positions.add(row.reading.position)
     if row.choice is not None:

@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from ..model.anatomy import Decoder
+from ..questions import costs
 from ..questions.kernels import Kernel, kernels
 from ..questions.places import PAIRWISE
 from .layout import Row
@@ -28,8 +29,7 @@ class Memory:
         self._token = size * (
             6 * decoder.hidden_size + 2 * attention + 3 * max(decoder.neurons, 4 * decoder.hidden_size)
         )
-        self._cached = size * 2 * decoder.key_value_heads * decoder.head_size * decoder.layers
-        self._state = size * decoder.hidden_size * (decoder.layers + 1) + self._cached
+        self._item = size
         self._pair = decoder.heads * (2 * size + 4)
         # Logits are held for a few runs at a time. So that a batch of short runs does not take longer than others, a
         # reading counts as the positions that take as long: 4 D^2 weights of attention and 8 D^2 of the MLP a block.
@@ -38,11 +38,11 @@ class Memory:
 
     def state_bytes(self, tokens: int) -> int:
         """What is kept of a base run of so many tokens."""
-        return tokens * self._state
+        return costs.stream_bytes(tokens, self.decoder, self._item) + self.cache_bytes(tokens)
 
     def cache_bytes(self, tokens: int) -> int:
         """What the keys and values of so many positions take."""
-        return tokens * self._cached
+        return costs.cache_bytes(tokens, self.decoder, self._item)
 
     def row_bytes(self, row: Row) -> float:
         """What a row takes while it runs."""

@@ -18,26 +18,17 @@ from torch import Tensor
 from ..model.anatomy import Decoder
 from ..questions.costs import INSIDE_KEPT
 from ..questions.extents import Extent, first_block
-from ..questions.places import Component
+from ..questions.places import AFTER_ATTENTION, Component
 from .attention import Block, attend
 from .layout import Layout, Row, Segment
 from .runs import State
 from .visits import Visits
 
-# What lies behind attention, in the order of the block.
-BEHIND = (
-    Component.HEAD_OUT,
-    Component.ATTENTION_OUT,
-    Component.RESIDUAL_MID,
-    Component.NEURON,
-    Component.MLP_OUT,
-)
-
 
 def go_on(
     decoder: Decoder, visits: Visits, layout: Layout, layer: int, at: Component, stream: Tensor, value: Tensor
 ) -> Tensor:
-    """The stream [N, D] that leaves a block, from its `value` of one of `BEHIND`, which is edited first.
+    """The stream [N, D] that leaves a block, from its `value` of one of `AFTER_ATTENTION`, which is edited first.
 
     `stream` is what enters the block, but for NEURON and MLP_OUT the stream between attention and the MLP.
     """
@@ -45,7 +36,7 @@ def go_on(
     def visit(packed: Tensor, component: Component) -> Tensor:
         return visits.visit(packed, layout, component, layer)
 
-    start = BEHIND.index(at)
+    start = AFTER_ATTENTION.index(at)
     middle = stream
     if start <= 0:
         value = decoder.attention_output(layer, visit(value, Component.HEAD_OUT))
@@ -79,7 +70,7 @@ def touched_first(row: Row, layers: int) -> Component | None:
         return None
     places = [edits[0] for edits in row.edits.values()] + [one for one in row.captures if one.positions]
     first = {place.component for place in places if first_block(place, layers) == row.extent.start}
-    return min(first, key=BEHIND.index) if first and first <= set(BEHIND) else None
+    return min(first, key=AFTER_ATTENTION.index) if first and first <= set(AFTER_ATTENTION) else None
 
 
 def join(decoder: Decoder, visits: Visits, layer: int, rows: Sequence[Row]) -> tuple[Layout, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
 from ..questions.extents import Extent
-from ..questions.places import Component
+from ..questions.places import PAIRWISE, Component
 from .attention import Block, attend
 from .engine import Engine
 from .execute import Execution, Work
@@ -229,9 +229,8 @@ def _refuse_overflow(check: Check, plain: Plain) -> None:
 
 
 def _withdraw(check: Check, findings: Findings) -> None:
-    pairwise = (Component.ATTENTION_SCORES, Component.ATTENTION_PATTERN)
     for worst, components, identity in (
-        (findings.patterns, pairwise, "pattern times values is not what the heads give"),
+        (findings.patterns, sorted(PAIRWISE), "pattern times values is not what the heads give"),
         (findings.heads, (Component.HEAD_OUT,), "the heads' parts and the bias do not add up to attention's output"),
         (findings.neurons, (Component.NEURON,), "the neurons do not make what the MLP gives"),
     ):

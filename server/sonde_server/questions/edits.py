@@ -49,6 +49,10 @@ class Patch:
     positions: tuple[int, ...] | None = None
     layer: int | None = None
 
+    def layer_for(self, layer: int) -> int:
+        """The layer of the sources whose values go to this layer of the prompt."""
+        return layer if self.layer is None else self.layer
+
 
 @dataclass(frozen=True, slots=True)
 class Noise:

@@ -1,7 +1,8 @@
-"""Runs a second, by caller: a token bucket that may go into debt.
+"""Runs per second, by caller: a token bucket that may go into debt.
 
-A caller with anything left may ask for a sweep of any size, and then waits until what it took has flowed back. So the
-rate holds in the long run, and no request is too large for it; how large one may be is another limit's business.
+A caller with anything left may ask for a sweep of any size, and then has to wait until the bucket has filled up again.
+So the rate holds in the long run, and no request is too large for it: another limit bounds the size of a request. Runs
+are counted as `Cost.runs` counts them.
 """
 
 import threading
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from ..errors import TooManyRuns
 
 BURST_SECONDS = 10.0
-"""A caller that was quiet for so long has that many seconds' runs at its disposal."""
+"""How many seconds' worth of runs a full bucket holds."""
 MOST_CALLERS = 10_000
 
 
@@ -23,10 +24,10 @@ class _Bucket:
 
 
 class RunQuota:
-    """The buckets of all callers. Threads may share it."""
+    """The buckets of all callers. Safe to use from several threads."""
 
     def __init__(self, runs_per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Without a rate (0) there is no limit."""
+        """A rate of 0 is no limit."""
         self._rate = runs_per_second
         self._most = runs_per_second * BURST_SECONDS
         self._clock = clock
@@ -34,7 +35,7 @@ class RunQuota:
         self._lock = threading.Lock()
 
     def take(self, caller: str, runs: int) -> None:
-        """Counts runs. Raises TooManyRuns, and counts nothing, while the caller is in debt."""
+        """Takes runs from a caller's bucket. Raises TooManyRuns, and takes nothing, while the caller is in debt."""
         if not self._rate:
             return
         with self._lock:
@@ -44,12 +45,12 @@ class RunQuota:
         bucket = self._buckets.pop(caller, None) or _Bucket(self._most, now)
         bucket.left = min(self._most, bucket.left + self._rate * (now - bucket.at))
         bucket.at = now
-        # The one that asked last stands last; the one that was quiet for longest is full again, and may be forgotten.
+        # In the order of their last request: the first has had the most time to fill up, and may be forgotten.
         self._buckets[caller] = bucket
         if len(self._buckets) > MOST_CALLERS:
             self._buckets.pop(next(iter(self._buckets)))
         if bucket.left <= 0:
             wait = (1 - bucket.left) / self._rate
-            text = f"{caller} has asked for {-bucket.left:.0f} runs more than its {self._rate:g} runs a second"
-            raise TooManyRuns(f"{text}; come back in {wait:.1f} s", wait, asked=runs, allowed=self._rate)
+            text = f"{caller} exceeded {self._rate:g} runs per second by {-bucket.left:.0f} runs"
+            raise TooManyRuns(f"{text}; retry in {wait:.1f} s", wait, asked=runs, allowed=self._rate)
         bucket.left -= runs

@@ -9,10 +9,10 @@ from sonde.v1 import inspection_pb2 as pb
 
 from ..questions.edits import Add, Edit, Knockout, Multiply, Noise, Operation, Patch, ProjectOut, Scale, Set
 from ..questions.places import LAYERLESS, PAIRWISE, Component, Site
-from ..questions.plans import Axis
+from ..questions.plans import Axis, one_site
 from ..questions.prompts import Prompt
 from .fields import MOST_LISTED, Reader
-from .inputs import Role, read_site
+from .sites import Role, read_site
 from .tensors import check_broadcasts, decode_tensor
 
 _OPERATIONS = "scale, set, add, multiply, patch, noise, project_out or knockout"
@@ -108,18 +108,12 @@ def _check_goes_on(
 
 
 def _selected_shape(site: Site, tokens: int, reader: Reader, scene: Scene) -> tuple[int, ...]:
-    """What one run selects: in a sweep one position and one unit, unless that axis is taken together."""
-    units = site.units
-    if site.from_position is not None:
-        # It has to be the same at every position.
-        positions = 1
-    elif scene.role is Role.SWEEP and Axis.POSITION not in scene.together:
-        positions = 1
-    else:
-        positions = len(site.positions_within(tokens))
-    if scene.role is Role.SWEEP and units is not None and Axis.UNIT not in scene.together:
-        units = units[:1]
-    return reader.model.selected_shape(site.component, units, positions, tokens)
+    """The shape of what one run selects."""
+    if scene.role is Role.SWEEP:
+        site = one_site(site, scene.together)
+    # From a position on the values have to be the same at every position.
+    positions = 1 if site.from_position is not None else len(site.positions_within(tokens))
+    return reader.model.selected_shape(site.component, site.units, positions, tokens)
 
 
 def _read_noise(message: pb.Noise, path: str, reader: Reader, site: Site | None) -> Noise:
@@ -182,7 +176,7 @@ def _read_source_layer(value: int, path: str, reader: Reader, site: Site | None)
     if site is not None and site.component in LAYERLESS:
         reader.problems.add(path, f"{site.component.name} takes no layer; leave it unset")
         return None
-    return reader.index(value, reader.model.layers, path, "layer")
+    return reader.layer(value, path)
 
 
 def _check_positions_exist(site: Site, tokens: int, lengths: Sequence[int], path: str, reader: Reader) -> None:

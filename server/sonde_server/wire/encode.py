@@ -9,19 +9,13 @@ from sonde.v1 import inspection_pb2 as pb
 
 from ..questions import answers
 from ..questions.places import ModelDescription
-from .continuations import Continuations, encode_generated
-from .messages import (
-    encode_attributions,
-    encode_context,
-    encode_corruption,
-    encode_edges,
-    encode_grid,
-    encode_layers,
-    encode_model,
-    encode_readings,
-    encode_slice,
-    encode_verified,
-)
+from .activations import encode_slice
+from .attribution_patching import encode_attributions, encode_edges, encode_verified
+from .causal_tracing import encode_corruption, encode_grid
+from .context import encode_context
+from .generation import Continuations, encode_generated
+from .interventions import encode_readings
+from .model import encode_model
 from .parts import (
     MESSAGE_BYTES,
     cut_attributions,
@@ -33,6 +27,7 @@ from .parts import (
     join_readings,
     size_of,
 )
+from .token_probability import encode_layers
 
 if TYPE_CHECKING:
     from ..model.vocabulary import Vocabulary
