@@ -1,7 +1,7 @@
 """The engine: turns bases and runs into rows, executes them, keeps the states of recent bases."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -122,9 +122,10 @@ class Engine:
         extent = Extent.whole(self.layers, choice.position + 1, choice.position)
         return Row((token,), base, extent, _by_place(edits), slot=slot, choice=choice)
 
-    def execute(self, rows: Sequence[Row]) -> None:
+    def execute(self, rows: Sequence[Row], between: Callable[[int], None] = lambda done: None) -> None:
         """Computes the rows as one batch, or as two halves where the device's memory does not hold it.
 
+        `between` is called between blocks with the number of blocks that are done; it may execute another batch.
         Rows that are abandoned meanwhile are `dropped`, the others have their result and state then. Raises
         torch.OutOfMemoryError when not even one row fits.
         """
@@ -132,7 +133,7 @@ class Engine:
             return
         try:
             with torch.inference_mode():
-                Execution(self.decoder, rows, self.work).run()
+                Execution(self.decoder, rows, self.work, between).run()
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
@@ -142,8 +143,8 @@ class Engine:
             return
         # Outside of the handler, whose traceback holds on to the batch's tensors.
         half = len(rows) // 2
-        self.execute(rows[:half])
-        self.execute(rows[half:])
+        self.execute(rows[:half], between)
+        self.execute(rows[half:], between)
 
     # ------------------------------------------------------------ readings of the stream
 

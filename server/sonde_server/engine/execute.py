@@ -36,12 +36,19 @@ class Work:
 
 
 class Execution:
-    """One batch on its way up."""
+    """One batch on its way up.
 
-    def __init__(self, decoder: Decoder, rows: Iterable[Row], work: Work) -> None:
+    `between` is called before each block and between parts of the reading, with the number of blocks that are done. It
+    may execute another batch to its end.
+    """
+
+    def __init__(
+        self, decoder: Decoder, rows: Iterable[Row], work: Work, between: Callable[[int], None] = lambda done: None
+    ) -> None:
         self.decoder = decoder
         self.waiting = list(rows)
         self.work = work
+        self.between = between
         self.layout = Layout([])
         self.segments: list[Segment] = []
         self.stream = torch.empty(0, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
@@ -59,6 +66,9 @@ class Execution:
                 row.state.clear()
         last = max(row.extent.stop for row in self.waiting)
         for depth in range(min(row.extent.start for row in self.waiting), last + 1):
+            if depth < last:
+                self.between(depth)
+            # Only now: the caller may have gone away while another batch was executed.
             if not self._abandon():
                 return
             self._arrive(depth)
@@ -209,6 +219,7 @@ class Execution:
             needed = len(_needed(row))
             if chunk and size + needed > limit:
                 self._read_rows(chunk)
+                self.between(self.decoder.layers)
                 chunk, size = [], 0
             if needed:
                 chunk.append(row)

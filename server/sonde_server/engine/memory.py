@@ -12,10 +12,17 @@ from ..questions.kernels import Kernel, kernels
 from ..questions.places import PAIRWISE
 from .layout import Row
 
-# Of the memory that is free, how much a batch may take; the rest is for what is estimated too low.
+# How much of the free memory batches may take; the rest covers what is estimated too low.
 SHARE = 0.5
-# On a CPU nothing is gained by batches beyond this many positions, and whoever waits would wait longer.
-CPU_TOKENS = 2048
+# How much of that is kept for small work that passes a large batch, and how much of a batch's time such work may take.
+PASSING = 0.2
+# The floating-point operations of a batch: seconds on a few cores, less than one on a large GPU. Larger batches would
+# hardly be faster, and whoever waits for one would wait longer.
+OPERATIONS = {"cpu": 5e11, "cuda": 2e14}
+# Every batch reads all weights: with fewer positions that costs a sweep more than a few percent; with more, a CPU gains
+# nothing.
+FEWEST_POSITIONS = {"cpu": 1024, "cuda": 4096}
+MOST_POSITIONS = {"cpu": 2048.0, "cuda": inf}
 
 
 class Memory:
@@ -35,6 +42,8 @@ class Memory:
         # reading counts as the positions that take as long: 4 D^2 weights of attention and 8 D^2 of the MLP a block.
         blocks = 12 * decoder.hidden_size * decoder.layers
         self._reading = self._token * decoder.vocabulary_size / blocks
+        # Each weight takes one multiplication and one addition for every position.
+        self._operations = 2 * blocks * decoder.hidden_size
 
     def state_bytes(self, tokens: int) -> int:
         """What is kept of a base run of so many tokens."""
@@ -58,11 +67,30 @@ class Memory:
             result += self.state_bytes(len(row.tokens))
         return result
 
+    @property
+    def batch_positions(self) -> float:
+        """How many positions through all blocks a batch is worth, from the model's size and the kind of device."""
+        kind = self.decoder.device.type
+        return min(MOST_POSITIONS[kind], max(FEWEST_POSITIONS[kind], OPERATIONS[kind] // self._operations))
+
+    @cached_property
+    def _budget(self) -> float:
+        """Bytes for batches. Measured once, because which runs share a batch affects the last bits of results."""
+        return SHARE * self._free()
+
     @cached_property
     def batch_bytes(self) -> float:
-        """What a batch may take. Settled once, for what is computed together decides the last bits."""
-        limit = CPU_TOKENS * self._token if self.decoder.device.type == "cpu" else inf
-        return max(float(self._token), min(limit, SHARE * self._free()))
+        """Bytes that a batch may take."""
+        return max(float(self._token), min(self.batch_positions * self._token, (1 - PASSING) * self._budget))
+
+    @cached_property
+    def passing_bytes(self) -> float:
+        """Bytes that small work may take which passes a batch."""
+        return PASSING * self._budget
+
+    def may_pass(self, size: float, token_layers: int) -> bool:
+        """Whether work of `size` bytes and so many positions x blocks is small enough to pass a batch."""
+        return size <= self.passing_bytes and token_layers <= PASSING * self.batch_positions * self.decoder.layers
 
     def capacity(self) -> int:
         """What all accepted questions together may hold."""
