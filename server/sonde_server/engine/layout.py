@@ -54,7 +54,7 @@ class Row:
     @property
     def group(self) -> tuple[int, int, int, tuple[int, ...], int]:
         """Rows of one group share their prefix and their positions, and so their attention."""
-        prefix = id(self.prefix) if self.first else 0
+        prefix = self.prefix.number if self.prefix is not None and self.first else 0
         return (self.first, self.extent.first, self.extent.end, self.extent.last, prefix)
 
 

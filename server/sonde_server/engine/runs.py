@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal
 
 import torch
@@ -65,7 +66,8 @@ class State:
     embedding [T, D]; residual: layers + 1 of [T, D], the stream before each block and after the last;
     keys and values: one [T, K, d] a layer, as attention received them; logits: [V], of the positions that were read;
     prediction: what was read of it last, and how; inside: what runs over it went on from inside a block (midblock.py).
-    A state that is still to be computed is empty.
+    A state that is still to be computed is empty. `number` counts the states of a process. Batches are ordered by it, so
+    that results do not depend on where in memory a state lies.
     """
 
     tokens: tuple[int, ...]
@@ -75,6 +77,7 @@ class State:
     values: list[Tensor] = field(default_factory=list)
     logits: dict[int, Tensor] = field(default_factory=dict)
     prediction: "tuple[object, Result] | None" = None
+    number: int = field(default_factory=count(1).__next__)
     inside: dict[object, dict[Component, Tensor]] = field(default_factory=dict)
 
     def clear(self) -> None:
