@@ -132,7 +132,7 @@ class Check:
 
     def row(self, captures: tuple[Capture, ...]) -> Row:
         """The prompt as a row of a batch."""
-        return Row(self.tokens, None, Extent.whole(self.decoder.layers, len(self.tokens)), {}, captures)
+        return Row(self.tokens, None, Extent.whole(self.decoder.layers, len(self.tokens)), captures=captures)
 
     def block(self, layer: int, plain: Plain, findings: Findings) -> None:
         """One block, given what the model gave it."""
@@ -141,7 +141,7 @@ class Check:
         layout = Layout([self.row(())])
         query, key, value = decoder.project(layer, stream, self._rotations(stream, layout))
         block = Block(layer, decoder.attention_settings(layer), Visits([]))
-        mixed = attend(block, *_one(layout), query, key[None], value[None])
+        mixed = attend(block, layout.only_segment, query, key[None], value[None])
         attention = decoder.attention_output(layer, mixed)
         middle = stream if decoder.family.parallel else stream + attention
         seen: list[Tensor] = []
@@ -167,7 +167,7 @@ class Check:
         asked = self.row((Capture(Component.ATTENTION_PATTERN, layer, tuple(range(len(self.tokens)))),))
         block = Block(layer, self.decoder.attention_settings(layer), Visits([asked]))
         query, key, value = projected
-        attend(block, *_one(Layout([asked])), query, key[None], value[None])
+        attend(block, Layout([asked]).only_segment, query, key[None], value[None])
         values = value.repeat_interleave(self.decoder.heads // self.decoder.key_value_heads, dim=1)
         pattern = asked.captured[0].to(values.dtype)
         findings.patterns.see(layer, torch.einsum("hqk,khd->qhd", pattern, values), mixed)
@@ -247,11 +247,6 @@ def _refuse(check: Check, components: Iterable[Component], reason: str) -> None:
             component, f"this model failed the check of it when it was loaded; {reason}"
         )
         _log.warning("%s is not offered: %s", component.name, reason)
-
-
-def _one(layout: Layout) -> tuple[Any]:
-    (segment,) = layout.segments(layout)
-    return (segment,)
 
 
 def _keep(seen: list[Tensor]) -> Any:

@@ -113,7 +113,7 @@ def _sites(question: TraceQuestion | InterveneQuestion) -> tuple[Site, ...]:
 
 def _explained(found: Overflow, question: TraceQuestion | InterveneQuestion, session: Session) -> SondeServerError:
     """What made it so: a run of the question's prompts as they are, else what was changed in it."""
-    kind = str(session.engine.decoder.dtype).removeprefix("torch.")
+    kind = str(session.decoder.dtype).removeprefix("torch.")
     for name, tokens in _prompts(question):
         state = session.states([Base(tokens)])[0]
         block = session.call(partial(_first_block, state))
