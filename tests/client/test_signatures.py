@@ -69,7 +69,7 @@ def ask(client: sonde.Client) -> None:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(("snippet", "status"), [(SNIPPET, 0), (WRONG, 1)])
 def test_a_type_checker_knows_the_result_by_the_method(tmp_path: Path, snippet: str, status: int) -> None:
     pytest.importorskip("mypy")
