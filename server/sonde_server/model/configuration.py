@@ -1,7 +1,6 @@
-"""Reads the configuration of a checkpoint, and refuses what would not be computed as the checkpoint means it.
+"""Reads the configuration of a checkpoint before its weights are read, and refuses what would not be computed exactly.
 
-A checkpoint comes from somebody else. A fault in its files ends in an UnsupportedModel that names it, never in a model
-that ignores it.
+A fault in the files of a checkpoint ends in an UnsupportedModel that names it, never in a model that ignores it.
 """
 
 import json
@@ -34,7 +33,7 @@ def reading(what: str) -> Iterator[None]:
     try:
         yield
     except (UnsupportedModel, OSError, MemoryError, torch.OutOfMemoryError):
-        # An OSError is the caller's to explain. The others are no fault of the file.
+        # The caller explains an OSError. The others say nothing about the file.
         raise
     except Exception as error:
         # Each class of configuration, model and tokenizer checks its files in its own way, or not at all.
@@ -50,17 +49,20 @@ def read_configuration(source: str, revision: str | None) -> PreTrainedConfig:
         UnsupportedModel: for a name that leads to no model, a faulty configuration, and one that asks for what this
             server does not compute.
     """
-    _refuse_adapter(source, revision)
+    if Path(source).is_dir():
+        _refuse_adapter(source, revision)  # which may lack a configuration
     try:
         with reading(f"the configuration of {source!r} is faulty"):
             written = _written(source, revision)
             config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+            _check_rotary(source, config)
+            family_of(config)
     except OSError as error:
         raise UnsupportedModel(
             f"{source!r} is neither a model directory nor a hub id that can be read: {error}"
         ) from error
-    _check_rotary(source, config)
-    family_of(config)  # refused before its weights are read
+    if not Path(source).is_dir():
+        _refuse_adapter(source, revision)
     _check_attributes(source, config, written)
     return config
 
@@ -99,7 +101,9 @@ def _check_dtype(source: str, written: Mapping[str, Any]) -> None:
     for name in ("dtype", "torch_dtype"):
         dtype = written.get(name)
         if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise UnsupportedModel(f"{source!r} has {name} {dtype!r}; expected float32, bfloat16 or float16")
+            raise UnsupportedModel(
+                f"expected float32, bfloat16 or float16 as {name}, got {dtype!r} in the configuration of {source!r}"
+            )
 
 
 def _check_quantisation(source: str, quantised: object) -> None:
@@ -110,10 +114,10 @@ def _check_quantisation(source: str, quantised: object) -> None:
     if method is None and (settings.get("load_in_8bit") or settings.get("load_in_4bit")):
         method = "bitsandbytes"  # whose first checkpoints do not name it
     if method is None:
-        raise UnsupportedModel(f"{source!r} has a quantization_config without a quant_method")
+        raise UnsupportedModel(f"expected a quant_method in the quantization_config of {source!r}, got none")
     if method not in ("bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
         known = ", ".join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))
-        raise UnsupportedModel(f"{source!r} is quantised by the unknown method {method!r}; known are: {known}")
+        raise UnsupportedModel(f"expected a quant_method of {known}, got {method!r} in the configuration of {source!r}")
 
 
 def _check_attributes(source: str, config: PreTrainedConfig, written: Mapping[str, Any]) -> None:
@@ -134,10 +138,12 @@ def _check_rotary(source: str, config: PreTrainedConfig) -> None:
         kind = parameters.get("rope_type", "default")
         if kind not in known:
             raise UnsupportedModel(
-                f"{source!r} has rotary positions of the unknown type {kind!r}; known are: {', '.join(known)}"
+                f"expected a rope_type of {', '.join(known)}, got {kind!r} in the configuration of {source!r}"
             )
         if kind == "default" and any(value not in (None, 1.0) for value in _scales(parameters)):
-            raise UnsupportedModel(f"{source!r} scales its rotary positions, but does not say how (rope_type)")
+            raise UnsupportedModel(
+                f"expected a rope_type beside the factor in the configuration of {source!r}, got none"
+            )
 
 
 def _scales(parameters: Mapping[str, Any]) -> list[Any]:

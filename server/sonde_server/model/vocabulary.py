@@ -83,10 +83,10 @@ class Vocabulary:
             return f"<{token}>"
         if token in self._special:
             return str(self.tokenizer.convert_ids_to_tokens(token))
-        anchor = self._anchor
-        if anchor is None:
+        if self._anchor is None:
             return self._decode(token)
-        before, both = self._decode(anchor), self._decode(anchor, token)
+        anchor, before = self._anchor
+        both = self._decode(anchor, token)
         return both[len(before) :] if both.startswith(before) else self._decode(token)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -127,17 +127,18 @@ class Vocabulary:
         return frozenset(self._required().all_special_ids)
 
     @cached_property
-    def _anchor(self) -> int | None:
-        """The first token of plain letters: other tokens are decoded after it."""
+    def _anchor(self) -> tuple[int, str] | None:
+        """The first token of plain letters, after which other tokens are decoded, and its text."""
         tokenizer = self._required()
         for token in range(self.size):
             piece = tokenizer.convert_ids_to_tokens(token)
             if not isinstance(piece, str) or token in self._special:
                 continue
-            letters = self._decode(token).strip()
+            text = self._decode(token)
+            letters = text.strip()
             # The token of a single byte, such as <0x41>, joins with the bytes that follow it.
             if letters.isascii() and letters.isalpha() and piece.endswith(letters):
-                return token
+                return token, text
         return None
 
     @cached_property

@@ -1,7 +1,7 @@
 """The attributes of configurations that families account for.
 
-A later version of transformers may give a configuration an attribute that changes what its model computes. Until it is
-listed here, a checkpoint that sets it to anything but its default is refused, because the family would ignore it.
+A later version of transformers may add an attribute that changes what a model computes. Until that attribute is listed
+here, a checkpoint that sets it to another value than its default is refused, because its family would ignore it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ _WITHOUT_EFFECT = """
     attention_dropout attn_pdrop classifier_dropout dropout embd_pdrop embed_dropout embedding_dropout hidden_dropout
     input_jitter_noise layerdrop resid_dropout resid_pdrop residual_dropout router_jitter_noise
 """
-# Attributes that shape modules, which are called as they are, and sizes, which are read for every family.
+# Sizes, which are read for every family, and attributes of modules, which the families call as they are.
 _IN_MODULES = """
     activation activation_function attention_bias attention_out_bias bias enable_bias ffn_dim ffn_hidden_size head_dim
     hidden_act hidden_activation hidden_size intermediate_size layer_norm_elementwise_affine layer_norm_eps
@@ -41,7 +41,7 @@ _GPT2 = "add_cross_attention scale_attn_weights"
 _GRANITE = "attention_multiplier embedding_multiplier logits_scaling residual_multiplier"
 _GEMMA = "use_bidirectional_attention"
 _GEMMA2 = f"{_GEMMA} {_WINDOWS_BY_KIND} attn_logit_softcapping final_logit_softcapping"
-# Attributes that a family reads, or that it knows not to matter to it.
+# Attributes that a family reads, or that its model does not use.
 _IN_FAMILY: Mapping[str, str] = {
     "bloom": "apply_residual_connection_post_layernorm slow_but_exact",
     "cohere": "logit_scale use_qk_norm",
@@ -80,10 +80,10 @@ _IN_FAMILY: Mapping[str, str] = {
 
 
 def unaccounted(config: PreTrainedConfig, written: Mapping[str, Any]) -> Iterator[str]:
-    """The attributes that a checkpoint sets to other values than their defaults, and that its family ignores.
+    """The names of attributes that a checkpoint sets to another value than the default, and that its family ignores.
 
-    `written`: the checkpoint's own attributes. Those that its class of configuration does not have are ignored by
-    transformers too, so they are not meant.
+    `written`: the attributes in the checkpoint's config.json. Attributes that the class of its configuration does not
+    have are not counted, since transformers ignores them too.
     """
     kind = type(config)
     if not is_dataclass(kind):
