@@ -341,6 +341,11 @@ def test_a_dry_run_of_a_trace(host: Host) -> None:
     assert not answer.context.HasField("clean")
     assert not answer.context.targets
     assert not answer.cells
+    assert answer.corruption is not None
+    assert list(answer.corruption.positions) == list(
+        host.trace(ask(TEXT, [], causal_tracing=method)).corruption.positions
+    )
+    assert not answer.corruption.probabilities
     assert answer.context.cost.runs >= cells
     assert answer.context.cost.answer_bytes > 0
 

@@ -118,7 +118,13 @@ class Result:
 
     def to_text(self, count: int = 10) -> str:
         """The result as text for a terminal: tables of up to `count` rows, and heat maps; after a dry run, the cost."""
-        return _cost_text(self.cost) if self.dry_run else "\n\n".join(self._paragraphs(count))
+        if self.dry_run:
+            return "\n".join([_cost_text(self.cost), *self._announced()])
+        return "\n\n".join(self._paragraphs(count))
+
+    def _announced(self) -> list[str]:
+        """What a dry run tells beside the cost, in sentences."""
+        return []
 
     def _paragraphs(self, count: int) -> list[str]:
         """The paragraphs of `to_text`."""
@@ -126,7 +132,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         if self.dry_run:
-            return page(_cost_table(self.cost))
+            return page(_cost_table(self.cost), *map(note, self._announced()))
         return page(*self._pieces(), note(_origin(self.provenance)))
 
     def _pieces(self) -> list[str]:

@@ -251,6 +251,10 @@ class CausalTracingResult(TraceResult):
         listed = "restorations with the largest effect\n" + terminal.table(_HEADER, rows)
         return [*super()._paragraphs(count), self.heatmap_text(), listed]
 
+    def _announced(self) -> list[str]:
+        tokens = ", ".join(f"{self.tokens[p].text!r} ({p})" for p in self.corrupted_positions)
+        return [f"corrupts the tokens {tokens}"] if tokens else []
+
     def _summary(self) -> str:
         grids = (f"{name} {' x '.join(map(str, values.shape[:2]))}" for name, values in self.restored.items())
         return f", corrupted {float(self.corrupted[0]):.4g}, {', '.join(grids)}"
@@ -359,7 +363,7 @@ class _Assembly(Assembly[CausalTracingResult]):
                     self._grids[name][column].add(labels, getattr(part, column))
 
     def _new_grids(self, context: Context, name: ComponentName) -> dict[str, Grid]:
-        layers = None if name in WITHOUT_LAYER else tuple(dict.fromkeys(self._asked.layers)) or None
+        layers = None if name in WITHOUT_LAYER else tuple(self._asked.layers) or None
         orders = [context.positions(self._asked.positions), layers]
         return {column: Grid(f"{name} {column}", orders) for column in _COLUMNS}
 
@@ -385,7 +389,8 @@ class _Assembly(Assembly[CausalTracingResult]):
         (positions, layers), _, arrived = grid.join()
         expected = context.positions(self._asked.positions) or tuple(range(len(context.tokens)))
         gaps = layers != (NO_LAYER,) and not self._asked.layers and layers != tuple(range(len(layers)))
-        if positions != expected or gaps or not arrived.all():
+        few = layers != (NO_LAYER,) and len(layers) < len(set(self._asked.layers))
+        if positions != expected or gaps or few or not arrived.all():
             raise missing(f"only {int(arrived.sum())} cells of {name} arrived")
 
     def build(self, context: Context) -> CausalTracingResult:

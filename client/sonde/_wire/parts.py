@@ -1,7 +1,7 @@
 """Joining what a stream sends in parts: arrays, activations and generated tokens."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -49,6 +49,23 @@ def layer_labels(layers: Sequence[int]) -> tuple[Label, ...]:
     return tuple(None if layer == NO_LAYER else layer for layer in layers)
 
 
+def in_order(asked: Sequence[int], found: Collection[int]) -> tuple[int, ...]:
+    """Return the labels that were asked for, in that order and counted from 0.
+
+    Labels below 0 count from the end, and the answer does not say where that is: they can be told only once all labels
+    have been found. Until then, those that were found are returned in ascending order.
+    """
+    wanted = tuple(dict.fromkeys(asked))
+    from_end = sorted(label for label in wanted if label < 0)
+    if not from_end:
+        return wanted
+    others = sorted(set(found).difference(wanted))
+    if len(others) != len(from_end):
+        return tuple(sorted(found))
+    count = others[0] - from_end[0]
+    return tuple(label + count if label < 0 else label for label in wanted)
+
+
 class Grid:
     """An array with labels on its first axes, joined from parts that each list their labels."""
 
@@ -57,7 +74,8 @@ class Grid:
 
         Args:
             name: the array's name, for error messages.
-            orders: for each axis, the labels in the wanted order; None: all labels that arrive, in ascending order.
+            orders: for each axis, the labels in the wanted order (see `in_order`); None: all labels that arrive, in
+                ascending order.
         """
         self._name = name
         self._orders = orders
@@ -85,7 +103,7 @@ class Grid:
         axes: list[tuple[int, ...]] = []
         for i, order in enumerate(self._orders):
             found = sorted({label for part, _ in self._parts for label in part[i]})
-            axes.append(tuple(found if order is None else dict.fromkeys(order)))
+            axes.append(tuple(found) if order is None else in_order(order, found))
         sample = self._parts[0][1]
         shape = tuple(map(len, axes))
         whole = np.full(shape + sample.shape[len(axes) :], np.nan if sample.dtype.kind == "f" else -1, sample.dtype)
@@ -148,7 +166,7 @@ class Values:
         arrays: list[tuple[Axes, npt.NDArray[np.generic]]] = []
         for index, site in enumerate(self._sites):
             known = self._known.get(_Place(run, index), {})
-            layers = [layer for layer in dict.fromkeys(site.layers or sorted(known)) if layer in known]
+            layers = [layer for layer in in_order(site.layers, known) or sorted(known) if layer in known]
             parts = [known[layer] for layer in layers]
             if not parts:
                 break
@@ -169,7 +187,8 @@ class Values:
         for run in runs:
             for index, site in enumerate(self._sites):
                 known = self._known.get(_Place(run, index), {})
-                lacking = () if site.component in WITHOUT_LAYER else set(site.layers) - known.keys()
+                wanted = () if site.component in WITHOUT_LAYER else site.layers
+                lacking = len(known) < len(set(wanted)) or set(in_order(wanted, known)) - known.keys()
                 if not known or lacking or not all(part.arrived.all() for part in known.values()):
                     raise missing(f"activations of run {run} at site {index} ({site.component})")
 

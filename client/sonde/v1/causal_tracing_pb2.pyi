@@ -88,7 +88,9 @@ class CausalTracing(_message.Message):
     replace: _builtins.bool
     """Whether the noise replaces the embedding instead of being added to it."""
     subject_text: _builtins.str
-    """A part of the prompt's text, at its first occurrence: every token that overlaps it."""
+    """A part of the prompt's text, at its first occurrence. It must consist of whole tokens; spaces at its ends do not
+    matter.
+    """
     window: _builtins.int
     """How many layers w are restored together for MLP_OUT and ATTENTION_OUT: for a cell at layer l of L, the layers
     max(0, l - w/2) to min(L, l + (w+1)/2) - 1, divisions rounded down. At least 1. Unset: 10.
@@ -119,7 +121,7 @@ class CausalTracing(_message.Message):
 
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The layers of the grid, 0 to L - 1. Empty: all."""
+        """The layers of the grid, 0 to L - 1; negative ones count from the end. Empty: all."""
 
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -161,7 +163,7 @@ Global___CausalTracing: _TypeAlias = CausalTracing  # noqa: Y015
 
 @_typing.final
 class Corruption(_message.Message):
-    """The corrupted runs of a causal trace, with nothing restored."""
+    """The corrupted runs of a causal trace, with nothing restored. A dry run gives only `positions`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -109,7 +109,9 @@ class Patch(_message.Message):
     SOURCE_POSITIONS_FIELD_NUMBER: _builtins.int
     SOURCE_LAYER_FIELD_NUMBER: _builtins.int
     source_layer: _builtins.int
-    """The layer of the sources where the values are taken, for every layer of the site. Unset: the site's own layer."""
+    """The layer of the sources where the values are taken, for every layer of the site; a negative one counts from the
+    end. Unset: the site's own layer.
+    """
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indices into InterveneRequest.sources, each 0 to its length - 1. At least one."""
@@ -117,7 +119,9 @@ class Patch(_message.Message):
     @_builtins.property
     def source_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The positions in the sources where the values are taken, paired one to one with the positions of the site, or of
-        the sweep's axis. Negative ones count from the source's end. Empty: the same positions as in the prompt.
+        the sweep's axis. Negative ones count from the source's end. Empty: the positions that the site names, where a
+        negative one counts from the source's end. If the site names none, every source must have as many tokens as the
+        prompt.
         """
 
     def __init__(

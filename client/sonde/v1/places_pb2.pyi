@@ -151,8 +151,8 @@ class Site(_message.Message):
     """The stack whose blocks `layers` names. Unspecified: the decoder."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Blocks, 0 to layers - 1. An edit must name at least one. Empty: all, where activations are read and along the axis
-        of a sweep. Must be empty for a component that takes no layer.
+        """Blocks, 0 to layers - 1; negative ones count from the end. An edit must name at least one. Empty: all, where
+        activations are read and along the axis of a sweep. Must be empty for a component that takes no layer.
         """
 
     @_builtins.property

@@ -52,7 +52,9 @@ class Prompt(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """A text. The server tokenizes it, and adds special tokens as the tokenizer does."""
+    """A text. The server tokenizes it, and adds special tokens as the tokenizer does. A text that starts with the begin
+    token gets no second one.
+    """
     image: _builtins.bytes
     """An image as PNG or JPEG, for a vision-language model. Empty: none."""
     @_builtins.property

@@ -84,7 +84,7 @@ class Target(_message.Message):
     CONTRAST_TEXT_FIELD_NUMBER: _builtins.int
     CONTRAST_ID_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The token as a text, including a leading space where the vocabulary has one (" Paris")."""
+    """The token as it continues a text, so that " Paris" and "Paris" differ where the vocabulary has both."""
     id: _builtins.int
     """The token's id, 0 to vocabulary_size - 1."""
     contrast_text: _builtins.str

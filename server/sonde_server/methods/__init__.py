@@ -32,6 +32,8 @@ def _trace(question: TraceQuestion, session: Session) -> Generator[Answer, None,
     clean = yield from opening(question, session)
     if clean is not None:
         yield from _parts(question, session, clean)
+    elif isinstance(question.method, CausalTracing):
+        yield from causal_tracing.announced(question.method)
 
 
 def _parts(question: TraceQuestion, session: Session, clean: Clean) -> Iterator[Answer]:

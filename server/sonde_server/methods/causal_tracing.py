@@ -35,6 +35,12 @@ def parts(question: TraceQuestion, method: CausalTracing, session: Session, clea
     yield from _grids(method, session, clean, corrupted, baseline)
 
 
+def announced(method: CausalTracing) -> Iterator[Answer]:
+    """What a dry run says beside the cost: the positions that would be corrupted."""
+    nothing = np.zeros(0, np.float32)
+    yield Corruption(nothing, nothing, nothing, method.subject, 0.0, None)
+
+
 def _grids(
     method: CausalTracing, session: Session, clean: Clean, corrupted: list[State], baseline: list[Result]
 ) -> Iterator[Answer]:
