@@ -8,7 +8,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 # As many tests at once as there are cores; what shares servers is run by one process (tests/conftest.py says what does).
 # Debuggers want -n 0.
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 # The marks of what `make test` leaves to `make test-all`. pyproject.toml says what each is.
 LONG := full or system or installs or container or ray or languages or documents
 # A file for pytest's exit status; when it is given, `make test-rest` leaves judging it to the caller (.ci/run).

@@ -19,7 +19,7 @@ from sonde_server.serving.server import Server
 from transformers import AutoTokenizer
 
 from tests.support import wire
-from tests.support.models import load_plain, save_model
+from tests.support.models import EVERY, load_plain, save_model
 from tests.support.oracle import Oracle
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "repeatable")
@@ -53,8 +53,6 @@ LONGEST = (
     "test_packing.py",
     "test_scheduler.py",
 )
-# Scopes of fixtures that several tests share.
-SHARED = ("module", "package", "session")
 # Many small groups, which fill what time the processes have left.
 SMALLEST = ("test_oracle.py", "test_selfcheck.py", "test_families.py")
 
@@ -62,12 +60,9 @@ DEADLINE = 60.0
 """Seconds that any one call may take."""
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Longest first, smallest last, else as they are found; and what shares servers is run by one process."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest first, smallest last; else as they are found."""
     items.sort(key=_rank)
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
 def _rank(item: pytest.Item) -> int:
@@ -77,19 +72,27 @@ def _rank(item: pytest.Item) -> int:
     return len(LONGEST) + (item.path.name in SMALLEST)
 
 
-def group(item: pytest.Item) -> str:
-    """A file, or that part of it that has one parameter of a fixture that several tests share.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What shares servers is run by one process."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    Ray is one group: its files share a cluster.
-    """
-    if item.get_closest_marker("ray"):
-        return "ray"
-    name = item.path.stem.removeprefix("test_")
-    callspec = getattr(item, "callspec", None)
-    if callspec is None:
-        return name
-    shared = [str(value) for key, value in callspec.params.items() if callspec._arg2scope[key].value in SHARED]
-    return f"{name}[{'-'.join(shared)}]" if shared else name
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    return Scheduling(config, log)
+
+
+def group(nodeid: str) -> str:
+    """A file, or those of its tests that ask the same model, where that is their first parameter; all of Ray."""
+    file, _, test = nodeid.partition("::")
+    if file.startswith("tests/ray/"):
+        # The files share a cluster.
+        return "tests/ray"
+    _, _, parameters = test.partition("[")
+    models = [name for name in EVERY if parameters.startswith((f"{name}]", f"{name}-"))]
+    return f"{file} {max(models, key=len)}" if models else file
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import pytest
 import sonde
 import yaml
 
+from tests.conftest import group
+
 ROOT = Path(__file__).parents[1]
 PYTEST = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -82,6 +84,15 @@ def test_what_is_long_is_marked_by_what_is_described() -> None:
     assert set(long.split(" or ")) == declared
     _, _, table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| Mark | Tests |\n")
     assert set(re.findall(r"^\| `([a-z]+)` \|", table.partition("\n\n")[0], re.MULTILINE)) == declared
+
+
+def test_one_process_runs_what_shares_a_server() -> None:
+    families, oracle = "tests/test_families.py", "tests/test_oracle.py"
+    assert group(f"{families}::test_a_sweep[falcon-new-KEY]") == group(f"{families}::test_attributions[falcon-new]")
+    assert group(f"{families}::test_attributions[falcon-new]") != group(f"{families}::test_attributions[falcon]")
+    assert group(f"{families}::test_attributions[falcon]") != group(f"{oracle}::test_every_component[falcon]")
+    assert group("tests/test_contract.py::test_one") == group("tests/test_contract.py::test_another[some rule]")
+    assert group("tests/ray/test_ray_answers.py::test_one") == group("tests/ray/test_ray_faults.py::test_another")
 
 
 def test_every_target_says_what_it_does() -> None:
