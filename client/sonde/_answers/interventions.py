@@ -151,7 +151,7 @@ class InterventionResult(Result):
     def __iter__(self) -> Iterator[Run]:
         return (self[run] for run in range(len(self)))
 
-    def top(self, count: int = 5, *, run: int | tuple[int, ...] = 0) -> list[TokenPrediction]:
+    def top(self, count: int | None = None, *, run: int | tuple[int, ...] = 0) -> list[TokenPrediction]:
         """The most probable tokens of a changed run; `clean.top(count)` has those of the unchanged run."""
         return self[run].top(count)
 
