@@ -82,6 +82,9 @@ class Prediction:
         """
         known = len(self.top_tokens)
         wanted = (min(5, known) or 5) if count is None else count
+        if wanted < 0:
+            message = f"expected a count of 0 or more, got {wanted}"
+            raise ValueError(message)
         if wanted > known:
             message = f"the answer has only the top {known} tokens; request more with top_k={wanted}"
             raise ValueError(message)
