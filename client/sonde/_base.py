@@ -162,20 +162,22 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
     return Question("Intervene", request, InterveneAssembler(request, sites), progress, timeout)
 
 
-def trace_token_probability(input_ids: PromptLike, target_idx: SupportsIndex) -> Question[TokenProbabilityResult]:
+def trace_token_probability(
+    input_ids: PromptLike, target_idx: SupportsIndex, *, top_k: int = 10
+) -> Question[TokenProbabilityResult]:
     """Measure the probability of token `target_idx` after `input_ids`, at the end and after each layer.
 
     Iterating over the result yields (probability, gradient norms by position) for each layer. The norms are of the
     gradient of the final probability with respect to the output of the layer.
     """
-    return trace(input_ids, targets=[target_idx], method=TokenProbability(gradient_norms=True))
+    return trace(input_ids, targets=[target_idx], method=TokenProbability(gradient_norms=True), top_k=top_k)
 
 
 def intervene_on_neuron(
-    input_ids: PromptLike, layer_idx: SupportsIndex, neuron_idx: SupportsIndex, scale: float = 0
+    input_ids: PromptLike, layer_idx: SupportsIndex, neuron_idx: SupportsIndex, scale: float = 0, *, top_k: int = 10
 ) -> Question[InterventionResult]:
     """Scale one MLP neuron at all positions. `result.clean` is the unchanged run, `result[0]` the changed one."""
-    return intervene(input_ids, [scale_edit(neuron(layer=layer_idx, unit=neuron_idx), scale)])
+    return intervene(input_ids, [scale_edit(neuron(layer=layer_idx, unit=neuron_idx), scale)], top_k=top_k)
 
 
 STREAMED = """Like `{name}`, with the same arguments, but yields what is known after each message.
@@ -282,6 +284,14 @@ class BaseClient(ABC, Generic[ChannelT, ModelT]):
         self._agreement.check(model)
         self._known_model = model
         return model
+
+    def _request(self, question: Question[Any]) -> pb.TraceRequest | pb.InterveneRequest:
+        """The request of a question, for no more of the most probable tokens than a model that is known has."""
+        request = question.request
+        readout = request if isinstance(request, pb.TraceRequest) else request.readout
+        if self._known_model is not None and 0 < self._known_model.vocabulary_size < readout.top_k:
+            readout.top_k = self._known_model.vocabulary_size
+        return request
 
     def _error(self, error: grpc.RpcError) -> errors.SondeError:
         return errors.from_call(cast("errors.FailedCall", error), self._connection.address, self._connection.proxy)

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import sys
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sonde._ask.names import COMPONENTS, METRICS, ComponentName
@@ -29,6 +31,35 @@ SWEPT: Final[dict[str, ComponentName]] = {
 """The components that have an option of their own, by its name."""
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; None is that of the process. A wrong one ends the program, with what was expected."""
+    parser = build_parser()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    misplaced = _misplaced(parser, given)
+    if misplaced is not None:
+        parser.error(f"argument {misplaced}: expected after the command, as in sonde COMMAND {misplaced} ...")
+    return parser.parse_args(given)
+
+
+def _misplaced(parser: argparse.ArgumentParser, given: Sequence[str]) -> str | None:
+    """An option of a command that comes before it, where argparse would take its value for the command."""
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))  # noqa: SLF001
+    own = {option for action in parser._actions for option in action.option_strings}  # noqa: SLF001
+    theirs = {
+        option
+        for command in commands.choices.values()
+        for action in command._actions  # noqa: SLF001 - argparse has no public list of its options
+        for option in action.option_strings
+    }
+    for word in given:
+        option = word.partition("=")[0]
+        if word in commands.choices:
+            return None
+        if option in theirs - own:
+            return option
+    return None
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Create the parser of the command line."""
     parser = argparse.ArgumentParser(
@@ -39,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"sonde {__version__}")
+    _add_shared(parser, os.environ.get("SONDE_ADDRESS") or DEFAULT_ADDRESS, os.environ.get("SONDE_TOKEN"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_model(commands)
     _add_trace(commands)
@@ -53,19 +85,24 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
         name, help=text, description=text, epilog=EXIT_CODES, formatter_class=raw, allow_abbrev=False
     )
     parser.set_defaults(command=name)
+    _add_shared(parser, argparse.SUPPRESS, argparse.SUPPRESS)
+    return parser
+
+
+def _add_shared(parser: argparse.ArgumentParser, address: str | None, token: str | None) -> None:
+    """Add the options that are right before the command and after it. The defaults are those of the first place."""
+    unset: dict[str, Any] = {"default": argparse.SUPPRESS} if address == argparse.SUPPRESS else {}
     where = parser.add_argument_group("connection")
-    address = os.environ.get("SONDE_ADDRESS") or DEFAULT_ADDRESS
     where.add_argument(
         "--address", default=address, help=f"host and port ({DEFAULT_ADDRESS}); separate several by commas"
     )
-    where.add_argument("--token", default=os.environ.get("SONDE_TOKEN"), help="the token to send with each call")
-    where.add_argument("--tls", action="store_true", help="encrypt, and trust the usual authorities")
-    where.add_argument("--tls-ca", metavar="PEM", help="encrypt, and trust this authority")
-    where.add_argument("--tls-cert", metavar="PEM", help="the client's own certificate")
-    where.add_argument("--tls-key", metavar="PEM", help="the key of that certificate")
-    where.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after this time")
-    parser.add_argument("--json", action="store_true", help="print the full result as JSON")
-    return parser
+    where.add_argument("--token", default=token, help="the token to send with each call")
+    where.add_argument("--tls", action="store_true", help="encrypt, and trust the usual authorities", **unset)
+    where.add_argument("--tls-ca", metavar="PEM", help="encrypt, and trust this authority", **unset)
+    where.add_argument("--tls-cert", metavar="PEM", help="the client's own certificate", **unset)
+    where.add_argument("--tls-key", metavar="PEM", help="the key of that certificate", **unset)
+    where.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after this time", **unset)
+    parser.add_argument("--json", action="store_true", help="print the full result as JSON", **unset)
 
 
 def _add_model(commands: Any) -> None:

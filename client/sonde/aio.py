@@ -117,7 +117,7 @@ class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
         self._check_open()
         seconds = self._connection.seconds(question.timeout)
         method = getattr(self._stub, question.method)
-        call = method(question.request, timeout=seconds, metadata=self._connection.metadata)
+        call = method(self._request(question), timeout=seconds, metadata=self._connection.metadata)
         try:
             async for message in call:
                 yield message

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -23,35 +22,47 @@ from sonde._connection.connection import TLS
 from sonde._methods.attribution_patching import AttributionPatching
 from sonde._methods.causal_tracing import CausalTracing
 from sonde._methods.token_probability import TokenProbability
-from sonde._options import SWEPT, build_parser
-from sonde._show import plotting
+from sonde._options import SWEPT, parse
+from sonde._show import console, plotting
 from sonde._show.report import as_json
 from sonde.client import Client
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    options = build_parser().parse_args(arguments)
+    console.prepare()
     try:
-        _COMMANDS[options.command](options)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        try:
+            return _run(arguments)
+        finally:
+            console.write("")  # What --help has printed is not written yet.
     except BrokenPipeError:
         # The reader of the pipe is gone. Keep the interpreter from reporting it again on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.discard(sys.stdout)
         return 0
+    except console.Unwritable as error:
+        return _fail(str(error), 1)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options = parse(arguments)
+    try:
+        _COMMANDS[options.command](options)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
     except errors.SondeError as error:
         return _fail(_describe(error), _status(error))
     except ImportError as error:
         return _fail(str(error), 1)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _fail(f"{error.filename or 'file'}: {error.strerror or error}", 2)
     return 0
 
 
 def _fail(message: str, status: int) -> int:
-    sys.stderr.write(f"sonde: {' '.join(message.split())}\n")
+    console.complain(f"sonde: {' '.join(message.split())}\n")
     return status
 
 
@@ -187,8 +198,7 @@ def _lasting_edits(options: argparse.Namespace) -> list[Edit]:
 
 def _write(text: str) -> None:
     """Print at once, with control characters escaped, because a model may generate anything."""
-    sys.stdout.write("".join(c if c in "\n\t" else visible(c) for c in text))
-    sys.stdout.flush()
+    console.write("".join(c if c in "\n\t" else visible(c) for c in text))
 
 
 def _plan(options: argparse.Namespace) -> Plan | Sweep:
@@ -252,7 +262,12 @@ def _progress(options: argparse.Namespace) -> bool:
 
 
 def _show(options: argparse.Namespace, text: Callable[[], str], data: Callable[[], dict[str, Any]]) -> None:
-    print(json.dumps(data(), ensure_ascii=False, allow_nan=False) if options.json else text())
+    if options.json:
+        # Written out, a character that the console lacks is still JSON.
+        plain = not console.takes_unicode(sys.stdout)
+        console.write(json.dumps(data(), ensure_ascii=plain, allow_nan=False) + "\n")
+    else:
+        console.write(text() + "\n")
 
 
 def _check_plot(options: argparse.Namespace) -> None:
@@ -273,7 +288,7 @@ def _draw(options: argparse.Namespace, result: TraceResult | InterventionResult)
         plot(options.plot)
     except ValueError as error:  # An ending that matplotlib does not know.
         raise errors.InvalidRequest.at("--plot", str(error)) from None
-    sys.stderr.write(f"wrote {options.plot}\n")
+    console.complain(f"wrote {options.plot}\n")
 
 
 def _array(path: str) -> "np.ndarray[Any, np.dtype[Any]]":

@@ -112,7 +112,7 @@ class Client(BaseClient[grpc.Channel, Model]):
         self._check_open()
         seconds = self._connection.seconds(question.timeout)
         method = getattr(self._stub, question.method)
-        call = method(question.request, timeout=seconds, metadata=self._connection.metadata)
+        call = method(self._request(question), timeout=seconds, metadata=self._connection.metadata)
         try:
             yield from call
         except grpc.RpcError as error:

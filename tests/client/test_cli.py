@@ -238,3 +238,49 @@ def test_help_tells_the_exit_status(capsys: Any) -> None:
         status, out, _ = run(capsys, *arguments)
         assert status == 0
         assert "SONDE_ADDRESS" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--address", "{}", "model"),
+        ("--address={}", "model"),
+        ("model", "--address", "{}"),
+        ("--address", "127.0.0.1:1", "model", "--address", "{}"),
+        ("--timeout", "20", "--json", "--address", "{}", "model"),
+    ],
+)
+def test_the_connection_is_named_before_the_command_or_after_it(
+    peer: Any, answers: Any, capsys: Any, monkeypatch: Any, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("SONDE_ADDRESS", "127.0.0.1:1")
+    peer.steps = [answers.model()]
+    status, out, err = run(capsys, *(argument.format(peer.address) for argument in arguments))
+    assert (status, err) == (0, "")
+    assert out.startswith("{") is ("--json" in arguments)
+
+
+def test_options_before_the_command_and_after_it_add_up(peer: Any, answers: Any, capsys: Any) -> None:
+    remaining: list[float] = []
+    peer.steps = [lambda context: remaining.append(context.time_remaining()), answers.model()]
+    status, out, _ = run(capsys, "--timeout", "100", "--token", "secret", "model", "--json")
+    assert (status, json.loads(out)["layers"]) == (0, 2)
+    assert 50 < remaining[0] < 110
+    assert peer.metadata[0]["authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("option", ["--lens", "--top=3", "--neuron", "--temperature", "--dry-run"])
+def test_an_option_of_a_command_that_comes_before_it_is_told_where_it_goes(capsys: Any, option: str) -> None:
+    status, out, err = run(capsys, option, "3", "trace", "x")
+    name = option.partition("=")[0]
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        f"sonde: error: argument {name}: expected after the command, as in sonde COMMAND {name} ..."
+    )
+
+
+def test_an_option_that_nobody_knows_is_named(capsys: Any) -> None:
+    for arguments in (("--colour", "model"), ("model", "--colour")):
+        status, _, err = run(capsys, *arguments)
+        assert status == 2
+        assert "unrecognized arguments: --colour" in err

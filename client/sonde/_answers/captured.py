@@ -1,7 +1,8 @@
 """Activations that were read in a run: numpy arrays with named axes."""
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -55,10 +56,12 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
         return data_frame(table)
 
     def _find(self, key: "int | ComponentName") -> int:
-        if isinstance(key, int):
-            if not 0 <= key < len(self._arrays):
-                raise KeyError(key)
-            return key
+        if isinstance(key, SupportsIndex):
+            index = operator.index(key)
+            if not 0 <= index < len(self._arrays):
+                message = f"expected the index of one of {len(self._arrays)} sites, got {key!r}"
+                raise KeyError(message)
+            return index
         found = [i for i, site in enumerate(self._sites[: len(self._arrays)]) if site.component == key]
         if len(found) != 1:
             names = [site.component for site in self._sites]

@@ -5,6 +5,7 @@ be opened.
 """
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
@@ -85,8 +86,17 @@ def _write_npz(path: Path, arrays: _Arrays, texts: Mapping[str, str]) -> None:
 
 
 def _read_npz(path: Path) -> tuple[_Arrays, str]:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    with path.open("rb") as file:
+        try:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {name: loaded[name] for name in loaded.files}
+        except (
+            ValueError,
+            EOFError,
+            AttributeError,
+            zipfile.BadZipFile,
+        ):  # A pickle, one array, or cut short.
+            raise ValueError(f"{path}: not a file of several arrays that numpy wrote") from None
     header = arrays.pop(f"__{_HEADER}__", None)
     return arrays, "" if header is None else str(header)
 

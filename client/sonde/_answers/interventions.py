@@ -4,9 +4,10 @@ Logarithms are natural. A run is one pass over the prompt: `clean` is the unchan
 plan, in its order.
 """
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from sonde._arrays import (
     shape_of,
     visible,
 )
+from sonde._ask.names import check_name
 from sonde._show import plotting, terminal
 from sonde._show.display import heatmap, html_table, note, ranking_html, sortable_table
 
@@ -132,10 +134,13 @@ class InterventionResult(Result):
         return self.arrived.size
 
     def __getitem__(self, run: int | tuple[int, ...]) -> Run:
-        """One run, by its number or, in a sweep, by its indices along layer, unit and position."""
-        if isinstance(run, tuple):
-            run = int(np.arange(len(self)).reshape(self.arrived.shape)[run])
-        flat = range(len(self))[run]
+        """One run, by its number or, in a sweep, by its indices along layer, unit and position.
+
+        Raises:
+            TypeError: for several runs, such as a slice; iterate over the result to get them one by one.
+            IndexError: if there is no such run.
+        """
+        flat = self._number(run)
         return Run(
             self.targets,
             self._by_run(self.log_probabilities)[flat],
@@ -151,7 +156,7 @@ class InterventionResult(Result):
     def __iter__(self) -> Iterator[Run]:
         return (self[run] for run in range(len(self)))
 
-    def top(self, count: int = 5, *, run: int | tuple[int, ...] = 0) -> list[TokenPrediction]:
+    def top(self, count: int | None = None, *, run: int | tuple[int, ...] = 0) -> list[TokenPrediction]:
         """The most probable tokens of a changed run; `clean.top(count)` has those of the unchanged run."""
         return self[run].top(count)
 
@@ -334,6 +339,7 @@ class InterventionResult(Result):
         return f"{terminal.table(_HEADER, rows)}\n\n{tops}"
 
     def _measure(self, by: Measure, target: int) -> Floats:
+        check_name(by, get_args(Measure), "by")
         if by == "log_probability":
             return _of_target(self.effect, target)
         if by == "probability":
@@ -344,6 +350,18 @@ class InterventionResult(Result):
             message = "the answer has no KL divergences; request them with kl_divergence=True"
             raise ValueError(message)
         return self.kl_divergences
+
+    def _number(self, run: int | tuple[int, ...]) -> int:
+        try:
+            if isinstance(run, tuple):
+                return operator.index(np.arange(len(self)).reshape(self.arrived.shape)[run])
+            return range(len(self))[operator.index(run)]
+        except TypeError:
+            message = f"expected the number of one run, or its index along each axis of a sweep, got {run!r}"
+            raise TypeError(message) from None
+        except IndexError:
+            message = f"expected one of {len(self)} runs, of shape {list(self.arrived.shape)}, got {run!r}"
+            raise IndexError(message) from None
 
     def _by_run(self, array: Floats) -> Floats:
         return array.reshape(len(self), -1)

@@ -74,16 +74,21 @@ class Prediction:
         """The targets' probabilities: [target]."""
         return np.exp(self.log_probabilities)
 
-    def top(self, count: int = 5) -> list[TokenPrediction]:
-        """The most probable tokens.
+    def top(self, count: int | None = None) -> list[TokenPrediction]:
+        """The most probable tokens; None gives 5, or all if the answer has fewer.
 
         Raises:
             ValueError: if `count` exceeds the request's `top_k`.
         """
-        if count > len(self.top_tokens):
-            message = f"the answer has only the top {len(self.top_tokens)} tokens; request more with top_k={count}"
+        known = len(self.top_tokens)
+        wanted = (min(5, known) or 5) if count is None else count
+        if wanted < 0:
+            message = f"expected a count of 0 or more, got {wanted}"
             raise ValueError(message)
-        return list(self.top_tokens[:count])
+        if wanted > known:
+            message = f"the answer has only the top {known} tokens; request more with top_k={wanted}"
+            raise ValueError(message)
+        return list(self.top_tokens[:wanted])
 
     def to_dataframe(self) -> "pd.DataFrame":
         """The most probable tokens, one per row (needs pandas)."""

@@ -158,8 +158,8 @@ class Result:
 class TraceResult(Result):
     """The result of a trace without a method: the prediction alone. Base class of the methods' results."""
 
-    def top(self, count: int = 5) -> list[TokenPrediction]:
-        """The most probable tokens."""
+    def top(self, count: int | None = None) -> list[TokenPrediction]:
+        """The most probable tokens; None gives 5, or all if the answer has fewer."""
         return self.prediction.top(count)
 
     def _pieces(self) -> list[str]:

@@ -99,6 +99,8 @@ class AttributionPatchingResult(TraceResult):
         self, count: int = 5, *, component: ComponentName | None = None, target: int = 0
     ) -> list[AttributedPlace]:
         """The places with the largest estimates, in either direction, the largest first."""
+        if component is not None:
+            check_name(component, self.estimates, "component")
         named = self.estimates.items()
         chosen: dict[ComponentName, Floats] = {n: e[..., target] for n, e in named if component in {None, n}}
         return [self._place(name, place, float(chosen[name][place])) for name, place in strongest(chosen, count)]

@@ -21,7 +21,7 @@ from sonde._arrays import (
 )
 from sonde._ask.given import flag, number
 from sonde._ask.indices import Indices, index, indices
-from sonde._ask.names import COMPONENTS, WITHOUT_LAYER, ComponentName
+from sonde._ask.names import COMPONENTS, WITHOUT_LAYER, ComponentName, check_name
 from sonde._ask.prompts import PromptLike
 from sonde._ask.sites import component_names
 from sonde._methods.method import Assembly, Kind, Method
@@ -116,6 +116,8 @@ class CausalTracingResult(TraceResult):
         self, count: int = 5, *, component: ComponentName | None = None, target: int = 0
     ) -> list[RestoredCell]:
         """The cells with the largest effect on the target, in either direction, the largest first."""
+        if component is not None:
+            check_name(component, self.effect, "component")
         named = self.effect.items()
         effects: dict[ComponentName, Floats] = {n: e[..., target] for n, e in named if component in {None, n}}
         return [

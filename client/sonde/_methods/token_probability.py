@@ -80,6 +80,8 @@ class TokenProbabilityResult(TraceResult):
 
     def top_at(self, depth: int, count: int = 5) -> list[TokenPrediction]:
         """The most probable tokens when the residual stream is read at a depth."""
+        if depth not in self.depths:
+            raise ValueError(f"expected a depth from 0 to {self.depths[-1] if self.depths else 0}, got {depth!r}")
         row = self.depths.index(depth)
         pairs = zip(self.top_token_ids[row, :count], self.top_log_probabilities[row, :count], strict=True)
         return [TokenPrediction(int(i), self._texts.get(int(i), f"<{i}>"), float(v)) for i, v in pairs]

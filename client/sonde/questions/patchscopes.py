@@ -34,7 +34,7 @@ def patchscope(
     return patch(place, source, source_positions=[position], source_layer=index(layer, "layer"))
 
 
-def patchscopes(
+def patchscopes(  # noqa: PLR0913 - two prompts and the places in both, by keyword
     client: Client,
     source: PromptLike,
     *,
@@ -44,6 +44,7 @@ def patchscopes(
     target_layer: SupportsIndex | None = None,
     target_position: int = -1,
     max_new_tokens: int = 20,
+    top_k: int = 10,
 ) -> InterventionResult:
     """Let `prompt` generate text with the state of each layer of `source` patched in; see `result.generated`.
 
@@ -58,6 +59,7 @@ def patchscopes(
         target_layer: the block of `prompt` to patch; None means the same as in the source.
         target_position: the position in `prompt` to patch.
         max_new_tokens: how many tokens to generate; 20 in the paper.
+        top_k: how many of the most probable tokens to return for each run.
     """
     chosen = indices(layers, "layers") or range(client.model.layers)
     from_prompt = source if isinstance(source, str | Prompt) else Prompt(source)
@@ -67,4 +69,4 @@ def patchscopes(
         )
         for layer in chosen
     ]
-    return client.intervene(prompt, plan, generation=Generation(max_new_tokens))
+    return client.intervene(prompt, plan, generation=Generation(max_new_tokens), top_k=top_k)
