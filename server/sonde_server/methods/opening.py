@@ -1,4 +1,4 @@
-"""How every answer opens: the cost, then the prediction of the unchanged run, which all else is compared with."""
+"""How every answer opens: the cost, and the prediction of the unchanged run that all else is compared with."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Question = TraceQuestion | InterveneQuestion
 
 @dataclass(frozen=True, slots=True)
 class Clean:
-    """The unchanged run: its state, the position that is read, and the targets, never none."""
+    """The unchanged run: its state, the position that is read, and the targets, of which there is at least one."""
 
     state: State
     position: int

@@ -119,6 +119,7 @@ class InterveneQuestion:
         """What the changed runs compute, and how many of them. Which units a run changes makes no difference."""
         tokens, read, position = self.asked.tokens, self.read_places(), self.readout.position
         continued, one_unit = self.readout.generation is not None, self.plan.one_unit()
+        units = self.plan.count // one_unit.count
         known: dict[tuple[Site, ...], Extent] = {}
         found: dict[Extent, int] = defaultdict(int)
         for edits in one_unit.runs(layers):
@@ -126,7 +127,7 @@ class InterveneQuestion:
             if sites not in known:
                 edited = [place for site in sites for place in site.places(tokens)]
                 known[sites] = extent_of(edited, read, position, tokens, layers, continued=continued)
-            found[known[sites]] += self.plan.count // one_unit.count
+            found[known[sites]] += units
         return found
 
     def _read_again(self, layers: int) -> list[tuple[Extent, int]]:
