@@ -36,8 +36,9 @@ def opening(
     `beside` is called with the state of the unchanged run before it is waited for, and may hand in runs over it.
     """
     asked, tokens, position = question.asked, question.prompt.tokens, question.asked.position
-    cost = question.cost(session.decoder)
-    attention = attention_of(session.decoder.attention, question.restarts(session.decoder), pairs=question.pairs)
+    restarts = question.restarts(session.decoder)
+    cost = question.cost(session.decoder, restarts)
+    attention = attention_of(session.decoder.attention, restarts, pairs=question.pairs)
     if question.dry_run:
         yield Context(tokens, asked.targets, position, None, cost, attention, question.axes)
         return None
