@@ -81,6 +81,15 @@ def test_every_component_is_plain_autograd(host: Host, metric: str) -> None:
         assert_near(answer.estimates[name], expected, name)
 
 
+@pytest.mark.parametrize("dropping", [False, True])
+def test_a_component_asked_alone(host: Host, dropping: bool) -> None:
+    """How far down the gradients are taken depends on what is asked."""
+    for name in ("RESIDUAL_PRE", "RESIDUAL_POST") if dropping else available(host):
+        found = host.trace(request([name], drop_layers=dropping)).estimates[name]
+        of = plain.dropped if dropping else plain.estimates
+        assert_near(found, of(host.oracle, Question(IDS, OTHER, TARGETS), name), name)
+
+
 @pytest.mark.parametrize("fields", [{}, {"integration_steps": 2}, {"drop_layers": True}], ids=str)
 def test_a_component_asked_alone_has_the_estimates_that_it_has_beside_the_others(
     host: Host, fields: dict[str, Any]

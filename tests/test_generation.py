@@ -17,7 +17,7 @@ import sonde
 import torch
 from hypothesis import strategies as st
 from sonde import cli
-from sonde.arrays import visible
+from sonde._arrays import visible
 from sonde.v1 import inspection_pb2 as pb
 from sonde_server.engine import Base, Change, Choice, PlacedEdit, Reading, Run
 from sonde_server.questions import costs
@@ -178,7 +178,7 @@ def test_every_operation_goes_on_as_recomputed_in_full(host: Host, component: st
         assert_chosen(tokens[run], logits)
 
 
-@hypothesis.settings(max_examples=15 * EFFORT)
+@hypothesis.settings(max_examples=8 * EFFORT)
 @hypothesis.given(data=st.data())
 def test_any_edits_at_any_positions(host: Host, data: st.DataObject) -> None:
     bounds = strategies.Bounds(host.oracle, PROMPT, [0, 1], [2])

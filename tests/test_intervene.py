@@ -90,7 +90,7 @@ def test_each_edit_at_each_component(host: Host, component: str, kind: str) -> N
     check_plan(host, [[one_edit(host, component, kind)]])
 
 
-@settings(max_examples=60 * EFFORT)
+@settings(max_examples=25 * EFFORT)
 @given(data=st.data())
 def test_any_list_of_interventions(host: Host, data: st.DataObject) -> None:
     plan = data.draw(plans(bounds(host)))
@@ -230,7 +230,7 @@ def test_negative_layers_count_from_the_end(host: Host) -> None:
 # ------------------------------------------------------------------ sweeps
 
 
-@settings(max_examples=60 * EFFORT)
+@settings(max_examples=25 * EFFORT)
 @given(data=st.data())
 def test_any_sweep(host: Host, data: st.DataObject) -> None:
     sweep = data.draw(sweeps(bounds(host)))
@@ -285,7 +285,7 @@ def test_what_is_made_always_comes_first_in_every_run(host: Host) -> None:
 # ------------------------------------------------------------------ readouts
 
 
-@settings(max_examples=40 * EFFORT)
+@settings(max_examples=15 * EFFORT)
 @given(data=st.data())
 def test_activations_are_read_after_the_edits(host: Host, data: st.DataObject) -> None:
     plan = data.draw(plans(bounds(host)))

@@ -469,3 +469,18 @@ def test_generation(host: Host, data: st.DataObject) -> None:
         assert_readings(part, whole, piece, columns, options)
         for mine, number in continuations(piece):
             assert part.said[mine].tokens == whole.said[number].tokens[:most], plan[number]
+
+
+def test_the_same_question_has_the_same_bits(host: Host) -> None:
+    """Many runs over several corrupted bases: their order in a batch is that of the question, wherever they lie."""
+    request = trace(causal_tracing=causal(host.oracle.components, per_sample=True, window=2, **CORRUPTIONS[0]))
+    engine = host.server.scheduler.engine
+    first = None
+    for _ in range(5):
+        engine.cache.clear()
+        cells = host.trace(request).cells
+        first = first or cells
+        for name, grid in cells.items():
+            for place, values in grid.items():
+                for column, array in values.items():
+                    np.testing.assert_array_equal(array, first[name][place][column], f"{name} {place} {column}")

@@ -17,7 +17,7 @@ from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.engine.layout import Row
 from sonde_server.questions.costs import state_bytes
-from sonde_server.sharing.scheduler import Job
+from sonde_server.sharing.jobs import Job
 from sonde_server.sharing.session import AHEAD, WINDOW
 
 from tests.conftest import DEADLINE, Host, Hosts
@@ -37,8 +37,8 @@ def wide(hosts: Hosts) -> Host:
 
 
 def long_sweep(length: int = 64) -> pb.InterveneRequest:
-    """Each neuron of each layer at each position: 106,496 runs on the wide model at 64 tokens."""
-    return wire.intervene(list(range(3, 3 + length)), Sweep(Edit(Site("NEURON"), Scale(0.0))), TARGETS)
+    """Each neuron of each layer at each position: 106,496 runs on the wide model at 64 tokens, the cheapest first."""
+    return wire.intervene(list(range(3, 3 + length)), Sweep(Edit(Site("NEURON", (3, 2, 1, 0)), Scale(0.0))), TARGETS)
 
 
 def small(number: int = 0) -> pb.InterveneRequest:
@@ -217,23 +217,22 @@ def details(error: grpc.RpcError, kind: type) -> list[object]:
 
 
 def test_a_full_queue_says_when_to_come_again(wide: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = wide.server.scheduler
+    backlog = wide.server.scheduler.backlog
     with under_way(wide, long_sweep(60)):
-        monkeypatch.setattr(scheduler, "max_queued_runs", scheduler.queued_runs)
+        monkeypatch.setattr(backlog, "max_runs", backlog.runs)
         with pytest.raises(grpc.RpcError) as caught:
             wide.intervene(small(3))
         assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         (retry,) = details(caught.value, error_details_pb2.RetryInfo)
         assert retry.retry_delay.ToTimedelta().total_seconds() > 0
-        assert f"{scheduler.max_queued_runs:,}" in caught.value.details()
+        assert f"{backlog.max_runs:,}" in caught.value.details()
     settle(wide)
     assert len(wide.intervene(small(3)).columns["log_probabilities"]) == 1
 
 
 def test_what_can_never_be_held_is_refused_for_good(wide: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = wide.server.scheduler
     needed = state_bytes(9, wide.server._loaded.description)  # type: ignore[union-attr]
-    monkeypatch.setattr(scheduler, "max_queued_bytes", needed - 1)
+    monkeypatch.setattr(wide.server.scheduler.backlog, "max_bytes", needed - 1)
     with pytest.raises(grpc.RpcError) as caught:
         wide.intervene(small(4))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -298,15 +297,15 @@ def test_the_model_has_the_runs_of_a_small_question_before_anybody_reads_its_pre
 ) -> None:
     """Also where targets and KL come from that prediction."""
     settle(wide)
-    scheduler = wide.server.scheduler
-    enqueue, handed_in = scheduler.enqueue, []
+    queue = wide.server.scheduler.queue
+    put, handed_in = queue.put, []
 
     def watched(jobs: Iterable[Job]) -> None:
         together = list(jobs)
         handed_in.append(len(together))
-        enqueue(together)
+        put(together)
 
-    monkeypatch.setattr(scheduler, "enqueue", watched)
+    monkeypatch.setattr(queue, "put", watched)
     plan = [[Edit(Site("NEURON", (2,), (unit,), (-1,)), Scale(0.0))] for unit in (1, 2)]
     answer = wide.intervene(wire.intervene([53, 59, 61, 67, 71], plan, kl_divergence=True, top_k=3))
     assert handed_in == [2]
@@ -353,9 +352,9 @@ def test_a_run_that_its_caller_gave_up_is_begun_again_by_who_waits_for_it(wide: 
         wait_until(lambda: scheduler.engine.cache.hits > hits, "the second has not found the first one's run")
         first.cancel()
         # Nothing tells from outside that the server knows of a cancel.
-        admitted = scheduler._admitted
         wait_until(
-            lambda: any(one.stopped() for one in list(admitted)), "the server has not heard that it was cancelled"
+            lambda: any(one.stopped() for one in scheduler.backlog.owners),
+            "the server has not heard that it was cancelled",
         )
         go_on.set()
         assert blocking.result()

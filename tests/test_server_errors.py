@@ -80,6 +80,7 @@ def details(status: status_pb2.Status) -> dict[str, Any]:
 
 EXAMPLES: dict[type[errors.SondeServerError], errors.SondeServerError] = {
     errors.InvalidQuestion: errors.InvalidQuestion([errors.Violation("prompt.text", "too long")]),
+    errors.NotFinite: errors.NotFinite("block 3 overflows"),
     errors.Unsupported: errors.Unsupported("site.component", "not here"),
     errors.Busy: errors.Busy("the queue is full", 1.5),
     errors.QueueFull: errors.QueueFull("7 runs wait", 1, asked=7, allowed=5),
@@ -153,7 +154,7 @@ def test_a_flood_of_violations_still_fits_in_the_headers() -> None:
     assert status.ByteSize() * 4 / 3 < METADATA_LIMIT
     found = details(status)["BadRequest"].field_violations
     assert found[0].field == many[0].field
-    assert "more are left out" in found[-1].description
+    assert "more violations, not shown" in found[-1].description
 
 
 @pytest.mark.parametrize("sent", [0, 1])

@@ -253,7 +253,7 @@ def test_a_caller_has_so_many_requests_at_once(model: Path) -> None:
         assert dict(details["ErrorInfo"].metadata) == {"asked": "3", "allowed": "2"}
         assert details["ErrorInfo"].reason == "TOO_MANY_REQUESTS"
         assert details["RetryInfo"].retry_delay.seconds == 1
-        assert "2 requests of ipv4:127.0.0.1" in message
+        assert "ipv4:127.0.0.1 is at the limit of 2" in message
         assert stub.GetModel(pb.GetModelRequest(), timeout=DEADLINE).parameters
         for call in held:
             call.cancel()
@@ -280,7 +280,7 @@ def test_slow_readers_leave_threads_for_others_and_for_health(model: Path) -> No
         assert all(next(call).HasField("context") for call in held)
         code, message, details = failure(stub.Trace(traced(), timeout=DEADLINE))
         assert (code, details["ErrorInfo"].reason) == (EXHAUSTED, "TOO_MANY_REQUESTS")
-        assert "serves 2 at once" in message
+        assert "limit of 2 concurrent" in message
         with grpc.insecure_channel(server.address) as channel:
             health: Any = health_pb2_grpc.HealthStub(channel)
             assert health.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=20).status == 1

@@ -136,12 +136,47 @@ def test_sentencepieces_own_file_is_read(sentencepieces: Path) -> None:
     assert [target.id for target in context.targets] == processor.encode("town")
 
 
+def check_unreadable(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The model is loaded without a tokenizer, and the log says why."""
+    with caplog.at_level(logging.WARNING):
+        assert load(str(directory), device="cpu").vocabulary.tokenizer is None
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "sonde_server.model.loading"]
+    assert told.startswith(f"{directory} has no readable tokenizer, so prompts must be token ids: ")
+    assert len(told) > len(f"{directory} has no readable tokenizer, so prompts must be token ids: ")
+
+
 def test_one_that_cannot_be_read_is_told_in_the_log(sentencepieces: Path, caplog: pytest.LogCaptureFixture) -> None:
     (sentencepieces / "tokenizer.model").write_bytes(b"no tokenizer")
-    with caplog.at_level(logging.WARNING):
-        assert load(str(sentencepieces), device="cpu").vocabulary.tokenizer is None
-    (told,) = [record.getMessage() for record in caplog.records if record.name == "sonde_server.model.loading"]
-    assert told.startswith(f"{sentencepieces} has no tokenizer that can be read, prompts have to be token ids: ")
+    check_unreadable(sentencepieces, caplog)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("model", {"type": "Unheard"}),
+        ("model", {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}),
+        ("model", None),
+        ("decoder", {"type": "Unheard"}),
+        ("added_tokens", 5),
+    ],
+)
+def test_a_faulty_tokenizer_json_is_told_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str, value: object
+) -> None:
+    directory = save_model("llama", tmp_path)
+    file = directory / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {part: value}), "utf-8")
+    check_unreadable(directory, caplog)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
+def test_a_faulty_file_of_a_tokenizer_is_told_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: bytes
+) -> None:
+    directory = save_model("llama", tmp_path)
+    (directory / name).write_bytes(content)
+    check_unreadable(directory, caplog)
 
 
 # ------------------------------------------------------------------ the token of a text

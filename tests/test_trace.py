@@ -175,7 +175,7 @@ def test_causal_tracing_as_rome_computes_it(host: Host) -> None:
     assert answer.progress is None or answer.progress.done == answer.progress.total
 
 
-@settings(max_examples=12 * EFFORT)
+@settings(max_examples=6 * EFFORT)
 @given(data=st.data())
 def test_any_causal_trace(host: Host, data: st.DataObject) -> None:
     subject = data.draw(st.lists(st.integers(0, len(IDS) - 1), min_size=1, max_size=3, unique=True).map(sorted))
@@ -362,7 +362,7 @@ def test_every_activation_of_every_layer(host: Host) -> None:
     assert len(answer.activations) == len(run.values)
 
 
-@settings(max_examples=30 * EFFORT)
+@settings(max_examples=12 * EFFORT)
 @given(data=st.data())
 def test_any_part_of_an_activation(host: Host, data: st.DataObject) -> None:
     bounds = Bounds(host.oracle, len(IDS), (), ())

@@ -21,7 +21,7 @@ NEEDED = ("torch", "transformers", "grpc_health", "grpc_reflection", "prometheus
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until SIGTERM or SIGINT, then lets calls in progress finish. Returns the exit code."""
+    """Serve until SIGTERM or SIGINT, then let calls in progress finish. Returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     other = {"token": _token, "ray": _ray}.get(given[0]) if given else None
     if other is not None:
@@ -41,14 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(" ".join(str(error).split()))
 
 
-# With a model that does not run there is little to wait for.
+# The grace period if the model no longer runs.
 FAILED_GRACE = 5.0
-# After the grace period, for the batch under way to notice that nobody waits for it.
+# After the grace period, the time for the current batch to notice that nobody waits for it.
 OVERTIME_SECONDS = 10.0
 
 
 class _Interrupted(BaseException):
-    """A signal came while the model was loading."""
+    """A signal arrived while the model was loading."""
 
 
 def _serve(settings: Settings) -> int:
@@ -59,7 +59,7 @@ def _serve(settings: Settings) -> int:
     loading = True
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        # A second signal does not wait.
+        # A second signal ends the process at once.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         stopping.set()
@@ -78,13 +78,13 @@ def _serve(settings: Settings) -> int:
         loading = False
     except _Interrupted:
         server.stop(0)
-        # The model's thread is still at it, and an interpreter does not end well around one that computes.
+        # The model's thread is still loading, and the interpreter cannot shut down cleanly while it computes.
         _exit(0)
     leave_the_cores_to_the_model()
     stopping.wait()
     code, grace = (1, min(settings.grace, FAILED_GRACE)) if server.failed else (0, settings.grace)
     logging.getLogger(__name__).info("stopping: calls in progress have %g seconds", grace)
-    # What does not end when it is told to, such as a pass that cannot be broken off, is not waited for for ever.
+    # Do not wait for ever for work that does not stop, such as a pass that cannot be interrupted.
     overdue = threading.Timer(grace + OVERTIME_SECONDS, _give_up, (code,))
     overdue.daemon = True
     overdue.start()
@@ -94,7 +94,7 @@ def _serve(settings: Settings) -> int:
 
 
 def _give_up(code: int) -> None:
-    logging.getLogger(__name__).warning("what is in progress does not end; leaving it")
+    logging.getLogger(__name__).warning("calls in progress did not end in time; exiting")
     _exit(code)
 
 
@@ -104,7 +104,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def _ray(arguments: Sequence[str]) -> int:
-    """Serves replicas on Ray until it is told to stop."""
+    """Serve replicas on Ray until SIGTERM or SIGINT."""
     if any(importlib.util.find_spec(name) is None for name in (*NEEDED, "ray")):
         return _fail("ray needs its extras: pip install 'sonde[server,ray]'", separator=" ")
     from .ray.deploying import run
@@ -122,13 +122,13 @@ def _ray(arguments: Sequence[str]) -> int:
 
 
 def _token(arguments: Sequence[str]) -> int:
-    """Makes a token: its line for the file to standard output, the token itself to standard error."""
+    """Make a token. Prints its line for the file on standard output, and the token on standard error."""
     parser = argparse.ArgumentParser(
         prog="sonde-server token",
-        description="Makes a bearer token. Standard output is the line for the file of --tokens; the token is shown "
-        "once, on standard error.",
+        description="Makes a bearer token. Prints the line for the file of --tokens on standard output, and the token "
+        "itself, which is not stored anywhere, on standard error.",
     )
-    parser.add_argument("name", metavar="NAME", help="whose it is: what logs and metrics call its owner")
+    parser.add_argument("name", metavar="NAME", help="name of the owner, for logs and metrics")
     try:
         token, line = make_token(parser.parse_args(arguments).name)
     except TokenFileError as error:

@@ -1,11 +1,11 @@
-"""What can go wrong, in words a caller can act on. The guards map each kind to a gRPC status."""
+"""Errors that callers can act on. The guards map each kind to a gRPC status."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One field of a request that cannot be served: its path (empty: the whole), what was given and what would do."""
+    """One invalid field of a request: its path (empty for the whole request), and what was expected and given."""
 
     field: str
     description: str
@@ -15,11 +15,11 @@ class Violation:
 
 
 class SondeServerError(Exception):
-    """Base of everything that is answered with a status of its own."""
+    """Base class of errors that have a gRPC status of their own."""
 
 
 class InvalidQuestion(SondeServerError):
-    """The request is wrong and will stay so."""
+    """The request is invalid; a retry will not help."""
 
     def __init__(self, violations: list[Violation]) -> None:
         super().__init__("; ".join(str(violation) for violation in violations))
@@ -27,15 +27,19 @@ class InvalidQuestion(SondeServerError):
 
 
 class Unsupported(SondeServerError):
-    """The request is well formed, but this server or this architecture does not have what it asks for."""
+    """The request is valid, but this server or this architecture does not support it."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
         self.field = field
 
 
+class NotFinite(SondeServerError):
+    """The model's own arithmetic overflows for this prompt; in a wider data type it may not."""
+
+
 class Busy(SondeServerError):
-    """Not now. `asked` and `allowed` are the two numbers that do not go together, where there are two."""
+    """The request cannot be served right now. `asked` exceeds `allowed`, if the reason is a limit."""
 
     def __init__(
         self, message: str, retry_after: float, *, asked: float | None = None, allowed: float | None = None
@@ -47,19 +51,19 @@ class Busy(SondeServerError):
 
 
 class QueueFull(Busy):
-    """Others have asked for as much as the server keeps in line."""
+    """The questions in progress leave no room in the queue for this one."""
 
 
 class TooManyRequests(Busy):
-    """The caller, or all callers together, have as many requests in progress as they may have."""
+    """The caller, or all callers together, have reached the limit of concurrent requests."""
 
 
 class TooManyRuns(Busy):
-    """The caller has used up its runs per second."""
+    """The caller has exceeded its runs per second."""
 
 
 class OutOfMemory(Busy):
-    """The memory of the device or of the machine does not hold, at the moment, what the request needs."""
+    """The device or the machine does not have enough free memory for the request right now."""
 
 
 class NotServing(SondeServerError):
@@ -67,12 +71,12 @@ class NotServing(SondeServerError):
 
 
 class Stopped(SondeServerError):
-    """The caller went away or its deadline passed; the work was dropped."""
+    """The caller went away or its deadline passed, and the work was dropped."""
 
 
 class Unauthenticated(SondeServerError):
-    """Whoever calls has not said, in a way that can be believed, who they are."""
+    """The caller did not present valid credentials."""
 
 
 class UnsupportedModel(SondeServerError):
-    """The model cannot be hosted; the message says why and what would do."""
+    """The model cannot be hosted; the message says why, and what to do about it."""

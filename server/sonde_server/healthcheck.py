@@ -1,8 +1,8 @@
-"""The container's health check: ask a running server whether it serves.
+"""The container's health check: asks a running server whether it is serving.
 
-``python -m sonde_server.healthcheck`` asks the server of this machine that SONDE_HOST and SONDE_HEALTH_PORT describe,
-or SONDE_PORT where it has no port for health alone, prints one line, and exits with 0 if the server is SERVING, with 1
-if it is anything else or does not answer. It speaks without TLS: a server that has TLS needs its health port.
+``python -m sonde_server.healthcheck`` asks the server on this machine, at SONDE_HOST and SONDE_HEALTH_PORT or, without
+a health port, SONDE_PORT. It prints one line, and exits with 0 if the server is SERVING, otherwise with 1. It does not
+use TLS: a server with TLS needs a health port.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 DEFAULT_PORT = "50051"
 TIMEOUT_SECONDS = 5.0
-# Addresses that a server listens on but that cannot be called.
+# Addresses to listen on that are not addresses to connect to.
 EVERY_INTERFACE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}  # noqa: S104
 
 
 def default_address(environment: Mapping[str, str]) -> str:
-    """Return the address at which the server that ``environment`` configures can be called from its own machine."""
+    """Return the address of the server that ``environment`` configures, as seen from its own machine."""
     host = environment.get("SONDE_HOST", "127.0.0.1")
     host = EVERY_INTERFACE.get(host, host)
     if ":" in host and not host.startswith("["):
@@ -35,7 +35,7 @@ def check(address: str, timeout: float = TIMEOUT_SECONDS) -> str:
 
     Args:
         address: Host and port.
-        timeout: Seconds after which a server that does not answer counts as failed.
+        timeout: Seconds to wait for an answer.
 
     Returns:
         A name of grpc.health.v1.HealthCheckResponse.ServingStatus, such as "SERVING".
@@ -43,7 +43,7 @@ def check(address: str, timeout: float = TIMEOUT_SECONDS) -> str:
     Raises:
         grpc.RpcError: The server does not answer, or has no health service.
     """
-    # A proxy of the environment is for the outside world, never for this machine.
+    # Do not use the environment's proxy for this machine.
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its methods are set when it is made
         answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)

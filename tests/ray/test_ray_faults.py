@@ -18,6 +18,8 @@ import sonde
 from tests.ray.conftest import CALLERS, MOST, SECONDS, Cluster, wait_for
 from tests.support.models import save_model
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[2]
 IDS, LONG_IDS = list(range(5, 45)), list(range(5, 95))
 LONG = sonde.sweep(sonde.scale(sonde.neuron(), 0.0))
@@ -137,7 +139,7 @@ def test_a_killed_replica_is_an_error_to_retry_and_is_replaced(client: sonde.Cli
         list(parts)
     assert caught.value.retryable
     assert caught.value.reason == "NOT_SERVING"
-    assert str(caught.value) == "the replica that was to answer is gone, and another takes its place; ask again"
+    assert str(caught.value) == "the replica failed and is being replaced; retry"
     # The other one answers for it at once, and everybody finds the new one.
     for prompt, value in zip(prompts, known, strict=True):
         assert np.allclose(values(client, prompt), value, rtol=0, atol=1e-5)
@@ -202,5 +204,5 @@ def test_a_replica_whose_device_is_lost_says_so_and_ends(tmp_path: Path) -> None
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])},
         capture_output=True, text=True, timeout=2 * SECONDS, check=False,
     )  # fmt: skip
-    assert ran.stdout.split("\n")[:3] == ["healthy", "INTERNAL", "the model does not run any more"], ran.stderr
+    assert ran.stdout.split("\n")[:3] == ["healthy", "INTERNAL", "the model no longer runs"], ran.stderr
     assert ran.returncode == 1

@@ -1,4 +1,4 @@
-"""How much may be computed at once: a batch's bytes, against what the device has free."""
+"""How much fits into a batch: the bytes that rows take, and the memory that the device has free."""
 
 from functools import cached_property
 from math import inf
@@ -12,14 +12,21 @@ from ..questions.kernels import Kernel, kernels
 from ..questions.places import PAIRWISE
 from .layout import Row
 
-# Of the memory that is free, how much a batch may take; the rest is for what is estimated too low.
+# How much of the free memory batches may take; the rest covers what is estimated too low.
 SHARE = 0.5
-# On a CPU nothing is gained by batches beyond this many positions, and whoever waits would wait longer.
-CPU_TOKENS = 2048
+# How much of that is kept for small work that passes a large batch, and how much of a batch's time such work may take.
+PASSING = 0.2
+# The floating-point operations of a batch: seconds on a few cores, less than one on a large GPU. Larger batches would
+# hardly be faster, and whoever waits for one would wait longer.
+OPERATIONS = {"cpu": 5e11, "cuda": 2e14}
+# Every batch reads all weights: with fewer positions that costs a sweep more than a few percent; with more, a CPU gains
+# nothing.
+FEWEST_POSITIONS = {"cpu": 1024, "cuda": 4096}
+MOST_POSITIONS = {"cpu": 2048.0, "cuda": inf}
 
 
 class Memory:
-    """Estimates of what rows take while they run, from the model's shape."""
+    """Estimates the memory that rows take while they run, from the model's sizes."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
@@ -31,25 +38,28 @@ class Memory:
         )
         self._item = size
         self._pair = decoder.heads * (2 * size + 4)
-        # Logits are held for a few runs at a time. So that a batch of short runs does not take longer than others, a
-        # reading counts as the positions that take as long: 4 D^2 weights of attention and 8 D^2 of the MLP a block.
+        # Logits are only held for a few rows at a time. But so that a batch of short rows takes no longer than others,
+        # a readout counts as many positions as take the same time: a block has 4 D^2 weights in attention and 8 D^2 in
+        # the MLP.
         blocks = 12 * decoder.hidden_size * decoder.layers
-        self._reading = self._token * decoder.vocabulary_size / blocks
+        self._readout = self._token * decoder.vocabulary_size / blocks
+        # Each weight takes one multiplication and one addition for every position.
+        self._operations = 2 * blocks * decoder.hidden_size
 
     def state_bytes(self, tokens: int) -> int:
-        """What is kept of a base run of so many tokens."""
+        """Bytes that are kept of a base run."""
         return costs.stream_bytes(tokens, self.decoder, self._item) + self.cache_bytes(tokens)
 
     def cache_bytes(self, tokens: int) -> int:
-        """What the keys and values of so many positions take."""
+        """Bytes of the keys and values of this many positions."""
         return costs.cache_bytes(tokens, self.decoder, self._item)
 
     def row_bytes(self, row: Row) -> float:
-        """What a row takes while it runs."""
+        """Bytes that a row takes while it runs."""
         length = len(row.positions)
-        touched = {component for component, _ in row.edits} | {capture.component for capture in row.captures}
-        eager = self.decoder.attention == Kernel.EAGER or not touched.isdisjoint(PAIRWISE)
-        result = length * self._token + (self._reading if row.reading is not None or row.choice is not None else 0)
+        pairs = any(place.component in PAIRWISE for place in row.places)
+        eager = pairs or self.decoder.attention == Kernel.EAGER
+        result = length * self._token + (self._readout if row.reading is not None or row.choice is not None else 0)
         if Kernel.EAGER in kernels(length, row.first, eager=eager):
             result += length * row.extent.end * self._pair
         elif row.first:
@@ -58,14 +68,33 @@ class Memory:
             result += self.state_bytes(len(row.tokens))
         return result
 
+    @property
+    def batch_positions(self) -> float:
+        """How many positions through all blocks a batch is worth, from the model's size and the kind of device."""
+        kind = self.decoder.device.type
+        return min(MOST_POSITIONS[kind], max(FEWEST_POSITIONS[kind], OPERATIONS[kind] // self._operations))
+
+    @cached_property
+    def _budget(self) -> float:
+        """Bytes for batches. Measured once, because which runs share a batch affects the last bits of results."""
+        return SHARE * self._free()
+
     @cached_property
     def batch_bytes(self) -> float:
-        """What a batch may take. Settled once, for what is computed together decides the last bits."""
-        limit = CPU_TOKENS * self._token if self.decoder.device.type == "cpu" else inf
-        return max(float(self._token), min(limit, SHARE * self._free()))
+        """Bytes that a batch may take."""
+        return max(float(self._token), min(self.batch_positions * self._token, (1 - PASSING) * self._budget))
+
+    @cached_property
+    def passing_bytes(self) -> float:
+        """Bytes that small work may take which passes a batch."""
+        return PASSING * self._budget
+
+    def may_pass(self, size: float, token_layers: int) -> bool:
+        """Whether work of `size` bytes and so many positions x blocks is small enough to pass a batch."""
+        return size <= self.passing_bytes and token_layers <= PASSING * self.batch_positions * self.decoder.layers
 
     def capacity(self) -> int:
-        """What all accepted questions together may hold."""
+        """Bytes that all accepted questions may hold in total."""
         device = self.decoder.device
         total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
         return int(SHARE * total)
@@ -75,5 +104,5 @@ class Memory:
         if device.type != "cuda":
             return float(psutil.virtual_memory().available)
         free, _ = torch.cuda.mem_get_info(device)
-        # What the allocator holds but nobody uses is free as well.
+        # Memory that the allocator holds but does not use is free too.
         return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

@@ -1,4 +1,4 @@
-"""A channel to a servicer of this process, and its calls."""
+"""A channel to a servicer in the same process, and its calls."""
 
 import asyncio
 import threading
@@ -20,14 +20,14 @@ _END: Final = object()
 
 
 class _Details(NamedTuple):
-    """What interceptors look at first."""
+    """The details of a call, for interceptors."""
 
     method: str
     invocation_metadata: Metadata
 
 
 class _Methods:
-    """Takes a servicer's methods as a server would."""
+    """Collects a servicer's methods, in place of a gRPC server."""
 
     def __init__(self, servicer: InspectionServiceServicer) -> None:
         self.by_name: dict[str, _Handler] = {}
@@ -35,28 +35,28 @@ class _Methods:
         add_InspectionServiceServicer_to_server(servicer, server)
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
-        """The same methods come by name too."""
+        """Do nothing: the same methods are registered by name too."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, _Handler]) -> None:
-        """Keeps them."""
+        """Keep the handlers by their full names."""
         self.by_name.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
 
 
 class Endpoint:
-    """A servicer behind its interceptors, the first of which is the outermost."""
+    """A servicer behind its interceptors, outermost first."""
 
     def __init__(self, servicer: InspectionServiceServicer, interceptors: "Sequence[grpc.ServerInterceptor]") -> None:
         self._methods = _Methods(servicer).by_name
         self._interceptors = tuple(interceptors)
 
     def answers(self, method: str, request: Message | bytes, context: Context) -> Iterator[Any]:
-        """Serves one call. Bytes are what a socket would have brought."""
+        """Serve one call. A request as bytes is handled as if it had come through a socket."""
         handler = self._handler(_Details(method, context.invocation_metadata()))
         given: Any = request
         if handler.request_deserializer is not None:
             given = handler.request_deserializer(request) if isinstance(request, bytes) else request
         elif not isinstance(request, bytes):
-            # A guard that parses requests itself wants their bytes.
+            # A guard parses the request itself.
             given = request.SerializeToString()
         if handler.stream_stream is not None:
             yield from handler.stream_stream(iter([given]), context)
@@ -72,7 +72,7 @@ class Endpoint:
             following = _intercepted(interceptor, following)
         handler = following(details)
         if handler is None:
-            raise CallError(grpc.StatusCode.UNIMPLEMENTED, f"there is no method {details.method}")
+            raise CallError(grpc.StatusCode.UNIMPLEMENTED, f"unknown method {details.method}")
         return handler
 
 
@@ -84,11 +84,11 @@ def _intercepted(interceptor: "grpc.ServerInterceptor", following: _Finder) -> _
 
 
 class Call(Generic[T]):
-    """A call under way: an iterator of its messages that computes as it is read. Any thread may cancel it."""
+    """A call in progress: an iterator of its messages, computed as they are read. Any thread may cancel it."""
 
     def __init__(self, endpoint: Endpoint, method: str, request: Message | bytes, context: Context) -> None:
         self._context = context
-        # What the guards keep in context variables stays between the call's own steps, whichever thread takes them.
+        # The guards' context variables are kept between the steps of the call, whichever threads take them.
         self._variables = copy_context()
         self._answers = endpoint.answers(method, request, context)
         self._step = threading.Lock()
@@ -105,7 +105,7 @@ class Call(Generic[T]):
                     message: T = self._variables.run(next, self._answers)
                 except StopIteration:
                     self._end()
-                except Exception as error:  # noqa: BLE001 - as in gRPC, the caller learns that it failed
+                except Exception as error:  # noqa: BLE001 - as in gRPC, any error ends the call
                     self._end()
                     known = error if isinstance(error, CallError) else None
                     failure = self._context.error() or known
@@ -121,12 +121,12 @@ class Call(Generic[T]):
         raise StopIteration
 
     def only(self) -> T:
-        """The one message of a call that has one."""
+        """The message of a call with a single answer."""
         (message,) = self
         return message
 
     def cancel(self) -> bool:
-        """Ends the call, at once or, where another thread is computing, before the next block of the model."""
+        """End the call: at once, or before the next block of the model if another thread is computing."""
         going_on = self._context.cancel()
         if self._step.acquire(blocking=False):
             try:
@@ -136,7 +136,7 @@ class Call(Generic[T]):
         return going_on
 
     def _check(self) -> None:
-        """Ends the call if the caller has, or if its time is over."""
+        """End the call if it was cancelled or its deadline has passed."""
         failure = self._context.error()
         if failure is not None:
             self._end()
@@ -155,7 +155,7 @@ def _close(answers: Iterator[Any]) -> None:
 
 
 class AsyncCall(Generic[T]):
-    """The same for asyncio: every step is taken on another thread, so the loop goes on meanwhile."""
+    """`Call` for asyncio: each step runs on another thread, so that it does not block the loop."""
 
     def __init__(self, call: Call[T]) -> None:
         self._call = call
@@ -178,7 +178,7 @@ class AsyncCall(Generic[T]):
 
 
 class Channel:
-    """What a stub needs of a `grpc.Channel`. Closing it cancels its calls."""
+    """The part of `grpc.Channel` that a stub uses. Closing it cancels its calls."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -186,7 +186,7 @@ class Channel:
         self._closed = False
 
     def unary_unary(self, method: str, *_: Any, **__: Any) -> Callable[..., Any]:
-        """A method that answers with one message."""
+        """A method with a single answer."""
 
         def ask(request: Message, *, timeout: float | None = None, metadata: Metadata = ()) -> Any:
             return self._begin(method, request, timeout, metadata).only()
@@ -194,7 +194,7 @@ class Channel:
         return ask
 
     def unary_stream(self, method: str, *_: Any, **__: Any) -> Callable[..., Any]:
-        """A method that answers with a stream."""
+        """A method with a stream of answers."""
 
         def ask(request: Message, *, timeout: float | None = None, metadata: Metadata = ()) -> Call[Any]:
             return self._begin(method, request, timeout, metadata)
@@ -202,7 +202,7 @@ class Channel:
         return ask
 
     def close(self) -> None:
-        """Cancels what runs and refuses what comes."""
+        """Cancel the calls in progress, and refuse new ones."""
         self._closed = True
         for call in list(self._calls):
             call.cancel()
@@ -216,20 +216,20 @@ class Channel:
 
 
 class AsyncChannel:
-    """The same for asyncio."""
+    """`Channel` for asyncio."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._channel = Channel(endpoint)
 
     def unary_unary(self, method: str, *_: Any, **__: Any) -> Callable[..., AsyncCall[Any]]:
-        """A method whose call is awaited for its one message."""
+        """A method with a single answer, which is awaited."""
         return self.unary_stream(method)
 
     def unary_stream(self, method: str, *_: Any, **__: Any) -> Callable[..., AsyncCall[Any]]:
-        """A method that answers with a stream."""
+        """A method with a stream of answers."""
         ask = self._channel.unary_stream(method)
         return lambda request, **how: AsyncCall(ask(request, **how))
 
     async def close(self) -> None:
-        """Cancels what runs and refuses what comes."""
+        """Cancel the calls in progress, and refuse new ones."""
         await asyncio.to_thread(self._channel.close)

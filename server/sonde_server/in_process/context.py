@@ -1,4 +1,4 @@
-"""What a servicer and its guards are told of a call that comes from this process."""
+"""The context of a call from the same process, for the servicer and its guards."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ PEER = "in-process"
 
 
 class CallError(grpc.RpcError):
-    """How a call ended that gave no answer, as gRPC's own errors tell it."""
+    """The error of a call, with the interface of gRPC's own errors."""
 
     def __init__(self, code: grpc.StatusCode, details: str, trailing_metadata: Metadata = ()) -> None:
         super().__init__(details)
@@ -27,7 +27,7 @@ class CallError(grpc.RpcError):
         return self._details
 
     def trailing_metadata(self) -> Any:
-        """Where google.rpc.Status is."""
+        """The metadata that carries google.rpc.Status."""
         return self._trailing_metadata
 
 
@@ -49,7 +49,7 @@ class Context(grpc.ServicerContext):
     # ------------------------------------------------------------------ the caller's side
 
     def finish(self) -> None:
-        """The call is over: those who asked to be called back are."""
+        """End the call, and call the callbacks."""
         with self._lock:
             self._active = False
             callbacks, self._callbacks = self._callbacks, []
@@ -62,7 +62,7 @@ class Context(grpc.ServicerContext):
         return self._deadline is not None and time.monotonic() >= self._deadline
 
     def error(self) -> CallError | None:
-        """What the caller is told now; None: nothing is wrong. As in gRPC the caller's own end of the call wins."""
+        """The error of the call, or None. As in gRPC, cancellation takes precedence over other errors."""
         if self._cancelled:
             return CallError(grpc.StatusCode.CANCELLED, "the call was cancelled")
         if self.expired:
@@ -74,7 +74,7 @@ class Context(grpc.ServicerContext):
     # ------------------------------------------------------------------ the servicer's side
 
     def is_active(self) -> bool:
-        """Whether somebody still waits."""
+        """Whether the caller still waits."""
         return self._active and not self.expired
 
     def time_remaining(self) -> float | None:  # type: ignore[override] # the stubs promise a deadline
@@ -82,7 +82,7 @@ class Context(grpc.ServicerContext):
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def cancel(self) -> bool:
-        """Ends the call from either side. Returns whether it was going on."""
+        """End the call from either side. Returns whether it was in progress."""
         with self._lock:
             going_on = self._active
             self._cancelled = self._cancelled or going_on
@@ -90,20 +90,20 @@ class Context(grpc.ServicerContext):
         return going_on
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
-        """Has `callback` called when the call is over; False: it is over already."""
+        """Call `callback` when the call is over. Returns False if it is over already."""
         with self._lock:
             if self._active:
                 self._callbacks.append(callback)
             return self._active
 
     def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
-        """Ends the call with a status. Raises, to end the servicer too."""
+        """End the call with a status. Raises CallError, to end the servicer too."""
         self._code, self._details = code, details
         raise CallError(code, details)
 
     def abort_with_status(self, status: grpc.Status) -> NoReturn:
-        """Ends the call with a status and its details. Raises, to end the servicer too."""
-        told: Any = status  # the stubs leave out what a status has
+        """End the call with a status and its details. Raises CallError, to end the servicer too."""
+        told: Any = status  # the stubs lack its attributes
         self._trailing = tuple(told.trailing_metadata or ())
         self.abort(told.code, told.details)
 
@@ -116,40 +116,40 @@ class Context(grpc.ServicerContext):
         return self._details
 
     def trailing_metadata(self) -> Any:
-        """What goes with the status."""
+        """The metadata that is sent with the status."""
         return self._trailing
 
     def set_code(self, code: grpc.StatusCode) -> None:
-        """Sets the status with which the call will end."""
+        """Set the status with which the call will end."""
         self._code = code
 
     def set_details(self, details: str) -> None:
-        """Sets its message."""
+        """Set the message of the status."""
         self._details = details
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """Sets what goes with the status."""
+        """Set the metadata that is sent with the status."""
         self._trailing = tuple(trailing_metadata)
 
     def send_initial_metadata(self, initial_metadata: Any) -> None:
-        """Nobody reads it here."""
+        """Do nothing: no client in this process reads it."""
 
     def invocation_metadata(self) -> Any:
-        """What came with the call."""
+        """The metadata of the call."""
         return self._metadata
 
     def peer(self) -> str:
-        """Who calls."""
+        """The name of the peer."""
         return self._peer
 
     def peer_identities(self) -> Iterable[bytes] | None:
-        """Nobody has to say who they are."""
+        """None: there is no authentication within a process."""
         return None
 
     def peer_identity_key(self) -> str | None:
-        """Likewise."""
+        """Nothing, for the same reason."""
         return None
 
     def auth_context(self) -> Any:
-        """Likewise."""
+        """Nothing, for the same reason."""
         return {}

@@ -4,7 +4,7 @@ A method's file has `parts`: what the method finds once the unchanged run is kno
 all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import assert_never
 
 from ..questions.activations import Activations
@@ -18,12 +18,17 @@ from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
 from . import activations, attribution_patching, causal_tracing, interventions, token_probability
 from .opening import Clean, opening
+from .overflow import finite
 
 __all__ = ["intervene", "trace"]
 
 
 def trace(question: TraceQuestion, session: Session) -> Iterator[Answer]:
     """What made this prediction. Yields the context first, then what the method finds."""
+    return finite(_trace(question, session), question, session)
+
+
+def _trace(question: TraceQuestion, session: Session) -> Generator[Answer, None, None]:
     clean = yield from opening(question, session)
     if clean is not None:
         yield from _parts(question, session, clean)
@@ -47,4 +52,4 @@ def _parts(question: TraceQuestion, session: Session, clean: Clean) -> Iterator[
 
 def intervene(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
     """What happens to the prediction when parts are changed."""
-    yield from interventions.answer(question, session)
+    return finite(interventions.answer(question, session), question, session)

@@ -57,6 +57,7 @@ def _grids(
     results = session.run(runs())
     total = len(grid) * len(corrupted)
     done = 0
+    yield Progress(done, total)
     start = 0
     while start < len(grid):
         head = grid[start]

@@ -24,6 +24,7 @@ from ..questions.costs import continued_at_once
 from ..questions.edits import Edit
 from ..questions.generation import Generation
 from ..sharing.session import Session
+from .overflow import Overflow
 
 Report = Callable[[int, list[Result]], Iterator[Answer]]
 # Edits that are made at generated positions too, each with the first position where it is.
@@ -113,10 +114,9 @@ def _continue(
     results = session.compute(rows)
     growing = []
     for one, slot, result in zip(some, slots, results, strict=True):
-        assert result.token is not None
-        growing.append(_Growing(one, slot, result.token))
         if one.number != CLEAN:
             yield from report(one.number, [result])
+        growing.append(_Growing(one, slot, _chosen(one, result)))
     ends = frozenset[int]() if generation.ignore_end_token else session.decoder.end_tokens
     for offset in range(generation.max_new_tokens):
         if offset:
@@ -126,8 +126,7 @@ def _continue(
                 for run in growing
             ]
             for run, result in zip(growing, session.compute(stepping), strict=True):
-                assert result.token is not None
-                run.token = result.token
+                run.token = _chosen(run.continued, result)
         generated = _step(offset, growing, ends, generation)
         yield generated
         growing = [run for run, reason in zip(growing, generated.reasons, strict=True) if reason is None]
@@ -137,6 +136,12 @@ def _continue(
         yield steps.at(offset + 1)
     steps.done += generation.max_new_tokens
     yield steps.at(0)
+
+
+def _chosen(continued: Continued, result: Result) -> int:
+    if result.token is None:
+        raise Overflow(continued.number, "the next token's distribution")
+    return result.token
 
 
 def _step(offset: int, growing: list[_Growing], ends: frozenset[int], generation: Generation) -> Generated:

@@ -1,6 +1,6 @@
 """Interventions: one unchanged run, and one for every set of edits of a list or a sweep."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 
 import numpy as np
@@ -23,7 +23,7 @@ GROUP = 64
 FEW = 64
 
 
-def answer(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
+def answer(question: InterveneQuestion, session: Session) -> Generator[Answer, None, None]:
     """Context, then readings and activations run by run, with the progress."""
     if question.readout.generation is not None:
         generation.check(session.decoder, question.asked.tokens, question.readout.generation)
@@ -81,6 +81,7 @@ class _Changed:
             yield from self._continued(clean.state, self.question.readout.generation)
             return
         offset = 0
+        yield Progress(offset, self.question.plan.count)
         while group := list(islice(self._results, GROUP)):
             yield from self._report(offset, group)
             offset += len(group)

@@ -24,7 +24,8 @@ from .prediction import numbers
 def parts(question: TraceQuestion, method: TokenProbability, session: Session, clean: Clean) -> Iterator[Answer]:
     """One LayerReadings over all depths."""
     state, position, targets = clean.state, clean.position, clean.targets
-    lens = session.call(lambda: session.engine.lens(state, position, targets, question.top_k))
+    read = partial(session.engine.lens, state, position, targets, question.top_k)
+    lens = session.call(read, positions=session.layers)
     log_probabilities, logits, ranks, divergences, top_tokens, top_log_probabilities = lens
     norms = None
     if method.gradient_norms:

@@ -2,15 +2,16 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
 from ..questions.prompts import Prompt
 
-# Texts for another one to follow. Between them they end in what a tokenizer keeps apart from the text that follows:
-# a letter from a space or a comma, and a line's end from a letter.
+# Texts for another text to continue. A token may not be shared by both: a letter is kept apart from the space or comma
+# that follows it, and the end of a line or a full stop from letters.
 _BEFORE = ("a", "a\n", "a.")
 
 
@@ -35,11 +36,10 @@ class Vocabulary:
             ValueError: if the tokenizer fails on this text, with its reason.
         """
         tokenizer = self._required()
-        tokens = tuple(self._encode(text, add_special_tokens=True))
-        offsets: tuple[tuple[int, int], ...] = ()
-        if tokenizer.is_fast:
-            offsets = tuple((start, end) for start, end in tokenizer(text, return_offsets_mapping=True).offset_mapping)
-        begin = tokenizer.bos_token_id
+        with _failing():
+            encoding = tokenizer(text, return_offsets_mapping=tokenizer.is_fast)
+        tokens, begin = tuple(encoding["input_ids"]), tokenizer.bos_token_id
+        offsets = tuple((start, end) for start, end in encoding["offset_mapping"]) if tokenizer.is_fast else ()
         if tokens[:2] == (begin, begin) and len(self._encode(text)) < len(tokens):
             tokens, offsets = tokens[1:], offsets[1:]
         return Prompt(tokens, text, offsets)
@@ -51,24 +51,26 @@ class Vocabulary:
         tokens wherever the vocabulary has both. A tokenizer may put a space before a text that stands alone, so the
         text is encoded after others. No special tokens are added.
         """
-        single = [tokens[0] for tokens in self._continuations(text) if len(tokens) == 1]
-        for token in single:
-            if self.text(token) == text:
-                return token
-        for token in single:
-            # The tokenizer may lower-case texts, or replace characters by others that look alike.
-            if _normal(self.text(token)) == _normal(text):
-                return token
+        alike = None
+        for tokens in self._continuations(text):
+            shown = self.text(tokens[0]) if len(tokens) == 1 else ""
+            if shown == text:
+                return tokens[0]
+            if shown and _normal(shown) == _normal(text):
+                # The tokenizer may lower-case texts, or replace characters by others that look alike.
+                alike = tokens[0]
+        if alike is not None:
+            return alike
         found = self._by_text.get(text)
         return self._by_text.get(f" {text}") if found is None and self._whole_words else found
 
     def pieces(self, text: str) -> list[int]:
-        """The tokens that a text is where it continues another one, however many.
+        """The tokens that a text consists of where it continues another one.
 
         Raises:
             ValueError: if the tokenizer fails on this text, with its reason.
         """
-        return next(iter(self._continuations(text)), None) or self._encode(text)
+        return next(self._continuations(text), None) or self._encode(text)
 
     def text(self, token: int) -> str:
         """A token as it appears in a text, with its leading space; a token that has no text is shown by its number.
@@ -94,24 +96,28 @@ class Vocabulary:
         decoded = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(decoded)
 
-    def _continuations(self, text: str) -> list[list[int]]:
-        """The tokens that `text` adds to other texts, without those that it shares a token with."""
-        found = []
-        for before in _BEFORE:
+    def _continuations(self, text: str) -> Iterator[list[int]]:
+        """The tokens that `text` adds to each of a few texts, without texts that it shares a token with."""
+        for before, alone in self._befores.items():
             try:
-                alone, both = self._encode(before), self._encode(before + text)
+                both = self._encode(before + text)
             except ValueError:
                 continue
             if both[: len(alone)] == alone and len(both) > len(alone):
-                found.append(both[len(alone) :])
+                yield both[len(alone) :]
+
+    @cached_property
+    def _befores(self) -> dict[str, list[int]]:
+        """The tokens of texts for others to continue."""
+        found = {}
+        for before in _BEFORE:
+            with suppress(ValueError):
+                found[before] = self._encode(before)
         return found
 
-    def _encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        try:
-            return list(self._required().encode(text, add_special_tokens=add_special_tokens))
-        except Exception as error:
-            # The tokenizer comes with the checkpoint, and tokenizers raise bare Exceptions too.
-            raise ValueError(str(error) or type(error).__name__) from error
+    def _encode(self, text: str) -> list[int]:
+        with _failing():
+            return list(self._required().encode(text, add_special_tokens=False))
 
     def _decode(self, *tokens: int) -> str:
         return str(self._required().decode(list(tokens), clean_up_tokenization_spaces=False))
@@ -150,6 +156,15 @@ class Vocabulary:
         if self.tokenizer is None:
             raise LookupError("this model has no tokenizer; give token ids")
         return self.tokenizer
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Turns whatever a tokenizer raises over a text into a ValueError: tokenizers raise bare Exceptions too."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _normal(text: str) -> str:

@@ -12,10 +12,10 @@ from .places import ModelDescription, Sized
 
 # Bytes of a number in an answer, and of one that is drawn or summed up.
 FLOAT, DOUBLE = 4, 8
-# Of how many positions a kept run keeps the logits.
+# The engine keeps no more than this of a run, and a question counts it: the logits of this many positions,
 LOGITS_KEPT = 4
-# How much a kept run may keep of the insides of its blocks, as a share of all else that is kept of it.
-INSIDE_KEPT = 1 / 6
+# and intermediate values of its blocks, as a share of everything else that is kept.
+MIDWAY_KEPT = 1 / 6
 # The senders of edges, or the receivers, are compared for so many bytes of positions at a time.
 EDGE_CHUNK_BYTES = 32 << 20
 # The changed values of so many runs are held at a time.
@@ -62,7 +62,7 @@ def state_bytes(tokens: int, model: ModelDescription) -> int:
     embedding = tokens * model.hidden_size * item
     logits = FLOAT * model.vocabulary_size * min(tokens, LOGITS_KEPT)
     kept = embedding + stream_bytes(tokens, model, item) + cache_bytes(tokens, model, item) + logits
-    return math.ceil((1 + INSIDE_KEPT) * kept)
+    return math.ceil((1 + MIDWAY_KEPT) * kept)
 
 
 def continued_at_once(runs: int, each: int, device: str) -> int:

@@ -1,4 +1,4 @@
-"""From settings to a deployment: the application, Ray Serve's own options, and the command that does it all."""
+"""Turns settings into a deployment: the application, the options of Ray Serve, and the command."""
 
 import logging
 import os
@@ -21,17 +21,17 @@ from .scaling import QueuePolicy
 from .settings import RaySettings
 
 ROUTER: Final = f"{PromptRouter.__module__}:{PromptRouter.__name__}"
-SERVICER_FUNCTION: Final = f"sonde_server.ray{add_to_server.__name__}"
+SERVICER_FUNCTION: Final = f"sonde_server.ray.{add_to_server.__name__}"
 HAPROXY: Final = "RAY_SERVE_ENABLE_HA_PROXY"
 HEALTH_SECONDS: Final = 5.0
-# Requests beyond those that a replica serves: the replica refuses them itself, with the numbers, and answers health.
+# Requests that Ray sends a replica beyond those it serves: it refuses them itself, with numbers, and answers health.
 BESIDE: Final = 64
 LOCAL: Final = {
-    # Messages between proxies and replicas by gRPC instead of Ray's object store: a call takes half of the time.
+    # Use gRPC between proxies and replicas instead of Ray's object store, which halves the time of a call.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    # As much as the proxies take; a replica refuses what is too large, and says so.
+    # The limit of the proxies; a replica refuses requests that are too large itself.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
-    # Seconds for a proxy to come up, three times: on a busy machine its imports alone take more than Ray's five.
+    # Seconds for each of three attempts to start a proxy: on a busy machine its imports take more than the default 5.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -42,8 +42,8 @@ _log = logging.getLogger(__name__)
 def application(settings: RaySettings) -> Application:
     """The application to give to `ray.serve.run`.
 
-    Its replicas need `sonde[server,ray]`, and the files that the settings name, wherever they run. The proxies pass its
-    methods on if Ray Serve was started by `start`, or with `sonde_server.ray.add_to_server` among its
+    Wherever its replicas run, they need `sonde[server,ray]` and the files that the settings name. The proxies forward
+    its methods if Ray Serve was started by `start`, or with `sonde_server.ray.add_to_server` among its
     grpc_servicer_functions.
     """
     options: dict[str, Any] = {"num_replicas": settings.replicas}
@@ -83,9 +83,9 @@ def application(settings: RaySettings) -> Application:
 
 
 def build(arguments: Mapping[str, Any]) -> Application:
-    """The application of a configuration file of Ray Serve, or of `serve run sonde_server.ray:build model=gpt2`.
+    """The application for a configuration file of Ray Serve, or for `serve run sonde_server.ray:build model=gpt2`.
 
-    Arguments have the names of the settings. Variables (SONDE_...) count where this runs, and are behind arguments.
+    Arguments have the names of the settings, and take precedence over the SONDE_... variables of this process.
 
     Raises SettingError.
     """
@@ -97,7 +97,7 @@ def build(arguments: Mapping[str, Any]) -> Application:
 
 
 def start(settings: RaySettings) -> None:
-    """Starts Ray Serve with gRPC proxies on the cluster this process is in; one that runs already stays as it is."""
+    """Start Ray Serve with gRPC proxies on the current cluster. If it runs already, it is not changed."""
     options = gRPCOptions(
         port=settings.port,
         grpc_servicer_functions=[SERVICER_FUNCTION],
@@ -107,9 +107,9 @@ def start(settings: RaySettings) -> None:
 
 
 def run(settings: RaySettings) -> int:
-    """Serves until SIGTERM or SIGINT; `sonde-server ray`. Returns the exit code.
+    """Serve until SIGTERM or SIGINT, as `sonde-server ray` does. Returns the exit code.
 
-    Raises RuntimeError where no replica comes up.
+    Raises RuntimeError if no replica starts.
     """
     joined = "RAY_ADDRESS" in os.environ
     if not joined:
@@ -133,7 +133,7 @@ def run(settings: RaySettings) -> int:
 
 
 def _deploy(settings: RaySettings) -> None:
-    """Raises RuntimeError with what a replica had to say, which Ray keeps for its log."""
+    """Raises RuntimeError with the error of a replica, which Ray only writes to its log."""
     try:
         serve.run(application(settings), name=settings.application, route_prefix=f"/{settings.application}")
     except (RuntimeError, RayServeException) as error:

@@ -1,8 +1,8 @@
-"""What is done in Ray's proxies: the one place that sees both the wire and Ray's replicas.
+"""The handlers in Ray's proxies, between the clients and Ray's replicas.
 
-Ray has each proxy call `add_to_server`, and would then put its own handlers in place of ours, which pass messages and
-little else: the details of an error are lost, the deadline is not told, and a replica that dies is an INTERNAL error
-with a traceback. So its handlers are asked for, and called by ours.
+Each of Ray's proxies calls `add_to_server`, and would replace the handlers with its own, which forward little more
+than messages: the details of errors and the deadline are lost, and a replica that dies is an INTERNAL error with a
+traceback. So the handlers here stay in place, and call Ray's.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from ..serving.guards.errors import internal_status, status_of
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["InspectionService"].full_name
 HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 TIMEOUT_KEY: Final = "sonde-seconds-left"
-"""The metadata that tells a replica how long its caller waits."""
+"""The metadata key for the seconds that the caller will wait."""
 SESSION_KEY: Final = "session_id"
-"""Ray's name of what requests have in common that one replica should answer; callers may set it."""
+"""Ray's metadata key: requests with the same value go to the same replica. Callers may set it."""
 RETRY_SECONDS: Final = 1.0
 _DETAILS_KEY: Final = "grpc-status-details-bin"
 _PROMPTED: Final[dict[str, type[pb.TraceRequest | pb.InterveneRequest]]] = {
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 def add_to_server(_servicer: Any, server: Any) -> None:
-    """Adds the methods to the server of one of Ray's proxies: what Ray is to be told under grpc_servicer_functions."""
+    """Add the methods to the server of one of Ray's proxies. Name this function in grpc_servicer_functions."""
     single, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
     methods: dict[str, dict[str, Any]] = {
         SERVICE: {
@@ -49,14 +49,14 @@ def add_to_server(_servicer: Any, server: Any) -> None:
         HEALTH: {"Check": single(_answer(server, HEALTH, "Check"))},
     }
     for service, handlers in methods.items():
-        # Handlers of such a service are left as they are.
+        # Ray does not replace the handlers of such a service.
         server.add_passthrough_service(service)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         server.add_registered_method_handlers(service, handlers)
 
 
 def _answer(server: Any, service: str, method: str) -> Callable[..., Any]:
-    """A method with a single answer. Requests and answers stay bytes: the replica's guards look at them."""
+    """A method with a single answer. Requests and answers stay bytes, which the replica's guards check."""
     ask = server.service_handler_factory(service_method=f"/{service}/{method}", streaming_type="unary_unary")
 
     async def answer(request: bytes, context: Any) -> bytes:
@@ -68,12 +68,12 @@ def _answer(server: Any, service: str, method: str) -> Callable[..., Any]:
 
 
 def _answers(server: Any, service: str, method: str) -> Callable[..., Any]:
-    """The same for one with a stream of answers."""
+    """A method with a stream of answers."""
     ask = server.service_handler_factory(service_method=f"/{service}/{method}", streaming_type="unary_stream")
 
     async def answers(request: bytes, context: Any) -> AsyncIterator[bytes]:
         async for message in ask(request, _Context(context, method, request)):
-            # An empty one is no answer: it brought the status, as Ray brings it in no other way.
+            # An empty message is no answer: the replica sent it because Ray only forwards a status with a message.
             if message:
                 yield message
         _finish(context)
@@ -82,7 +82,7 @@ def _answers(server: Any, service: str, method: str) -> Callable[..., Any]:
 
 
 class _Context:
-    """A call's context, with what Ray would not pass on."""
+    """A call's context, with the metadata that Ray would not forward."""
 
     def __init__(self, context: Any, method: str, request: bytes) -> None:
         self._context = context
@@ -97,29 +97,29 @@ class _Context:
         return getattr(self._context, name)
 
     def invocation_metadata(self) -> list[tuple[str, str | bytes]]:
-        """What came with the call, and what was added."""
+        """The metadata of the call, and what was added."""
         return self._metadata
 
 
 def prompt_of(method: str, request: bytes) -> str:
-    """A name of the prompt that a request is about; empty where there is none."""
+    """A name for the prompt of a request; empty if it has none."""
     kind = _PROMPTED.get(method)
     if kind is None:
         return ""
     try:
         prompt = kind.FromString(request).prompt
     except DecodeError:
-        return ""  # the replica says so
+        return ""  # the replica refuses it
     return hashlib.sha256(prompt.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _finish(context: Any) -> None:
-    """Ends a call that Ray has ended with an error of its own, with one that callers can act on."""
+    """Replace the error with which Ray ended a call by one that callers can act on."""
     code = _code(context)
     if code is grpc.StatusCode.OK or any(key == _DETAILS_KEY for key, _ in context.trailing_metadata() or ()):
         return
     request_id = token_hex(8)
-    # A caller who has gone is no news.
+    # A caller that has gone away is not worth a warning.
     level = logging.DEBUG if code is grpc.StatusCode.CANCELLED else logging.WARNING
     _log.log(level, "request %s: Ray says %s: %s", request_id, code.name, context.details())
     told: Any = rpc_status.to_status(_status(code, str(context.details()), request_id))
@@ -129,29 +129,29 @@ def _finish(context: Any) -> None:
 
 
 def _code(context: Any) -> grpc.StatusCode:
-    """The status that was set, which gRPC gives now as a number and now as a constant."""
+    """The status that was set, which gRPC returns either as a number or as a constant."""
     code = context.code()
     return next((one for one in grpc.StatusCode if code is one or one.value[0] == code), grpc.StatusCode.OK)
 
 
 def _status(code: grpc.StatusCode, details: str, request_id: str) -> status_pb2.Status:
-    """What an error of Ray's is in our terms. A replica answers its own errors, so one without an answer is gone."""
+    """Translate an error of Ray. Replicas report their own errors, so without a report the replica is gone."""
     error: SondeServerError
     match code:
         case grpc.StatusCode.DEADLINE_EXCEEDED | grpc.StatusCode.CANCELLED:
             return status_of(Stopped(), expired=code is grpc.StatusCode.DEADLINE_EXCEEDED, request_id=request_id)
         case _ if "larger than max" in details:
-            text = "the request is larger than what Ray passes on; see RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+            text = "the request is too large for Ray; see RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
             error = InvalidQuestion([Violation("", text)])
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            error = TooManyRequests("as many requests wait as may; come back later", RETRY_SECONDS)
+            error = TooManyRequests("the queue is full; retry later", RETRY_SECONDS)
         case grpc.StatusCode.NOT_FOUND:
-            text = "no application serves here yet, or there are several; the metadata 'application' names one"
+            text = "no application is deployed yet, or there are several; name one in the metadata 'application'"
             error = NotServing(text)
         case grpc.StatusCode.UNAVAILABLE:
-            error = NotServing("no replica serves at the moment; they may still be starting")
+            error = NotServing("no replica is serving right now; they may still be starting")
         case grpc.StatusCode.INTERNAL | grpc.StatusCode.UNKNOWN:
-            error = NotServing("the replica that was to answer is gone, and another takes its place; ask again")
+            error = NotServing("the replica failed and is being replaced; retry")
         case _:
             return internal_status(request_id)
     return status_of(error, request_id=request_id)

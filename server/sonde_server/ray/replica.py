@@ -1,4 +1,4 @@
-"""One replica: the server without its socket, asked by Ray instead of gRPC."""
+"""One replica: the server without its socket, called by Ray instead of gRPC."""
 
 import asyncio
 import logging
@@ -25,32 +25,32 @@ from .scaling import QUEUED_RUNS
 from .settings import RaySettings
 
 FAILED_SECONDS: Final = 5.0
-"""With a model that does not run there is little to wait for."""
+"""How long a replica whose model no longer runs waits before it exits."""
 METRICS_PORTS: Final = 64
-"""The replicas of a machine answer Prometheus on as many ports at most."""
+"""The number of ports that the replicas of a machine try for Prometheus."""
 _END: Final = object()
 
 _log = logging.getLogger(__name__)
 
 
 class Replica:
-    """What Ray Serve makes its replicas of. Methods are called with requests as bytes, and answer with messages."""
+    """The class of Ray Serve's replicas. Methods take requests as bytes, and return messages."""
 
     def __init__(self, settings: RaySettings) -> None:
-        """Loads the model. Raises RuntimeError where it cannot be hosted, and says why."""
+        """Load the model. Raises RuntimeError if it cannot be hosted."""
         configure(settings.log_format)
         self._settings = settings
         try:
             self._server = Server(settings, on_failure=self._leave)
             self._server.load()
-            # With torch, which the proxies, who read this file too, do without.
+            # This imports torch, which the proxies, which also import this file, do not need.
             from ..sharing.scheduler import leave_the_cores_to_the_model
 
             leave_the_cores_to_the_model()
             self._publish()
         except (UnsupportedModel, TokenFileError, OSError) as error:
             self._stop()
-            # Ray keeps the text of a RuntimeError.
+            # Ray preserves the text of a RuntimeError.
             raise RuntimeError(f"the model cannot be hosted: {error}") from None
         except BaseException:
             self._stop()
@@ -59,7 +59,7 @@ class Replica:
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="sonde-call")
         self._tokens_read = self._tokens_changed()
 
-    # ------------------------------------------------------------------ what callers ask
+    # ------------------------------------------------------------------ methods of the service
 
     async def GetModel(self, request: Any, grpc_context: Any) -> Any:
         """Describes the hosted model."""
@@ -77,17 +77,17 @@ class Replica:
             yield message
 
     async def Check(self, request: Any, grpc_context: Any) -> Any:
-        """Answers the health service: whether there is a replica that serves."""
+        """Answers the health service."""
         asked = health_pb2.HealthCheckRequest.FromString(request) if isinstance(request, bytes) else request
         if asked.service not in ("", SERVICE):
-            unknown = status_pb2.Status(code=code_pb2.NOT_FOUND, message="there is no such service here")
+            unknown = status_pb2.Status(code=code_pb2.NOT_FOUND, message="unknown service")
             answer: Any = rpc_status.to_status(unknown)
             return _ending(answer.code, answer.details, answer.trailing_metadata, grpc_context)
         states = health_pb2.HealthCheckResponse
         return states(status=states.NOT_SERVING if self._server.failed else states.SERVING)
 
     async def _answers(self, name: str, request: Any, told: Any) -> AsyncIterator[Any]:
-        """Serves one call by the way that calls of this process take, each step on a thread of the pool."""
+        """Serve one call through the in-process channel, each step on a thread of the pool."""
         context = Context(told.invocation_metadata(), _seconds_left(told), told.peer())
         call: Call[Any] = Call(self._endpoint, f"/{SERVICE}/{name}", request, context)
         loop = asyncio.get_running_loop()
@@ -97,26 +97,26 @@ class Replica:
         except CallError as error:
             yield _ending(error.code(), error.details(), error.trailing_metadata(), told)
         finally:
-            # Also when Ray cancels it because the caller is gone: the model stops before its next block.
+            # Also when Ray cancels the call because the caller is gone: the model stops before its next block.
             call.cancel()
 
-    # ------------------------------------------------------------------ what Ray asks
+    # ------------------------------------------------------------------ called by Ray
 
     async def check_health(self) -> None:
-        """Raises when the model cannot run any more: Ray then starts another replica instead."""
+        """Raises RuntimeError if the model no longer runs: Ray then replaces this replica."""
         if self._server.failed:
-            raise RuntimeError("the model does not run any more")
+            raise RuntimeError("the model no longer runs")
         changed = self._tokens_changed()
         if changed != self._tokens_read:
             self._tokens_read = changed
             self._server.reload()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the policy of autoscaling looks at."""
+        """The metrics for the autoscaling policy."""
         return {QUEUED_RUNS: float(self._server.scheduler.queued_runs)}
 
     def __del__(self) -> None:
-        """Ray's last call: no request is in progress any more."""
+        """Called by Ray at the end, when no request is in progress any more."""
         self._stop()
 
     def _stop(self) -> None:
@@ -125,7 +125,7 @@ class Replica:
             server.stop(0)
 
     def _publish(self) -> None:
-        """Answers Prometheus on the first free port from the one that is set; other replicas may be on this machine."""
+        """Answer Prometheus on the first free port from `metrics_port` on; this machine may have other replicas."""
         first = self._settings.metrics_port
         if first is None:
             return
@@ -141,7 +141,7 @@ class Replica:
                 return
 
     def _tokens_changed(self) -> float:
-        """When the file of tokens was written; SIGHUP reaches no replica."""
+        """The modification time of the token file. Replicas do not receive SIGHUP."""
         if self._settings.tokens is None:
             return 0.0
         try:
@@ -150,25 +150,25 @@ class Replica:
             return 0.0
 
     def _leave(self) -> None:
-        """Ends the process, as a server whose model is lost does; Ray puts another in its place."""
+        """End the process, since its model no longer runs; Ray replaces it."""
         timer = threading.Timer(FAILED_SECONDS, os._exit, (1,))
         timer.daemon = True
         timer.start()
 
 
 class Nothing:
-    """Stands where an error leaves no message: Ray tells the status of a call only together with one.
+    """An empty message, sent before an error: Ray forwards the status of a call only together with a message.
 
-    The proxy takes it out again; where it is not ours, callers see an empty message before the error.
+    The proxy's handlers remove it. With Ray's own handlers, callers receive an empty message before the error.
     """
 
     def SerializeToString(self) -> bytes:
-        """No field is set."""
+        """Return the bytes of a message without fields."""
         return b""
 
 
 def _ending(code: grpc.StatusCode, details: str, trailing_metadata: Metadata, told: Any) -> Nothing:
-    """What ends a call with an error, and brings its details along."""
+    """Set the status of a call with its details, and return the message that has to go with it."""
     told.set_code(code)
     told.set_details(details)
     told.set_trailing_metadata(list(trailing_metadata))
@@ -176,7 +176,7 @@ def _ending(code: grpc.StatusCode, details: str, trailing_metadata: Metadata, to
 
 
 def _seconds_left(told: Any) -> float | None:
-    """How long the caller waits, as the proxy was told."""
+    """How long the caller will wait, from the metadata that the proxy added."""
     for key, value in told.invocation_metadata():
         if key == TIMEOUT_KEY:
             return float(value)

@@ -1,4 +1,4 @@
-"""How many replicas: as many as the requests in progress and the runs in line ask for."""
+"""Chooses the number of replicas from the requests in progress and the runs in the queue."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 from ray.serve.config import AutoscalingContext
 
 QUEUED_RUNS = "queued_runs"
-"""What replicas report: the runs that they have accepted and not done."""
+"""The metric that replicas report: accepted runs that are not done yet."""
 
 
 @dataclass(frozen=True)
 class QueuePolicy:
-    """A policy of Ray Serve's autoscaling.
+    """An autoscaling policy for Ray Serve.
 
-    A request is one replica's work, however many runs it has. So there are never more replicas for the runs in line
-    than there are requests that they belong to.
+    A request is served by one replica, however many runs it has. So the queue never asks for more replicas than there
+    are requests.
     """
 
     target_requests: float
     target_queued_runs: float
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-        """How many replicas should run. Ray applies the delays and the bounds."""
+        """The wanted number of replicas. Ray applies the delays and the bounds."""
         if not context.current_num_replicas:
             return context.target_num_replicas, {}
         queued = sum(((context.aggregated_metrics or {}).get(QUEUED_RUNS) or {}).values())

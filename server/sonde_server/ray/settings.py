@@ -1,4 +1,4 @@
-"""The settings of a deployment: those of a server, and how many of it."""
+"""The settings of a deployment: those of a server, and those of its replicas."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,12 +6,12 @@ from typing import ClassVar
 from ..config import SettingError, Settings, setting
 
 UNUSED = ("tls_cert", "tls_key", "tls_client_ca", "health_port", "max_connection_age")
-"""Settings of a server that has the way to its callers in its own hands."""
+"""Settings of a server that Ray's proxies do not support."""
 
 
 @dataclass(frozen=True, slots=True)
 class RaySettings(Settings):
-    """How replicas are run. Each field is a flag of `sonde-server ray` and a variable, as those of a server are."""
+    """The settings. Each field is a flag of `sonde-server ray` and a variable, as those of a server."""
 
     COMMAND: ClassVar[str] = "sonde-server ray"
     DESCRIPTION: ClassVar[str] = (
@@ -19,40 +19,44 @@ class RaySettings(Settings):
         "on this machine."
     )
     EPILOG: ClassVar[str] = (
-        "Every setting is also an environment variable; a flag goes before it. Ray's proxies listen on every interface "
-        "of their machines, at --port, and do not encrypt. --host is where metrics are answered. Limits are those of "
-        "each replica."
+        "Every setting is also an environment variable; flags take precedence. Ray's proxies listen on all interfaces "
+        "of their machines, at --port, without encryption. --host is the address for metrics. Limits apply to each "
+        "replica."
     )
 
-    application: str = setting("sonde", "what Ray calls the application; callers of several name it in the metadata")
-    replicas: int = setting(1, "replicas, each with the whole model; with --max-replicas, the fewest", least=1)
+    application: str = setting(
+        "sonde", "name of the application in Ray; if there are several, callers name one in the metadata"
+    )
+    replicas: int = setting(
+        1, "number of replicas, each with the whole model; with --max-replicas, the minimum", least=1
+    )
     max_replicas: int | None = setting(
-        None, "most replicas: as many run as the work asks for; none: always as many as --replicas", kind=int, least=1
+        None, "maximum number of replicas, for autoscaling; none: always --replicas", kind=int, least=1
     )
     gpus_per_replica: float | None = setting(
-        None, "GPUs of each replica; none: 1 where the cluster has any and --device is not cpu", kind=float, least=0
+        None, "GPUs of each replica; none: 1 if the cluster has any and --device is not cpu", kind=float, least=0
     )
-    cpus_per_replica: float = setting(1.0, "CPUs that Ray sets aside for each replica", least=0)
-    target_requests: float = setting(
-        8.0, "requests in progress that each replica is to have, where their number changes", least=0.1
-    )
-    target_queued_runs: int = setting(
-        5_000, "runs in line that each replica is to have, where their number changes", least=1
-    )
-    upscale_delay: float = setting(30.0, "seconds that more work must last before replicas are added", least=0)
-    downscale_delay: float = setting(600.0, "seconds that less work must last before replicas are taken away", least=0)
+    cpus_per_replica: float = setting(1.0, "CPUs that Ray reserves for each replica", least=0)
+    target_requests: float = setting(8.0, "autoscaling: requests in progress per replica to aim for", least=0.1)
+    target_queued_runs: int = setting(5_000, "autoscaling: queued runs per replica to aim for", least=1)
+    upscale_delay: float = setting(30.0, "autoscaling: seconds of higher load before replicas are added", least=0)
+    downscale_delay: float = setting(600.0, "autoscaling: seconds of lower load before replicas are removed", least=0)
 
     def _check_access(self) -> None:
         for name in UNUSED:
             if getattr(self, name) is not None:
                 flag = "--" + name.replace("_", "-")
-                raise SettingError(f"{flag}: Ray's proxies listen, and do not know it; see docs/guides/ray.md")
+                raise SettingError(f"{flag}: not supported by Ray's proxies; see docs/guides/ray.md")
         if self.tokens is None and not self.insecure:
             raise SettingError(
-                "--tokens: Ray's proxies can be reached from other machines, and anybody could use the model; give a "
-                "file of tokens that every replica can read, or --insecure to let everybody in"
+                "--tokens: Ray's proxies can be reached from other machines, and anybody could use the model; set a "
+                "token file that every replica can read, or --insecure to allow that"
             )
         if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise SettingError(f"--max-replicas: {self.max_replicas} is less than --replicas, {self.replicas}")
+            raise SettingError(
+                f"--max-replicas: expected at least --replicas ({self.replicas}), got {self.max_replicas}"
+            )
         if self.device_map is not None and self.device != "auto":
-            raise SettingError(f"--device: {self.device!r} says where all of the model lies; leave out --device-map")
+            raise SettingError(
+                f"--device: cannot be combined with --device-map, got {self.device!r}; leave out one of them"
+            )

@@ -1,4 +1,4 @@
-"""The server's certificate and the authorities of its clients, read again when they are renewed."""
+"""The server's certificate and the authorities of its clients, which can be reloaded."""
 
 import ssl
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import grpc
 
 
 class CertificateError(ValueError):
-    """A file of a certificate, key or authority cannot be used; the message says which and why."""
+    """A certificate, key or authority file is invalid; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class _Material:
 
 
 class Certificates:
-    """What the server shows, and whose certificates it takes."""
+    """The server's certificate and key, and the authorities whose client certificates it accepts."""
 
     def __init__(self, certificate: str, key: str, client_authorities: str | None) -> None:
         """Raises CertificateError."""
@@ -29,20 +29,20 @@ class Certificates:
         self._material = self._read()
 
     def reload(self) -> None:
-        """Reads the files again, for connections made from now on. Raises CertificateError, and keeps the old then."""
+        """Read the files again, for new connections. Raises CertificateError, and then keeps the previous files."""
         material = self._read()
         if material != self._material:
             self._material = material
             self._renewed = _configuration(material)
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Of a port: each new connection asks for what is current."""
+        """The credentials of a port. Each new connection uses the current files."""
         first = _configuration(self._material)
         demanded = self._material.client_authorities is not None
         return grpc.dynamic_ssl_server_credentials(first, self._current, require_client_authentication=demanded)
 
     def _current(self) -> Any:
-        """What has changed since the last connection; None: nothing."""
+        """The new configuration, if there is one since the last connection, or None."""
         renewed, self._renewed = self._renewed, None
         return renewed
 
@@ -65,15 +65,17 @@ def _pem(path: Path, kind: bytes, flag: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise CertificateError(f"{flag}: {path} cannot be read: {error.strerror}") from error
+        raise CertificateError(f"{flag}: cannot read {path}: {error.strerror}") from error
     if kind + b"-----" not in content:
-        raise CertificateError(f"{flag}: {path} holds no {kind.decode().lower()} in PEM")
+        raise CertificateError(f"{flag}: expected a {kind.decode().lower()} in PEM format, found none in {path}")
     return content
 
 
 def _check_pair(certificate: Path, key: Path) -> None:
-    """Raises for a pair that does not fit, of which gRPC would say only that it cannot listen."""
+    """Raises CertificateError for a key of another certificate; gRPC would only say that it cannot listen."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: b"")
     except (ssl.SSLError, OSError, ValueError) as error:
-        raise CertificateError(f"--tls-cert and --tls-key: {certificate} and {key} do not fit: {error}") from error
+        raise CertificateError(
+            f"--tls-cert and --tls-key: {certificate} and {key} do not belong together: {error}"
+        ) from error

@@ -1,7 +1,7 @@
-"""Faults of the machine: which of them a server survives, and how it finds out that it does not.
+"""Faults of the machine: which ones the server survives, and how it finds out.
 
-Memory that is short is a matter of the moment. After a fault of another kind the device may be poisoned: CUDA, for
-one, answers every further call of the process with the same error. Whether it is, one small pass of the model shows.
+A lack of memory is temporary. After other faults the device may be unusable: CUDA, for example, answers every further
+call of the process with the same error. One small pass of the model shows whether it is.
 """
 
 import logging
@@ -18,10 +18,10 @@ _log = logging.getLogger(__name__)
 
 
 def translate(error: BaseException) -> SondeServerError | None:
-    """What an error of the allocators is in our terms; None for all other errors."""
+    """Translate an error of a memory allocator to OutOfMemory; None for all other errors."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        # What was cut into pieces that do not fit together can be put together again.
+        # The cached blocks may be too fragmented to be of use.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return OutOfMemory(_text("device"), RETRY_SECONDS)
@@ -33,22 +33,22 @@ def translate(error: BaseException) -> SondeServerError | None:
 
 def _text(whose: str) -> str:
     return (
-        f"the {whose}'s memory does not hold what a single run of this needs at the moment; "
-        "come back later, or ask for fewer or shorter prompts"
+        f"not enough memory on the {whose} for even one run of this request right now; "
+        "retry later, or send fewer or shorter prompts"
     )
 
 
 class Probe:
-    """Finds out, after an unexpected error, whether the model can still run; says so once if it cannot."""
+    """Finds out, after an unexpected error, whether the model still runs; reports once if it does not."""
 
     def __init__(self, attempt: Callable[[], None], lost: Callable[[], None]) -> None:
-        """`attempt` is one small pass of the model: its own errors count, those of the server's (busy, late) do not."""
+        """`attempt` is one small pass of the model. Errors of the server (busy, too late) do not count as failures."""
         self._attempt = attempt
         self._lost = lost
         self._lock = threading.Lock()
 
     def suspect(self, error: BaseException) -> None:
-        """Has a look in a thread of its own; one at a time is enough."""
+        """Check on another thread, unless a check is in progress."""
         if self._lock.acquire(blocking=False):
             threading.Thread(target=self._look, args=(error,), name="sonde-probe", daemon=True).start()
 
@@ -57,10 +57,10 @@ class Probe:
             self._attempt()
         except SondeServerError:
             pass
-        except BaseException as found:  # noqa: BLE001 - whatever it is, the model does not run
+        except BaseException as found:  # noqa: BLE001 - any error means that the model does not run
             if translate(found) is None:
-                _log.critical("the model does not run any more (%s), since: %s", _line(found), _line(error))
-                # The lock is never released: nothing is left to find out.
+                _log.critical("the model no longer runs (%s); this began with: %s", _line(found), _line(error))
+                # The lock is never released: there is nothing left to check.
                 self._lost()
                 return
         self._lock.release()

@@ -1,4 +1,4 @@
-"""Log lines, for people or as JSON, on standard error; and a line for every call."""
+"""Writes the log to standard error, as text or as JSON, with a line for every call."""
 
 import json
 import logging
@@ -11,16 +11,16 @@ import grpc
 from .guards.calls import Call, current_call
 
 _log = logging.getLogger(__name__)
-# Libraries speak up only when something is wrong.
+# These libraries log warnings and errors only.
 _QUIET: Final = ("httpx", "huggingface_hub", "transformers", "opentelemetry")
 _INSPECTION: Final = ("Trace", "Intervene")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; what is known of the call under way stands in every line of it."""
+    """One JSON object per line. Lines that belong to a call have its id, caller and method."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, object] = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
@@ -40,7 +40,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(log_format: str) -> None:
-    """Sends the log to standard error."""
+    """Send the log to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
@@ -49,15 +49,15 @@ def configure(log_format: str) -> None:
 
 
 class CallLog:
-    """A line for every call that asks the model; the others only at level debug."""
+    """Logs every Trace and Intervene at level info, all other calls at level debug."""
 
     def began(self, call: Call) -> None:
-        """Says nothing yet."""
+        """Do nothing: the line is written at the end."""
 
     def ended(self, call: Call, code: grpc.StatusCode, seconds: float) -> None:
-        """Says how it ended."""
+        """Log how the call ended."""
         level = logging.INFO if call.name in _INSPECTION else logging.DEBUG
-        # Names can come from certificates: what would break the line is written as an escape.
+        # Names can come from certificates: escape what would break the line.
         caller = call.caller.encode("unicode_escape").decode() or "-"
         fields = {"code": code.name, "seconds": round(seconds, 6), "runs": call.runs, "caller": call.caller}
         message = "%s %s %s by %s in %.3f s, %d runs"

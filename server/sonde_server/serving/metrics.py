@@ -1,4 +1,4 @@
-"""Prometheus metrics, on a port of their own. Callers appear by name, where they have one; secrets never."""
+"""Prometheus metrics, on a port of their own. Authenticated callers appear by name; secrets never appear."""
 
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -19,20 +19,20 @@ _COUNTED: Final = {
     "batches": "Forward passes over several runs together.",
     "rows": "Runs in these passes.",
     "token_layers": "Positions x blocks that were computed.",
-    "token_layers_saved": "Positions x blocks that recomputing every run in full would have taken beyond that.",
-    "cache_hits": "Unchanged runs that were still known.",
+    "token_layers_saved": "Positions x blocks that did not have to be computed because runs restart from kept states.",
+    "cache_hits": "Unchanged runs that were found in the cache.",
     "cache_misses": "Unchanged runs that had to be computed.",
 }
 _MEASURED: Final = {
-    "waiting_runs": "Runs that were accepted and are not done yet.",
-    "cache_bytes": "Bytes kept of unchanged runs.",
+    "waiting_runs": "Runs of accepted requests that are not done yet.",
+    "cache_bytes": "Bytes of the cache of unchanged runs.",
     "device_bytes": "Bytes of the device's memory in use by this process; 0 on a CPU.",
     "device_total_bytes": "Bytes of memory that the device has; 0 on a CPU.",
 }
 
 
 class Metrics:
-    """An observer of calls that also asks the model's thread for its numbers when it is asked for its own."""
+    """An observer of calls, which also reports the statistics of the model's thread."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -43,12 +43,12 @@ class Metrics:
             "sonde_requests", "Requests that have ended.", ["method", "code", "caller"], registry=self._registry
         )
         self._seconds = Histogram(
-            "sonde_request_seconds", "How long they took.", ["method"], buckets=_SECONDS, registry=self._registry
+            "sonde_request_seconds", "Duration of requests.", ["method"], buckets=_SECONDS, registry=self._registry
         )
         self._in_progress = Gauge(
             "sonde_requests_in_progress", "Requests that have not ended yet.", ["method"], registry=self._registry
         )
-        self._runs = Counter("sonde_runs", "Runs that were asked for.", ["caller"], registry=self._registry)
+        self._runs = Counter("sonde_runs", "Runs that were requested.", ["caller"], registry=self._registry)
         self._rows = Histogram("sonde_batch_rows", "Runs in a batch.", buckets=_ROWS, registry=self._registry)
         for collector in (ProcessCollector, PlatformCollector):
             collector(registry=self._registry)
@@ -57,7 +57,7 @@ class Metrics:
         self.port: int | None = None
 
     def serve(self, host: str, port: int) -> None:
-        """Answers Prometheus. Raises OSError."""
+        """Start to answer Prometheus. Raises OSError."""
         server, thread = start_http_server(port, addr=host.strip("[]"), registry=self._registry)
         self.port = int(server.server_port)
 
@@ -69,24 +69,24 @@ class Metrics:
         self._stop = stop
 
     def stop(self) -> None:
-        """Answers no longer."""
+        """Stop to answer Prometheus."""
         if self._stop is not None:
             self._stop()
             self._stop = None
 
     def watch(self, model: ModelDescription, version: str, statistics: Callable[[], Statistics]) -> None:
-        """From now on there is a model with numbers."""
+        """Report these statistics from now on."""
         self._model, self._version, self._statistics = model, version, statistics
 
-    # ------------------------------------------------------------ what is told
+    # ------------------------------------------------------------ calls
 
     def began(self, call: Call) -> None:
-        """A call is in progress."""
+        """Count a call as in progress."""
         self._in_progress.labels(call.name).inc()
 
     def ended(self, call: Call, code: grpc.StatusCode, seconds: float) -> None:
-        """It has ended."""
-        # Hosts are not names: there is no end to them.
+        """Count a call that has ended."""
+        # Hosts are left out: their number is unlimited.
         caller = call.caller if call.authenticated else ""
         self._in_progress.labels(call.name).dec()
         self._requests.labels(call.name, code.name, caller).inc()
@@ -95,13 +95,13 @@ class Metrics:
             self._runs.labels(caller).inc(call.runs)
 
     def batch(self, rows: int) -> None:
-        """A batch was computed."""
+        """Count a batch."""
         self._rows.observe(rows)
 
-    # ------------------------------------------------------------ what is asked
+    # ------------------------------------------------------------ statistics
 
     def collect(self) -> Iterator[Metric]:
-        """The numbers of the model's thread, for the registry."""
+        """The metrics of the model's thread, for the registry."""
         if self._statistics is None or self._model is None:
             return
         numbers, model = self._statistics(), self._model
@@ -110,7 +110,9 @@ class Metrics:
         for name, text in _MEASURED.items():
             yield GaugeMetricFamily(f"sonde_{name}", text, value=getattr(numbers, name))
         info = GaugeMetricFamily(
-            "sonde_info", "What is hosted; always 1.", labels=["version", "model", "revision", "data_type", "device"]
+            "sonde_info",
+            "The hosted model, as labels; always 1.",
+            labels=["version", "model", "revision", "data_type", "device"],
         )
         info.add_metric([self._version, model.name, model.revision, model.data_type, model.device], 1)
         yield info

@@ -1,4 +1,4 @@
-"""The server: listens at once, loads the model, serves it, and goes without dropping what is in progress."""
+"""The server: listens at once, loads the model, serves it, and shuts down without dropping calls in progress."""
 
 import dataclasses
 import logging
@@ -39,9 +39,12 @@ if TYPE_CHECKING:
 SERVICE = inspection_pb2.DESCRIPTOR.services_by_name["InspectionService"].full_name
 PROBE_SECONDS = 60.0
 ANNOUNCED_SECONDS = 0.5
-"""How long before a shutdown health tells of it: a call that is on its way in that very moment would be broken off."""
+"""How long health announces a shutdown before calls are refused, so that calls on their way are not dropped."""
 LAST_WORDS_SECONDS = 1.0
-"""How long a shutdown gives answers that are done to be sent."""
+"""How long a shutdown waits for finished answers to be sent."""
+PINGS_ALLOWED = ("grpc.http2.max_ping_strikes", 0)
+"""Clients may ping while they wait. By default gRPC closes a connection after a few pings without data in between, and
+clients in Go with keepalive ping every 10 seconds."""
 _HEALTH_WORKERS = 2
 
 _log = logging.getLogger(__name__)
@@ -50,12 +53,12 @@ _log = logging.getLogger(__name__)
 class Server:
     """A server of one model.
 
-    As a context manager it starts, and stops without grace. Health is NOT_SERVING from the moment the port is
+    As a context manager it starts, and stops without a grace period. Health is NOT_SERVING from the moment the port is
     bound until a warm-up pass has run, and again from the beginning of the shutdown.
     """
 
     def __init__(self, settings: Settings, on_failure: Callable[[], None] | None = None) -> None:
-        """Raises TokenFileError and CertificateError. `on_failure` is called when the model cannot run any more."""
+        """Raises TokenFileError and CertificateError. `on_failure` is called when the model no longer runs."""
         self.settings = settings
         self.failed = False
         self._on_failure = on_failure
@@ -90,28 +93,28 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Where it listens, such as "127.0.0.1:43211"."""
+        """The address that it listens on, such as "127.0.0.1:43211"."""
         if self._port is None:
-            raise RuntimeError("the server does not listen yet")
+            raise RuntimeError("the server is not listening yet")
         return _join(self.settings.host, self._port)
 
     @property
     def metrics_address(self) -> str:
-        """Where Prometheus is answered."""
+        """The address for Prometheus."""
         if self._metrics is None or self._metrics.port is None:
-            raise RuntimeError("the server has no port for metrics, or does not listen yet")
+            raise RuntimeError("the server has no metrics port, or is not listening yet")
         return _join(self.settings.host, self._metrics.port)
 
     @property
     def health_address(self) -> str:
-        """Where health alone is answered."""
+        """The address for health checks only."""
         if self._health_port is None:
-            raise RuntimeError("the server has no port for health alone, or does not listen yet")
+            raise RuntimeError("the server has no health port, or is not listening yet")
         return _join(self.settings.host, self._health_port)
 
     @property
     def endpoint(self) -> "Endpoint":
-        """Where its own process asks, without a socket; it need not listen for that."""
+        """The endpoint for calls from this process, without a socket; the server need not listen for them."""
         from ..in_process.channel import Endpoint
 
         return Endpoint(self._servicer, self._interceptors)
@@ -120,18 +123,18 @@ class Server:
     def model(self) -> "PreTrainedModel":
         """The hosted torch module."""
         if self._loaded is None:
-            raise RuntimeError("the server has loaded no model yet")
+            raise RuntimeError("the server has not loaded its model yet")
         return self._loaded.decoder.model
 
     @property
     def scheduler(self) -> "Scheduler":
-        """Who owns the model's thread."""
+        """The owner of the model's thread."""
         if self._scheduler is None:
-            raise RuntimeError("the server has loaded no model yet")
+            raise RuntimeError("the server has not loaded its model yet")
         return self._scheduler
 
     def listen(self) -> None:
-        """Binds the port and answers calls, all but health and reflection with NotServing. Raises OSError."""
+        """Bind the port and answer calls, all but health and reflection with NotServing. Raises OSError."""
         settings = self.settings
         add_InspectionServiceServicer_to_server(self._servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -143,7 +146,7 @@ class Server:
         if settings.health_port is not None:
             self._probes = grpc.server(
                 ThreadPoolExecutor(_HEALTH_WORKERS, thread_name_prefix="sonde-health"),
-                options=[("grpc.so_reuseport", 0)],
+                options=[("grpc.so_reuseport", 0), PINGS_ALLOWED],
             )
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
             self._health_port = _bind(self._probes, settings.host, settings.health_port, None)
@@ -153,10 +156,10 @@ class Server:
         self._grpc.start()
         _log.info("listening on %s", self.address)
         if self._tokens is not None and credentials is None and not is_loopback(settings.host):
-            _log.warning("tokens travel unencrypted: give --tls-cert and --tls-key, unless a proxy in front encrypts")
+            _log.warning("tokens are sent unencrypted: set --tls-cert and --tls-key, unless a proxy in front encrypts")
 
     def publish(self, port: int) -> None:
-        """Answers Prometheus on a port, if the settings have one at all. Raises OSError."""
+        """Answer Prometheus on a port, if the settings enable metrics. Raises OSError."""
         if self._metrics is None:
             return
         try:
@@ -165,18 +168,18 @@ class Server:
             raise OSError(f"cannot listen on {_join(self.settings.host, port)}: {error.strerror}") from error
 
     def reload(self) -> None:
-        """Reads tokens and certificates again; a file that cannot be used is logged, and what was read before stays."""
+        """Reload tokens and certificates. An invalid file is logged, and the previous content stays in use."""
         for name, source in (("tokens", self._tokens), ("certificates", self._certificates)):
             try:
                 if source is not None:
                     source.reload()
-                    _log.info("read the %s again", name)
+                    _log.info("reloaded the %s", name)
             except (TokenFileError, CertificateError) as error:
-                _log.error("kept the %s as they were: %s", name, error)
+                _log.error("kept the previous %s: %s", name, error)
 
     def load(self) -> None:
-        """Loads the model and runs it once; then the server is SERVING. Raises UnsupportedModel."""
-        # These bring torch along, which takes seconds: the port is bound before.
+        """Load the model and run it once; then the server is SERVING. Raises UnsupportedModel."""
+        # These import torch, which takes seconds: the port is bound before.
         from .. import methods
         from ..sharing.scheduler import Scheduler
 
@@ -189,7 +192,7 @@ class Server:
         )
         assert self._loaded is not None
         loaded = self._loaded
-        # What failed is not offered.
+        # Without the components that failed the check.
         description = dataclasses.replace(loaded.description, unavailable=dict(loaded.decoder.unavailable))
         if self._metrics is not None:
             self._metrics.watch(description, __version__, self._scheduler.statistics)
@@ -216,7 +219,7 @@ class Server:
         )
 
     def _engine(self) -> "Engine":
-        """The engine, once it has been held to the model itself and has run. Raises UnsupportedModel."""
+        """Load the engine, check its results against the original model, and run it once. Raises UnsupportedModel."""
         from ..engine import Engine
         from ..engine.selfcheck import verify
         from ..model.loading import load
@@ -236,7 +239,7 @@ class Server:
         return engine
 
     def start(self) -> None:
-        """Listens, then loads. Raises OSError and UnsupportedModel, and has stopped then."""
+        """Listen, then load. Raises OSError and UnsupportedModel, after the server has stopped again."""
         try:
             self.listen()
             self.load()
@@ -245,10 +248,10 @@ class Server:
             raise
 
     def stop(self, grace: float | None = None) -> None:
-        """Says NOT_SERVING, turns new calls away, gives those in progress time, then stops them and the model.
+        """Report NOT_SERVING, refuse new calls, wait for those in progress, then stop them and the model.
 
-        `grace` (as set) is how many seconds that takes at most; callers who watch health have heard before calls are
-        turned away, unless it is 0.
+        `grace` is the maximum wait in seconds, by default that of the settings. Unless it is 0, health watchers are
+        notified before calls are refused.
         """
         if self._stopped:
             return
@@ -258,8 +261,8 @@ class Server:
         announced = min(ANNOUNCED_SECONDS, grace)
         time.sleep(announced)
         closed = self._grpc.stop(grace - announced)
-        # What is not in progress here is not waited for: streams of health, which never end, and a call that came just
-        # as the port was closed, which gRPC now and then neither hands over nor refuses.
+        # Wait only for calls that the guards have admitted: health streams never end, and gRPC sometimes neither hands
+        # over nor refuses a call that arrives just as the port is closed.
         self._admission.wait_until_idle(grace - announced)
         closed.wait(min(LAST_WORDS_SECONDS, grace))
         self._grpc.stop(None).wait()
@@ -284,7 +287,7 @@ class Server:
         self.stop(0)
 
     def _observers(self) -> list[Observer]:
-        # What comes first begins first and ends last: the log line has the trace that telemetry began.
+        # The first observer begins first and ends last, so that the log line has the trace id that telemetry began.
         watchers = (self._telemetry, self._metrics, CallLog())
         return [watcher for watcher in watchers if watcher is not None]
 
@@ -293,14 +296,14 @@ class Server:
             self._metrics.batch(rows)
 
     def _run_once(self) -> None:
-        """The smallest pass of the model, by the way that questions take."""
+        """Run the smallest pass of the model, through the queue as questions do."""
         never = threading.Event()
         deadline = time.monotonic() + PROBE_SECONDS
         with self.scheduler.session(caller="probe", cancelled=never, deadline=deadline) as session:
             session.call(session.engine.warm_up)
 
     def _fail(self) -> None:
-        """The process is of no use any more: nobody is let in, and whoever runs it is told."""
+        """Refuse all calls from now on, and report that this process has to be replaced."""
         self.failed = True
         self._health.enter_graceful_shutdown()
         self._servicer.host(None)
@@ -313,7 +316,7 @@ class Server:
 
 
 def _telemetry() -> "Telemetry":
-    # An extra.
+    # OpenTelemetry is an extra.
     from .telemetry import Telemetry
 
     return Telemetry(__version__)
@@ -323,13 +326,14 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
     age = settings.max_connection_age
     return [
         *([] if age is None else [("grpc.max_connection_age_ms", round(1000 * age))]),
-        # Two servers on one port would share its calls unnoticed.
+        # Otherwise two servers on one port would share its calls unnoticed.
         ("grpc.so_reuseport", 0),
-        # What is a little too large is refused by a guard, with the numbers; what is much too large is not even taken.
+        # A guard refuses requests that are too large, with both numbers; gRPC refuses those that are much too large.
         ("grpc.max_receive_message_length", min(2 * settings.max_request_bytes, 2**31 - 1)),
-        # A caller whose machine has vanished is noticed, and what it asked for is dropped.
+        # Notice clients whose machine has vanished, and drop their work.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
+        PINGS_ALLOWED,
         ("grpc.max_concurrent_streams", 256),
     ]
 
@@ -341,12 +345,14 @@ def _certificates(settings: Settings) -> Certificates | None:
 
 
 def _bind(server: grpc.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
-    """The port that it listens on. Raises OSError."""
+    """Bind a port and return it. Raises OSError."""
     wanted = _join(host, port)
     try:
         return server.add_insecure_port(wanted) if credentials is None else server.add_secure_port(wanted, credentials)
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {wanted}: the port is in use or the address is not this machine's") from error
+        raise OSError(
+            f"cannot listen on {wanted}: the port is in use, or the address does not belong to this machine"
+        ) from error
 
 
 def _join(host: str, port: int) -> str:

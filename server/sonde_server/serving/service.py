@@ -19,8 +19,9 @@ from ..questions.interventions import InterveneQuestion
 from ..questions.places import ModelDescription
 from ..questions.traces import TraceQuestion
 from ..sharing.quota import RunQuota
-from ..wire import decode_intervene, decode_trace, encode_intervene, encode_model, encode_trace
+from ..wire import SMALL_RUNS, decode_intervene, decode_trace, encode_intervene, encode_model, encode_trace
 from .guards.calls import current_call
+from .heartbeat import with_heartbeat
 
 if TYPE_CHECKING:
     from ..model.vocabulary import Vocabulary
@@ -70,7 +71,7 @@ class InspectionServicer(InspectionServiceServicer):
         hosted = self._ready()
         question = decode_trace(request, hosted.description, hosted.vocabulary, hosted.limits)
         with _session(hosted, question, context) as session:
-            answers = hosted.trace(question, session)
+            answers = _answers(question, hosted.trace(question, session), session)
             yield from encode_trace(answers, hosted.description, hosted.vocabulary, hosted.version)
 
     def Intervene(self, request: pb.InterveneRequest, context: grpc.ServicerContext) -> Iterator[pb.InterveneResponse]:
@@ -78,13 +79,21 @@ class InspectionServicer(InspectionServiceServicer):
         hosted = self._ready()
         question = decode_intervene(request, hosted.description, hosted.vocabulary, hosted.limits)
         with _session(hosted, question, context) as session:
-            answers = hosted.intervene(question, session)
+            answers = _answers(question, hosted.intervene(question, session), session)
             yield from encode_intervene(answers, hosted.description, hosted.vocabulary, hosted.version)
 
     def _ready(self) -> Hosted:
         if self._hosted is None:
             raise NotServing("the model is not ready: it is still loading, or the server is shutting down")
         return self._hosted
+
+
+def _answers(question: TraceQuestion | InterveneQuestion, answers: Iterator[Answer], session: Any) -> Iterator[Answer]:
+    """The answers, with a heartbeat where there are more than one message has."""
+    call = current_call()
+    if question.dry_run or call is None or call.runs <= SMALL_RUNS:
+        return answers
+    return with_heartbeat(answers, session.cancelled.set)
 
 
 def _session(

@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span for every call, in the trace of its caller. Set up by the OTEL_... variables, as usual."""
+"""OpenTelemetry: a span for every call, within the caller's trace. Configured by the standard OTEL_... variables."""
 
 import threading
 from typing import Final
@@ -13,15 +13,15 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from .guards.calls import Call
 
-# What is the caller's own doing is no error of the server.
+# Errors that the caller caused are not errors of the server.
 _FAULTS: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE})
 
 
 class Telemetry:
-    """An observer of calls that makes spans of them."""
+    """An observer that makes a span for every call."""
 
     def __init__(self, version: str) -> None:
-        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES go before what stands here.
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence.
         named = Resource.create()
         unnamed = str(named.attributes[SERVICE_NAME]).startswith("unknown_service")
         ours = {SERVICE_VERSION: version} | ({SERVICE_NAME: "sonde"} if unnamed else {})
@@ -33,7 +33,7 @@ class Telemetry:
         self._lock = threading.Lock()
 
     def began(self, call: Call) -> None:
-        """Begins its span, as a child of what the caller's metadata names in W3C's form."""
+        """Begin the span, as a child of the span that the caller's W3C trace context names."""
         service, _, method = call.method.lstrip("/").rpartition("/")
         span = self._tracer.start_span(
             call.method.lstrip("/"),
@@ -51,7 +51,7 @@ class Telemetry:
             self._spans[call.id] = span
 
     def ended(self, call: Call, code: grpc.StatusCode, seconds: float) -> None:  # noqa: ARG002 - the span has a clock
-        """Ends it."""
+        """End the span."""
         with self._lock:
             span = self._spans.pop(call.id)
         span.set_attribute("rpc.grpc.status_code", int(code.value[0]))
@@ -62,5 +62,5 @@ class Telemetry:
         span.end()
 
     def stop(self) -> None:
-        """Sends what is left, and no more."""
+        """Send the remaining spans and shut down."""
         self._provider.shutdown()

@@ -1,8 +1,8 @@
-"""Bearer tokens: a file that names who has one, without holding any.
+"""Bearer tokens, checked against a file of their hashes.
 
-A line is a name and the SHA-256 of a token in hexadecimal; empty lines and those that begin with # are skipped. A
-name may have several lines, so that a token can be replaced without a gap. Tokens are random and long, so a plain
-hash does not give them away.
+Each line is a name and the SHA-256 of a token in hexadecimal; empty lines and lines that begin with # are skipped. A
+name may have several lines, so that a token can be replaced without an interruption. Tokens are long and random, so a
+plain hash is safe.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "sonde_"
-"""What tokens begin with, so that scanners for leaked secrets can know one."""
+"""Every token begins with this, so that scanners for leaked secrets recognise it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class TokenFileError(ValueError):
-    """The file of tokens cannot be used; the message says which line and why."""
+    """The token file is invalid; the message says which line and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class _Entry:
 
 
 class Tokens:
-    """Who may call, by the hash of what they present."""
+    """The tokens that are accepted, and their owners."""
 
     def __init__(self, path: str | Path) -> None:
         """Raises TokenFileError."""
@@ -40,11 +40,11 @@ class Tokens:
         return len(self._entries)
 
     def reload(self) -> None:
-        """Reads the file again. Raises TokenFileError, and keeps what it had then."""
+        """Read the file again. Raises TokenFileError, and then keeps the previous tokens."""
         self._entries = _read(self._path)
 
     def name_of(self, token: str) -> str | None:
-        """Whose token it is; None: nobody's. Takes as long for every token: each entry is compared in full."""
+        """The owner of a token, or None. Every entry is compared in full, so the time does not depend on the token."""
         digest = _digest(token).encode()
         found = None
         for entry in self._entries:
@@ -54,7 +54,7 @@ class Tokens:
 
 
 def make_token(name: str) -> tuple[str, str]:
-    """A new token of 256 random bits, and the line that lets it in. Raises TokenFileError for an unusable name."""
+    """Make a token of 256 random bits, and its line for the file. Raises TokenFileError for an invalid name."""
     _check_name(name, "")
     token = PREFIX + secrets.token_urlsafe(32)
     return token, f"{name} {_digest(token)}"
@@ -68,23 +68,25 @@ def _read(path: Path) -> tuple[_Entry, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise TokenFileError(f"{path} cannot be read: {error}") from error
+        raise TokenFileError(f"cannot read {path}: {error}") from error
     entries = []
     for number, line in enumerate(lines, 1):
         parts = line.split()
         if not parts or parts[0].startswith("#"):
             continue
         where = f"{path}, line {number}: "
-        # What is wrong is not shown: it may be a token that was put there in place of its hash.
+        # The line is not shown: somebody may have put the token there instead of its hash.
         if len(parts) != 2 or not _DIGEST.fullmatch(parts[1].lower()):
-            raise TokenFileError(f"{where}it is not a name and a SHA-256 in 64 hexadecimal digits")
+            raise TokenFileError(f"{where}expected a name and a SHA-256 of 64 hexadecimal digits")
         _check_name(parts[0], where)
         entries.append(_Entry(parts[0], parts[1].lower().encode()))
     if not entries:
-        raise TokenFileError(f"{path} names nobody; add a line that `sonde-server token NAME` makes")
+        raise TokenFileError(f"{path} has no tokens; add a line made by `sonde-server token NAME`")
     return tuple(entries)
 
 
 def _check_name(name: str, where: str) -> None:
     if not _NAME.fullmatch(name):
-        raise TokenFileError(f"{where}a name has 1 to 64 letters, digits or ._@- and begins with a letter or digit")
+        raise TokenFileError(
+            f"{where}expected a name of 1 to 64 letters, digits or ._@- that begins with a letter or digit"
+        )

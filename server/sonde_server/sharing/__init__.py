@@ -1,1 +1,1 @@
-"""One thread owns the model; the questions of many callers share it."""
+"""Shares one model, which one thread owns, between the questions of many callers."""

@@ -1,27 +1,14 @@
-"""Base runs that are under way, so that two callers who ask about the same prompt at once have it run once."""
+"""Base runs in progress, so that a prompt that two callers ask about at the same time is run once."""
 
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ..engine import Base, State
+from ..engine import State
 from ..engine.cache import StateCache
-
-if TYPE_CHECKING:
-    from .scheduler import Portion
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Starting:
-    """A base run that has been handed in, or will be with its session's next job."""
-
-    base: Base
-    state: State
-    portion: "Portion"
+from .jobs import Starting
 
 
 class Bases:
-    """What has been begun and is not in the cache yet, by content. Safe to ask from any thread."""
+    """Base runs that have begun and are not in the cache yet, by content. Thread-safe."""
 
     def __init__(self, cache: StateCache) -> None:
         self._cache = cache
@@ -29,7 +16,10 @@ class Bases:
         self._lock = threading.Lock()
 
     def claim(self, key: bytes, mine: Starting) -> State | Starting:
-        """The state where it is kept, another's run where one is under way, and else `mine`, which is now to be run."""
+        """Return the cached state, or the run that another question has begun, or else `mine`, which must then be run.
+
+        In the last case `mine` is registered until it is released.
+        """
         with self._lock:
             begun = self._begun.get(key)
             if begun is not None:
@@ -42,7 +32,7 @@ class Bases:
             return kept
 
     def release(self, key: bytes, one: Starting) -> None:
-        """It has been kept, or came to nothing."""
+        """Forget a run: it is in the cache now, or it failed."""
         with self._lock:
             if self._begun.get(key) is one:
                 del self._begun[key]

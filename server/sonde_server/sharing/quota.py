@@ -1,8 +1,7 @@
-"""Runs per second, by caller: a token bucket that may go into debt.
+"""Limits each caller's runs per second, with a token bucket that may go into debt.
 
-A caller with anything left may ask for a sweep of any size, and then has to wait until the bucket has filled up again.
-So the rate holds in the long run, and no request is too large for it: another limit bounds the size of a request. Runs
-are counted as `Cost.runs` counts them.
+A caller whose bucket is not empty may ask for a sweep of any size, and must then wait until the bucket has filled up
+again. So the rate is kept in the long run without limiting the size of a single request; other limits do that.
 """
 
 import threading
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from ..errors import TooManyRuns
 
 BURST_SECONDS = 10.0
-"""How many seconds' worth of runs a full bucket holds."""
+"""The size of a bucket: the runs of this many seconds."""
 MOST_CALLERS = 10_000
 
 
@@ -24,10 +23,10 @@ class _Bucket:
 
 
 class RunQuota:
-    """The buckets of all callers. Safe to use from several threads."""
+    """The buckets of all callers. Thread-safe."""
 
     def __init__(self, runs_per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """A rate of 0 is no limit."""
+        """A rate of 0 means no limit."""
         self._rate = runs_per_second
         self._most = runs_per_second * BURST_SECONDS
         self._clock = clock
@@ -35,7 +34,7 @@ class RunQuota:
         self._lock = threading.Lock()
 
     def take(self, caller: str, runs: int) -> None:
-        """Takes runs from a caller's bucket. Raises TooManyRuns, and takes nothing, while the caller is in debt."""
+        """Count runs. Raises TooManyRuns, and counts nothing, while the caller is in debt."""
         if not self._rate:
             return
         with self._lock:
@@ -45,7 +44,7 @@ class RunQuota:
         bucket = self._buckets.pop(caller, None) or _Bucket(self._most, now)
         bucket.left = min(self._most, bucket.left + self._rate * (now - bucket.at))
         bucket.at = now
-        # In the order of their last request: the first has had the most time to fill up, and may be forgotten.
+        # The callers are in the order of their last request. The first one's bucket is full again: it can be forgotten.
         self._buckets[caller] = bucket
         if len(self._buckets) > MOST_CALLERS:
             self._buckets.pop(next(iter(self._buckets)))

@@ -1,9 +1,10 @@
-"""A request's share of the model: hands in runs and takes results, as fast as they are read."""
+"""One question's use of the model: queues runs and takes results, as fast as they are read."""
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar, cast
@@ -17,40 +18,52 @@ from ..engine.layout import Row
 from ..errors import Stopped
 from ..model.anatomy import Decoder
 from ..questions.places import KEPT
-from .bases import Starting
-from .scheduler import Call, Job, Portion, Scheduler
+from .backlog import Backlog
+from .bases import Bases
+from .jobs import Call, Job, Portion, Starting
+from .queue import Queue
 
 T = TypeVar("T")
 J = TypeVar("J", bound=Job)
-# Runs that are looked at together, so that those which share positions also share a batch.
+# Runs that are laid out together, so that those which share positions also share a batch.
 WINDOW = 4096
 # Portions of one session that may be queued or running: the next is ready when one ends.
 AHEAD = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all sessions of a model share."""
+
+    engine: Engine
+    queue: Queue
+    backlog: Backlog
+    bases: Bases
+
+
 class Session:
-    """Everything that one request has the model do. As a context manager it forgets what is left at the end."""
+    """Everything that one question has the model do. As a context manager it drops what is left at the end."""
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        shared: Shared,
         caller: str,
         cancelled: threading.Event,
         deadline: float | None,
         wanted: tuple[int, int],
     ) -> None:
-        self.scheduler = scheduler
-        self.engine: Engine = scheduler.engine
+        self.engine = shared.engine
         self.caller = caller
         self.cancelled = cancelled
         self.deadline = deadline
+        self._shared = shared
         self._wanted = wanted
         self._starting: dict[bytes, Starting] = {}
         self._held: list[Job] = []
 
     def __enter__(self) -> Self:
         """Raises InvalidQuestion and QueueFull."""
-        self.scheduler.admit(self, *self._wanted)
+        self._shared.backlog.admit(self, *self._wanted)
         return self
 
     def __exit__(
@@ -58,10 +71,11 @@ class Session:
     ) -> None:
         self.cancelled.set()
         for key, one in self._starting.items():
-            self.scheduler.bases.release(key, one)
+            self._shared.bases.release(key, one)
         for job in self._held:
             job.fail(Stopped("the caller went away"))
-        self.scheduler.drop(self)
+        self._shared.backlog.drop(self)
+        self._shared.queue.drop(self)
 
     @property
     def decoder(self) -> Decoder:
@@ -86,15 +100,19 @@ class Session:
         if self.stopped():
             raise Stopped("the caller went away")
 
-    def call(self, work: Callable[[], T]) -> T:
-        """Does `work` on the model thread. Raises Stopped when the caller goes away meanwhile."""
-        return cast("T", self.wait(self._submit(Call(self, work))))
+    def call(self, work: Callable[[], T], *, positions: int | None = None) -> T:
+        """Do `work` on the model's thread. Raises Stopped when the caller goes away meanwhile.
+
+        `positions`: how many positions through all blocks take as long, if that is known and few; then it may pass a
+        large batch.
+        """
+        return cast("T", self.wait(self._submit(Call(self, work, positions))))
 
     def start(self, base: Base, *, read: int | None = None) -> State:
-        """The state of a clean base run, which may still be empty: it is computed with the next that is waited for.
+        """Return the state of a clean base run. It may not be computed yet; it will be by the time the next job is.
 
-        Runs over it may be handed in at once, and share its batch where others share it too. `read`: where its
-        prediction will be read. What another session has begun is waited for.
+        Runs over it may be queued at once, and share its batch where others share it too. `read`: where its prediction
+        will be read. If another session has begun the same base run, this waits for it.
         """
         key = key_of(base)
         if key in self._starting:
@@ -103,17 +121,17 @@ class Session:
         row.reads = () if read is None else (read,)
         assert row.state is not None
         mine = Starting(base, row.state, self._portion([row], apart=True))
-        while (begun := self.scheduler.bases.claim(key, mine)) is not mine:
+        while (begun := self._shared.bases.claim(key, mine)) is not mine:
             if isinstance(begun, State):
                 return begun
-            # Nobody waits for another who waits for what is held here.
+            # Send what is held first: the other session may be waiting for it.
             if self._held:
                 self.send()
             try:
                 self.wait(begun.portion)
-            except Exception:  # noqa: BLE001 - it belongs to the other one, unless nobody waits here either
+            except Exception:  # noqa: BLE001 - the error belongs to the other session, unless nobody waits here either
                 self.check()
-                self.scheduler.bases.release(key, begun)
+                self._shared.bases.release(key, begun)
             else:
                 return begun.state
         self._starting[key] = mine
@@ -121,7 +139,7 @@ class Session:
         return row.state
 
     def ready(self, states: Iterable[State]) -> None:
-        """Waits until states have been computed, and keeps them for later questions."""
+        """Wait until states have been computed, and keep them for later questions."""
         wanted = {id(state) for state in states}
         waiting = [(key, one) for key, one in self._starting.items() if id(one.state) in wanted]
         if waiting and self._held:
@@ -129,11 +147,11 @@ class Session:
         for key, one in waiting:
             self.wait(one.portion)
             self.engine.cache.keep(one.base, one.state)
-            self.scheduler.bases.release(key, one)
+            self._shared.bases.release(key, one)
             del self._starting[key]
 
     def states(self, bases: Sequence[Base], *, read: int | None = None) -> list[State]:
-        """The states of clean base runs, from the cache where they are in it; `read`: where they will be read."""
+        """The states of clean base runs, from the cache if they are there; `read`: where they will be read."""
         states = [self.start(base, read=read) for base in bases]
         self.ready(states)
         return states
@@ -158,7 +176,8 @@ class Session:
     def values(self, state: State, captures: Sequence[Capture]) -> list[Tensor]:
         """Values of a base run, on the CPU in float32. What is not kept of it is run again, by itself.
 
-        Not beside the base: asking for patterns changes how they are computed, and with it the state's last bits.
+        It cannot be captured during the base run: capturing patterns changes how attention is computed, and with it the
+        last bits of the state.
         """
         found = {one: self.engine.kept(state, one) for one in captures if one.component in KEPT}
         if missing := tuple(dict.fromkeys(one for one in captures if one not in found)):
@@ -166,31 +185,32 @@ class Session:
         return [found[one] for one in captures]
 
     def read(self, states: Sequence[State], reading: Reading) -> list[Result]:
-        """What is read of base runs as they are; where their logits are kept, nothing is computed for it."""
+        """Read the predictions of base runs; where their logits are kept, nothing is computed on the model's thread."""
         if all(reading.position in state.logits for state in states):
             return self.engine.read(states, reading)
-        return self.call(lambda: self.engine.read(states, reading))
+        return self.call(lambda: self.engine.read(states, reading), positions=len(states))
 
     def run(self, runs: Iterable[Run], *, at_once: bool = True) -> Iterator[Result]:
         """The results of runs, in their order; only a window of runs is held at a time.
 
-        The first window is laid out now, and `at_once` also handed in; else that waits for who asks for a result.
+        The first window is laid out now. With `at_once` its first portions are queued now too, otherwise when the first
+        result is asked for.
         """
         source = iter(runs)
         return self._results(source, self._window(source, at_once=at_once))
 
     def compute(self, rows: list[Row]) -> Iterator[Result]:
-        """The results of rows, in their order; `finish` says when runs are done."""
+        """The results of rows, in their order. They do not count as runs that are done; `finish` does that."""
         return _Window(self, rows, counted=False).results() if rows else iter(())
 
     def finish(self, runs: int) -> None:
-        """So many runs are done."""
-        self.scheduler.progress(self, runs)
+        """Count runs as done."""
+        self._shared.backlog.progress(self, runs)
 
     def _results(self, source: Iterator[Run], window: "_Window | None") -> Iterator[Result]:
         while window is not None:
             yield from window.results()
-            window = None  # its rows go before the next are made
+            window = None  # frees its rows before the next are made
             window = self._window(source)
 
     def _window(self, source: Iterator[Run], *, at_once: bool = True) -> "_Window | None":
@@ -202,17 +222,20 @@ class Session:
             window.submit()
         return window
 
-    def submit(self, rows: list[Row]) -> Portion:
-        """Hands in rows."""
-        return self._submit(self._portion(rows))
+    def submit(self, rows: list[Row], *, alone: bool = False) -> Portion:
+        """Queue rows. Those that are `alone` share no batch with those of other sessions."""
+        return self._submit(self._portion(rows, alone=alone))
 
-    def _portion(self, rows: list[Row], *, apart: bool = False) -> Portion:
+    def _portion(self, rows: list[Row], *, apart: bool = False, alone: bool = False) -> Portion:
         for row in rows:
             row.abandoned = self.stopped
-        return Portion(self, rows, apart=apart)
+        memory = self.engine.memory
+        sizes = [memory.row_bytes(row) for row in rows]
+        small = memory.may_pass(sum(sizes), sum(row.extent.token_layers for row in rows))
+        return Portion(self, rows, sizes, apart=apart, alone=alone or not small)
 
     def _hold(self, job: J) -> J:
-        """Hands a job in with the next one that is sent."""
+        """Keep a job, to be queued with the next one that is sent."""
         self._held.append(job)
         return job
 
@@ -222,13 +245,13 @@ class Session:
         return job
 
     def send(self) -> None:
-        """Hands in what is held, such as a base run that was started. Raises Stopped when nobody waits any more."""
+        """Queue the jobs that are held, such as a base run that was started. Raises Stopped when nobody waits."""
         self.check()
         held, self._held = self._held, []
-        self.scheduler.enqueue(held)
+        self._shared.queue.put(held)
 
     def wait(self, job: Job) -> object:
-        """What a job gives. Raises what it raised, and Stopped when the deadline passes meanwhile."""
+        """The result of a job. Raises what the job raised, and Stopped when the deadline passes meanwhile."""
         try:
             remaining = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
             return job.future.result(remaining)
@@ -237,18 +260,21 @@ class Session:
 
 
 class _Window:
-    """So many runs as are looked at together; results come in the order of the runs."""
+    """Runs that are laid out together, cut into portions; results come in the order of the runs."""
 
     def __init__(self, session: Session, rows: list[Row], *, counted: bool = True) -> None:
         self._session = session
         self._counted = counted
         self._rows = rows
         order = sorted(range(len(rows)), key=lambda number: (*rows[number].group, rows[number].extent.start))
-        self._portions = self._cut(order)
+        cut = list(self._cut(order))
+        # The portions of a sweep share no batches, so that its results do not depend on other questions.
+        self._sweep = len(cut) > 1
+        self._portions = iter(cut)
         self._pending: deque[tuple[list[int], Portion]] = deque()
 
     def results(self) -> Iterator[Result]:
-        """The results; the next portion is handed in when one has been taken."""
+        """The results; the next portion is queued when one has been taken."""
         ready: set[int] = set()
         following = 0
         self.submit()
@@ -265,13 +291,13 @@ class _Window:
             self.submit()
 
     def submit(self) -> None:
-        """Hands in as many portions as may wait."""
+        """Queue as many portions as may wait."""
         while len(self._pending) < AHEAD and (numbers := next(self._portions, None)) is not None:
-            portion = self._session.submit([self._rows[number] for number in numbers])
+            portion = self._session.submit([self._rows[number] for number in numbers], alone=self._sweep)
             self._pending.append((numbers, portion))
 
     def _cut(self, order: list[int]) -> Iterator[list[int]]:
-        """Cuts runs, in this order, to what the device computes at once."""
+        """Cut runs, in this order, to what the device computes at once."""
         memory = self._session.engine.memory
         budget = memory.batch_bytes
         portion: list[int] = []

@@ -1,4 +1,4 @@
-"""What the model's thread has done so far, and what waits for it: numbers for those who watch."""
+"""What the model's thread has done so far, and what waits for it, for metrics."""
 
 import sys
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Counted since the start, but for what waits and what is held, which are as of now."""
+    """Counts since the start; `waiting_runs` and the bytes are current values."""
 
     waiting_runs: int
-    """Runs that were accepted and are not done yet."""
+    """Runs of accepted requests that are not done yet."""
     batches: int
     """Forward passes over several runs together."""
     rows: int
@@ -18,13 +18,13 @@ class Statistics:
     token_layers: int
     """Positions x blocks that were computed."""
     token_layers_saved: int
-    """Positions x blocks that recomputing every run in full would have taken beyond that."""
+    """Positions x blocks that did not have to be computed because runs restart from kept states."""
     cache_hits: int
-    """Unchanged runs that were still known."""
+    """Unchanged runs that were found in the cache."""
     cache_misses: int
-    """Those that had to be computed."""
+    """Unchanged runs that had to be computed."""
     cache_bytes: int
-    """What is kept of unchanged runs."""
+    """Bytes of the cache of unchanged runs."""
     device_bytes: int
     """Memory of the device that is in use by this process; 0 on a CPU."""
     device_total_bytes: int
@@ -32,7 +32,7 @@ class Statistics:
 
 
 def device_memory(device: Any) -> tuple[int, int]:
-    """Bytes in use by this process and in all, of a torch device; (0, 0) for a CPU, whose memory is the process's."""
+    """Bytes of a torch device that this process uses, and its bytes in all; (0, 0) for a CPU."""
     torch = sys.modules["torch"]
     if device.type != "cuda":
         return 0, 0

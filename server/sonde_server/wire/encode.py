@@ -146,9 +146,9 @@ class _Stream(Generic[Message]):
         self._size += max(size, sum(len(text.encode()) + 16 for text in new.values()) + size // 2)
 
     def _advance(self, progress: answers.Progress) -> Iterator[Message]:
-        """Notes the progress, and now and then sends what there is."""
+        """Note the progress, and send what there is if nothing was sent for a while."""
         self.message.progress.CopyFrom(pb.Progress(done=progress.done, total=progress.total))
-        if progress.done > SMALL_RUNS and self._clock() - self._sent_at >= PROGRESS_SECONDS:
+        if progress.total > SMALL_RUNS and self._clock() - self._sent_at >= PROGRESS_SECONDS:
             yield self._send()
 
     def flush(self) -> Iterator[Message]:

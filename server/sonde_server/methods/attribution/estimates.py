@@ -102,6 +102,7 @@ class Estimation:
         layers, steps = self.session.layers, self.method.integration_steps
         low = self.method.lowest_block(layers)
         done, total = 0, steps * (layers - low + 1)
+        yield Progress(done, total)
         for step in range(steps):
             descent = self.base if steps == 1 else self.session.call(partial(self._between, (step + 0.5) / steps))
             gradients = self.session.call(partial(self._top, descent))

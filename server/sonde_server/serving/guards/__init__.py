@@ -1,4 +1,4 @@
-"""Interceptors: what stands between the wire and the servicer."""
+"""Interceptors between gRPC and the servicer."""
 
 from .admission import AdmissionGuard
 from .authentication import AuthenticationGuard

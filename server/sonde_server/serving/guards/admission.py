@@ -1,7 +1,7 @@
-"""How much at once: requests in progress by caller and altogether, and how long one may last.
+"""Limits concurrent requests, per caller and in all, and how long a request may take.
 
-Each call holds a thread while it lasts, and a reader may be slow. So fewer calls than there are threads are let in: the
-rest of them tell everybody else to come back, and answer health.
+Each call occupies a thread while it lasts, and a reader may be slow. So fewer calls are admitted than there are
+threads: the others tell further callers to retry, and answer health checks.
 """
 
 import threading
@@ -18,14 +18,14 @@ from .calls import Call, current_call
 from .pipeline import Guard
 
 RETRY_SECONDS = 1.0
-# Threads beyond those that calls may hold.
+# Threads that calls may not occupy.
 SPARE_WORKERS = 4
-# What ends by itself at its deadline is given so long to say so.
+# Calls that end by themselves at their deadline get this long to do so.
 LENIENCE_SECONDS = 1.0
 
 
 class AdmissionGuard(Guard):
-    """Lets in what there is room for, and ends what lasts too long."""
+    """Refuses calls beyond the limits, and ends calls that take too long."""
 
     def __init__(self, inspecting: frozenset[str], *, workers: int, most: int, seconds: float) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class AdmissionGuard(Guard):
         call = current_call()
         assert call is not None
         call.ends = call.began + self._seconds
-        # Whoever has as many questions in progress as may be can still ask what the model is.
+        # GetModel is counted apart: it answers a caller that has reached its limit of questions.
         share = (call.caller, call.method in self._inspecting)
         self._enter(call, share, call.ends, context)
         try:
@@ -55,12 +55,12 @@ class AdmissionGuard(Guard):
             self._leave(call, share)
 
     def wait_until_idle(self, seconds: float) -> None:
-        """Returns once no call is in progress, at the latest after so many seconds."""
+        """Wait until no call is in progress, but at most `seconds`."""
         with self._changed:
             self._changed.wait_for(lambda: not self._calls, seconds)
 
     def stop(self) -> None:
-        """Watches no longer."""
+        """Stop the thread that ends overdue calls."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -70,10 +70,10 @@ class AdmissionGuard(Guard):
         with self._changed:
             theirs, all_of_them = self._held[share], len(self._calls)
             if self._most and theirs >= self._most:
-                text = f"{theirs} requests of {call.caller} are in progress, and a caller may have {self._most}"
+                text = f"{call.caller} is at the limit of {self._most} concurrent requests per caller; retry later"
                 raise TooManyRequests(text, RETRY_SECONDS, asked=theirs + 1, allowed=self._most)
             if all_of_them >= self._room:
-                text = f"{all_of_them} requests are in progress, and the server serves {self._room} at once"
+                text = f"the server is at its limit of {self._room} concurrent requests; retry later"
                 raise TooManyRequests(text, RETRY_SECONDS, asked=all_of_them + 1, allowed=self._room)
             self._held[share] += 1
             self._calls[call.id] = (ends + LENIENCE_SECONDS, context)
@@ -89,7 +89,7 @@ class AdmissionGuard(Guard):
                 self._changed.notify_all()
 
     def _end_overdue(self) -> None:
-        """Ends calls that cannot end by themselves: those whose reader does not read, or whose request never comes."""
+        """End calls that cannot end by themselves: the client does not read the answer, or does not send a request."""
         with self._changed:
             while not self._closed:
                 now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Who calls: by a bearer token, by the certificate of the connection, or, where neither is asked for, by host."""
+"""Identifies the caller by bearer token or client certificate, or by host if neither is required."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ _SCHEME = "bearer "
 
 
 class AuthenticationGuard(Guard):
-    """Lets nobody in without a token that it knows, where there are tokens. Sets the caller of the call."""
+    """Sets the caller of each call. If there are tokens, refuses calls without a valid one."""
 
     def __init__(self, tokens: Tokens | None) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class AuthenticationGuard(Guard):
 
 
 def certificate_name(context: grpc.ServicerContext) -> str | None:
-    """The common name in the client's certificate, or what else stands for its owner; None: it showed none."""
+    """The common name in the client's certificate, or another name if it has none; None without a certificate."""
     found: Any = context.auth_context()  # the stubs have numbers where there are lists of bytes
     for key in ("x509_common_name", "x509_subject_alternative_name", "x509_subject"):
         for value in found.get(key, ()):
@@ -46,10 +46,10 @@ def certificate_name(context: grpc.ServicerContext) -> str | None:
 
 def _name_of(authorization: str | None, tokens: Tokens) -> str:
     if authorization is None:
-        raise Unauthenticated("a token is needed; send it as the metadata 'authorization: Bearer TOKEN'")
+        raise Unauthenticated("expected a token in the metadata, as 'authorization: Bearer TOKEN', got none")
     if not authorization.lower().startswith(_SCHEME):
-        raise Unauthenticated("the metadata 'authorization' has another form than 'Bearer TOKEN'")
+        raise Unauthenticated("expected the metadata 'authorization' to be 'Bearer TOKEN', got another scheme")
     name = tokens.name_of(authorization[len(_SCHEME) :].strip())
     if name is None:
-        raise Unauthenticated("the token is not known here; it may have been withdrawn")
+        raise Unauthenticated("the token is not valid; it may have been revoked")
     return name

@@ -1,4 +1,4 @@
-"""What is known of the call under way, for whoever serves it: its id, who makes it, what it has come to."""
+"""What is known about the current call: its id, its caller, its size."""
 
 import time
 from contextvars import ContextVar
@@ -18,29 +18,29 @@ class Call:
     method: str
     """The full name, such as "/sonde.v1.InspectionService/Trace"."""
     metadata: dict[str, str]
-    """What the caller sent along, by lower-case key; the last value where there are several."""
+    """The metadata of the call, by lower-case key; the last value if there are several."""
     id: str = field(default_factory=lambda: token_hex(8))
-    """What the log calls it, and an error tells."""
+    """The request id in the log and in errors."""
     caller: str = ""
-    """Who makes it: the name of a token or certificate, else the host it comes from."""
+    """The name in the token or certificate, or else the host of the client."""
     authenticated: bool = False
-    """Whether that is a name rather than a host."""
+    """Whether `caller` is a name rather than a host."""
     trace_id: str = ""
-    """Of the distributed trace it belongs to, where there is one."""
+    """The id of the distributed trace that it belongs to, if any."""
     runs: int = 0
-    """How many runs it was counted for."""
+    """Its number of runs."""
     began: float = field(default_factory=time.monotonic)
-    """When it came, as time.monotonic() tells it."""
+    """When it began, by time.monotonic()."""
     ends: float | None = None
-    """When it has to be over, whatever the caller's own deadline."""
+    """When it has to end, by time.monotonic(), even if the caller's own deadline is later."""
 
     @property
     def name(self) -> str:
-        """The method without its service."""
+        """The name of the method without its service."""
         return self.method.rpartition("/")[2]
 
     def expired(self, context: Any) -> bool:
-        """Whether its time is over: the caller's deadline has passed, or the server's own."""
+        """Whether the caller's deadline or the server's own has passed."""
         remaining = context.time_remaining()
         if remaining is not None and remaining <= 0:
             return True
@@ -48,7 +48,7 @@ class Call:
 
 
 def begin_call(details: grpc.HandlerCallDetails) -> Call:
-    """Makes the call that `current_call` gives from now on, in the context of this RPC."""
+    """Make the call that `current_call` returns from now on in the context of this RPC."""
     metadata = {str(key): value for key, value in details.invocation_metadata or () if isinstance(value, str)}
     call = Call(str(details.method), metadata)
     _CURRENT.set(call)
@@ -56,11 +56,11 @@ def begin_call(details: grpc.HandlerCallDetails) -> Call:
 
 
 def current_call() -> Call | None:
-    """The call that this thread serves; none outside of calls."""
+    """The call that this thread serves, or None."""
     return _CURRENT.get(None)
 
 
 def peer_host(context: Any) -> str:
-    """One name for all connections of a host: "ipv4:127.0.0.1:4711" without its port."""
+    """The same name for all connections of a host: "ipv4:127.0.0.1:4711" without the port."""
     peer = str(context.peer())
     return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer

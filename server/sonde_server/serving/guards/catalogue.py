@@ -1,4 +1,4 @@
-"""The one list of how errors are answered: status, reason and public text of each kind."""
+"""The status, reason and default text of each kind of error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from google.rpc import code_pb2
 from ...errors import (
     Busy,
     InvalidQuestion,
+    NotFinite,
     NotServing,
     OutOfMemory,
     QueueFull,
@@ -24,27 +25,28 @@ from ...errors import (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """How a kind of error is answered."""
+    """How a kind of error is reported."""
 
     code: int
-    """Of google.rpc.Code, which is gRPC's."""
+    """The code, of google.rpc.Code."""
     reason: str
-    """ErrorInfo.reason: a constant that callers may branch on."""
+    """ErrorInfo.reason: a constant that clients can test for."""
     text: str
-    """What is said where the error itself says nothing."""
+    """The message of an error that has none."""
 
 
 CATALOGUE: Final[Mapping[type[SondeServerError], Entry]] = {
-    InvalidQuestion: Entry(code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", "the request is wrong"),
-    Unsupported: Entry(code_pb2.UNIMPLEMENTED, "UNSUPPORTED", "this model or server does not have it"),
-    Busy: Entry(code_pb2.RESOURCE_EXHAUSTED, "BUSY", "not now"),
+    InvalidQuestion: Entry(code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", "the request is invalid"),
+    Unsupported: Entry(code_pb2.UNIMPLEMENTED, "UNSUPPORTED", "this model or server does not support the request"),
+    NotFinite: Entry(code_pb2.FAILED_PRECONDITION, "NOT_FINITE", "the model overflows its data type for this prompt"),
+    Busy: Entry(code_pb2.RESOURCE_EXHAUSTED, "BUSY", "the server is busy; retry later"),
     QueueFull: Entry(code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", "the queue is full"),
     TooManyRequests: Entry(code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_REQUESTS", "too many requests are in progress"),
-    TooManyRuns: Entry(code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_RUNS", "the caller's runs are used up"),
-    OutOfMemory: Entry(code_pb2.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "there is not enough memory at the moment"),
+    TooManyRuns: Entry(code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_RUNS", "the caller has exceeded its runs per second"),
+    OutOfMemory: Entry(code_pb2.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", "there is not enough memory right now"),
     NotServing: Entry(code_pb2.UNAVAILABLE, "NOT_SERVING", "the model is loading, or the server is shutting down"),
     Stopped: Entry(code_pb2.CANCELLED, "CANCELLED", "the call was cancelled"),
-    Unauthenticated: Entry(code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", "a token is needed"),
+    Unauthenticated: Entry(code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", "the call needs valid credentials"),
     UnsupportedModel: Entry(code_pb2.FAILED_PRECONDITION, "UNSUPPORTED_MODEL", "the model cannot be hosted"),
 }
 DEADLINE_EXCEEDED: Final = Entry(code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed")
@@ -53,5 +55,5 @@ ENTRIES: Final = (*CATALOGUE.values(), DEADLINE_EXCEEDED, INTERNAL)
 
 
 def entry_of(error: SondeServerError) -> Entry:
-    """The entry of an error's kind, or of the nearest kind above it."""
+    """The entry of an error's class, or of its nearest base class."""
     return next(CATALOGUE[kind] for kind in type(error).__mro__ if kind in CATALOGUE)

@@ -1,4 +1,4 @@
-"""Errors to google.rpc.Status with details. What is not of our kinds becomes INTERNAL with a request id, no more."""
+"""Turns errors into google.rpc.Status with details. Unexpected ones become INTERNAL with only a request id."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from .pipeline import Guard
 __all__ = ["CATALOGUE", "ErrorGuard", "internal_status", "status_of"]
 
 DOMAIN = "sonde"
-# A status travels in headers, of which clients take 8 KiB by default; base64 adds a third.
+# A status is sent in headers. Clients accept 8 KiB of them by default, and base64 adds a third.
 LONGEST_TEXT = 240
 DETAILS_BYTES = 4096
 
@@ -32,7 +32,7 @@ def _untranslated(_error: BaseException) -> None:
 
 
 def status_of(error: SondeServerError, *, expired: bool = False, request_id: str = "") -> status_pb2.Status:
-    """The status of an error of ours; `expired`: the call's deadline has passed."""
+    """The status of an error; `expired`: the call's deadline has passed."""
     entry = entry_of(error)
     text, details, metadata = str(error) or entry.text, list[Message](), dict[str, str]()
     match error:
@@ -57,15 +57,15 @@ def status_of(error: SondeServerError, *, expired: bool = False, request_id: str
 
 
 def internal_status(request_id: str) -> status_pb2.Status:
-    """What a caller learns of an unexpected error: an id to ask about."""
+    """The status of an unexpected error. It tells the caller only the request id."""
     details = [error_details_pb2.RequestInfo(request_id=request_id)]
     return _status(INTERNAL, f"{INTERNAL.text}; request id {request_id}", {"request_id": request_id}, details)
 
 
 class ErrorGuard(Guard):
-    """Answers every error of a call with its status, also one that is raised while an answer streams.
+    """Ends a call that raises an error with its status, also while the answer is being streamed.
 
-    `translate` makes errors of ours of others' (None: it is nobody's); `unexpected` is told of all that remain.
+    `translate` turns other errors into SondeServerError, or returns None; `unexpected` is called with the rest.
     """
 
     def __init__(
@@ -80,20 +80,20 @@ class ErrorGuard(Guard):
 
     @contextmanager
     def around(self, details: grpc.HandlerCallDetails, context: grpc.ServicerContext) -> Iterator[None]:
-        """Ends the call with the status of whatever is raised."""
+        """End the call with the status of the error that is raised."""
         try:
             yield
         except Exception as error:
             self._answer(error, context, current_call() or begin_call(details))
 
-    def _answer(self, error: Exception, context: Any, call: Call) -> None:  # the stubs know of no code()
+    def _answer(self, error: Exception, context: Any, call: Call) -> None:  # the stubs lack code()
         ours = error if isinstance(error, SondeServerError) else self._translate(error)
         if ours is not None:
             if ours is not error:
                 _log.warning("request %s: %s (%s)", call.id, ours, type(error).__name__)
             status = status_of(ours, expired=call.expired(context), request_id=call.id)
         elif context.code() is not None:
-            # context.abort raises a bare Exception: this call is answered already.
+            # context.abort has raised this, so the call has its status already.
             raise error
         else:
             _log.error("request %s failed", call.id, exc_info=error)
@@ -103,13 +103,13 @@ class ErrorGuard(Guard):
 
 
 def _bad_request(violations: list[Violation]) -> error_details_pb2.BadRequest:
-    """As many violations as a header holds."""
+    """The violations, cut to what fits into a header."""
     message = error_details_pb2.BadRequest()
     for i, violation in enumerate(violations):
         text = _shorten(violation.description)
         if message.ByteSize() + len(text.encode()) > DETAILS_BYTES:
             left = len(violations) - i
-            message.field_violations.add(field=violation.field, description=f"this and {left - 1} more are left out")
+            message.field_violations.add(field=violation.field, description=f"and {left} more violations, not shown")
             break
         message.field_violations.add(field=violation.field, description=text)
     return message
@@ -117,7 +117,7 @@ def _bad_request(violations: list[Violation]) -> error_details_pb2.BadRequest:
 
 def _summary(violations: list[Violation]) -> str:
     first = str(violations[0])
-    return first if len(violations) == 1 else f"{len(violations)} fields are wrong; the first: {first}"
+    return first if len(violations) == 1 else f"{len(violations)} fields are invalid; the first: {first}"
 
 
 def _shorten(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the guards have in common: each stands around the whole of a call, the stream of its answer included."""
+"""The base of the guards: each wraps a whole call, including the stream of its answer."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ HEALTH = "/grpc.health.v1.Health/"
 
 
 class Guard(grpc.ServerInterceptor):
-    """Stands around every call but those of the health service, or around those below a prefix alone."""
+    """Wraps every call whose method begins with a prefix, except those of the health service."""
 
     def __init__(self, prefix: str = "/") -> None:
         self._prefix = prefix
 
     def watches(self, method: str) -> bool:
-        """Whether it stands around this method."""
+        """Whether it wraps this method."""
         return method.startswith(self._prefix) and not method.startswith(HEALTH)
 
     def intercept_service(
@@ -27,7 +27,7 @@ class Guard(grpc.ServerInterceptor):
         continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Wraps the handler."""
+        """Wrap the handler."""
         handler = continuation(handler_call_details)
         method = str(handler_call_details.method)
         if handler is None or not self.watches(method):
@@ -35,26 +35,26 @@ class Guard(grpc.ServerInterceptor):
         return self.wrap(handler, handler_call_details)
 
     def wrap(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
-        """The handler with `around` around it."""
+        """Return the handler with `around` around it."""
         behaviour = streaming(handler)
 
         def guarded(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             with self.around(details, context):
-                # Not returned but delegated to: most of a call happens while it is iterated.
+                # Iterate here instead of returning the iterator: most of a call happens during the iteration.
                 yield from behaviour(requests, context)
 
         return as_stream(guarded, handler.request_deserializer, handler.response_serializer)
 
     @abstractmethod
     def around(self, details: grpc.HandlerCallDetails, context: grpc.ServicerContext) -> AbstractContextManager[None]:
-        """What is done before and after a call; entered and left by the thread that serves it."""
+        """A context for the call, entered and left by the thread that serves it."""
 
 
 def streaming(handler: Handler) -> Behaviour:
-    """Any handler as one that takes and gives streams. On the wire there is no difference.
+    """Turn any handler into one with a stream of requests and a stream of answers. On the wire they are the same.
 
-    A handler of single requests has them read before it begins; this one begins first, and so a guard can turn a
-    call away before a byte of its request is taken.
+    gRPC calls a handler of single requests once the request has been read. A handler of streams is called before, so a
+    guard can refuse a call without reading any of its request.
     """
     if handler.request_streaming:
         assert handler.stream_stream is not None, "no method streams requests to a single answer"
@@ -77,7 +77,7 @@ def streaming(handler: Handler) -> Behaviour:
 
 
 def as_stream(behaviour: Behaviour, deserializer: Any, serializer: Any) -> Handler:
-    """The handler of a behaviour."""
+    """Make a handler from a behaviour."""
     return grpc.stream_stream_rpc_method_handler(
         behaviour, request_deserializer=deserializer, response_serializer=serializer
     )

@@ -1,4 +1,4 @@
-"""Requests as bytes: their size is looked at before they become messages, and what is no message is refused."""
+"""Checks the size of requests before they are parsed, and refuses bytes that are not a message."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,18 +12,18 @@ from .pipeline import Guard, Handler, as_stream, streaming
 
 
 class RequestGuard(Guard):
-    """Stands innermost: whoever is turned away by another guard has not had a request read."""
+    """The innermost guard, so that the request of a call that another guard refuses is not read."""
 
     def __init__(self, most_bytes: int) -> None:
         super().__init__()
         self._most_bytes = most_bytes
 
     def around(self, details: grpc.HandlerCallDetails, context: grpc.ServicerContext) -> AbstractContextManager[None]:
-        """Nothing."""
+        """Do nothing: the requests are wrapped instead."""
         return nullcontext()
 
     def wrap(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
-        """The handler, over bytes that are checked and parsed here."""
+        """The handler, with requests that are checked and parsed here."""
         behaviour = streaming(handler)
         parse: Any = handler.request_deserializer
 
@@ -44,15 +44,17 @@ class RequestGuard(Guard):
             read += 1
             yield self._parse(data, parse)
         if single and not read:
-            raise _refusal("the call ended without a request; send one message")
+            raise _refusal("expected one request message, got none")
 
     def _parse(self, data: bytes, parse: Any) -> Any:
         if len(data) > self._most_bytes:
-            raise _refusal(f"the request has {len(data)} bytes and may have {self._most_bytes}; send a smaller one")
+            raise _refusal(f"expected a request of at most {self._most_bytes} bytes, got {len(data)}")
         try:
             return parse(data)
         except DecodeError as error:
-            raise _refusal("the bytes are no message of this method; see sonde/v1/inspection.proto") from error
+            raise _refusal(
+                "expected a request message of this method, got other bytes; see sonde/v1/inspection.proto"
+            ) from error
 
 
 def _refusal(text: str) -> InvalidQuestion:

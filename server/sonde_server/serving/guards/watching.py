@@ -1,4 +1,4 @@
-"""The outermost guard: gives each call its id, and tells those who watch how it ended."""
+"""The outermost guard: gives each call its id, and tells the observers when it begins and ends."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,30 +12,30 @@ from .pipeline import Guard, Handler
 
 
 class Observer(Protocol):
-    """Who is told of calls: a log, metrics, traces."""
+    """Is told of all calls: a log, metrics, traces."""
 
     def began(self, call: Call) -> None:
-        """A call is about to be served; who makes it is not known yet."""
+        """A call begins; its caller is not known yet."""
 
     def ended(self, call: Call, code: grpc.StatusCode, seconds: float) -> None:
-        """It was served, `seconds` after it came."""
+        """A call has ended, `seconds` after it began."""
 
 
 class WatchGuard(Guard):
-    """Stands around all other guards."""
+    """Wraps all other guards."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         super().__init__()
         self._observers = observers
 
     def wrap(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
-        """The handler; from here on there is a `current_call`."""
+        """The handler; `current_call` returns the call from here on."""
         begin_call(details)
         return super().wrap(handler, details)
 
     @contextmanager
     def around(self, details: grpc.HandlerCallDetails, context: Any) -> Iterator[None]:
-        """Tells the observers, whatever happens."""
+        """Tell the observers, whatever happens."""
         call = current_call() or begin_call(details)
         for observer in self._observers:
             observer.began(call)
@@ -54,7 +54,7 @@ class WatchGuard(Guard):
 
 
 def _code_of(context: Any, call: Call) -> grpc.StatusCode:
-    """The status that a call was aborted with; without one the caller has gone, for that ends a generator too."""
+    """The status that a call was aborted with. If there is none, the caller has ended the call."""
     code = context.code()
     if isinstance(code, grpc.StatusCode):
         return code

@@ -1,0 +1,91 @@
+"""Repeats the progress of long work, so that clients and proxies can tell it from a connection that is dead."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from typing import Final
+
+from ..questions.answers import Answer, Progress
+
+HEARTBEAT_SECONDS: Final = 2.0
+"""How long a stream that has reported progress may be silent."""
+
+
+class _Relay:
+    """Hands answers from the thread that makes them to the one that sends them, one at a time."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._answers: list[Answer] = []
+        self._ended = self._closed = False
+        self._error: BaseException | None = None
+
+    def run(self, answers: Iterator[Answer]) -> None:
+        """Make all answers, each once the one before was taken."""
+        try:
+            for answer in answers:
+                with self._changed:
+                    self._answers.append(answer)
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._closed or not self._answers)
+                    if self._closed:
+                        break
+        except BaseException as error:  # noqa: BLE001 - raised again on the thread that takes
+            self._error = error
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def take(self, seconds: float) -> Answer | None:
+        """The next answer; None if there is none within `seconds`. Raises what the other thread raised.
+
+        Raises StopIteration at the end.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._answers, seconds)
+            if self._answers:
+                answer = self._answers.pop()
+                self._changed.notify_all()
+                return answer
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                raise StopIteration
+            return None
+
+    def close(self) -> None:
+        """No more answers are wanted."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def with_heartbeat(
+    answers: Iterator[Answer], stop: Callable[[], None], seconds: float = HEARTBEAT_SECONDS
+) -> Iterator[Answer]:
+    """The answers, and the last progress again whenever the next answer takes longer than `seconds`.
+
+    They are made on a thread of their own, which only waits for the model's. `stop` is called when no more answers are
+    wanted, and has to end the work; this then waits until it has ended.
+    """
+    relay = _Relay()
+    thread = threading.Thread(target=copy_context().run, args=(relay.run, answers), name="sonde-answers", daemon=True)
+    thread.start()
+    progress: Progress | None = None
+    try:
+        while True:
+            try:
+                answer = relay.take(seconds)
+            except StopIteration:
+                return
+            if isinstance(answer, Progress):
+                progress = answer
+            if answer is not None:
+                yield answer
+            elif progress is not None:
+                yield progress
+    finally:
+        relay.close()
+        if thread.is_alive():
+            stop()
+            thread.join()

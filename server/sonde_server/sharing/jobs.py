@@ -1,0 +1,97 @@
+"""What waits for the model: calls and portions of rows, each on behalf of one question."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..engine import Base, State
+from ..engine.layout import Row
+from ..errors import Stopped
+
+
+class Owner(Protocol):
+    """The question that a job belongs to. The queue tells owners apart by identity."""
+
+    @property
+    def caller(self) -> str:
+        """Who asked the question."""
+
+    def stopped(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+
+    def check(self) -> None:
+        """Raises Stopped when nobody waits for the answer any more."""
+
+
+class Job:
+    """A piece of work on the model. `future` is set when it is done."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.future: Future[object] = Future()
+
+    def fail(self, error: BaseException) -> None:
+        """Passes an error to whoever waits for the job. Only the first one counts."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Call(Job):
+    """A function that has the model to itself.
+
+    `positions`: how many positions through all blocks take as long, if that is known and few; such a call may pass a
+    large batch.
+    """
+
+    def __init__(self, owner: Owner, work: Callable[[], object], positions: int | None = None) -> None:
+        super().__init__(owner)
+        self.positions = positions
+        self._work = work
+
+    def do(self) -> None:
+        """Calls the function on the current thread."""
+        try:
+            self.owner.check()
+            result = self._work()
+        except BaseException as error:  # noqa: BLE001 - any error belongs to the question that asked
+            self.fail(error)
+        else:
+            self.future.set_result(result)
+
+
+class Portion(Job):
+    """Rows whose results are awaited together; the model may compute them in several batches.
+
+    `sizes`: the bytes of each row. A portion that is `alone` never shares a batch: neither a large one nor any portion
+    of a sweep, so that the results of a sweep do not depend, not even in the last bit, on other questions. A portion
+    that is `apart` shares a batch with other questions only, and not with the rest of its own: so the results of a
+    small question with no others beside it do not depend on which base runs are in the cache.
+    """
+
+    def __init__(
+        self, owner: Owner, rows: Sequence[Row], sizes: Sequence[float], *, apart: bool = False, alone: bool = False
+    ) -> None:
+        super().__init__(owner)
+        self.apart = apart
+        self.alone = alone
+        self.waiting = deque(zip(rows, sizes, strict=True))
+        self._unfinished = len(rows)
+
+    def finished(self, row: Row) -> None:
+        """Counts a row that was computed, or dropped because nobody waits for it."""
+        self._unfinished -= 1
+        if row.dropped:
+            self.fail(Stopped("the caller went away"))
+        elif not self._unfinished and not self.future.done():
+            self.future.set_result(None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Starting:
+    """A base run that is queued, or will be with its question's next job."""
+
+    base: Base
+    state: State
+    portion: Portion
