@@ -1,4 +1,4 @@
-"""Which runs an Intervene asks for: a list, or a sweep and the one expansion of it."""
+"""Which runs an Intervene asks for: a list, or a sweep, which is expanded here and nowhere else."""
 
 import enum
 from collections.abc import Iterator, Sequence
