@@ -88,7 +88,9 @@ class InspectionServicer(InspectionServiceServicer):
         return self._hosted
 
 
-def _answers(question: TraceQuestion | InterveneQuestion, answers: Iterator[Answer], session: Any) -> Iterator[Answer]:
+def _answers(
+    question: TraceQuestion | InterveneQuestion, answers: Iterator[Answer], session: "Session"
+) -> Iterator[Answer]:
     """The answers, with a heartbeat where there are more than one message has."""
     call = current_call()
     if question.dry_run or call is None or call.runs <= SMALL_RUNS:
