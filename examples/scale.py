@@ -105,9 +105,7 @@ def traced(model: Sized, tokens: int, subject: tuple[int, ...]) -> TraceQuestion
 
 def sweep(model: Sized, component: Component, layers: Sequence[int], units: int) -> Work:
     """One unit after the other at the last position, in these layers; the prompt is known already."""
-    last = (TOKENS - 1,)
-    site = Site(component, tuple(layers), tuple(range(units)), last)
-    plan = Sweep(Edit(site, Scale(0.0)), site.layers, site.units, last, frozenset(), 1, ())
+    plan = Sweep(Edit(Site(component, tuple(layers), tuple(range(units)), (TOKENS - 1,)), Scale(0.0)))
     question = InterveneQuestion(Prompt(tuple(range(TOKENS))), (), plan, Readout((Target(0),), TOKENS - 1))
     cost, known = question.cost(model), TOKENS * model.layers
     return Work(cost.runs, cost.token_layers - known, cost.full_token_layers, passes=1 - min(layers) / model.layers)

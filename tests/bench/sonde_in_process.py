@@ -127,13 +127,13 @@ def _neuron_question(workload: Neurons) -> InterveneQuestion:
     layers, units = map(tuple, axes(workload.neurons))
     positions = (len(workload.tokens) - 1,)
     edit = Edit(Site(Component.NEURON, layers, units, positions), Scale(0.0))
-    return _question(workload.tokens, Sweep(edit, layers, units, positions, frozenset(), 1, ()), workload.target)
+    return _question(workload.tokens, Sweep(edit), workload.target)
 
 
 def _head_question(workload: Heads) -> InterveneQuestion:
     layers, units = map(tuple, axes(workload.heads))
     edit = Edit(Site(Component.HEAD_OUT, layers, units), Scale(0.0))
-    return _question(workload.tokens, Sweep(edit, layers, units, None, frozenset(), 1, ()), workload.target)
+    return _question(workload.tokens, Sweep(edit), workload.target)
 
 
 def _one_neuron_question(workload: OneNeuron) -> InterveneQuestion:

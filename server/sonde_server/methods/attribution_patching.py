@@ -2,15 +2,16 @@
 
 Nanda, "Attribution Patching: Activation Patching At Industrial Scale" (2023); Kramar, Lieberum, Shah, Nanda, "AtP*"
 (2024, arXiv 2403.00745). The estimate for a place is (source - prompt) . d metric / d place, the gradient taken in the
-prompt's run: what the metric would change by were the model linear. On request:
+prompt's run. It is exact where the model is linear. On request:
 
 - integration_steps m: the mean of the gradients at m points (k + 1/2) / m of the straight line between the token
   embeddings of the prompt and the source, the midpoint rule (Sundararajan et al. 2017; Hanna et al. 2024).
 - recompute_softmax: at queries and keys, the change of the pattern itself times the pattern's gradient.
 - drop_layers (GradDrop): sum over layers l of |estimate with no gradient through what block l writes|, by L - 1.
-- edges: the same for what one component writes and another reads (`attribution_edges`).
+- edges: the same for what one component writes and another reads (`attribution.edges`).
 
-Gradients go down block by block (`engine.gradients`), and every block is a turn of its own on the model's thread.
+Gradients are computed block by block (`engine.gradients`). Every block is a call of its own on the model's thread, so
+that other questions get their turns in between.
 """
 
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def parts(_: TraceQuestion, method: AttributionPatching, session: Session, clean
 def _verified(
     places: list[tuple[Site, Floats]], metric: Metric, session: Session, base: State, source: State, reading: Reading
 ) -> Iterator[VerifiedEffect]:
-    """Patches each place for itself, and says by how much the metric moved."""
+    """Patches each place alone, and measures how far the metric moves."""
     captures = tuple(Capture(site.component, site.layers[0], site.positions or (), site.units) for site, _ in places)
     values = session.values(source, captures)
     before = _metric(session.read([base], reading)[0], metric)

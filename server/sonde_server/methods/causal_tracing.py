@@ -1,11 +1,11 @@
-"""Causal tracing: corrupt the subject, restore one clean state at a time.
+"""Causal tracing: corrupt the subject, then restore one clean state at a time.
 
 Meng, Bau, Andonian, Belinkov, "Locating and Editing Factual Associations in GPT" (2022, arXiv 2202.05262),
-section 2.1, in the exact form of its published script: noise from numpy's RandomState(seed), drawn once as
-[samples, corrupted positions, D] in float64, times a standard deviation, added to the output of the token
-embedding, the same in every cell. A cell restores the clean output at one position: of one block for the
-residual stream, of a window of blocks around the layer for attention and MLP. Its value is the mean over
-samples of the target's probability.
+section 2.1, in the exact form of its published script. Noise from numpy's RandomState(seed), drawn once as
+[samples, corrupted positions, D] in float64 and multiplied by a standard deviation, is added to the output of the token
+embedding. It is the same in every cell. A cell restores the clean output at one position: of one block for the residual
+stream, of a window of blocks around the layer for attention and MLP. Its value is the mean over samples of the
+target's probability.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
 from ..questions.answers import Answer, Corruption, Progress, RestorationGrid
-from ..questions.causal_tracing import CausalTracing, Cell, Counterfactual, ExplicitNoise
+from ..questions.causal_tracing import CausalTracing, Cell, Counterfactual, ExplicitNoise, GaussianCorruption
 from ..questions.places import LAYERLESS, PAIRWISE, Component
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
@@ -27,8 +27,9 @@ from .prediction import numbers
 
 def parts(question: TraceQuestion, method: CausalTracing, session: Session, clean: Clean) -> Iterator[Answer]:
     """The corrupted prediction, then the grids row by row with the progress."""
-    noise, deviation = _noise(method, session)
-    corruptions = [Base(question.prompt.tokens, edit, len(noise)) for edit in _corruptions(method, noise, session)]
+    changes, deviation = _corruptions(method, session)
+    edits = [PlacedEdit(Component.TOKEN_EMBEDDING, 0, method.subject, None, change) for change in changes]
+    corruptions = [Base(question.prompt.tokens, edit, len(edits)) for edit in edits]
     corrupted = session.corrupted(corruptions, read=clean.position)
     baseline = session.read(corrupted, Reading(clean.position, clean.targets))
     yield _corruption(method, baseline, deviation)
@@ -78,7 +79,7 @@ def _grids(
 
 
 def _restoration(cell: Cell, layer: int, clean: Tensor, row: int) -> PlacedEdit:
-    """Sets one position of one layer to its clean value; scores and patterns have their positions second."""
+    """Sets one position of one layer to its clean value. Scores and patterns have positions on their second axis."""
     value = clean[:, row : row + 1] if cell.component in PAIRWISE else clean[row : row + 1]
     return PlacedEdit(cell.component, layer, (cell.position,), None, Change("set", value))
 
@@ -118,27 +119,18 @@ def _corruption(method: CausalTracing, baseline: list[Result], deviation: float)
     )
 
 
-def _noise(method: CausalTracing, session: Session) -> tuple[list[Tensor | None], float]:
-    """The noise of each sample [corrupted positions, D], and its standard deviation (0: none was drawn)."""
-    corruption = method.corruption
-    if isinstance(corruption, Counterfactual):
-        return [None], 0.0
-    if isinstance(corruption, ExplicitNoise):
-        return list(torch.from_numpy(np.array(corruption.values))), 0.0
-    deviation = corruption.standard_deviation
-    if deviation is None:
-        deviation = corruption.deviations * session.engine.embedding_deviation()
-    shape = (corruption.samples, len(method.subject), session.decoder.hidden_size)
-    drawn = np.random.RandomState(corruption.seed).randn(*shape) * deviation
-    return list(torch.from_numpy(drawn)), deviation
-
-
-def _corruptions(method: CausalTracing, noise: list[Tensor | None], session: Session) -> list[PlacedEdit]:
-    kind = "set" if method.replace or isinstance(method.corruption, Counterfactual) else "add"
-    if isinstance(method.corruption, Counterfactual):
-        other = session.states([Base(method.corruption.prompt.tokens)])[0]
-        noise = [other.embedding[list(method.subject)]]
-    return [
-        PlacedEdit(Component.TOKEN_EMBEDDING, 0, method.subject, None, Change(kind, values))  # type: ignore[arg-type]
-        for values in noise
-    ]
+def _corruptions(method: CausalTracing, session: Session) -> tuple[list[Change], float]:
+    """How each sample changes the subject's embeddings, and the standard deviation of the noise (0: none is drawn)."""
+    match method.corruption:
+        case Counterfactual(prompt):
+            other = session.states([Base(prompt.tokens)])[0]
+            return [Change("set", other.embedding[list(method.subject)])], 0.0
+        case ExplicitNoise(values):
+            noise, deviation = torch.from_numpy(np.array(values)), 0.0
+        case GaussianCorruption() as gaussian:
+            deviation = gaussian.standard_deviation or 0.0
+            if gaussian.standard_deviation is None:
+                deviation = gaussian.deviations * session.engine.embedding_deviation()
+            shape = (gaussian.samples, len(method.subject), session.decoder.hidden_size)
+            noise = torch.from_numpy(np.random.RandomState(gaussian.seed).randn(*shape) * deviation)
+    return [Change("set" if method.replace else "add", values) for values in noise], deviation

@@ -1,12 +1,12 @@
-"""Generation under intervention: every run goes on after the prompt, with its edits in force.
+"""Generation under intervention: every run is continued after the prompt, with its edits in force.
 
-The prompt is read as without generation, its edits made. From then on each step reads one more token a run over the
-cached keys and values, so an edit at a position of the prompt acts once, when that position is read, and stays in
-what was cached. An edit with `from_position` is made at every later position too. A position is computed once, when
-the positions up to it are all there is: a pattern that is set at it covers these keys and no later ones.
+The prompt is computed as without generation, with the edits made. From then on each step computes one more token for
+every run, over the cached keys and values. So an edit at a position of the prompt acts once, when that position is
+computed, and its effect stays in the cache. An edit with `from_position` is made at every later position too. A
+position is computed once, and attends to the positions before it: a pattern that is set there covers these keys alone.
 
-All runs draw the same random numbers, so that a token that differs differs by the edits (Chatzi et al. 2024,
-arXiv 2409.17027, give the Gumbel-max form of it).
+All runs draw the same random numbers, so tokens differ only because of the edits (Chatzi et al. 2024, arXiv
+2409.17027, give the Gumbel-max form of it).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,20 +34,20 @@ CLEAN = -1
 
 @dataclass(frozen=True, slots=True)
 class Continued:
-    """A run that is to go on: its number, and its edits that do, each with the position from which it does."""
+    """A run that is to be continued: its number, and those of its edits that last."""
 
     number: int
     run: Run
     lasting: Lasting = ()
 
     def edits_at(self, position: int) -> list[PlacedEdit]:
-        """What is changed at one generated position."""
+        """The edits at one generated position."""
         return [replace(edit, positions=(position,)) for first, edit in self.lasting if first <= position]
 
 
 @dataclass(slots=True)
-class _Thread:
-    """A run on its way."""
+class _Growing:
+    """A run that is being continued: its place in the cache, and its last token."""
 
     continued: Continued
     slot: Slot
@@ -55,7 +55,7 @@ class _Thread:
 
 
 def lasting(edits: Sequence[Edit], placed: Sequence[PlacedEdit]) -> Lasting:
-    """The placed edits that go on after the prompt; `receipt` says which of `edits` one comes from."""
+    """The placed edits that last after the prompt; `receipt` says which of `edits` each comes from."""
     starts = [edit.site.from_position for edit in edits]
     return tuple((start, edit) for edit in placed if (start := starts[edit.receipt]) is not None)
 
@@ -63,9 +63,9 @@ def lasting(edits: Sequence[Edit], placed: Sequence[PlacedEdit]) -> Lasting:
 def answer(
     session: Session, clean: State, runs: Iterable[Continued], count: int, generation: Generation, report: Report
 ) -> Iterator[Answer]:
-    """For so many runs at a time as memory allows: what `report` says of their results, then token after token.
+    """What `report` yields for each result, then the tokens, step by step, for as many runs at a time as fit in memory.
 
-    `runs` is the unchanged run and the `count` changed ones, each with a choice at the prompt's last position.
+    `runs` is the unchanged run and the `count` changed ones.
     """
     each = session.engine.memory.cache_bytes(len(clean.tokens) + generation.max_new_tokens)
     size = continued_at_once(count + 1, each, session.decoder.device.type)
@@ -112,26 +112,26 @@ def _continue(
     rows = [engine.run_row(replace(one.run, choice=choice)) for one in some]
     slots = engine.continued_rows(rows, tokens + generation.max_new_tokens - 1)
     results = session.compute(rows)
-    threads = []
+    growing = []
     for one, slot, result in zip(some, slots, results, strict=True):
         if one.number != CLEAN:
             yield from report(one.number, [result])
-        threads.append(_Thread(one, slot, _chosen(one, result)))
+        growing.append(_Growing(one, slot, _chosen(one, result)))
     ends = frozenset[int]() if generation.ignore_end_token else session.decoder.end_tokens
     for offset in range(generation.max_new_tokens):
         if offset:
             choice = chooser.at(tokens + offset - 1)
             stepping = [
-                engine.step_row(clean, thread.slot, thread.token, thread.continued.edits_at(choice.position), choice)
-                for thread in threads
+                engine.step_row(clean, run.slot, run.token, run.continued.edits_at(choice.position), choice)
+                for run in growing
             ]
-            for thread, result in zip(threads, session.compute(stepping), strict=True):
-                thread.token = _chosen(thread.continued, result)
-        generated = _step(offset, threads, ends, generation)
+            for run, result in zip(growing, session.compute(stepping), strict=True):
+                run.token = _chosen(run.continued, result)
+        generated = _step(offset, growing, ends, generation)
         yield generated
-        threads = [thread for thread, reason in zip(threads, generated.reasons, strict=True) if reason is None]
-        session.finish(len(generated.runs) - len(threads))
-        if not threads:
+        growing = [run for run, reason in zip(growing, generated.reasons, strict=True) if reason is None]
+        session.finish(len(generated.runs) - len(growing))
+        if not growing:
             break
         yield steps.at(offset + 1)
     steps.done += generation.max_new_tokens
@@ -144,18 +144,18 @@ def _chosen(continued: Continued, result: Result) -> int:
     return result.token
 
 
-def _step(offset: int, threads: list[_Thread], ends: frozenset[int], generation: Generation) -> Generated:
-    tokens = tuple(one.token for one in threads)
+def _step(offset: int, growing: list[_Growing], ends: frozenset[int], generation: Generation) -> Generated:
+    tokens = tuple(one.token for one in growing)
     last = FinishReason.LENGTH if offset == generation.max_new_tokens - 1 else None
     reasons = tuple(FinishReason.END_TOKEN if token in ends else last for token in tokens)
-    return Generated(offset, tuple(one.continued.number for one in threads), tokens, reasons)
+    return Generated(offset, tuple(one.continued.number for one in growing), tokens, reasons)
 
 
 class Chooser:
     """The choices of a generation, step by step.
 
-    Above temperature 0 step k adds to logits / temperature the noise -log(-log(u)), u the row k of
-    numpy.random.RandomState(seed).random_sample([steps, V]), and takes the largest (Gumbel-max).
+    At temperature 0 the largest logit is chosen. Above, step k adds the noise -log(-log(u)) to logits / temperature and
+    chooses the largest (Gumbel-max), where u is row k of numpy.random.RandomState(seed).random_sample([steps, V]).
     """
 
     def __init__(self, generation: Generation, vocabulary: int) -> None:
@@ -164,10 +164,10 @@ class Chooser:
         self._draws = np.random.RandomState(generation.seed)
 
     def at(self, position: int) -> Choice:
-        """The next step's choice, after `position`."""
+        """The choice of the token after `position`."""
         if not self._temperature:
             return Choice(position)
         uniform = self._draws.random_sample(self._vocabulary)
-        with np.errstate(divide="ignore"):  # A draw of 0, in truth possible, is never the largest.
+        with np.errstate(divide="ignore"):  # A draw of 0, which is possible, is never the largest.
             noise = -np.log(-np.log(uniform))
         return Choice(position, self._temperature, torch.from_numpy(noise))

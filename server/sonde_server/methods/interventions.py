@@ -1,4 +1,4 @@
-"""Interventions: one run unchanged, and one for every set of edits, from a list or a sweep."""
+"""Interventions: one unchanged run, and one for every set of edits of a list or a sweep."""
 
 from collections.abc import Generator, Iterator
 from itertools import islice
@@ -17,7 +17,7 @@ from .opening import Clean, opening
 from .placing import Placing
 from .prediction import numbers
 
-# Results are handed on in groups of this many runs.
+# Results are answered in groups of this many runs.
 GROUP = 64
 # Up to this many runs are computed beside the unchanged run; more would keep the caller waiting for its prediction.
 FEW = 64
@@ -46,8 +46,8 @@ class _Changed:
     def hand_in(self, clean: State) -> None:
         """Hands in the first runs before the unchanged one is waited for.
 
-        A few runs share its batch, and the model goes on with them while its prediction is read and sent. More are only
-        laid out while it is computed. Those that are continued follow it.
+        A few runs share its batch, or are computed while its prediction is read and sent. More than a few are only laid
+        out meanwhile. Runs that are continued are handed in later.
         """
         few = self.question.plan.count <= FEW and not self._wanted
         if not few:
@@ -57,7 +57,7 @@ class _Changed:
             self._results = self.session.run(runs, at_once=few)
 
     def _runs(self, clean: State) -> Iterator[tuple[Run, generation.Lasting]]:
-        """Every changed run, and its edits that last while it is continued. The sources are read at once."""
+        """Every changed run, and its edits that last while it is continued. The sources are computed at once."""
         question, readout = self.question, self.question.readout
         reading = Reading(
             readout.position, readout.targets, readout.top_k, clean=clean, divergence=readout.kl_divergence
@@ -88,7 +88,7 @@ class _Changed:
             yield Progress(offset, self.question.plan.count)
 
     def _continued(self, clean: State, asked: Generation) -> Iterator[Answer]:
-        """As `parts`, with the tokens that every run, the unchanged one first, is continued by."""
+        """As `parts`, and the tokens that continue every run, the unchanged one first."""
 
         def runs() -> Iterator[generation.Continued]:
             yield generation.Continued(generation.CLEAN, Run(clean))
@@ -110,7 +110,7 @@ def _activations(run: int, captures: list[tuple[int, Capture]], read: list[Tenso
 
 
 def _readings(offset: int, group: list[Result], *, kl: bool) -> Readings:
-    # By numpy, which keeps the interpreter meanwhile: torch would give it to the model's thread, and wait for it again.
+    # With numpy, which keeps the interpreter lock: torch would release it to the model's thread, and then wait for it.
     def column(name: str) -> Floats:
         return np.stack([numbers(getattr(result, name)) for result in group])
 

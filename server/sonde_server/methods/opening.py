@@ -1,4 +1,4 @@
-"""How every answer opens: the cost, then the prediction of the unchanged run, which all else is compared with."""
+"""How every answer opens: the cost, and the prediction of the unchanged run that all else is compared with."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Question = TraceQuestion | InterveneQuestion
 
 @dataclass(frozen=True, slots=True)
 class Clean:
-    """The unchanged run: its state, the position that is read, and the targets, never none."""
+    """The unchanged run: its state, the position that is read, and the targets, of which there is at least one."""
 
     state: State
     position: int
@@ -36,8 +36,9 @@ def opening(
     `beside` is called with the state of the unchanged run before it is waited for, and may hand in runs over it.
     """
     asked, tokens, position = question.asked, question.prompt.tokens, question.asked.position
-    cost = question.cost(session.decoder)
-    attention = attention_of(session.decoder.attention, question.restarts(session.decoder), pairs=question.pairs)
+    restarts = question.restarts(session.decoder)
+    cost = question.cost(session.decoder, restarts)
+    attention = attention_of(session.decoder.attention, restarts, pairs=question.pairs)
     if question.dry_run:
         yield Context(tokens, asked.targets, position, None, cost, attention, question.axes)
         return None

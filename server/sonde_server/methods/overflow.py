@@ -7,6 +7,7 @@ the exception: they are -infinity, as the contract says.
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import fields
 from functools import partial
 
 import numpy as np
@@ -22,7 +23,6 @@ from ..questions.answers import (
     Context,
     Corruption,
     EdgeAttributions,
-    Floats,
     LayerReadings,
     Readings,
     RestorationGrid,
@@ -88,11 +88,12 @@ def _check(answer: Answer, question: TraceQuestion | InterveneQuestion) -> None:
         case VerifiedEffect():
             _hold(None, "a patched run", answer.estimated, answer.measured)
         case _:
-            pass
+            # The numbers of any other part have to be finite as well.
+            _hold(None, "the answer", *(getattr(answer, one.name) for one in fields(answer)))
 
 
-def _hold(run: int | None, what: str, *arrays: Floats | None) -> None:
-    if not all(array is None or np.isfinite(array).all() for array in arrays):
+def _hold(run: int | None, what: str, *arrays: object) -> None:
+    if not all(np.isfinite(array).all() for array in arrays if isinstance(array, np.ndarray)):
         raise Overflow(run, what)
 
 

@@ -1,9 +1,9 @@
 """How a prediction forms: the logit lens by depth, and gradient norms by depth and position.
 
-The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens") applies the final norm, with statistics
-of its own, and the unembedding to the residual stream at every depth; at the last depth it is the model. The
-gradient norm is || d metric / d stream[depth, position] ||_2 of a true backward pass, which runs each block again
-up to the position that is read, and once backwards for every target.
+The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens") applies the final norm, whose statistics it
+computes at each depth, and the unembedding to the residual stream. At the last depth it is the model's own prediction.
+The gradient norm is || d metric / d stream[depth, position] ||_2. Its backward pass runs each block again up to the
+position that is read, and once backwards for every target.
 """
 
 from collections.abc import Iterator

@@ -1,10 +1,10 @@
 """What are the activations?"""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from .costs import FLOAT, Cost, state_bytes
-from .extents import Extent, rereading
+from .extents import Restarts, rereading, token_layers
 from .places import PAIRWISE, ModelDescription, Place, Site, Sized
 from .prompts import Asked
 
@@ -28,19 +28,19 @@ class Activations:
         """Every value."""
         return FLOAT * sum(model.numbers(site, asked.tokens) for site in self.sites)
 
-    def restarts(self, asked: Asked, model: Sized) -> list[Extent]:
+    def restarts(self, asked: Asked, model: Sized) -> Restarts:
         """Each layer is read by itself; what is not kept of it is run again."""
         by_layer: dict[int, list[Place]] = defaultdict(list)
         for site in self.sites:
             for place in site.places(asked.tokens):
                 by_layer[place.layer].append(place)
-        return [rereading(places, asked.tokens, model.layers) for places in by_layer.values()]
+        return Counter(rereading(places, asked.tokens, model.layers) for places in by_layer.values())
 
-    def cost(self, asked: Asked, model: Sized) -> Cost:
+    def cost(self, asked: Asked, model: Sized, restarts: Restarts) -> Cost:
         """The cost before anything runs."""
-        restarts, full = self.restarts(asked, model), asked.tokens * model.layers
-        work = full + sum(extent.token_layers for extent in restarts)
-        return Cost(1, work, full * (1 + len(restarts)), self.answer_bytes(asked, model))
+        full = asked.tokens * model.layers
+        total = full * (1 + sum(restarts.values()))
+        return Cost(1, full + token_layers(restarts), total, self.answer_bytes(asked, model))
 
     def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
         """The state of the unchanged run. Values leave as they are read."""

@@ -1,4 +1,4 @@
-"""What the methods yield while they work: parts of an answer, in numpy, each saying where it belongs.
+"""The parts of an answer, as the methods yield them: numpy arrays, and where in the answer they belong.
 
 `wire` encodes them, joins small ones into one message and cuts large ones.
 """
@@ -30,7 +30,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
-    """Comes first. `clean` is None in a dry run."""
+    """The first part of every answer. `clean` is None in a dry run."""
 
     tokens: tuple[int, ...]
     targets: tuple[Target, ...]
@@ -43,7 +43,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Runs done so far, of all."""
+    """How many runs are done, of all."""
 
     done: int
     total: int
@@ -121,7 +121,7 @@ class FinishReason(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One step of several runs (-1: the unchanged one): each one's token at `offset`, and why it ends with it."""
+    """One step of several runs (-1: the unchanged one): the token of each at `offset`, and why it ends there, if so."""
 
     offset: int
     runs: tuple[int, ...]
@@ -131,7 +131,7 @@ class Generated:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attributions:
-    """A part of one component's estimates: [layers, positions, targets], units before targets where it has any."""
+    """Some estimates of one component: [layers, positions, targets]; units before targets if it is swept by unit."""
 
     component: Component
     layers: tuple[int, ...]
@@ -141,7 +141,7 @@ class Attributions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EdgeAttributions:
-    """Edges from `offset` on in their order: component, layer and head of both ends [n, 3], estimates [n, targets]."""
+    """Edges from `offset` on, in order: component, layer and head of both ends [n, 3], estimates [n, targets]."""
 
     offset: int
     senders: Integers
@@ -151,7 +151,7 @@ class EdgeAttributions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VerifiedEffect:
-    """One place's estimate, and what patching it did, by target."""
+    """The estimate of one place, and the measured effect of patching it, by target."""
 
     site: Site
     estimated: Floats

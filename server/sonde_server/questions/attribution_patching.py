@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from .costs import DOUBLE, EDGE_CHUNK_BYTES, FLOAT, Cost, state_bytes
-from .extents import Extent, extent_of
+from .extents import Extent, Restarts, extent_of
 from .places import EDGE_ENDS, IN_BLOCK, LAYERLESS, PAIRWISE, UNIT_SWEPT, Component, ModelDescription, Place, Sized
 from .prompts import Asked, Metric, Prompt
 
@@ -85,17 +85,17 @@ class AttributionPatching:
             numbers += min(self.edges or model.edges(), model.edges()) * (6 + asked.columns)
         return FLOAT * numbers
 
-    def restarts(self, asked: Asked, model: Sized) -> list[Extent]:
-        """The runs between the prompts; and of those that verify a place, the shortest for each component."""
-        found = []
+    def restarts(self, asked: Asked, model: Sized) -> Restarts:
+        """The runs between the prompts; and one that verifies a place of each component, the shortest that there is."""
+        found: dict[Extent, int] = {}
         first = self._first_difference(asked)
         if self.integrated and first < asked.tokens:
-            found.append(Extent.whole(model.layers, asked.tokens, first))
+            found[Extent.whole(model.layers, asked.tokens, first)] = self.integration_steps
         if self.verify_top:
-            found += [self._patched(component, asked.position, asked, model) for component in self.components]
+            found |= dict.fromkeys((self._patched(one, asked.position, asked, model) for one in self.components), 1)
         return found
 
-    def cost(self, asked: Asked, model: Sized) -> Cost:
+    def cost(self, asked: Asked, model: Sized, _restarts: Restarts) -> Cost:
         """The cost before anything runs; of what is verified, the most that it can take."""
         layers, length, full = model.layers, asked.position + 1, asked.tokens * model.layers
         blocks = layers - self.lowest_block(layers)

@@ -1,12 +1,13 @@
 """Causal tracing (Meng et al. 2022): which states carry the prediction?"""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
 from .costs import DOUBLE, FLOAT, Cost, state_bytes
 from .edits import Values
-from .extents import Extent, extent_of, rereading
+from .extents import Extent, Restarts, extent_of, rereading, token_layers
 from .places import FACTS, LAYERLESS, PAIRWISE, Component, ModelDescription, Place, Sized, Stage, layers_around
 from .prompts import Asked, Prompt
 
@@ -127,25 +128,23 @@ class CausalTracing:
         """The numbers of every cell."""
         return FLOAT * self.cell_count * self.numbers_per_cell(asked.columns)
 
-    def restarts(self, asked: Asked, model: Sized) -> Iterator[Extent]:
+    def restarts(self, asked: Asked, model: Sized) -> Restarts:
         """The run that reads what is restored, once; then, for each sample, the corrupted run and the cells.
 
         A cell that cannot change what is read is not run.
         """
-        tokens, layers = asked.tokens, model.layers
-        yield rereading(self.restored(layers), tokens, layers)
-        yield Extent.whole(layers, tokens, min(self.subject))
+        tokens, layers, samples = asked.tokens, model.layers, self.corruption.samples
+        found = Counter({Extent.whole(layers, tokens, min(self.subject)): samples})
+        found[rereading(self.restored(layers), tokens, layers)] += 1
         for cell in self.cells(layers):
             if self.matters(cell, asked.position):
-                yield extent_of(cell.places, (), asked.position, tokens, layers)
+                found[extent_of(cell.places, (), asked.position, tokens, layers)] += samples
+        return found
 
-    def cost(self, asked: Asked, model: Sized) -> Cost:
+    def cost(self, asked: Asked, model: Sized, restarts: Restarts) -> Cost:
         """The cost before anything runs."""
-        once, *each = self.restarts(asked, model)
         unchanged, full = 1 + isinstance(self.corruption, Counterfactual), asked.tokens * model.layers
-        work = unchanged * full + once.token_layers
-        work += self.corruption.samples * sum(extent.token_layers for extent in each)
-        runs = self.runs(asked, model)
+        runs, work = self.runs(asked, model), unchanged * full + token_layers(restarts)
         return Cost(runs, work, (runs + unchanged) * full, self.answer_bytes(asked, model))
 
     def held_bytes(self, asked: Asked, model: ModelDescription) -> int:

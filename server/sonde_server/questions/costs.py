@@ -1,4 +1,4 @@
-"""What questions cost: the terms that all of them share. Each question adds up its own in the file that it is in.
+"""What questions cost: the terms that they share. Each question adds them up in its own file.
 
 Everything is counted from the question and the model's sizes, before anything of that size is made. Held bytes are
 upper bounds of what a question holds at one time, beside the model's weights and the batch that runs: the states that
@@ -16,11 +16,11 @@ FLOAT, DOUBLE = 4, 8
 LOGITS_KEPT = 4
 # and intermediate values of its blocks, as a share of everything else that is kept.
 MIDWAY_KEPT = 1 / 6
-# The senders of edges, or the receivers, are compared for so many bytes of positions at a time.
+# Edges are computed for a few positions at a time: their senders take this many bytes, and so do their receivers.
 EDGE_CHUNK_BYTES = 32 << 20
-# The changed values of so many runs are held at a time.
+# Up to this many runs are laid out at a time, with their changed values.
 HELD_RUNS = 4096
-# The keys and values that one question may keep of runs that it continues, and how many runs it continues at a time.
+# The most keys and values that one question keeps of the runs that it continues at a time, and the most such runs.
 CONTINUED_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 MOST_CONTINUED = 512
 

@@ -9,7 +9,7 @@ Positions count as whole blocks, also where runs join inside a block and share t
 which runs will share a batch is not known yet.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +51,15 @@ class Extent:
     def whole(cls, layers: int, tokens: int, first: int = 0) -> "Extent":
         """Every block, and every position from `first`."""
         return cls(0, layers, first, tokens, tuple(range(first, tokens)))
+
+
+Restarts = Mapping[Extent, int]
+"""The runs that restart from what unchanged ones keep: what each kind computes, and how many of it there are."""
+
+
+def token_layers(restarts: Restarts) -> int:
+    """Positions x blocks of all of them."""
+    return sum(count * extent.token_layers for extent, count in restarts.items())
 
 
 def first_block(place: Touched, layers: int) -> int:

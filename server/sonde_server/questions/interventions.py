@@ -1,12 +1,12 @@
 """What happens to a prediction when parts are changed?"""
 
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from math import prod
 
 from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, continued_at_once, item_bytes, state_bytes
 from .edits import Edit, Noise, Patch
-from .extents import Extent, extent_of, rereading
+from .extents import Extent, Restarts, extent_of, rereading, token_layers
 from .generation import Generation
 from .places import PAIRWISE, Component, ModelDescription, Place, Site, Sized
 from .plans import Plan, Sweep, SweepAxes
@@ -91,42 +91,48 @@ class InterveneQuestion:
             every += readout.generation.answer_bytes
         return FLOAT * runs * columns + (runs + 1) * every
 
-    def restarts(self, model: Sized) -> list[Extent]:
-        """What the kinds of changed runs compute, what is read again of the unchanged ones, and what is generated."""
+    def restarts(self, model: Sized) -> Restarts:
+        """The changed runs, what is read again of unchanged ones, and the positions that are generated."""
         layers, tokens, generation = model.layers, self.asked.tokens, self.readout.generation
-        found = [*self._changed(layers), *(extent for extent, _ in self._read_again(layers))]
+        found = self._changed(layers)
+        found.update(extent for extent, _ in self._read_again(layers))
         if generation is not None and generation.max_new_tokens > 1:
-            # A generated position attends to the keys of the prompt.
-            found.append(Extent.whole(layers, tokens + 1, tokens))
+            # Each of these positions attends to the keys of the prompt. A text that meets an end token has fewer.
+            position = Extent.whole(layers, tokens + 1, tokens)
+            found[position] += (self.plan.count + 1) * (generation.max_new_tokens - 1)
         return found
 
-    def cost(self, model: Sized) -> Cost:
-        """Exact before anything runs, for prompts that are new and texts that reach their full length."""
+    def cost(self, model: Sized, restarts: Restarts | None = None) -> Cost:
+        """Exact before anything runs, for prompts that are new and texts that reach their full length.
+
+        `restarts`, if they are known already, need not be counted again.
+        """
         tokens, layers, runs = self.asked.tokens, model.layers, self.plan.count
-        full = tokens * layers
         others = {source.tokens for source in self.sources} - {self.prompt.tokens}
-        work = total = full + sum(len(source) * layers for source in others)
-        work += sum(count * extent.token_layers for extent, count in self._changed(layers).items())
-        total += runs * full
-        for extent, length in self._read_again(layers):
-            work, total = work + extent.token_layers, total + (length * layers if extent.token_layers else 0)
+        unchanged = (tokens + sum(map(len, others))) * layers
+        work = unchanged + token_layers(self.restarts(model) if restarts is None else restarts)
+        total = unchanged + runs * tokens * layers
+        total += sum(length * layers for extent, length in self._read_again(layers) if extent.token_layers)
         if self.readout.generation is not None:
-            added, recomputed = self.readout.generation.work(tokens, layers)
-            work, total = work + (runs + 1) * added, total + (runs + 1) * recomputed
+            total += (
+                (runs + 1) * sum(tokens + step for step in range(1, self.readout.generation.max_new_tokens)) * layers
+            )
         return Cost(runs, work, total, self.answer_bytes(model))
 
-    def _changed(self, layers: int) -> dict[Extent, int]:
+    def _changed(self, layers: int) -> "Counter[Extent]":
         """What the changed runs compute, and how many of them. Which units a run changes makes no difference."""
         tokens, read, position = self.asked.tokens, self.read_places(), self.readout.position
         continued, one_unit = self.readout.generation is not None, self.plan.one_unit()
-        known: dict[tuple[Site, ...], Extent] = {}
-        found: dict[Extent, int] = defaultdict(int)
+        units = self.plan.count // one_unit.count
+        known: dict[object, Extent] = {}
+        found: Counter[Extent] = Counter()
         for edits in one_unit.runs(layers):
-            sites = tuple(replace(edit.site, units=None) for edit in edits)
-            if sites not in known:
+            sites = [edit.site for edit in edits]
+            kind = tuple((site.component, site.layers, site.positions, site.from_position) for site in sites)
+            if kind not in known:
                 edited = [place for site in sites for place in site.places(tokens)]
-                known[sites] = extent_of(edited, read, position, tokens, layers, continued=continued)
-            found[known[sites]] += self.plan.count // one_unit.count
+                known[kind] = extent_of(edited, read, position, tokens, layers, continued=continued)
+            found[known[kind]] += units
         return found
 
     def _read_again(self, layers: int) -> list[tuple[Extent, int]]:

@@ -38,9 +38,9 @@ class Stage(enum.IntEnum):
     ENTERING = 1
     """The stream that a block reads."""
     KEYS = 2
-    """What later positions read of this one."""
+    """What later positions read of a position: keys and values."""
     ATTENTION = 3
-    """What each position looks for, and finds."""
+    """Queries, and what they make of the keys."""
     AFTER_ATTENTION = 4
     """From the mixes of values to the stream that the MLP reads."""
     MLP = 5

@@ -1,4 +1,4 @@
-"""Which runs an Intervene asks for: a list, or a sweep and the one expansion of it."""
+"""Which runs an Intervene asks for: a list, or a sweep, which is expanded here and nowhere else."""
 
 import enum
 from collections.abc import Iterator, Sequence
@@ -70,23 +70,22 @@ class InterventionList:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One run per layer x unit x position, the last axis fastest. Every run takes the axes in `together` as a whole.
+    """One run per layer x unit x position of an edit's site, the last axis fastest.
 
-    The axes are resolved. Units or positions None: every run takes all that the site has.
+    Every run takes the axes in `together` as a whole, and also makes the edits in `always`. Each layer is changed with
+    those around it, `layer_window` in all. An axis of the site that is None is not swept: every run takes all of it.
     """
 
     edit: Edit
-    layers: tuple[int, ...]
-    units: tuple[int, ...] | None
-    positions: tuple[int, ...] | None
-    together: frozenset[Axis]
-    layer_window: int
-    always: tuple[Edit, ...]
+    together: frozenset[Axis] = frozenset()
+    layer_window: int = 1
+    always: tuple[Edit, ...] = ()
 
     @property
     def count(self) -> int:
         """How many runs there are."""
-        axes = ((Axis.LAYER, self.layers), (Axis.UNIT, self.units), (Axis.POSITION, self.positions))
+        site = self.edit.site
+        axes = ((Axis.LAYER, site.layers), (Axis.UNIT, site.units), (Axis.POSITION, site.positions))
         return prod(len(values) for axis, values in axes if values is not None and axis not in self.together)
 
     @property
@@ -96,9 +95,10 @@ class Sweep:
         def entries(axis: Axis, values: tuple[int, ...] | None) -> tuple[int, ...]:
             return () if values is None or axis in self.together else values
 
-        layers = None if self.edit.site.component in LAYERLESS else self.layers
+        site = self.edit.site
+        layers = None if site.component in LAYERLESS else site.layers
         return SweepAxes(
-            entries(Axis.LAYER, layers), entries(Axis.UNIT, self.units), entries(Axis.POSITION, self.positions)
+            entries(Axis.LAYER, layers), entries(Axis.UNIT, site.units), entries(Axis.POSITION, site.positions)
         )
 
     @property
@@ -113,39 +113,41 @@ class Sweep:
 
     def runs(self, layers: int) -> Iterator[tuple[Edit, ...]]:
         """The edits of every run, in a model of `layers` layers: `always`, then the swept one."""
+        site = self.edit.site
         for window in self._windows(layers):
-            for units in _selections(Axis.UNIT, self.units, self.together):
-                for positions in _selections(Axis.POSITION, self.positions, self.together):
+            for units in _selections(Axis.UNIT, site.units, self.together):
+                for positions in _selections(Axis.POSITION, site.positions, self.together):
                     yield self._run(window, units, positions)
 
     def one_unit(self) -> "Sweep":
         """The sweep over the first unit alone, for what does not depend on the unit."""
-        if self.units is None or Axis.UNIT in self.together:
+        site = self.edit.site
+        if site.units is None or Axis.UNIT in self.together:
             return self
-        return replace(self, units=self.units[:1])
+        return replace(self, edit=replace(self.edit, site=replace(site, units=site.units[:1])))
 
     def widest(self, layers: int) -> tuple[Edit, ...]:
-        """The edits of a run that changes the most layers; all runs change as many units and positions."""
-        one = one_site(replace(self.edit.site, units=self.units, positions=self.positions), self.together)
+        """The edits of a run that changes the most layers. In units and positions all runs are the same size."""
+        one = one_site(self.edit.site, self.together)
         return self._run(max(self._windows(layers), key=len), one.units, one.positions)
 
     def _run(
         self, layers: tuple[int, ...], units: tuple[int, ...] | None, positions: tuple[int, ...] | None
     ) -> tuple[Edit, ...]:
-        site = Site(self.edit.site.component, layers, units, positions, self.edit.site.from_position)
+        site = replace(self.edit.site, layers=layers, units=units, positions=positions)
         return (*self.always, Edit(site, self._operation(positions)))
 
     def _windows(self, layers: int) -> list[tuple[int, ...]]:
-        windows = [layers_around(layer, self.layer_window, layers) for layer in self.layers]
+        windows = [layers_around(layer, self.layer_window, layers) for layer in self.edit.site.layers]
         if Axis.LAYER in self.together:
             return [tuple(sorted({layer for window in windows for layer in window}))]
         return windows
 
     def _operation(self, positions: tuple[int, ...] | None) -> Operation:
         """The operation of the run at these positions: the source positions of a patch pair with the axis."""
-        operation = self.edit.operation
-        if isinstance(operation, Patch) and operation.positions is not None and self.positions and positions:
-            paired = dict(zip(self.positions, operation.positions, strict=True))
+        operation, swept = self.edit.operation, self.edit.site.positions
+        if isinstance(operation, Patch) and operation.positions is not None and swept and positions:
+            paired = dict(zip(swept, operation.positions, strict=True))
             return replace(operation, positions=tuple(paired[position] for position in positions))
         return operation
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .costs import FLOAT, Cost, state_bytes
-from .extents import Extent
+from .extents import Restarts
 from .places import ModelDescription, Sized
 from .prompts import Asked
 
@@ -25,11 +25,11 @@ class Prediction:
         """Targets and top tokens, two numbers each."""
         return 2 * FLOAT * (len(asked.targets) + asked.top_k)
 
-    def restarts(self, _asked: Asked, _model: Sized) -> tuple[Extent, ...]:
+    def restarts(self, _asked: Asked, _model: Sized) -> Restarts:
         """No run restarts from what the unchanged one keeps."""
-        return ()
+        return {}
 
-    def cost(self, asked: Asked, model: Sized) -> Cost:
+    def cost(self, asked: Asked, model: Sized, _restarts: Restarts) -> Cost:
         """The cost before anything runs."""
         work = asked.tokens * model.layers
         return Cost(self.runs(asked, model), work, work, self.answer_bytes(asked, model))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .costs import FLOAT, Cost, state_bytes
-from .extents import Extent
+from .extents import Restarts
 from .places import ModelDescription, Sized
 from .prompts import Asked, Metric
 
@@ -31,11 +31,11 @@ class TokenProbability:
             numbers += asked.tokens * asked.columns
         return FLOAT * (model.layers + 1) * numbers
 
-    def restarts(self, _asked: Asked, _model: Sized) -> tuple[Extent, ...]:
+    def restarts(self, _asked: Asked, _model: Sized) -> Restarts:
         """No run restarts from what the unchanged one keeps."""
-        return ()
+        return {}
 
-    def cost(self, asked: Asked, model: Sized) -> Cost:
+    def cost(self, asked: Asked, model: Sized, _restarts: Restarts) -> Cost:
         """The cost before anything runs. Gradients take the positions up to the one that is read."""
         runs, full = self.runs(asked, model), asked.tokens * model.layers
         work = full + (runs - 1) * (asked.position + 1) * model.layers

@@ -1,13 +1,12 @@
 """What made this prediction?"""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .activations import Activations
 from .attribution_patching import AttributionPatching
 from .causal_tracing import CausalTracing
 from .costs import Cost
-from .extents import Extent
+from .extents import Restarts
 from .places import ModelDescription, Sized
 from .prediction import Prediction
 from .prompts import Asked
@@ -46,13 +45,13 @@ class TraceQuestion(Asked):
         """The size of the answer."""
         return self.method.answer_bytes(self, model)
 
-    def restarts(self, model: Sized) -> Iterable[Extent]:
-        """The runs that restart from what an unchanged one keeps, one of each kind."""
+    def restarts(self, model: Sized) -> Restarts:
+        """The runs that restart from what an unchanged one keeps."""
         return self.method.restarts(self, model)
 
-    def cost(self, model: Sized) -> Cost:
-        """The cost before anything runs."""
-        return self.method.cost(self, model)
+    def cost(self, model: Sized, restarts: Restarts | None = None) -> Cost:
+        """The cost before anything runs. `restarts`, if they are known already, need not be counted again."""
+        return self.method.cost(self, model, self.restarts(model) if restarts is None else restarts)
 
     def held_bytes(self, model: ModelDescription) -> int:
         """Bytes that answering it holds at one time, at most."""

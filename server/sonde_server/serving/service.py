@@ -39,7 +39,7 @@ class Sessions(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """A model that is ready to be asked, and how."""
+    """A model that is ready for questions, and what answers them."""
 
     description: ModelDescription
     vocabulary: "Vocabulary"
@@ -58,7 +58,7 @@ class InspectionServicer(InspectionServiceServicer):
         self._hosted: Hosted | None = None
 
     def host(self, hosted: Hosted | None) -> None:
-        """From now on calls ask this model; none: they are turned away."""
+        """Lets calls ask this model from now on; with None they are turned away."""
         self._hosted = hosted
 
     def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:
@@ -88,7 +88,9 @@ class InspectionServicer(InspectionServiceServicer):
         return self._hosted
 
 
-def _answers(question: TraceQuestion | InterveneQuestion, answers: Iterator[Answer], session: Any) -> Iterator[Answer]:
+def _answers(
+    question: TraceQuestion | InterveneQuestion, answers: Iterator[Answer], session: "Session"
+) -> Iterator[Answer]:
     """The answers, with a heartbeat where there are more than one message has."""
     call = current_call()
     if question.dry_run or call is None or call.runs <= SMALL_RUNS:
@@ -107,10 +109,10 @@ def _session(
         hosted.quota.take(call.caller, runs)
         call.runs = runs
     cancelled = threading.Event()
-    # gRPC never stops a handler: it calls back, or says that the call is over already.
+    # gRPC never stops a handler: it calls back, unless the call is over already.
     if not context.add_callback(cancelled.set):
         cancelled.set()
-    # The stubs promise a deadline, gRPC gives None where the caller set none.
+    # The stubs promise a deadline; gRPC gives None if the caller set none.
     remaining: Any = context.time_remaining()
     finite = remaining is not None and math.isfinite(remaining) and remaining < threading.TIMEOUT_MAX
     ends = [time.monotonic() + remaining] if finite else []

@@ -1,4 +1,4 @@
-"""What comes first in every answer."""
+"""The context: the first part of every answer."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from .prompts import encode_tokens
 def encode_context(
     context: answers.Context, texts: Mapping[int, str], model: ModelDescription, version: str
 ) -> pb.RunContext:
-    """What comes first."""
+    """The context."""
     message = pb.RunContext(
         tokens=encode_tokens(context.tokens, texts),
         targets=encode_tokens([target.token for target in context.targets], texts),

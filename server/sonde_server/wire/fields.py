@@ -179,7 +179,7 @@ class Reader:
 
 
 def _plain(values: Sequence[int], least: int, beyond: int) -> bool:
-    """Whether all values lie in a range and none is repeated: the usual case, told without a loop in Python."""
+    """Whether all values lie in a range and none is repeated: the usual case, checked without a loop in Python."""
     return not values or (min(values) >= least and max(values) < beyond and len(set(values)) == len(values))
 
 

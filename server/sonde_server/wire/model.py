@@ -1,4 +1,4 @@
-"""The hosted model, and where numbers come from."""
+"""The hosted model, and the provenance of numbers."""
 
 from sonde.v1 import inspection_pb2 as pb
 
@@ -14,7 +14,7 @@ _LARGEST_INT32 = 2**31 - 1
 
 
 def provenance(model: ModelDescription, attention: str, version: str) -> pb.Provenance:
-    """Where numbers come from."""
+    """The provenance of an answer's numbers."""
     return pb.Provenance(
         model=model.name,
         revision=model.revision,
@@ -26,7 +26,7 @@ def provenance(model: ModelDescription, attention: str, version: str) -> pb.Prov
 
 
 def encode_model(model: ModelDescription, limits: Limits, version: str) -> pb.GetModelResponse:
-    """What can be asked of the model; every component of the contract is listed."""
+    """What can be asked of the model. Every component of the contract is listed."""
     components = [
         pb.ComponentSupport(
             component=pb.Component.ValueType(component),

@@ -68,7 +68,7 @@ def _read_sweep(message: pb.Sweep, path: str, reader: Reader, scene: Scene) -> S
             f"{path}.layer_window",
             f"expected nothing, since {site.component.name} has no layers, got {message.layer_window}",
         )
-    return Sweep(edit, site.layers, site.units, site.positions, together, window, always)
+    return Sweep(edit, together, window, always)
 
 
 def _read_together(values: Sequence[int], path: str, reader: Reader) -> frozenset[Axis]:

@@ -7,9 +7,9 @@ v's input is the residual stream as v alone reads it, before its norm. Senders: 
 head's part of what attention writes, each MLP. Receivers: each query, key and value head, each MLP, the logits.
 The gradients of all that read the stream add up, so the edges of a sender add up to its own estimate.
 
-What heads write is taken through the derivative of the output projection and what follows it, in the run that is
-differentiated, and what queries, keys and values read through that of their norm and projection: block by block, for
-a few positions at a time, so that memory does not grow with the square of the heads.
+What heads write is taken through the derivative of the output projection and of what follows it, in the run that is
+differentiated; what queries, keys and values read, through the derivative of their norm and projection. Both are
+computed block by block for a few positions at a time, so that memory does not grow with the square of the heads.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ READERS = (Component.QUERY, Component.KEY, Component.VALUE)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
-    """What one way down leaves of a block: values and differences of senders, gradients of receivers [M, n, ...]."""
+    """What a backward pass keeps of a block: values and differences of senders, gradients of receivers [M, n, ...]."""
 
     mixed: Tensor
     heads: Tensor
@@ -56,28 +56,28 @@ class Edges:
         self._into_mlp = [np.zeros((count + within, 1, targets)) for count in below[:-1]]
         self._into_logits = np.zeros((below[-1], 1, targets))
 
-    # ------------------------------------------------------------ one way down
+    # ------------------------------------------------------------ one backward pass
 
     def top(self, below: Tensor) -> None:
-        """Begins a way down, with the gradients [M, n, D] of the stream that the logits read."""
+        """Begins a backward pass, with the gradients [M, n, D] of the stream that the logits read."""
         self._top = below
 
     def take(self, layer: int, done: Differentiated, prompt: Values, source: Values) -> None:
-        """Keeps what a block that was gone through has to say."""
+        """Keeps what edges need of a block, once the backward pass has passed it."""
         assert done.mlp_input is not None
         heads, mlp = (source[name] - prompt[name] for name in (Component.HEAD_OUT, Component.MLP_OUT))
         readers = tuple(done.gradients[name] for name in READERS)
         self._blocks[layer] = _Block(done.values[Component.HEAD_OUT], heads, mlp, readers, done.mlp_input)
 
     def add(self, descent: Descent, base: Descent, source: Descent, first: int) -> None:
-        """Adds the products at `chunk` positions from `first` on of the way down that has ended."""
+        """Adds the products at `chunk` positions from `first` on, once the backward pass has ended."""
         cut = slice(first, min(first + self.chunk, self.length))
         with torch.inference_mode(mode=False):
             entering = source.state.residual[0][cut] - base.state.residual[0][cut]
             senders = [entering[None]]
             for layer, block in sorted(self._blocks.items()):
                 senders += [self._written(layer, block, cut), block.mlp[None, cut]]
-            # Blocks may lie on several devices.
+            # Blocks may be on different devices.
             written = torch.cat([sender.to(entering.device).float() for sender in senders])
             for layer, block in self._blocks.items():
                 stream = descent.state.residual[layer][cut].clone()
@@ -88,7 +88,7 @@ class Edges:
             _add(self._into_logits, written, self._top[:, None, cut])
 
     def _written(self, layer: int, block: _Block, cut: slice) -> Tensor:
-        """What a difference in each head's mix alone adds to the stream, to first order, [H, c, D]."""
+        """What a difference in one head's mix adds to the stream, to first order, for each head: [H, c, D]."""
         with torch.enable_grad():
             mixed = block.mixed[cut].clone().requires_grad_()
             output = self.decoder.attention_output(layer, mixed)
@@ -103,7 +103,7 @@ class Edges:
         return torch.stack(written)
 
     def _read(self, layer: int, stream: Tensor, block: _Block, first: int, tokens: int) -> Tensor:
-        """Gradients [M, R, c, D] of the stream of a prompt of so many tokens, as each head alone reads it."""
+        """Gradients [M, R, c, D] of the stream of a prompt of `tokens` tokens, as each head alone reads it."""
         positions = torch.arange(first, first + len(stream), device=stream.device).repeat(self.attention)
         with torch.enable_grad():
             repeated = stream.repeat(self.attention, 1).requires_grad_()

@@ -1,4 +1,4 @@
-"""The estimates of attribution patching, added up on the way down through the runs that are differentiated."""
+"""The estimates of attribution patching, summed up block by block, from the last block to the first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .softmax import key_effects, query_effects
 
 
 class Estimates:
-    """The sums so far, by component: [layers, positions, targets], units before targets where it has any."""
+    """The sums so far, by component: [layers, positions, targets], with units before targets if it is swept by unit."""
 
     def __init__(self, method: AttributionPatching, session: Session, tokens: int, targets: int) -> None:
         self.arrays: dict[Component, Floats] = {}
@@ -35,7 +35,7 @@ class Estimates:
         self.arrays[component][layer, first : first + len(values)] += values
 
     def parts(self, component: Component) -> Iterator[Attributions]:
-        """One component's, layer by layer."""
+        """The estimates of one component, layer by layer."""
         array = self.arrays[component]
         for layer in range(len(array)):
             layers = () if component in LAYERLESS else (layer,)
@@ -56,22 +56,22 @@ class Estimates:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gradients:
-    """Gradients [W, targets, n, ...] of W passes, each of which stands for so many.
+    """Gradients [W, targets, n, ...] of W kinds of passes, each with the number of passes that share it.
 
-    Where no layer is dropped there is one. Else the first is the plain one, which is that of all passes that drop a
-    layer further down; the others have dropped theirs.
+    If no layer is dropped, there is one pass. Else the first kind is that of all passes that will drop a layer further
+    down, which are the same so far; the others have dropped theirs.
     """
 
     values: Tensor
     weights: tuple[float, ...]
 
     def of(self, found: Tensor) -> "Gradients":
-        """The same passes by another component: `found` [W x targets, ...]."""
+        """The gradients of another component in the same passes: `found` [W x targets, ...]."""
         return Gradients(found.unflatten(0, self.values.shape[:2]), self.weights)
 
 
 class Estimation:
-    """All that is estimated for one question."""
+    """Everything that is estimated for one question."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Estimation:
             self._factor = 1 / max(1, self.session.layers - 1)
 
     def run(self) -> Iterator[Progress]:
-        """Every step, block by block, each a turn on the model's thread."""
+        """Every integration step, block by block; each block is one call on the model's thread."""
         layers, steps = self.session.layers, self.method.integration_steps
         low = self.method.lowest_block(layers)
         done, total = 0, steps * (layers - low + 1)
@@ -118,10 +118,10 @@ class Estimation:
             done += 1
             yield Progress(done, total)
 
-    # ------------------------------------------------------------ turns on the model's thread
+    # ------------------------------------------------------------ calls on the model's thread
 
     def _between(self, share: float) -> Descent:
-        """The prompt's run with its token embeddings that far on the straight line to the source's."""
+        """The prompt's run with its token embeddings moved to the source's by `share` of the way, in a line."""
         start, end = self.base.state, self.source.state
         pairs = enumerate(zip(start.tokens, end.tokens, strict=True))
         differing = tuple(number for number, (one, other) in pairs if one != other)
@@ -156,7 +156,7 @@ class Estimation:
         done = descent.block(layer, above.values.flatten(0, 1), wanted, mlp_input=self.edges is not None)
         passes = above
         if self.method.drop_layers:
-            # The pass that drops this layer, and counts no longer among the plain ones, has no gradient within.
+            # The pass that drops this layer has no gradient in it, and from here on is a kind of its own.
             passes = Gradients(above.values, (above.weights[0] - 1, *above.weights[1:]))
         if self._compared:
             prompt, source = self._values(layer, done.values)
@@ -165,7 +165,7 @@ class Estimation:
                 self.edges.take(layer, done, prompt, source)
         below = passes.of(done.below)
         if self.method.drop_layers:
-            # Blocks may lie on several devices.
+            # Blocks may be on different devices.
             dropped = above.values[:1].to(below.values.device)
             below = Gradients(torch.cat([below.values, dropped]), (*below.weights, 1.0))
             if Component.RESIDUAL_MID in self.method.components:
@@ -175,7 +175,7 @@ class Estimation:
         return below
 
     def _stream(self, depth: int, gradients: Gradients) -> None:
-        """The stream before block `depth`, which is the one after the block below it: with these gradients, both."""
+        """Adds the stream before block `depth`, which is also the stream after the block below it."""
         prompt, source = self.base.state.residual[depth], self.source.state.residual[depth]
         for component, layer in ((Component.RESIDUAL_POST, depth - 1), (Component.RESIDUAL_PRE, depth)):
             if component in self.method.components and 0 <= layer < self.session.layers:
@@ -189,7 +189,7 @@ class Estimation:
     # ------------------------------------------------------------ sums
 
     def _values(self, layer: int, own: Values) -> tuple[Values, Values]:
-        """What is compared in a block: the prompt's values and the source's. Several steps share them."""
+        """The values that are compared in a block, of the prompt and of the source. All steps share them."""
         if self.method.integration_steps == 1:
             return own, self.source.values(layer, self._compared)
         if layer not in self._prompts:
@@ -211,7 +211,7 @@ class Estimation:
     def _add(
         self, component: Component, layer: int, gradients: Gradients, ends: tuple[Tensor, Tensor], first: int = 0
     ) -> None:
-        """Adds (source - prompt) . gradient; `ends`: the prompt's values and the source's."""
+        """Adds (source - prompt) . gradient. `ends`: the values of the prompt and of the source."""
         difference = ends[1].float() - ends[0].float()
         if component in PAIRWISE:
             # A masked score is -infinity in both.
@@ -224,7 +224,7 @@ class Estimation:
         self._sum(component, layer, Gradients(products, gradients.weights), first)
 
     def _sum(self, component: Component, layer: int, found: Gradients, first: int) -> None:
-        """Adds estimates [W, targets, n, ...]: their sizes, where layers are dropped."""
+        """Adds estimates [W, targets, n, ...]; where layers are dropped, their absolute values."""
         values = found.values.float()
         if self.method.drop_layers:
             weights = torch.tensor(found.weights, device=values.device)

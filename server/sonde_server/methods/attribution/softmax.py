@@ -1,8 +1,8 @@
-"""What patching one query or one key does to the pattern, with the softmax recomputed, times the pattern's gradient.
+"""What patching one query or key does to the pattern, with the softmax recomputed, times the gradient of the pattern.
 
 Kramar, Lieberum, Shah, Nanda, "AtP*: An efficient and scalable method for localizing LLM behaviour to components"
-(2024, arXiv 2403.00745), section 3.1.1. The scores are those that attention itself makes of the patched queries and
-keys, so that masks, windows and caps hold.
+(2024, arXiv 2403.00745), section 3.1.1. Attention itself computes the scores of the patched queries and keys, so masks,
+windows and caps apply.
 """
 
 import torch
@@ -28,15 +28,15 @@ def key_effects(descent: Descent, layer: int, query: Tensor, key: Tensor, source
     scores, pattern = (part.double() for part in descent.pairs(layer, query, key))
     change = descent.pairs(layer, query, source)[0].double() - scores
     total = pattern.sum(-1, keepdim=True)
-    # What a pattern lacks of 1 is its own rounding, but where a sink takes its share.
+    # A pattern sums to 1 up to rounding, unless a sink takes a share.
     sinks = descent.decoder.attention_settings(layer).sinks
     sink = torch.zeros_like(total) if sinks is None else 1 - total
-    # The largest weight says what the row was divided by, whatever else took part in the sum.
+    # The largest weight tells what the row was divided by, whatever else was in the sum.
     largest = scores.argmax(-1, keepdim=True)
     weight = (scores - scores.gather(-1, largest)).exp() * pattern.gather(-1, largest) / (total + sink)
     others = weight.sum(-1, keepdim=True) - weight + sink
     moved = weight * change.expm1() / (weight * change.exp() + others)
-    # Infinity: the key takes all of the row. No number: it is masked, or alone.
+    # Infinite: the key takes the whole row. Not a number: it is masked, or the only key.
     moved = torch.where((weight * change.exp()).isinf(), 1.0, moved).nan_to_num(0.0)
     g = gradient.double()
     effects = (moved * (g - (weight * g).sum(-1, keepdim=True))).sum(-2)  # [G, H, n]
