@@ -162,14 +162,15 @@ def test_masked_scores_are_no_overflow(stubs: dict[str, InspectionServiceStub]) 
     assert np.array_equal(np.isneginf(values), np.broadcast_to(np.triu(np.ones((4, 4), bool), 1), values.shape))
 
 
-def test_noise_that_overflows_is_told(stubs: dict[str, InspectionServiceStub]) -> None:
+def test_noise_that_overflows_is_at_fault(stubs: dict[str, InspectionServiceStub]) -> None:
     loud = pb.CausalTracing(
         gaussian=pb.CausalTracing.Gaussian(samples=2, standard_deviation=1e38),
         subject_positions=pb.PositionList(positions=[1]),
     )
     refused = wire.refusal(call(stubs["float16"], trace(FINE, causal_tracing=loud)))
-    assert refused.reasons == ["NOT_FINITE"]
-    assert "the corrupted runs" in refused.message
+    (text,) = refused.violations.values()
+    assert list(refused.violations) == ["causal_tracing.gaussian"]
+    assert "the corrupted runs would not be finite: the noise exceeds the range of float16" in text
 
 
 def test_a_run_that_overflows_takes_nobody_with_it(gpt2: Host) -> None:
