@@ -1,4 +1,4 @@
-"""Runs that touch their first block behind attention share what they have in common there, and give the same."""
+"""Runs that first differ from their base after attention share the computation up to there, and give the same."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ IDS = [5, 130, 77, 301, 9, 260, 41]
 SOURCE = [8, 131, 70, 12, 299, 261, 40]
 TARGETS = [Target(41), Target(200, contrast=12)]
 NEURON = Edit(Site("NEURON", (1,), (3,), (-1,)), Scale(0.0))
-BEHIND = ("HEAD_OUT", "ATTENTION_OUT", "RESIDUAL_MID", "NEURON", "MLP_OUT")
+AFTER_ATTENTION = ("HEAD_OUT", "ATTENTION_OUT", "RESIDUAL_MID", "NEURON", "MLP_OUT")
 
 
 def modules(host: Host, layer: int) -> dict[str, str]:
@@ -107,7 +107,7 @@ def test_what_is_kept_of_a_block_changes_no_bit(host: Host) -> None:
     """Others of the same block, at other positions, are asked in between."""
     questions = [
         [Edit(Site(component, (1,), (0,), positions), Scale(0.5))]
-        for component in BEHIND for positions in ((-1,), (), (2, 4))
+        for component in AFTER_ATTENTION for positions in ((-1,), (), (2, 4))
     ]  # fmt: skip
     first = []
     for one in questions:
@@ -126,7 +126,7 @@ def test_what_is_kept_of_a_block_is_a_small_part_of_the_run(host: Host) -> None:
     assert state is not None
     alone, most = state.bytes, 0
     for layer in range(host.oracle.layers):
-        for component in BEHIND:
+        for component in AFTER_ATTENTION:
             host.intervene(wire.intervene(IDS, [[Edit(Site(component, (layer,)), Scale(0.5))]], TARGETS))
             assert state.bytes <= (1 + MIDWAY_KEPT) * alone
             most = max(most, state.bytes)
@@ -152,7 +152,7 @@ def together_and_alone(host: Host, plan: list[list[Edit]], **readout: Any) -> tu
 def test_what_joins_together_is_as_alone(host: Host, *, last: bool) -> None:
     """Every place behind attention, at several positions, edits of later blocks and of the same one beside it."""
     layer = host.oracle.layers - 1 if last else 1
-    places = [Site(component, (layer,), (0,), at) for component in BEHIND for at in ((2, -1), (4,))]
+    places = [Site(component, (layer,), (0,), at) for component in AFTER_ATTENTION for at in ((2, -1), (4,))]
     plan = [[Edit(site, change)] for site in places for change in (Scale(-0.5), Patch((0,)))]
     plan += [[*first, *second] for first, second in zip(plan, plan[5:], strict=False)]
     plan += [[*one, Edit(Site("RESIDUAL_PRE", (host.oracle.layers - 1,), (), (5,)), Scale(0.5))] for one in plan[:6]]
@@ -168,7 +168,7 @@ def test_what_joins_together_is_as_alone(host: Host, *, last: bool) -> None:
 
 def test_what_is_read_inside_the_block_is_the_runs_own(host: Host) -> None:
     """Captures at and behind the edit are of the edited run, each of its own."""
-    sites = [wire.site(Site(component, (1,), (), (-1,))) for component in BEHIND]
+    sites = [wire.site(Site(component, (1,), (), (-1,))) for component in AFTER_ATTENTION]
     plan = [[Edit(Site("HEAD_OUT", (1,), (head,)), Scale(2.0))] for head in range(2)]
     together = host.intervene(wire.intervene(IDS, plan, TARGETS, activations=sites)).activations
     seen = set()

@@ -162,14 +162,15 @@ def test_masked_scores_are_no_overflow(stubs: dict[str, InspectionServiceStub]) 
     assert np.array_equal(np.isneginf(values), np.broadcast_to(np.triu(np.ones((4, 4), bool), 1), values.shape))
 
 
-def test_noise_that_overflows_is_told(stubs: dict[str, InspectionServiceStub]) -> None:
+def test_noise_that_overflows_is_at_fault(stubs: dict[str, InspectionServiceStub]) -> None:
     loud = pb.CausalTracing(
         gaussian=pb.CausalTracing.Gaussian(samples=2, standard_deviation=1e38),
         subject_positions=pb.PositionList(positions=[1]),
     )
     refused = wire.refusal(call(stubs["float16"], trace(FINE, causal_tracing=loud)))
-    assert refused.reasons == ["NOT_FINITE"]
-    assert "the corrupted runs" in refused.message
+    (text,) = refused.violations.values()
+    assert list(refused.violations) == ["causal_tracing.gaussian"]
+    assert "the corrupted runs would not be finite: the noise exceeds the range of float16" in text
 
 
 def test_a_run_that_overflows_takes_nobody_with_it(gpt2: Host) -> None:
@@ -206,7 +207,7 @@ def test_a_first_token_that_overflows_is_found_when_the_model_is_loaded(tmp_path
     folder = save_model("llama", tmp_path / "model")
     begin = json.loads((folder / "config.json").read_text(encoding="utf-8"))["bos_token_id"]
     plant(folder, begin)
-    reason = rf"in float16 its own logits are infinite.* from block {BLOCK} on.*--dtype bfloat16 or float32"
+    reason = rf"in float16 its activations are infinite.* from block {BLOCK} on.*--dtype bfloat16 or float32"
     with pytest.raises(UnsupportedModel, match=reason):
         verify(Engine(load(str(folder), device="cpu", dtype="float16").decoder))
     verify(Engine(load(str(folder), device="cpu", dtype="float32").decoder))

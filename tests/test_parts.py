@@ -5,7 +5,10 @@ batch. None of that may show in a number. So every method is asked for all that 
 whole is divided at random, and each piece comes with random targets, options and a random length of what follows it.
 """
 
+import threading
+import time
 from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -16,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sonde.v1 import inspection_pb2 as pb
 
-from tests.conftest import EFFORT, Host, Hosts
+from tests.conftest import DEADLINE, EFFORT, Host, Hosts
 from tests.support import oracle, strategies, wire
 from tests.support.oracle import UNIT_FIRST, UNLAYERED, Edit, Scale, Site, Sweep, Target
 from tests.support.strategies import Bounds
@@ -469,6 +472,34 @@ def test_generation(host: Host, data: st.DataObject) -> None:
         assert_readings(part, whole, piece, columns, options)
         for mine, number in continuations(piece):
             assert part.said[mine].tokens == whole.said[number].tokens[:most], plan[number]
+
+
+def test_beside_others(host: Host) -> None:
+    """Calls that share batches, about one prompt, with targets of their own, each continued by some tokens."""
+    plan = generated(host)
+    generation = pb.Generation(max_new_tokens=6, ignore_end_token=True)
+    whole = host.intervene(wire.intervene(IDS, plan, TARGETS, generation=generation))
+    scheduler, released = host.server.scheduler, threading.Event()
+    calls = [(list(range(number, len(plan), 4)), [number]) for number in range(4)]
+    with ThreadPoolExecutor(len(calls) + 1) as pool:
+        with scheduler.session(caller="test", cancelled=threading.Event()) as session:
+            held = pool.submit(session.call, released.wait)
+            answers = []
+            for runs, columns in calls:
+                targets = [TARGETS[column] for column in columns]
+                request = wire.intervene(IDS, [plan[run] for run in runs], targets, generation=generation)
+                answers.append(pool.submit(host.intervene, request))
+            deadline = time.monotonic() + DEADLINE
+            while scheduler.queued_runs < len(plan):
+                assert time.monotonic() < deadline, "not all were accepted"
+                time.sleep(0.005)
+            released.set()
+            held.result(DEADLINE)
+        for (runs, columns), answer in zip(calls, answers, strict=True):
+            part = answer.result(DEADLINE)
+            assert_readings(part, whole, runs, columns, {})
+            for mine, number in continuations(runs):
+                assert part.said[mine].tokens == whole.said[number].tokens, plan[number]
 
 
 def test_the_same_question_has_the_same_bits(host: Host) -> None:

@@ -95,7 +95,7 @@ def test_a_wrong_entry_is_refused_with_the_numbers(
 ) -> None:
     folder, right = folders(name), FAMILIES[name]
     monkeypatch.setitem(FAMILIES, name, lambda config: replace(right(config), **wrong))  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedModel, match=rf"{name} model is not hosted.* logits differ .* by \S+ of their size"):
+    with pytest.raises(UnsupportedModel, match=rf"{name} model cannot be served.* logits differ by \S+ of their size"):
         verify(engine_of(folder))
 
 
@@ -104,7 +104,7 @@ def test_a_server_does_not_start_with_a_wrong_entry(
 ) -> None:
     folder, right = folders("llama"), FAMILIES["llama"]
     monkeypatch.setitem(FAMILIES, "llama", lambda config: replace(right(config), scaling=0.3))  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedModel, match="not hosted"):
+    with pytest.raises(UnsupportedModel, match="cannot be served"):
         Server(Settings(model=str(folder), port=0, device="cpu")).start()
 
 
@@ -155,7 +155,10 @@ def test_patterns_that_do_not_make_the_heads_are_withdrawn_and_refused(
         told = stub.GetModel(pb.GetModelRequest(), timeout=DEADLINE).stacks[0].components
         reasons = {pb.Component.Name(one.component): one.reason for one in told if not one.available}
         assert set(reasons) == {"COMPONENT_ATTENTION_SCORES", "COMPONENT_ATTENTION_PATTERN"}
-        assert "pattern times values is not what the heads give: off by 0.0" in reasons["COMPONENT_ATTENTION_PATTERN"]
+        assert (
+            "pattern times values differs from the output of the heads: by 0.0"
+            in reasons["COMPONENT_ATTENTION_PATTERN"]
+        )
         edit = Edit(Site("ATTENTION_PATTERN", (1,)), Scale(0.5))
         refused = wire.refusal(stub.Intervene(wire.intervene(IDS, [[edit]], [Target(1)]), timeout=DEADLINE))
         assert refused.code == grpc.StatusCode.UNIMPLEMENTED
@@ -179,15 +182,15 @@ def test_half_precision_agrees_with_the_plain_model_of_the_same_type(
 def test_weights_that_overflow_are_refused(folders: Callable[[str], Path]) -> None:
     decoder = load(str(folders("llama")), device="cpu", dtype="float16").decoder
     decoder.embedding.weight.data[:] = torch.inf
-    with pytest.raises(UnsupportedModel, match=r"in float16 its own logits are infinite.* from block 0 on"):
+    with pytest.raises(UnsupportedModel, match=r"in float16 its activations are infinite.* from block 0 on"):
         verify(Engine(decoder))
 
 
 def test_weights_that_are_no_numbers_are_refused_with_their_place(folders: Callable[[str], Path]) -> None:
-    for path, where in (("model.layers.2.mlp.up_proj", "from block 2 on"), ("lm_head", "its unembedding")):
+    for path, where in (("model.layers.2.mlp.up_proj", "from block 2 on"), ("lm_head", "at the unembedding")):
         decoder = load(str(folders("llama")), device="cpu").decoder
         decoder.model.get_submodule(path).weight.data[3, 5] = torch.nan
-        with pytest.raises(UnsupportedModel, match=rf"in float32 its own logits are .* not numbers: .*{where}"):
+        with pytest.raises(UnsupportedModel, match=rf"in float32 its activations are .* NaN {where}"):
             verify(Engine(decoder))
 
 

@@ -113,7 +113,7 @@ class Execution:
                 copy_below(row)
 
     def _resume(self, depth: int) -> tuple[Layout, dict[Row, Tensor]]:
-        """The rows that resumed partway through the block below, and the stream of each behind it."""
+        """The rows that resumed partway through the block below, and the stream that each leaves it with."""
         rows = [row for row in self.resuming.pop(depth - 1, ()) if not row.dropped]
         if not rows:
             return Layout([]), {}

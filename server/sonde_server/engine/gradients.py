@@ -1,10 +1,10 @@
-"""Gradients of numbers of the prediction, block by block from the top.
+"""Gradients of a prediction, block by block from the top.
 
-A kept run holds the stream before every block. So each block is run again from there, alone, with its graph, and
-the gradient of the stream above it is taken through it to the stream below: at any time there is the graph of one
-block, never that of the whole model. Positions after the one that is read have no gradient and are left out.
+A kept run holds the stream before every block. Each block is run again from there, alone and with its graph, and the
+gradient of the stream that leaves it becomes that of the stream that enters it. So only one block ever has a graph.
+Positions after the one that is read have no gradient and are left out.
 
-A block that is run again counts like any other run of it, and so does each backward pass through it.
+Running a block again counts as work like any run of it, and so does each backward pass through it.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ Values = dict[Component, Tensor]
 
 
 class Taps(Visits):
-    """Holds on to the values of some components of one block as they go by; `entry` is the stream that enters it."""
+    """Keeps the values of some components of one block. `entry` is the stream that enters it."""
 
     def __init__(self, layer: int, wanted: frozenset[Component]) -> None:
         super().__init__(())
@@ -39,14 +39,14 @@ class Taps(Visits):
 
     @property
     def values(self) -> Values:
-        """What went by."""
+        """The values, by component."""
         return self._packed | {component: pairs for (component, _), pairs in self.seen.items()}
 
     def __contains__(self, place: Place) -> bool:
         return place[1] == self.layer and place[0] in self.wanted
 
     def visit(self, packed: Tensor, layout: Layout, component: Component, layer: int) -> Tensor:
-        """Keeps a component; the stream that enters the block is the leaf of its graph."""
+        """Keeps a component. The stream that enters the block is made the leaf of its graph."""
         if layer != self.layer or not layout.tokens:
             return packed
         if component is Component.RESIDUAL_PRE:
@@ -58,10 +58,11 @@ class Taps(Visits):
 
 @dataclass(slots=True, eq=False)
 class Differentiated:
-    """A block's values, and G gradients' continuations: by its components, [G, ...] each, and by what enters it.
+    """A block's values, and G gradients of them.
 
-    `below` [G, n, D]: of the stream that enters the block; `mlp_input` [G, n, D]: of what its MLP reads, through the
-    MLP alone, where it was asked for.
+    gradients: with respect to each component, [G, ...].
+    below: with respect to the stream that enters the block, [G, n, D].
+    mlp_input: with respect to what the MLP reads, through the MLP alone, [G, n, D]; None if it was not asked for.
     """
 
     values: Values
@@ -71,7 +72,7 @@ class Differentiated:
 
 
 class Descent:
-    """The way down through one kept run, over its first `length` positions; the last of them is read."""
+    """The backward pass through one kept run, over its first `length` positions. The last of them is read."""
 
     def __init__(self, decoder: Decoder, work: Work, state: State, length: int) -> None:
         self.decoder = decoder
@@ -80,9 +81,9 @@ class Descent:
         self.length = length
 
     def top(self, targets: Sequence[Target], metric: Metric) -> Differentiated:
-        """Final norm and unembedding where the prediction is read, differentiated by each target's number.
+        """The final norm and the unembedding at the position that is read, with the gradients of each target's number.
 
-        Values and gradients of FINAL_NORM [1, D] and LOGITS [1, V] are those of that position alone.
+        Values and gradients of FINAL_NORM [1, D] and LOGITS [1, V] are of that position alone.
         """
         with torch.inference_mode(mode=False), torch.enable_grad():
             stream = self.state.residual[-1][self.length - 1 : self.length].clone().requires_grad_()
@@ -101,7 +102,7 @@ class Descent:
     def block(
         self, layer: int, above: Tensor, wanted: frozenset[Component], *, mlp_input: bool = False
     ) -> Differentiated:
-        """One block: `above` [G, n, D] are gradients of the stream that leaves it."""
+        """One block, from the gradients `above` [G, n, D] of the stream that leaves it."""
         between = frozenset(
             {Component.MLP_OUT} if self.decoder.parallel else {Component.MLP_OUT, Component.RESIDUAL_MID}
         )
@@ -128,13 +129,13 @@ class Descent:
         return Differentiated(values, dict(zip(values, gradients, strict=True)), below, by_read)
 
     def end(self) -> Values:
-        """FINAL_NORM [1, D] and LOGITS [1, V] where the prediction is read."""
+        """FINAL_NORM [1, D] and LOGITS [1, V] at the position that is read."""
         with torch.inference_mode(mode=False), torch.no_grad():
             normed = self.decoder.norm(self.state.residual[-1][self.length - 1 : self.length].clone())
             return {Component.FINAL_NORM: normed, Component.LOGITS: self.decoder.unembed(normed)}
 
     def entrance(self, above: Tensor) -> Tensor:
-        """Gradients [G, n, D] of the token embeddings, from those of the stream that enters the first block."""
+        """Gradients [G, n, D] of the token embeddings, from those of the stream that enters block 0."""
         with torch.inference_mode(mode=False), torch.enable_grad():
             embedding = self.state.embedding[: self.length].clone().requires_grad_()
             stream = self.decoder.enter(embedding, torch.arange(self.length, device=embedding.device))
@@ -147,7 +148,7 @@ class Descent:
             return self._run(layer, wanted)[0].values
 
     def pairs(self, layer: int, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and pattern [H, n, n] that queries [n, H, d] and keys [n, K, d] of any runs have together."""
+        """Scores and pattern [H, n, n] of queries [n, H, d] and keys [n, K, d], which may be of different runs."""
         taps = Taps(layer, PAIRWISE)
         segment = Layout([self._row(layer)]).only_segment
         block = Block(layer, self.decoder.attention_settings(layer), taps)

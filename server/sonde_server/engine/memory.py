@@ -17,7 +17,7 @@ SHARE = 0.5
 # How much of that is kept for small work that passes a large batch, and how much of a batch's time such work may take.
 PASSING = 0.2
 # The floating-point operations of a batch: seconds on a few cores, less than one on a large GPU. Larger batches would
-# hardly be faster, and whoever waits for one would wait longer.
+# hardly be faster, and other callers would wait longer for them.
 OPERATIONS = {"cpu": 5e11, "cuda": 2e14}
 # Every batch reads all weights: with fewer positions that costs a sweep more than a few percent; with more, a CPU gains
 # nothing.
@@ -90,7 +90,7 @@ class Memory:
         return PASSING * self._budget
 
     def may_pass(self, size: float, token_layers: int) -> bool:
-        """Whether work of `size` bytes and so many positions x blocks is small enough to pass a batch."""
+        """Whether work of `size` bytes and `token_layers` positions x blocks is small enough to pass a batch."""
         return size <= self.passing_bytes and token_layers <= PASSING * self.batch_positions * self.decoder.layers
 
     def capacity(self) -> int:

@@ -1,9 +1,12 @@
-"""Whether the engine computes what the model computes: asked once, of the real weights, when a model is loaded.
+"""Checks, when a model is loaded, that the engine computes what transformers computes with the same weights.
 
-The loaded model runs a short prompt as transformers runs it, and the engine runs the same. Where the logits differ
-by more than rounding, the model is not hosted. Each block is also given what the model gave it, so that nothing adds
-up: what it adds to the stream must be what the model's block adds, and the identities must hold that make a component
-what its name says. A component for which one fails is withdrawn, and GetModel tells the numbers.
+Both run a short prompt. If their logits differ by more than rounding, the model is not served. Each block is also
+checked alone, on the input that it has in transformers, so that errors do not accumulate: it must add to the stream
+what transformers' block adds, and the identities that define the components must hold. A component whose identity fails
+is withdrawn, and GetModel says why.
+
+In half precision some models overflow at the token that begins texts. So transformers also runs the prompt after that
+token, and a model whose logits are not finite is not served.
 """
 
 import logging
@@ -27,8 +30,8 @@ from .layout import Layout, Row
 from .runs import Capture
 from .visits import Visits
 
-# How far two ways of rounding may lead apart, relative to what is computed: logits, behind all blocks, and one block.
-# Tiny models of every family come to 1e-6 and 4e-7 in float32, to 1.5e-2 and 9e-3 in bfloat16.
+# The largest relative difference that rounding may cause, in the logits and in the output of one block. For tiny models
+# of every family it is 1e-6 and 4e-7 in float32, 1.5e-2 and 9e-3 in bfloat16.
 TOLERANCES = {
     torch.float64: (1e-6, 1e-6),
     torch.float32: (1e-4, 1e-4),
@@ -36,7 +39,8 @@ TOLERANCES = {
     torch.bfloat16: (5e-2, 2e-2),
 }
 TOKENS = 12
-# A window up to this long is run past. The logits are compared at the first and the last positions of the prompt.
+# The prompt is longer than a sliding window of up to this many positions. The logits are compared at its first and last
+# positions.
 LONGEST_WINDOW = 256
 FIRST, LAST = 4, 8
 
@@ -54,14 +58,14 @@ class Plain:
 
 @dataclass(slots=True)
 class Worst:
-    """Of one identity: the layer where it is off the most, and by how much."""
+    """The layer where an identity has its largest error, and that error."""
 
     precise: bool
     error: float = 0.0
     layer: int = 0
 
     def see(self, layer: int, found: Tensor, expected: Tensor, floor: Tensor | float = 0.0) -> None:
-        """Notes a layer's values, [P, ...] each; `floor` [P] is added to the size that counts."""
+        """Compares a layer's values [P, ...]. `floor` [P] is added to the size that errors are relative to."""
         error = summary(distance(found, expected, floor), precise=self.precise)
         if error > self.error:
             self.error, self.layer = error, layer
@@ -69,7 +73,7 @@ class Worst:
 
 @dataclass(slots=True)
 class Findings:
-    """What was found of the blocks."""
+    """The errors of all identities."""
 
     sums: Worst
     patterns: Worst
@@ -79,12 +83,12 @@ class Findings:
 
     @classmethod
     def none(cls, *, precise: bool) -> "Findings":
-        """Nothing yet."""
+        """Before anything was compared."""
         return cls(Worst(precise), Worst(precise), Worst(precise), Worst(precise))
 
 
 class Check:
-    """One model under examination."""
+    """The check of one model."""
 
     def __init__(self, engine: Engine) -> None:
         decoder = self.decoder = engine.decoder
@@ -99,14 +103,14 @@ class Check:
 
     @property
     def begun(self) -> tuple[int, ...]:
-        """The prompt behind the token that begins texts, if the model has one. It often has the largest activations."""
+        """The prompt with the token that begins texts at its start. Activations are often largest there."""
         begin = getattr(self.decoder.model.config.get_text_config(), "bos_token_id", None)
         if not isinstance(begin, int) or not 0 <= begin < self.known:
             return self.tokens
         return (begin, *self.tokens[1:])
 
     def plain(self, tokens: tuple[int, ...]) -> Plain:
-        """A prompt of that length through the model as it was loaded."""
+        """A prompt of that length, run by transformers."""
         before: list[Tensor] = []
         after: list[Tensor] = []
 
@@ -125,7 +129,7 @@ class Check:
         return Plain(logits[0, list(self.positions)].float().cpu(), before, after)
 
     def logits(self) -> Tensor:
-        """The prompt through the engine: logits [P, V] at the compared positions."""
+        """The engine's logits [P, V] at the compared positions of the prompt."""
         row = self.row((Capture(Component.LOGITS, 0, self.positions),))
         Execution(self.decoder, [row], Work()).run()
         return row.result.captures[0]
@@ -135,7 +139,7 @@ class Check:
         return Row(self.tokens, None, Extent.whole(self.decoder.layers, len(self.tokens)), captures=captures)
 
     def block(self, layer: int, plain: Plain, findings: Findings) -> None:
-        """One block, given what the model gave it."""
+        """Checks one block on its input in transformers."""
         decoder = self.decoder
         stream = decoder.place(plain.before[layer], layer)
         layout = Layout([self.row(())])
@@ -159,7 +163,7 @@ class Check:
         one, other, before, after = (
             tensor.double().cpu() for tensor in (attention, mlp, plain.before[layer], plain.after[layer])
         )
-        # The stream is rounded as well, and may be far larger than what a block adds; two parts may cancel.
+        # The stream is rounded too, and may be far larger than what a block adds to it; and two parts may cancel.
         rounding = torch.finfo(self.decoder.dtype).eps / self.block_tolerance * after.norm(dim=-1)
         findings.sums.see(layer, one + other, after - before, one.norm(dim=-1) + other.norm(dim=-1) + 2 * rounding)
 
@@ -181,11 +185,11 @@ class Check:
     def _neurons(self, layer: int, seen: list[Tensor], mlp: Tensor, findings: Findings) -> None:
         shapes = [tuple(one.shape) for one in seen]
         if shapes != [(len(self.tokens), self.decoder.neurons)]:
-            findings.hidden_neurons = f"in layer {layer} there should be {self.decoder.neurons}, and seen were {shapes}"
+            findings.hidden_neurons = f"in layer {layer}, expected {self.decoder.neurons}, got {shapes}"
             return
         made = self.decoder.neurons_output(layer, seen[0])
         if made.shape != mlp.shape:
-            findings.hidden_neurons = f"in layer {layer} what follows them gives {tuple(made.shape)}"
+            findings.hidden_neurons = f"in layer {layer}, the layer after them gives {tuple(made.shape)}"
         else:
             findings.neurons.see(layer, made, mlp)
 
@@ -205,48 +209,46 @@ def verify(engine: Engine) -> None:
     if error > check.tolerance or findings.sums.error > check.block_tolerance:
         worst = findings.sums
         raise UnsupportedModel(
-            f"this {decoder.model.config.model_type} model is not hosted, because it would not be computed exactly: "
-            f"logits differ from the model's own by {error:.2g} of their size, where rounding in "
-            f"{str(decoder.dtype).removeprefix('torch.')} is below {check.tolerance:.0e}; the block that is off the "
-            f"most is {worst.layer}, by {worst.error:.2g}, where rounding is below {check.block_tolerance:.0e}"
+            f"this {decoder.model.config.model_type} model cannot be served: Sonde's results differ from "
+            f"transformers'; the logits differ by {error:.2g} of their size (expected at most {check.tolerance:.0e} in "
+            f"{str(decoder.dtype).removeprefix('torch.')}), and block {worst.layer}, the worst, by {worst.error:.2g} "
+            f"(expected at most {check.block_tolerance:.0e})"
         )
     _withdraw(check, findings)
 
 
 def _refuse_overflow(check: Check, plain: Plain) -> None:
-    """Raises UnsupportedModel where the model's own logits are no numbers: nothing could be compared, or answered."""
+    """Raises UnsupportedModel if the logits are not finite in transformers: nothing could be compared or answered."""
     if plain.logits.isfinite().all():
         return
     overflown = (layer for layer, after in enumerate(plain.after) if not after.isfinite().all())
     first = next(overflown, None)
-    where = "its unembedding makes them" if first is None else f"the stream has them from block {first} on"
+    where = "at the unembedding" if first is None else f"from block {first} on"
     wider = "bfloat16 or float32" if check.decoder.dtype is torch.float16 else "float32"
     advice = "" if check.precise else f"; load it with --dtype {wider}"
     raise UnsupportedModel(
-        f"this {check.decoder.model.config.model_type} model is not hosted, because in "
-        f"{str(check.decoder.dtype).removeprefix('torch.')} its own logits are infinite or not numbers: {where}{advice}"
+        f"this {check.decoder.model.config.model_type} model cannot be served: in "
+        f"{str(check.decoder.dtype).removeprefix('torch.')} its activations are infinite or NaN {where}{advice}"
     )
 
 
 def _withdraw(check: Check, findings: Findings) -> None:
     for worst, components, identity in (
-        (findings.patterns, sorted(PAIRWISE), "pattern times values is not what the heads give"),
+        (findings.patterns, sorted(PAIRWISE), "pattern times values differs from the output of the heads"),
         (findings.heads, (Component.HEAD_OUT,), "the heads' parts and the bias do not add up to attention's output"),
-        (findings.neurons, (Component.NEURON,), "the neurons do not make what the MLP gives"),
+        (findings.neurons, (Component.NEURON,), "the neurons do not give the output of the MLP"),
     ):
         if worst.error > check.block_tolerance:
-            rounding = f"where rounding is below {check.block_tolerance:.0e}"
-            _refuse(check, components, f"{identity}: off by {worst.error:.2g} in layer {worst.layer}, {rounding}")
+            expected = f"expected at most {check.block_tolerance:.0e}"
+            _refuse(check, components, f"{identity}: by {worst.error:.2g} in layer {worst.layer} ({expected})")
     if findings.hidden_neurons is not None:
-        _refuse(check, (Component.NEURON,), f"the neurons are not where they should be: {findings.hidden_neurons}")
+        _refuse(check, (Component.NEURON,), f"the neurons were not found: {findings.hidden_neurons}")
 
 
 def _refuse(check: Check, components: Iterable[Component], reason: str) -> None:
     for component in components:
-        check.decoder.unavailable.setdefault(
-            component, f"this model failed the check of it when it was loaded; {reason}"
-        )
-        _log.warning("%s is not offered: %s", component.name, reason)
+        check.decoder.unavailable.setdefault(component, f"its check failed when the model was loaded; {reason}")
+        _log.warning("%s is not available: %s", component.name, reason)
 
 
 def _keep(seen: list[Tensor]) -> Any:
@@ -258,22 +260,22 @@ def _keep(seen: list[Tensor]) -> Any:
 
 
 def summary(errors: Tensor, *, precise: bool) -> float:
-    """One number of the positions' errors: the largest, or of half precision the median.
+    """One number for the positions' errors: the largest, or in half precision the median.
 
-    There a rounding may send a position to another expert, which says nothing of how the others are computed.
+    There, rounding may route a position to another expert, which does not mean that the others are wrong.
     """
     if not errors.isfinite().all():
-        return inf  # not a number is no agreement
+        return inf
     return float(errors.max() if precise else errors.median())
 
 
 def distance(found: Tensor, expected: Tensor, floor: Tensor | float = 0.0) -> Tensor:
-    """How far each position is off, relative to the size of what was expected and `floor`, [P]."""
+    """The error of each position, relative to the size of what was expected plus `floor`, [P]."""
     off: Tensor = (found.double() - expected.double()).flatten(1).norm(dim=1).cpu()
     size: Tensor = expected.double().flatten(1).norm(dim=1).cpu() + floor
     return off / size.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _centred(logits: Tensor) -> Tensor:
-    # What all logits of a position share is of no consequence, and would make any difference look small.
+    # A constant in all logits of a position has no effect, and would make any difference look small.
     return logits - logits.mean(-1, keepdim=True)

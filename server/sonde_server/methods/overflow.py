@@ -29,7 +29,7 @@ from ..questions.answers import (
     VerifiedEffect,
 )
 from ..questions.attribution_patching import AttributionPatching
-from ..questions.causal_tracing import CausalTracing, Counterfactual
+from ..questions.causal_tracing import CausalTracing, Counterfactual, ExplicitNoise
 from ..questions.interventions import InterveneQuestion
 from ..questions.places import Component, Site
 from ..questions.plans import Sweep
@@ -54,7 +54,7 @@ class Overflow(Exception):
 def finite(
     answers: Generator[Answer, None, None], question: TraceQuestion | InterveneQuestion, session: Session
 ) -> Iterator[Answer]:
-    """The same answers. Raises NotFinite where the model overflowed, and InvalidQuestion where an edit made it."""
+    """The same answers. Raises NotFinite if the model overflowed, InvalidQuestion if an edit or noise made it."""
     with closing(answers):
         try:
             for answer in answers:
@@ -113,7 +113,7 @@ def _sites(question: TraceQuestion | InterveneQuestion) -> tuple[Site, ...]:
 
 
 def _explained(found: Overflow, question: TraceQuestion | InterveneQuestion, session: Session) -> SondeServerError:
-    """What made it so: a run of the question's prompts as they are, else what was changed in it."""
+    """The error for the caller: an unchanged run that overflows by itself, otherwise what the question changes."""
     kind = str(session.decoder.dtype).removeprefix("torch.")
     for name, tokens in _prompts(question):
         state = session.states([Base(tokens)])[0]
@@ -121,12 +121,17 @@ def _explained(found: Overflow, question: TraceQuestion | InterveneQuestion, ses
         if block is not None:
             where = "its token embeddings" if block < 0 else f"block {block}"
             return NotFinite(f"the unchanged run of {name} is not finite in {kind} from {where} on{_advice(kind)}")
-    what = f"{found.what} is not finite in {kind}"
     if isinstance(question, InterveneQuestion) and found.run not in (None, UNCHANGED):
         path = "sweep.edit" if isinstance(question.plan, Sweep) else f"list.interventions[{found.run}]"
         text = f"in run {found.run} {found.what} would not be finite: its edits exceed the range of {kind}"
         return InvalidQuestion([Violation(path, text)])
-    return NotFinite(f"{what}{_advice(kind)}")
+    if isinstance(question, TraceQuestion) and isinstance(question.method, CausalTracing):
+        corruption = question.method.corruption
+        if not isinstance(corruption, Counterfactual):
+            path = "causal_tracing.noise" if isinstance(corruption, ExplicitNoise) else "causal_tracing.gaussian"
+            text = f"{found.what} would not be finite: the noise exceeds the range of {kind}"
+            return InvalidQuestion([Violation(path, text)])
+    return NotFinite(f"{found.what}: not finite in {kind}{_advice(kind)}")
 
 
 def _prompts(question: TraceQuestion | InterveneQuestion) -> Iterator[tuple[str, tuple[int, ...]]]:
