@@ -79,6 +79,7 @@ def answer(question: TraceQuestion, method: CausalTracing, session: Session) -> 
     clean = session.states([Base(tokens)], read=position)[0]
     targets, prediction = predict(session, clean, question.targets, position, question.top_k)
     yield Context(tokens, targets, position, prediction, cost, attention)
+    yield Progress(0, len(grid) * samples)
     corruptions = [Base(tokens, edit, samples) for edit in _corruptions(method, noise, session)]
     corrupted = session.corrupted(corruptions, read=position)
     baseline = session.read(corrupted, Reading(position, targets))
@@ -113,7 +114,6 @@ def _grids(
     results = session.run(runs())
     total = len(grid) * len(corrupted)
     done = 0
-    yield Progress(done, total)
     start = 0
     while start < len(grid):
         head = grid[start]
