@@ -29,11 +29,13 @@ def parts(question: TraceQuestion, method: CausalTracing, session: Session, clea
     """The corrupted prediction, then the grids row by row with the progress."""
     changes, deviation = _corruptions(method, session)
     edits = [PlacedEdit(Component.TOKEN_EMBEDDING, 0, method.subject, None, change) for change in changes]
+    grid = list(method.cells(session.layers))
+    yield Progress(0, len(grid) * len(edits))
     corruptions = [Base(question.prompt.tokens, edit, len(edits)) for edit in edits]
     corrupted = session.corrupted(corruptions, read=clean.position)
     baseline = session.read(corrupted, Reading(clean.position, clean.targets))
     yield _corruption(method, baseline, deviation)
-    yield from _grids(method, session, clean, corrupted, baseline)
+    yield from _grids(method, grid, session, clean, corrupted, baseline)
 
 
 def announced(method: CausalTracing) -> Iterator[Answer]:
@@ -43,9 +45,13 @@ def announced(method: CausalTracing) -> Iterator[Answer]:
 
 
 def _grids(
-    method: CausalTracing, session: Session, clean: Clean, corrupted: list[State], baseline: list[Result]
+    method: CausalTracing,
+    grid: list[Cell],
+    session: Session,
+    clean: Clean,
+    corrupted: list[State],
+    baseline: list[Result],
 ) -> Iterator[Answer]:
-    grid = list(method.cells(session.layers))
     reading = Reading(clean.position, clean.targets)
     restored = [Capture(one.component, one.layer, one.positions) for one in method.restored(session.layers)]
     values = {(one.component, one.layer): value
@@ -63,7 +69,6 @@ def _grids(
     results = session.run(runs())
     total = len(grid) * len(corrupted)
     done = 0
-    yield Progress(done, total)
     start = 0
     while start < len(grid):
         head = grid[start]

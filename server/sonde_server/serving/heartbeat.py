@@ -7,7 +7,7 @@ from typing import Final
 
 from ..questions.answers import Answer, Progress
 
-HEARTBEAT_SECONDS: Final = 2.0
+HEARTBEAT_SECONDS: Final = 1.0
 """How long a stream that has reported progress may be silent."""
 
 
