@@ -96,8 +96,8 @@ def trace(
         prompt: text or token ids.
         targets: the tokens to measure, by text or id, or `(target, contrast)`; None measures the run's own top
             prediction.
-        method: `CausalTracing`, `TokenProbability`, `AttributionPatching` or `Activations`; None returns the prediction
-            alone. Each method has a result class of its own.
+        method: such as `CausalTracing(subject="Eiffel")`; None returns the prediction alone. Each method has a result
+            class of its own.
         position: the position where the prediction is read; None means the last.
         top_k: how many of the most probable tokens to return.
         dry_run: only resolve the request and compute its cost.

@@ -18,6 +18,8 @@ from sonde._methods.trace import trace_request
 from sonde._wire.tensors import from_tensor, to_tensor
 from sonde.v1 import inspection_pb2 as pb
 
+from tests.support.questions import QUESTIONS
+
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
@@ -152,6 +154,7 @@ def everything() -> list[Message]:
         trace_of(sonde.AttributionPatching("other", "key", recompute_softmax=True, drop_layers=True)),
         trace_of(sonde.AttributionPatching("other", edges=7)),
         trace_of(sonde.Activations(everywhere)),
+        *(trace_of(asked["method"]) for kind, _, asked in QUESTIONS.values() if kind == "trace"),
     ]
 
 

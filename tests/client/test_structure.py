@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sonde
+from sonde._methods.registry import METHODS
 
 ROOT = Path(sonde.__file__).parent
 LAYERS = (
@@ -96,8 +97,11 @@ def late():
 
 def test_a_method_of_a_trace_is_known_only_where_it_is_registered_and_exported() -> None:
     edges = graph()
-    methods = {f"sonde._methods.{name}" for name in ("causal_tracing", "attribution_patching", "activations")}
-    # The ready-made questions and the command use methods as any program does.
+    methods = {method.__module__ for method in METHODS}
+    # The clients have a short form of one. The ready-made questions and the command use methods as any program does.
     users = {name for name in edges if name not in methods and not name.startswith(("sonde.questions", "sonde.cli"))}
+    assert methods
+    short = {"sonde._methods.token_probability": {"sonde._base"}}
     for method in methods:
-        assert {name for name in users if method in edges[name]} == {"sonde", "sonde._methods.registry"}
+        known = {name for name in users if method in edges[name]}
+        assert known == {"sonde", "sonde._methods.registry"} | short.get(method, set())

@@ -6,7 +6,7 @@ import {
   type RunContext,
   type Tensor,
   type TraceResponse,
-} from "./contract.js";
+} from "../gen/contract.js";
 import { numbers } from "./tensors.js";
 
 /** The grid of one component: the probability of one target, by position and layer. */

@@ -12,7 +12,7 @@ import {
   InterveneRequestSchema,
   type RunContext,
   TraceRequestSchema,
-} from "./contract.js";
+} from "../gen/contract.js";
 import { Changed, Traced } from "./answers.js";
 import { ablations, causalTrace, edits, wrong } from "./requests.js";
 

@@ -7,7 +7,7 @@ import {
   InterveneRequestSchema,
   type TraceRequest,
   TraceRequestSchema,
-} from "./contract.js";
+} from "../gen/contract.js";
 import { float32 } from "./tensors.js";
 
 export const SUBJECT = "The Eiffel Tower";

@@ -1,6 +1,6 @@
 // Converts tensors of the contract to numbers. Their bytes are little-endian, row by row, and may be unaligned.
 import { create } from "@bufbuild/protobuf";
-import { DataType, type Tensor, TensorSchema } from "./contract.js";
+import { DataType, type Tensor, TensorSchema } from "../gen/contract.js";
 
 /** A float32 tensor for a request. Without a shape it is a single value. */
 export function float32(values: number[], shape: number[]): Tensor {

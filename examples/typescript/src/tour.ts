@@ -2,7 +2,7 @@
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { BadRequestSchema, ErrorInfoSchema } from "../gen/google/rpc/error_details_pb.js";
-import { Component, InspectionService } from "./contract.js";
+import { Component, InspectionService } from "../gen/contract.js";
 import { Changed, Traced } from "./answers.js";
 import { ablations, causalTrace, wrong } from "./requests.js";
 
