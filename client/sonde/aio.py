@@ -1,8 +1,8 @@
 """The asynchronous client of a Sonde server, with the same methods as `Client`."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import aclosing, closing, contextmanager
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self
 
@@ -105,12 +105,10 @@ class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
     async def _describe(self, timeout: Timeout) -> Model:  # noqa: ASYNC109 - the server enforces it
         self._check_open()
         asked: Any = self._stub.GetModel  # Over a channel of grpc.aio, the stub returns awaitables.
-        try:
+        with self._own_errors():
             response = await asked(
                 pb.GetModelRequest(), timeout=self._connection.seconds(timeout), metadata=self._connection.metadata
             )
-        except grpc.RpcError as error:
-            raise self._error(error) from None
         return self._take_model(response)
 
     async def _messages(self, question: Question[Any]) -> AsyncGenerator[Any, None]:
@@ -119,8 +117,18 @@ class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
         method = getattr(self._stub, question.method)
         call = method(self._request(question), timeout=seconds, metadata=self._connection.metadata)
         try:
-            async for message in call:
-                yield message
+            with self._own_errors():
+                async for message in call:
+                    yield message
+        finally:
+            # Also after the task is cancelled, an error in the caller's progress function, and an early exit.
+            call.cancel()
+
+    @contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        """Raise this package's errors for those of the transport."""
+        try:
+            yield
         except grpc.RpcError as error:
             raise self._error(error) from None
         except asyncio.CancelledError:
@@ -129,9 +137,6 @@ class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
             if self._closed and not (task and task.cancelling()):
                 self._check_open()
             raise
-        finally:
-            # Also after the task is cancelled, an error in the caller's progress function, and an early exit.
-            call.cancel()
 
     async def _fed(self, question: Question[Any]) -> AsyncGenerator[None, None]:
         """Feed the answer to the question's assembler, message by message."""

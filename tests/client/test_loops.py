@@ -133,3 +133,23 @@ def test_a_client_for_each_loop_works(answering: str) -> None:
     said: list[str] = []
     assert in_a_thread(lambda: said.append(asyncio.run(main()))) == []
     assert said == [" Paris"]
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_closing_ends_every_kind_of_call_with_the_same_error(peer: Any, name: str) -> None:
+    begun = threading.Event()
+    peer.steps = [lambda _: begun.set(), peer.wait_for_cancel]
+
+    async def main() -> None:
+        client = sonde.AsyncClient(peer.address)
+
+        async def asking() -> None:
+            await ASKS[name](client)
+
+        task = asyncio.create_task(asking())
+        assert await asyncio.to_thread(begun.wait, 10)
+        await client.close()
+        with pytest.raises(sonde.Cancelled, match="closed"):
+            await task
+
+    asyncio.run(main())
