@@ -72,7 +72,7 @@ class Reader:
         layers = self.model.layers
         if -layers <= value < layers:
             return value % layers
-        self.problems.add(path, f"layer {value} does not exist; layers are 0 to {layers - 1}")
+        self.problems.add(path, f"expected a layer from {-layers} to {layers - 1}, got {value}")
         return None
 
     def layers(self, values: Sequence[int], path: str) -> tuple[int, ...]:
