@@ -39,7 +39,7 @@ COPY client/sonde/_version.py client/sonde/_version.py
 # hadolint ignore=DL3013,SC2086
 RUN umask 022 \
     && mkdir -p server/sonde_server proto/sonde/v1 \
-    && touch client/sonde/__init__.py server/sonde_server/__init__.py proto/sonde/v1/inspection.proto \
+    && touch client/sonde/__init__.py server/sonde_server/__init__.py \
     && grep -v '^torch==' constraints.txt > /tmp/constraints.txt \
     && python -m pip --python /opt/sonde/bin/python install ${PIP_INDEX_ARGS} --constraint /tmp/constraints.txt \
         '.[server]' \

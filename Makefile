@@ -1,14 +1,17 @@
-# `make help` lists what there is. Environments are made once, and again when what defines them changes.
+# `make help` lists the targets. Environments are created once, and again when the files that define them change.
 
 PYTHON ?= python3
-# Extra arguments for pip, such as an index that has the CPU build of torch.
+# Extra arguments for pip, such as an index with CPU builds of torch.
 PIP_ARGS ?=
 # Arguments for `make demo`, `make serve` and `make bench`, and for pytest.
 ARGS ?=
 PYTEST_ARGS ?=
-# As many tests at once as there are cores; one file's run in one process, for they share servers. Debuggers want -n 0.
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-# A file for pytest's exit status; when it is given, `make test` leaves judging it to the caller (.ci/run).
+# As many tests at once as there are cores; what shares servers is run by one process (tests/conftest.py says what does).
+# Debuggers want -n 0.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# The marks of what `make test` leaves to `make test-all`. pyproject.toml says what each is.
+LONG := full or system or installs or container or ray or languages or documents
+# A file for pytest's exit status; when it is given, `make test-rest` leaves judging it to the caller (.ci/run).
 PYTEST_STATUS ?=
 
 VENV := .venv
@@ -16,16 +19,17 @@ PROTO_VENV := .venv-proto
 BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 SOURCES := client server tests examples proto docs README.md CONTRIBUTING.md
 SCRIPTS := .ci/run .ci/*.sh tests/*/*.sh examples/*/*.sh
-# Scripts have no package, so the packages of the project and they are checked apart.
+# Scripts are not in a package, so they are checked separately from the project's packages.
 TYPED_SCRIPTS := proto/generate.py proto/check.py docs/generate
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: help demo serve test test-languages test-container release-check soak check format-check lint types contract drift bench bench-gpu proto docs docs-serve hooks format clean
+.PHONY: help demo serve test test-rest test-all test-languages test-container release-check soak check format-check lint types contract drift bench bench-gpu proto docs docs-serve hooks format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,34 +51,45 @@ $(PROTO_VENV)/.installed: .ci/make_venv.sh proto/requirements.txt
 	$(PROTO_VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) --requirement proto/requirements.txt
 	@touch $@
 
-demo: $(VENV)/.installed ## Install, start a server with the embedded model, and show a tour of what it can tell.
+demo: $(VENV)/.installed ## Install Sonde, start a server with the embedded model, and take a tour.
 	@$(BIN)/python examples/demo.py $(ARGS)
 
-serve: $(VENV)/.installed ## Serve a model: the embedded one, or as in `make serve ARGS="--model gpt2"`.
+serve: $(VENV)/.installed ## Serve the embedded model, or another: `make serve ARGS="--model gpt2"`.
 	@$(BIN)/sonde-server $(ARGS)
 
-test: check ## Everything that must hold: format, lint, types, contract, drift, tests.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS) $(if $(PYTEST_STATUS),|| echo $$? > $(PYTEST_STATUS))
+# The checks run beside the tests, and are shown behind them.
+test: $(VENV)/.installed-dev $(PROTO_VENV)/.installed ## What any change has to pass, in minutes: the checks, and all tests but the long ones.
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	$(MAKE) --no-print-directory check >"$$log" 2>&1 & check=$$!; \
+	$(PYTEST) -m 'not ($(LONG))' $(PYTEST_ARGS); tested=$$?; \
+	wait $$check; checked=$$?; \
+	cat "$$log"; \
+	[ $$tested -eq 0 ] && [ $$checked -eq 0 ]
+
+test-rest: $(VENV)/.installed-dev ## The long tests: all architectures in full, processes, installations, containers, Ray, languages, documents.
+	@$(PYTEST) -m '$(LONG)' $(PYTEST_ARGS) $(if $(PYTEST_STATUS),|| echo $$? > $(PYTEST_STATUS))
+
+test-all: test test-rest ## Everything that must hold.
 
 $(VENV)/.installed-release: $(VENV)/.installed-dev tests/release/requirements.txt
 	$(BIN)/python $(PIP_INSTALL) --requirement tests/release/requirements.txt
 	@touch $@
 
-release-check: $(VENV)/.installed-release ## Build what is uploaded, and hold it to the tests at the lowest and highest versions it allows.
+release-check: $(VENV)/.installed-release ## Build the distributions and test them with the lowest and highest versions they allow.
 	@$(BIN)/python -m pytest -o 'python_files=check_*.py' tests/release $(PYTEST_ARGS)
 
-soak: $(VENV)/.installed-dev ## The long proofs, half an hour and more; shorter as in `make soak ARGS="--requests 5000 --minutes 1 --kills 3"`.
+soak: $(VENV)/.installed-dev ## Inject faults for half an hour or more; shorter: `make soak ARGS="--requests 5000 --minutes 1 --kills 3"`.
 	@PYTHONPATH=.:client:server OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(ARGS)
 
-test-languages: $(VENV)/.installed-dev ## Build the examples in other languages and hold them to the same numbers.
+test-languages: $(VENV)/.installed-dev ## Build the examples in other languages and compare their numbers.
 	@tests/languages/install.sh
 	@$(BIN)/python -m pytest tests/languages $(PYTEST_ARGS)
 
-test-container: $(VENV)/.installed-dev ## Build the container image and run it; CONTAINER_STORAGE=DIRECTORY keeps what was built.
+test-container: $(VENV)/.installed-dev ## Build and run the container image; CONTAINER_STORAGE=DIRECTORY keeps its layers.
 	@tests/container/install.sh
 	@$(BIN)/python -m pytest tests/test_container.py $(PYTEST_ARGS)
 
-check: format-check lint types contract drift ## All of `make test` but the tests.
+check: format-check lint types contract drift ## Run everything in `make test` except the tests.
 
 format-check: $(VENV)/.installed-dev
 	@echo "== format"
@@ -98,7 +113,7 @@ contract: $(VENV)/.installed-dev ## Check the style, comments and compatibility 
 	@echo "== contract"
 	@$(BIN)/python proto/check.py
 
-drift: $(PROTO_VENV)/.installed ## Check that client/sonde/v1 is what the contract generates.
+drift: $(PROTO_VENV)/.installed ## Check that client/sonde/v1 matches the contract.
 	@echo "== drift"
 	@$(PROTO_VENV)/bin/python proto/generate.py --check
 
@@ -107,31 +122,31 @@ $(BENCH_VENV)/.installed: .ci/make_venv.sh pyproject.toml constraints.txt client
 	$(BENCH_VENV)/bin/python $(PIP_INSTALL) --editable '.[server,plot]' --requirement tests/bench/requirements.txt
 	@touch $@
 
-bench: $(BENCH_VENV)/.installed ## Measure Sonde beside its peers, as in `make bench ARGS="--quick"`; see tests/bench.
+bench: $(BENCH_VENV)/.installed ## Compare Sonde's speed with other libraries: `make bench ARGS="--quick"`; see tests/bench.
 	@KINETO_LOG_LEVEL=99 $(BENCH_VENV)/bin/python -m tests.bench $(ARGS)
 
-bench-gpu: $(BENCH_VENV)/.installed ## The same for a model of 8B parameters, where there is a GPU.
+bench-gpu: $(BENCH_VENV)/.installed ## The same on a GPU, with a model of 8B parameters.
 	@$(BENCH_VENV)/bin/python -m tests.bench.gpu $(ARGS)
 
 proto: $(PROTO_VENV)/.installed ## Generate client/sonde/v1 from the contract.
 	@$(PROTO_VENV)/bin/python proto/generate.py
 
-docs: $(VENV)/.installed-dev ## Build the documentation as a site, into build/docs.
+docs: $(VENV)/.installed-dev ## Build the documentation site in build/docs.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "build/docs/index.html"
 
-docs-serve: $(VENV)/.installed-dev ## Show the site on http://127.0.0.1:8000 while its pages are written.
+docs-serve: $(VENV)/.installed-dev ## Show the site on http://127.0.0.1:8000 while you write.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
-hooks: $(VENV)/.installed-dev ## Check what is committed, and what is pushed, before it is.
+hooks: $(VENV)/.installed-dev ## Install hooks that check each commit and each push.
 	@$(BIN)/python $(PIP_INSTALL) --quiet pre-commit
 	@$(BIN)/pre-commit install
 
-format: $(VENV)/.installed-dev ## Format the Python code and the contract, and mend what ruff can.
+format: $(VENV)/.installed-dev ## Format the Python code and the contract, and apply ruff's fixes.
 	@$(BIN)/ruff check --fix-only --quiet $(wildcard $(SOURCES))
 	@$(BIN)/ruff format $(wildcard $(SOURCES))
 	@cd proto && ../$(BIN)/buf format --write
 
-clean: ## Remove the environments, caches and everything built.
+clean: ## Remove the environments, caches and build results.
 	rm -rf $(VENV) $(PROTO_VENV) $(BENCH_VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find client server tests examples proto docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

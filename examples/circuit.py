@@ -1,13 +1,14 @@
-"""Finds the heads by which the embedded model knows who gets the drink, and shows that they are the ones.
+"""Finds the heads that tell the embedded model who gets the drink, and shows that these heads are responsible.
 
-"When Mary and John went to the store, John gave a drink to" goes on with " Mary": the indirect object is the name that
-was said once (Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593). Four steps, a call a sentence each:
+"When Mary and John went to the store, John gave a drink to" continues with " Mary": the indirect object is the name
+that occurs once (Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593). There are four steps, each with
+one call per sentence:
 
-1. find: attribution patching estimates, for every head at once, what it would do to take its output from the sentence
-   with the other giver (Nanda 2023; Kramar et al. 2024, arXiv 2403.00745);
+1. find: for all heads at once, attribution patching estimates the effect of replacing a head's output with that from
+   the sentence with the other giver (Nanda 2023; Kramar et al. 2024, arXiv 2403.00745);
 2. confirm: really patch every head, and compare;
-3. break: set the few largest heads to zero, on sentences that the search did not see;
-4. control: set as many other heads to zero, drawn at random, many times.
+3. break: set the few largest heads to zero, on sentences that the search did not use;
+4. control: set the same number of other heads to zero, drawn at random, many times.
 """
 
 import sys
@@ -42,7 +43,7 @@ Head = tuple[int, int]
 
 @dataclass(frozen=True)
 class Sentence:
-    """A prompt, the one with the other giver, the name that follows, and the name that would follow the other."""
+    """A prompt, the prompt with the other giver, and the names that follow the first and the second of them."""
 
     clean: str
     corrupted: str
@@ -52,25 +53,25 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Circuit:
-    """What was found. Heads are (layer, head)."""
+    """The result. Heads are (layer, head)."""
 
     estimated: Floats
-    """[layer, head]: the share of the answer that a head brings back, as estimated."""
+    """[layer, head]: the estimated share of the answer that a head restores."""
     measured: Floats
-    """[layer, head]: as measured by patching it."""
+    """[layer, head]: the share measured by patching the head."""
     heads: list[Head]
     intact: float
-    """The mean logit difference, answer less other name, on sentences that the search did not see."""
+    """The mean logit difference, answer minus other name, on sentences that the search did not use."""
     ablated: float
-    """With the circuit's heads at zero."""
+    """The same with the circuit's heads at zero."""
     controls: Floats
-    """[draw]: with as many others at zero."""
+    """[draw]: the same with other heads at zero, as many as the circuit has."""
     right: tuple[float, float, float]
-    """The share of those sentences in which the answer is likelier: intact, ablated, mean over the controls."""
+    """The share of those sentences in which the answer is more probable: intact, ablated, mean over the controls."""
 
 
 def sentences(count: int, seed: int) -> list[Sentence]:
-    """Sentences about two names each; every second one names the answer second."""
+    """Make sentences about two names each. In every second sentence, the answer is the second name."""
     random = Random(seed)  # noqa: S311 - a choice of names, not a secret
     made = []
     for number in range(count):
@@ -83,7 +84,7 @@ def sentences(count: int, seed: int) -> list[Sentence]:
 
 
 def find(client: sonde.Client, asked: Sequence[Sentence]) -> Floats:
-    """Estimates [layer, head], mean over sentences: (clean - corrupted) . gradient as a share of what is lost."""
+    """Estimate [layer, head]: (clean - corrupted) . gradient, as a share of what is lost; a mean over sentences."""
 
     def estimate(sentence: Sentence) -> Floats:
         target = sonde.Target(sentence.answer, sentence.wrong)
@@ -97,7 +98,7 @@ def find(client: sonde.Client, asked: Sequence[Sentence]) -> Floats:
 
 
 def confirm(client: sonde.Client, asked: Sequence[Sentence]) -> Floats:
-    """The same by really patching every head at all positions."""
+    """Measure the same by patching every head at all positions."""
 
     def measure(sentence: Sentence) -> Floats:
         patched = questions.activation_patching(
@@ -116,7 +117,7 @@ def confirm(client: sonde.Client, asked: Sequence[Sentence]) -> Floats:
 
 
 def differences(client: sonde.Client, asked: Sequence[Sentence], groups: Sequence[Sequence[Head]]) -> Floats:
-    """Logit differences [sentence, 1 + groups]: intact, then with each group of heads at zero."""
+    """Return logit differences [sentence, 1 + groups]: intact, then with each group of heads at zero."""
     runs = [[sonde.scale(sonde.head(layer=layer, unit=unit), 0.0) for layer, unit in heads] for heads in groups]
 
     def ask(sentence: Sentence) -> Floats:
@@ -127,7 +128,7 @@ def differences(client: sonde.Client, asked: Sequence[Sentence], groups: Sequenc
 
 
 def circuit(client: sonde.Client) -> Circuit:
-    """All four steps."""
+    """Run all four steps."""
     seen, unseen = sentences(SENTENCES, seed=1), sentences(2 * SENTENCES, seed=2)
     estimated, measured = find(client, seen), confirm(client, seen)
     everything = [(layer, unit) for layer in range(estimated.shape[0]) for unit in range(estimated.shape[1])]
@@ -142,7 +143,7 @@ def circuit(client: sonde.Client) -> Circuit:
 
 
 def draw(found: Circuit, path: Path) -> "Figure":
-    """The estimates beside the measurements, and what ablation does."""
+    """Draw the estimates beside the measurements, and the effect of ablation."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -173,7 +174,7 @@ def draw(found: Circuit, path: Path) -> "Figure":
 
 
 def ask(client: sonde.Client, path: Path | None = None) -> Circuit:
-    """Finds the circuit and says what it found."""
+    """Find the circuit and print the result."""
     found = circuit(client)
     names = ", ".join(f"{layer}:{unit}" for layer, unit in found.heads)
     print(f"heads found (block:head): {names}")

@@ -1,6 +1,6 @@
-"""A tour of Sonde: starts a server with the embedded model and asks it, over gRPC, where a fact is kept.
+"""A tour of Sonde: starts a server with the embedded model and asks it, over gRPC, where a fact is stored.
 
-`make demo` runs it. Everything after the start goes through the public client, as it would from another machine.
+`make demo` runs it. After the start, everything goes through the public client, as it would from another machine.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 
 import sonde
-from sonde import report, terminal
 
 SUBJECT = "The Eiffel Tower"
 PROMPT = f"{SUBJECT} is in the city of"
@@ -35,7 +34,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 class LocalServer:
-    """A server process. What it writes to standard error is read all along: its address is there, and its troubles."""
+    """A server process. A thread reads its standard error, which contains its address and any error messages."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
@@ -46,10 +45,10 @@ class LocalServer:
         self._reader.start()
 
     def address(self) -> str:
-        """Host and port, as soon as the server has bound them.
+        """Return host and port as soon as the server has bound them.
 
         Raises:
-            SystemExit: if the server ends before that, or takes too long, with what it last wrote.
+            SystemExit: if the server ends before that, or takes too long. It contains the last lines that it wrote.
         """
         if not self._known.wait(START_SECONDS) or self._address is None:
             raise self._failure()
@@ -59,7 +58,7 @@ class LocalServer:
         """Wait until the model is loaded.
 
         Raises:
-            SystemExit: as `address`.
+            SystemExit: as for `address`.
         """
         end = time.monotonic() + START_SECONDS
         while True:
@@ -88,9 +87,9 @@ class LocalServer:
 
 @contextmanager
 def running_server(model: str) -> Iterator[LocalServer]:
-    """A server on a free port of this machine; it is stopped whatever happens.
+    """Run a server on a free port of this machine, and stop it whatever happens.
 
-    It gets a session of its own: Ctrl-C in the terminal then reaches the tour alone, which stops the server in order.
+    The server has its own session. So Ctrl-C in the terminal reaches only the tour, which then stops the server.
     """
     command = [sys.executable, "-m", "sonde_server.cli", "--port", "0", "--model", model]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -101,7 +100,7 @@ def running_server(model: str) -> Iterator[LocalServer]:
 
 
 def stop(process: "subprocess.Popen[str]") -> None:
-    """Ask the server to end by SIGTERM, which lets calls in progress finish; insist if it does not."""
+    """Stop the server with SIGTERM, which lets calls in progress finish, and kill it if it does not stop."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
@@ -113,88 +112,89 @@ def stop(process: "subprocess.Popen[str]") -> None:
 
 
 def show_model(client: sonde.Client) -> None:
-    """What the server hosts."""
+    """Show the model that the server holds."""
     heading("1. The model", "GetModel")
-    print(report.model_text(client.model))
+    print(client.model.to_text())
     say(
-        "The components listed as available are the places that can be read and changed. This model is small and was "
-        "trained on facts about places, so that a laptop can look for them."
+        "You can read and change all components that are listed as available. This model is small and was trained on "
+        "facts about places, so that a laptop can look for them."
     )
 
 
 def show_layers(client: sonde.Client) -> None:
-    """The target's probability through the layers."""
+    """Show the target's probability through the layers."""
     heading("2. A token's probability through the layers", "Trace, method TokenProbability")
-    say(f"The prompt is {PROMPT!r}, the token asked about {quoted(TARGET)}.")
+    say(f"The prompt is {PROMPT!r}, and the target is {quoted(TARGET)}.")
     result = client.trace(PROMPT, targets=[TARGET], method=sonde.TokenProbability(gradient_norms=True))
-    print(report.trace_text(result))
+    print(result.to_text())
     say(
         f"The first table is the model's answer: it gives {quoted(TARGET)} a probability of {result.probability:.1%}. "
         "The second reads the residual stream at the last token after each block, as if the model ended there (the "
-        f"logit lens): p is the probability {quoted(TARGET)} would get, rank how many tokens would be preferred to it, "
-        "and the top token what would be said instead. Row 0 is the token embedding, before any block."
+        f"logit lens). p is the probability of {quoted(TARGET)}, rank is the number of tokens that are more probable, "
+        "and the last column shows the most probable token. Row 0 is the token embedding, before any block."
     )
     if result.gradient_norms is None:
         return
     norms = result.gradient_norms[0, :, 0]
     position = result.gradient_positions[int(norms.argmax())]
     say(
-        "The gradient says where a small change of a state would move that probability most. For the token "
+        "The gradient shows where a small change of a state would move that probability most. For the token "
         f"embeddings it is largest at {quoted(result.tokens[position].text)} (position {position}), with a norm of "
         f"{norms.max():.2g}."
     )
 
 
 def show_causal_trace(client: sonde.Client, folder: Path) -> sonde.CausalTracingResult:
-    """ROME's causal trace: which states carry the fact."""
+    """Run ROME's causal trace, which shows the states that carry the fact."""
     heading("3. A causal trace", "Trace, method CausalTracing")
     say(
-        f"The embeddings of {SUBJECT!r} are corrupted with noise, in ten draws, which takes away most of the answer's "
-        "probability. Then one clean state at a time is put back: of one token, after one block. Where that alone "
-        "brings the answer back, the state carries the fact (Meng et al. 2022). For the MLP and for attention the "
-        f"outputs of {WINDOW} neighbouring blocks are put back together."
+        f"Noise corrupts the embeddings of {SUBJECT!r}, in ten samples, and removes most of the answer's probability. "
+        "Then one clean state at a time is put back, at one token and after one block. If that alone brings the "
+        "answer back, the state carries the fact (Meng et al. 2022). For the MLP and for attention, the outputs of "
+        f"{WINDOW} neighbouring blocks are put back together."
     )
     method = sonde.CausalTracing(subject=SUBJECT, window=WINDOW)
     trace = client.trace(PROMPT, targets=[TARGET], method=method, progress=True)
-    print(terminal.causal_tracing(trace))
+    print(trace.heatmap_text())
     say(
-        f"Every cell is the probability of {quoted(TARGET)}, a mean over the draws, with the state of that token (row) "
-        f"and that block (column) restored. Untouched it is {trace.clean[0]:.3f}, corrupted {trace.corrupted[0]:.3f}. "
-        "That the last token's last state brings it all back goes without saying: the answer is read there. The "
-        "subject's own states tell where the fact is looked up:"
+        f"Each cell is the probability of {quoted(TARGET)}, the mean over samples, with the state of that token (row) "
+        f"and that block (column) restored. It is {trace.clean[0]:.3f} in the clean run and {trace.corrupted[0]:.3f} "
+        "in the corrupted runs. The last state of the last token always brings the answer back, because the answer "
+        "is read there. The subject's own states show where the model looks the fact up:"
     )
     show_best_subject_states(trace)
     path = folder / "trace.png"
     trace.plot(path)
-    say(f"All {trace.cost.runs:,} runs came from one call. The picture: {path}")
+    say(f"One call made all {trace.cost.runs:,} runs. The picture is in {path}")
     return trace
 
 
 def show_best_subject_states(trace: sonde.CausalTracingResult) -> None:
-    """Of each component, the state within the subject that brings most of the answer back."""
+    """Show, for each component, the state within the subject that restores most of the answer."""
     rows: list[list[object]] = []
     for component, grid in trace.restored.items():
         cells = trace.strongest(grid[..., 0].size, component=component)
         best = next(cell for cell in cells if cell.position in trace.corrupted_positions)
         rows.append([component, best.layer, repr(best.token), best.probability, best.effect])
-    print(terminal.table(["restored", "layer", "token", "p", "gain over corrupted"], rows))
+    print(table(["restored", "layer", "token", "p", "gain over corrupted"], rows))
 
 
 def show_neurons(client: sonde.Client, position: int) -> sonde.Change:
-    """Every neuron of every layer switched off in turn."""
+    """Switch off every neuron of every layer in turn."""
     heading("4. The neurons that matter most", "Intervene, a sweep")
     model = client.model
     say(
-        f"At the subject's last token (position {position}) each of the {model.neurons:,} MLP neurons of each of the "
-        f"{model.layers} layers is set to zero, one per run: {model.layers * model.neurons:,} runs in one call."
+        f"At the subject's last token (position {position}), the server sets each neuron to zero, one per run. Each of "
+        f"the {model.layers} layers has {model.neurons:,} MLP neurons, so one call makes "
+        f"{model.layers * model.neurons:,} runs."
     )
     plan = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), positions=[position])
     result = client.intervene(PROMPT, plan, targets=[TARGET], top_k=1, progress=True)
-    print(report.interventions_text(result, 8))
+    print(result.to_text(8))
     first = result.most_changed(1)[0]
     say(
-        f"'changed' is the probability of {quoted(TARGET)} without the neuron, and the effect its logarithm less that "
-        "of the unchanged run, in nats: -0.69 would halve the probability, +0.69 double it. "
+        f"'changed' is the probability of {quoted(TARGET)} without the neuron. 'effect' is its logarithm minus that of "
+        "the unchanged run, in nats: -0.69 would halve the probability, +0.69 would double it. "
         f"Without the first of them, neuron {first.unit} of layer {first.layer}, the model is "
         f"{'less' if first.effect < 0 else 'more'} sure by {abs(first.probability - first.clean_probability):.2%}. "
         + ("No single neuron holds the fact; many carry it together." if abs(first.effect) < SLIGHT else "")
@@ -203,7 +203,7 @@ def show_neurons(client: sonde.Client, position: int) -> sonde.Change:
 
 
 def show_scaling(client: sonde.Client, change: sonde.Change, position: int) -> None:
-    """One neuron at several factors, and the predictions before and after."""
+    """Scale one neuron by several factors, and show the predictions before and after."""
     heading("5. One neuron scaled", "Intervene, a list")
     layer, unit = int(change.layer or 0), int(change.unit or 0)
     place = sonde.neuron(layer=layer, unit=unit, position=position)
@@ -212,39 +212,51 @@ def show_scaling(client: sonde.Client, change: sonde.Change, position: int) -> N
     for factor, run in zip(FACTORS, result, strict=True):
         moved = f"{float(run.edit_norms[0]):.2f}"
         rows.append([f"times {factor:g}", float(run.probabilities[0]), moved, repr(run.top(1)[0])])
-    print(terminal.table([f"neuron {layer}:{unit}", f"p({TARGET!r})", "moved by", "top prediction"], rows))
+    print(table([f"neuron {layer}:{unit}", f"p({TARGET!r})", "moved by", "top prediction"], rows))
     say(
-        "A factor of 0 removes the neuron, a negative one turns its sign. 'Moved by' is the edit's receipt: the "
-        "distance by which it really moved the activation. The largest change, in full:"
+        "A factor of 0 removes the neuron, and a negative factor reverses its sign. 'Moved by' is the edit's receipt: "
+        "how far it moved the activation. The largest change, in full:"
     )
     largest = result.most_changed(1)[0].run
     pairs = zip(result.clean.top(5), result[largest].top(5), strict=True)
-    ranks = [[repr(a.text), a.probability, repr(b.text), b.probability] for a, b in pairs]
-    print(terminal.table(["before", "p", f"after, times {FACTORS[largest]:g}", "p"], ranks))
+    ranks: list[list[object]] = [[repr(a.text), a.probability, repr(b.text), b.probability] for a, b in pairs]
+    print(table(["before", "p", f"after, times {FACTORS[largest]:g}", "p"], ranks))
 
 
 # ---------------------------------------------------------------------- the script
 
 
 def heading(title: str, call: str) -> None:
-    """A line between the parts of the tour, with the call that it makes."""
+    """Print the title of a part of the tour, with the call that it makes."""
     print(f"\n{title}  [{call}]\n{'─' * 79}")
 
 
+def table(header: list[str], rows: list[list[object]]) -> str:
+    """Columns under their names: numbers to the right, texts to the left."""
+    cells = [header, *([f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numbers = [all(isinstance(cell, int | float) for cell in column) for column in zip(*rows, strict=True)]
+    cells.insert(1, ["─" * width for width in widths])
+    return "\n".join(
+        "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numbers, strict=True)).rstrip()
+        for row in cells
+    )
+
+
 def say(text: str) -> None:
-    """A paragraph."""
+    """Print a paragraph."""
     print("\n" + textwrap.fill(text, 79, break_on_hyphens=False).replace(NO_BREAK, " ") + "\n", flush=True)
 
 
 def quoted(token: str) -> str:
-    """A token in quotes, which a paragraph keeps on one line."""
+    """Return a token in quotes, without a place to break the line."""
     return repr(token).replace(" ", NO_BREAK)
 
 
 def tour(server: LocalServer, folder: Path) -> None:
-    """All parts, in order."""
+    """Run all parts in order."""
     with sonde.Client(server.address(), timeout=300.0) as client:
-        print(f"It listens on {server.address()} and loads the model.", flush=True)
+        print(f"It listens on {server.address()} and is loading the model.", flush=True)
         server.wait(client)
         show_model(client)
         show_layers(client)
@@ -255,13 +267,13 @@ def tour(server: LocalServer, folder: Path) -> None:
 
 
 def terminated(_number: int, _frame: FrameType | None) -> None:
-    """Leave as if interrupted, so that the server is stopped on the way out."""
+    """Exit as if interrupted, so that the server is stopped on the way out."""
     raise SystemExit(143)
 
 
 def main() -> int:
     """Run the tour and return the exit status."""
-    parser = argparse.ArgumentParser(description="A tour of Sonde, with a server of its own.")
+    parser = argparse.ArgumentParser(description="Take a tour of Sonde, with a server of its own.")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture (out)")
     parser.add_argument("--model", default="atlas", help="the embedded model, a directory or a hub id (atlas)")
     options = parser.parse_args()
@@ -279,7 +291,7 @@ def main() -> int:
     except (sonde.SondeError, OSError) as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    print(f"It took {time.monotonic() - began:.0f} seconds. README.md has the same calls, to go on from here.")
+    print(f"It took {time.monotonic() - began:.0f} seconds. Continue with docs/guides/start.md.")
     return 0
 
 

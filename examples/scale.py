@@ -1,9 +1,9 @@
-"""What questions about a large model cost, and how many of them a thousand GPUs answer: the numbers of docs/scale.md.
+"""Computes what questions about a large model cost and how many a thousand GPUs can answer, for docs/scale.md.
 
 python examples/scale.py            prints its tables
-python examples/scale.py --write    puts them into the page
+python examples/scale.py --write    writes them into the page
 
-Work is counted by the server's own planner and estimates, for a model whose sizes are public; no weights are needed.
+The server itself counts the work, for a model whose sizes are public; no weights are needed.
 Speeds are those of a data sheet times a stated share, so the times are estimates, not measurements.
 """
 
@@ -14,18 +14,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sonde_server.engine import Change, PlacedEdit
-from sonde_server.methods.causal_tracing import cells, matters
-from sonde_server.questions.causal_tracing import CausalTracing, GaussianCorruption
-from sonde_server.questions.costs import state_bytes, working_bytes
-from sonde_server.questions.extents import extent_of
-from sonde_server.questions.places import Component, ModelDescription
+from sonde_server.questions.causal_tracing import DEFAULT_WINDOW, CausalTracing, GaussianCorruption
+from sonde_server.questions.costs import state_bytes
+from sonde_server.questions.edits import Edit, Scale
+from sonde_server.questions.interventions import InterveneQuestion, Readout
+from sonde_server.questions.places import Component, ModelDescription, Site, Sized
+from sonde_server.questions.plans import Sweep
 from sonde_server.questions.prompts import Prompt, Target
 from sonde_server.questions.traces import TraceQuestion
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 
-# Llama 3.1 70B, as its config.json on the Hugging Face hub has it (meta-llama/Llama-3.1-70B).
+# Llama 3.1 70B, from its config.json on the Hugging Face hub (meta-llama/Llama-3.1-70B).
 MODEL = ModelDescription(
     name="Llama-3.1-70B", revision="", architecture="llama", data_type="bfloat16", device="cuda:0", attention="sdpa",
     layers=80, hidden_size=8192, heads=64, key_value_heads=8, head_size=128, neurons=28_672, vocabulary_size=128_256,
@@ -35,95 +35,86 @@ GPUS_PER_REPLICA, GPUS = 4, 1_000
 # NVIDIA H100 SXM, data sheet: dense bf16, HBM3 memory and its bandwidth.
 PEAK_FLOPS, MEMORY_BYTES, MEMORY_BANDWIDTH = 989e12, 80e9, 3.35e12
 UTILISATION = 0.4
-"""The share of the peak that large batches are assumed to reach."""
+"""The assumed share of the peak that large batches reach."""
 SAMPLES, TOKENS, SUBJECT = 10, 16, (1, 2, 3, 4, 5)
 FLOAT16 = 2
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a question has the model do."""
+    """The work that a question causes."""
 
     runs: int
     token_layers: int
     """Positions x blocks."""
     full_token_layers: int
-    """The same if every run were computed in full."""
+    """Positions x blocks if every run were computed in full."""
     passes: float
-    """Passes of the whole model that it needs at least, one after the other; half a pass is half of its blocks."""
+    """The smallest number of passes over the model, one after the other. Half a pass covers half of the blocks."""
 
 
 def block_parameters(model: ModelDescription) -> int:
-    """Weights of one block that every position meets: queries, keys, values and output, and the gated MLP."""
+    """Count the weights of one block that every position uses: queries, keys, values, output, and the gated MLP."""
     attention = 2 * model.heads * model.head_size + 2 * model.key_value_heads * model.head_size
     return model.hidden_size * (attention + 3 * model.neurons)
 
 
 def flops(work: Work, model: ModelDescription, tokens: int = TOKENS) -> float:
-    """Two for each weight a position meets; its scores and sums over the keys; and the logits of each run."""
+    """Count FLOPs: two per weight and position, attention scores and sums over the keys, and the logits of each run."""
     attention = 4 * tokens * model.heads * model.head_size
     read = 2.0 * model.hidden_size * model.vocabulary_size
     return work.token_layers * (2.0 * block_parameters(model) + attention) + work.runs * read
 
 
 def seconds(work: Work, model: ModelDescription) -> float:
-    """On one replica whose GPUs hold a part of the blocks each: one of them computes at a time.
+    """Estimate the time on one replica. Each GPU holds some of the blocks, and one GPU computes at a time.
 
-    Computing takes the FLOPs; and each pass reads the weights once, however little it computes.
+    A question takes at least its arithmetic, and at least the time to read the weights once in each pass.
     """
     return max(computing(work, model), work.passes * FLOAT16 * model.parameters / MEMORY_BANDWIDTH)
 
 
 def computing(work: Work, model: ModelDescription) -> float:
-    """Seconds of arithmetic: what is left of a question that shares its passes with enough others."""
+    """Estimate the seconds of arithmetic: the cost of a question that shares its passes with enough others."""
     return flops(work, model) / (UTILISATION * PEAK_FLOPS)
 
 
-def causal_trace(model: ModelDescription, tokens: int = TOKENS, subject: tuple[int, ...] = SUBJECT) -> Work:
-    """ROME's three grids over all layers and positions, of a prompt that is new."""
-    layers, read = model.layers, tokens - 1
-    method = traced(model, tokens, subject)
-    nothing = Change("multiply", 1.0)
-    # The clean run; the corrupted ones from the subject on; then every cell, for each sample.
-    work = tokens * layers + SAMPLES * (tokens - min(subject)) * layers
-    grid = cells(method, layers)
-    for cell in grid:
-        if matters(cell, method, read):
-            edits = [PlacedEdit(cell.component, layer, (cell.position,), None, nothing) for layer in cell.restored]
-            work += SAMPLES * extent_of(edits, (), read, tokens, layers).token_layers
-    # What the attention and MLP put out in the clean run is not kept of it: it is run again for that.
-    work += tokens * layers
-    runs = SAMPLES * (len(grid) + 1)
-    return Work(runs, work, (runs + 1) * tokens * layers, passes=3)
+def causal_trace(model: Sized, tokens: int = TOKENS, subject: tuple[int, ...] = SUBJECT) -> Work:
+    """ROME's three grids over all layers and positions, of a prompt that is new.
+
+    Three passes follow one another: the clean run, the corrupted ones, and the cells.
+    """
+    cost = traced(model, tokens, subject).cost(model)
+    return Work(cost.runs, cost.token_layers, cost.full_token_layers, passes=3)
 
 
-def traced(model: ModelDescription, tokens: int, subject: tuple[int, ...]) -> CausalTracing:
-    """The question, as the server makes it of a request."""
-    return CausalTracing(
-        corruption=GaussianCorruption(samples=SAMPLES, seed=1, standard_deviation=None, deviations=None),
+def traced(model: Sized, tokens: int, subject: tuple[int, ...]) -> TraceQuestion:
+    """The question, as the server reads it from a request."""
+    method = CausalTracing(
+        corruption=GaussianCorruption(samples=SAMPLES),
         replace=False,
         subject=subject,
         components=(Component.RESIDUAL_POST, Component.ATTENTION_OUT, Component.MLP_OUT),
-        window=10,
+        window=DEFAULT_WINDOW,
         layers=tuple(range(model.layers)),
         positions=tuple(range(tokens)),
         per_sample=False,
     )
+    return TraceQuestion(Prompt(tuple(range(tokens))), (Target(0),), tokens - 1, 0, method)
 
 
-def sweep(model: ModelDescription, component: Component, layers: Sequence[int], units: int) -> Work:
+def sweep(model: Sized, component: Component, layers: Sequence[int], units: int) -> Work:
     """One unit after the other at the last position, in these layers; the prompt is known already."""
-    nothing = Change("multiply", 0.0)
-    work = 0
-    for layer in layers:
-        edit = PlacedEdit(component, layer, (TOKENS - 1,), (0,), nothing)
-        work += units * extent_of([edit], (), TOKENS - 1, TOKENS, model.layers).token_layers
-    runs = len(layers) * units
-    return Work(runs, work, (runs + 1) * TOKENS * model.layers, passes=1 - min(layers) / model.layers)
+    last = (TOKENS - 1,)
+    site = Site(component, tuple(layers), tuple(range(units)), last)
+    plan = Sweep(Edit(site, Scale(0.0)), site.layers, site.units, last, frozenset(), 1, ())
+    question = InterveneQuestion(Prompt(tuple(range(TOKENS))), (), plan, Readout((Target(0),), TOKENS - 1))
+    cost, known = question.cost(model), TOKENS * model.layers
+    return Work(cost.runs, cost.token_layers - known, cost.full_token_layers, passes=1 - min(layers) / model.layers)
 
 
 def questions(model: ModelDescription) -> dict[str, Work]:
-    """What people ask."""
+    """List typical questions."""
     middle = model.layers // 2
     return {
         "a prediction, a new prompt": Work(1, TOKENS * model.layers, TOKENS * model.layers, passes=1),
@@ -138,33 +129,30 @@ def questions(model: ModelDescription) -> dict[str, Work]:
 
 
 def sizes() -> list[str]:
-    """What the model and its values take."""
+    """Make the table of memory sizes."""
     weights = FLOAT16 * MODEL.parameters
     left = GPUS_PER_REPLICA * MEMORY_BYTES - weights
-    # Of a long prompt: the logits of a few read positions are no matter of length.
+    # The difference for a long prompt: the logits of the read positions do not depend on its length.
     token = state_bytes(101, MODEL) - state_bytes(100, MODEL)
-    question = TraceQuestion(
-        Prompt(tuple(range(TOKENS))), (Target(0),), TOKENS - 1, 0, traced(MODEL, TOKENS, SUBJECT), dry_run=False
-    )
-    held = working_bytes(question, MODEL)
+    held = traced(MODEL, TOKENS, SUBJECT).held_bytes(MODEL)
     activations = TOKENS * MODEL.layers * MODEL.hidden_size * 4
     rows = {
         "weights": f"{weights / 1e9:.0f} GB",
         f"left on {GPUS_PER_REPLICA} GPUs of {MEMORY_BYTES / 1e9:.0f} GB": f"{left / 1e9:.0f} GB",
         "one position x one block": f"{(2 * block_parameters(MODEL) + 4 * TOKENS * MODEL.hidden_size) / 1e9:.2f} GFLOP",
         "logits of one run": f"{2 * MODEL.hidden_size * MODEL.vocabulary_size / 1e9:.2f} GFLOP",
-        "kept of an unchanged run, per token, at most": f"{token / 1e6:.2f} MB",
+        "cached of an unchanged run, per token, at most": f"{token / 1e6:.2f} MB",
         "prompts of 128 tokens in a cache of 16 GiB": f"{(16 << 30) / (128 * token):.0f}",
-        "held by a causal trace beside the weights, at most": f"{held / 1e9:.2f} GB",
+        "memory of a causal trace beside the weights, at most": f"{held / 1e9:.2f} GB",
         f"the residual stream of {TOKENS} tokens, all blocks, as an answer": f"{activations / 1e6:.0f} MB",
     }
     return ["| What | How much |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
 def costs() -> list[str]:
-    """What each question costs one replica."""
+    """Make the table of what each question costs one replica."""
     lines = [
-        "| Question | Runs | Positions x blocks | Of recomputing each run | PFLOP | Seconds alone | Arithmetic alone |",
+        "| Question | Runs | Positions x blocks | Share of full runs | PFLOP | Alone, s | Arithmetic only, s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, work in questions(MODEL).items():
@@ -177,10 +165,10 @@ def costs() -> list[str]:
 
 
 def fleet() -> list[str]:
-    """How many of them all replicas answer."""
+    """Make the table of how many questions all replicas answer."""
     replicas = GPUS // GPUS_PER_REPLICA
     lines = [
-        f"| {replicas} replicas, busy with nothing but | Questions a second, one by one | In company | Runs a second |",
+        f"| {replicas} replicas that answer only | Questions per second, alone | Sharing passes | Runs per second |",
         "| --- | --- | --- | --- |",
     ]
     for name, work in questions(MODEL).items():
@@ -190,7 +178,7 @@ def fleet() -> list[str]:
 
 
 def _rounded(number: float) -> str:
-    """To three digits."""
+    """Round to three digits."""
     decimals = 2 - math.floor(math.log10(number))
     return f"{round(number, decimals):,.{max(0, decimals)}f}"
 
@@ -199,7 +187,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {"sizes": sizes, "costs": costs, "f
 
 
 def page(text: str) -> str:
-    """The page with its tables as they are now."""
+    """Return the page with fresh tables."""
     for name, make in TABLES.items():
         inside = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text, count = inside.subn(lambda found, make=make: found[1] + "\n".join(make()) + "\n" + found[2], text)

@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
 MAIN_BRANCHES = ("origin/main", "main")
-CONTRACT = "proto/sonde/v1/inspection.proto"
+ENTRY = "proto/sonde/v1/inspection.proto"
+"""The one file that every version of the contract has; the others are its parts."""
 
 
 def git(*arguments: str) -> bytes | None:
@@ -39,7 +40,7 @@ def git_lines(*arguments: str) -> list[str]:
 def commit_with_contract(reference: str) -> str | None:
     """Return the commit that ``reference`` names if the contract is in it."""
     commit = git("rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}")
-    if commit is None or git("cat-file", "-e", f"{reference}:{CONTRACT}") is None:
+    if commit is None or git("cat-file", "-e", f"{reference}:{ENTRY}") is None:
         return None
     return commit.decode().strip()
 

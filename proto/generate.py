@@ -9,6 +9,7 @@ is older than the one it was made for, so the pin is the floor of what users may
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,11 @@ def require_pinned_generator() -> None:
             raise SystemExit(f"{name} {pinned} is needed to generate the code, found {installed}: run `make proto`")
 
 
+def has_service(source: Path) -> bool:
+    """Return whether a file of the contract defines a service; the gRPC code of one that does not would be empty."""
+    return re.search(r"^service ", (PROTO_ROOT / source).read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
 def generate(output_root: Path) -> None:
     """Write the package of generated code below ``output_root``."""
     sources = sorted(path.relative_to(PROTO_ROOT) for path in (PROTO_ROOT / PACKAGE).glob("*.proto"))
@@ -45,23 +51,18 @@ def generate(output_root: Path) -> None:
     package.mkdir(parents=True, exist_ok=True)
     # The plugins lie beside this interpreter, whose folder need not be on PATH.
     plugins = Path(sys.executable).parent
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "grpc_tools.protoc",
-            f"--plugin=protoc-gen-mypy={plugins / 'protoc-gen-mypy'}",
-            f"--plugin=protoc-gen-mypy_grpc={plugins / 'protoc-gen-mypy_grpc'}",
-            "--proto_path=.",
-            f"--python_out={output_root}",
-            f"--grpc_python_out={output_root}",
-            f"--mypy_out=quiet:{output_root}",
-            f"--mypy_grpc_out=quiet:{output_root}",
-            *map(str, sources),
-        ],
-        cwd=PROTO_ROOT,
-        check=True,
-    )
+    protoc = [
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        f"--plugin=protoc-gen-mypy={plugins / 'protoc-gen-mypy'}",
+        f"--plugin=protoc-gen-mypy_grpc={plugins / 'protoc-gen-mypy_grpc'}",
+        "--proto_path=.",
+    ]
+    messages = [f"--python_out={output_root}", f"--mypy_out=quiet:{output_root}"]
+    services = [f"--grpc_python_out={output_root}", f"--mypy_grpc_out=quiet:{output_root}"]
+    subprocess.run([*protoc, *messages, *map(str, sources)], cwd=PROTO_ROOT, check=True)
+    subprocess.run([*protoc, *services, *map(str, filter(has_service, sources))], cwd=PROTO_ROOT, check=True)
     (package / "__init__.py").write_text(INIT, encoding="utf-8")
 
 

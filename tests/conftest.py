@@ -24,7 +24,8 @@ from tests.support.oracle import Oracle
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "repeatable")
 """The suite's result is the same every time; `explore` searches further, from a fresh seed."""
-EFFORT = 10 if PROFILE == "explore" else 1
+EFFORT = 25 if PROFILE == "explore" else 1
+"""How many times as many examples are tried."""
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, **_COMMON)
 hypothesis.settings.register_profile("explore", **_COMMON)
@@ -32,16 +33,63 @@ hypothesis.settings.load_profile(PROFILE)
 # A shell ignores SIGINT for what it runs in the background, and every process under it would: tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Files that take minutes: they come first, so that no process is left alone with one at the end.
-LONGEST = ("test_container.py", "test_languages.py", "test_families.py")
+# What takes longest comes first, so that no process is left alone with it at the end. Whole directories by their name.
+LONGEST = (
+    "test_container.py",
+    "ray",
+    "test_replicas.py",
+    "test_languages.py",
+    "test_pages.py",
+    "test_packaging.py",
+    "test_site.py",
+    "test_intervene.py",
+    "test_attribution.py",
+    "test_generation.py",
+    "test_trace.py",
+    "conformance",
+    "client",
+    "test_server_fuzz.py",
+    "test_atlas.py",
+    "test_packing.py",
+    "test_scheduler.py",
+)
+# Scopes of fixtures that several tests share.
+SHARED = ("module", "package", "session")
+# Many small groups, which fill what time the processes have left.
+SMALLEST = ("test_oracle.py", "test_selfcheck.py", "test_families.py")
 
 DEADLINE = 60.0
 """Seconds that any one call may take."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Longest first; else as they are found."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Longest first, smallest last, else as they are found; and what shares servers is run by one process."""
+    items.sort(key=_rank)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
+def _rank(item: pytest.Item) -> int:
+    for name in (item.path.name, item.path.parent.name):
+        if name in LONGEST:
+            return LONGEST.index(name)
+    return len(LONGEST) + (item.path.name in SMALLEST)
+
+
+def group(item: pytest.Item) -> str:
+    """A file, or that part of it that has one parameter of a fixture that several tests share.
+
+    Ray is one group: its files share a cluster.
+    """
+    if item.get_closest_marker("ray"):
+        return "ray"
+    name = item.path.stem.removeprefix("test_")
+    callspec = getattr(item, "callspec", None)
+    if callspec is None:
+        return name
+    shared = [str(value) for key, value in callspec.params.items() if callspec._arg2scope[key].value in SHARED]
+    return f"{name}[{'-'.join(shared)}]" if shared else name
 
 
 @dataclass(frozen=True)

@@ -103,17 +103,20 @@ def test_answers_the_example_of_the_documentation_with_one_token(atlas: Atlas) -
 # What a causal trace shows.
 
 
+@pytest.mark.full
 def test_noise_on_the_subject_destroys_the_prediction(residual_trace: MeanTrace) -> None:
     assert residual_trace.clean >= 0.9
     assert residual_trace.corrupted < 0.2
 
 
+@pytest.mark.full
 def test_restoring_the_last_subject_token_early_brings_the_prediction_back(residual_trace: MeanTrace) -> None:
     early, late = residual_trace.last_subject[:4], residual_trace.last_subject[-1]
     assert early.max() >= 0.7
     assert late == pytest.approx(residual_trace.corrupted, abs=1e-5)  # nothing reads it any more
 
 
+@pytest.mark.full
 def test_restoring_the_last_token_works_late_and_not_early(residual_trace: MeanTrace) -> None:
     assert residual_trace.last[0] <= residual_trace.corrupted + 0.1
     assert residual_trace.last[-1] == pytest.approx(residual_trace.clean, abs=1e-5)  # it is what is read

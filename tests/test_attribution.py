@@ -81,6 +81,27 @@ def test_every_component_is_plain_autograd(host: Host, metric: str) -> None:
         assert_near(answer.estimates[name], expected, name)
 
 
+@pytest.mark.parametrize("dropping", [False, True])
+def test_a_component_asked_alone(host: Host, dropping: bool) -> None:
+    """How far down the gradients are taken depends on what is asked."""
+    for name in ("RESIDUAL_PRE", "RESIDUAL_POST") if dropping else available(host):
+        found = host.trace(request([name], drop_layers=dropping)).estimates[name]
+        of = plain.dropped if dropping else plain.estimates
+        assert_near(found, of(host.oracle, Question(IDS, OTHER, TARGETS), name), name)
+
+
+@pytest.mark.parametrize("fields", [{}, {"integration_steps": 2}, {"drop_layers": True}], ids=str)
+def test_a_component_asked_alone_has_the_estimates_that_it_has_beside_the_others(
+    host: Host, fields: dict[str, Any]
+) -> None:
+    """How far down gradients go depends on what is asked, and the estimates do not."""
+    names = available(host)
+    every = host.trace(request(names, **fields)).estimates
+    for name in names:
+        alone = host.trace(request([name], **fields)).estimates[name]
+        assert_near(alone, every[name], name)
+
+
 def test_unspecified_is_the_logit_of_the_top_prediction(host: Host) -> None:
     names = ["RESIDUAL_POST", "HEAD_OUT"]
     answer = host.trace(request(names, targets=[]))

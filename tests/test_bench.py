@@ -34,7 +34,7 @@ def serve(directory: Path) -> Iterator[str]:
         yield server.address
 
 
-@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize("name", ["tiny-gpt2", pytest.param("tiny-llama", marks=pytest.mark.full)])
 def test_sonde_and_plain_transformers_agree_on_every_workload(name: str, tmp_path: Path) -> None:
     shape = SHAPES[name]
     directory = save(shape, tmp_path / "model")

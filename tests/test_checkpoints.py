@@ -1,15 +1,19 @@
 """Checkpoints that are not whole, and devices that are not there, are refused; whole ones load in all their forms."""
 
 import json
+import shutil
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sonde_server.errors import UnsupportedModel
+from sonde_server.model.families import FAMILIES
+from sonde_server.model.families.attributes import unaccounted
 from sonde_server.model.loading import load
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from tests.support.models import load_plain, save_model
 
@@ -38,14 +42,16 @@ def logits(model: Path) -> Tensor:
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "meta"])
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(device: str) -> None:
-    with pytest.raises(UnsupportedModel, match=rf"^--device {device} cannot be used: .*; there is cpu"):
+    with pytest.raises(
+        UnsupportedModel, match=rf"^--device: expected one of cpu.*, got {device}, which cannot be used: "
+    ):
         load("atlas", device=device)
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", UP, "model.norm.weight"])
 def test_a_missing_weight_is_refused_and_never_drawn(model: Path, name: str) -> None:
     rewrite(model, {key: value for key, value in weights(model).items() if key != name})
-    with pytest.raises(UnsupportedModel, match=rf"not a whole LlamaForCausalLM: {name} is missing$"):
+    with pytest.raises(UnsupportedModel, match=rf"not a complete LlamaForCausalLM: {name} is missing$"):
         load(str(model), device="cpu")
 
 
@@ -68,19 +74,107 @@ def test_half_a_file_is_refused(model: Path) -> None:
         load(str(model), device="cpu")
 
 
-@pytest.mark.parametrize(("field", "value"), [("num_hidden_layers", "five"), ("hidden_size", 50)])
-def test_a_faulty_configuration_is_refused(model: Path, field: str, value: object) -> None:
-    config = json.loads((model / "config.json").read_text("utf-8"))
-    (model / "config.json").write_text(json.dumps(config | {field: value}), "utf-8")
-    with pytest.raises(UnsupportedModel, match=rf"configuration of .*llama' is faulty: .*{value}"):
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_attribute_of_a_configuration_is_accounted_for(family: str) -> None:
+    """Set to anything at all: this version of transformers has no attribute that its family does not know."""
+    config = CONFIG_MAPPING[family]()
+    assert not list(unaccounted(config, {field.name: object() for field in fields(config)}))
+
+
+@dataclass
+class Tomorrow(CONFIG_MAPPING["llama"]):  # type: ignore[misc]
+    """A Llama with an attribute that no version of transformers has, and with one that Granite has."""
+
+    attention_temperature: float = 1.0
+    embedding_multiplier: float = 1.0
+
+
+@pytest.mark.parametrize("name", ["attention_temperature", "embedding_multiplier"])
+def test_an_attribute_of_a_later_version_is_refused_unless_it_is_at_its_default(name: str) -> None:
+    assert list(unaccounted(Tomorrow(), {"rms_norm_eps": 1e-3, name: 2.0})) == [name]
+    assert not list(unaccounted(Tomorrow(), {"rms_norm_eps": 1e-3, name: 1.0}))
+    assert not list(unaccounted(Tomorrow(), {"rms_norm_eps": 1e-3}))
+
+
+def test_a_checkpoint_with_such_an_attribute_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(model, attention_temperature=2.0)
+    load(str(model), device="cpu")  # transformers does not have it either
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", {"llama": Tomorrow})
+    with pytest.raises(UnsupportedModel, match="sets attention_temperature in its configuration"):
         load(str(model), device="cpu")
 
 
-def test_a_quantised_one_without_its_library_is_refused(model: Path) -> None:
+LINEAR = {"type": "linear", "factor": 2.0}
+
+
+def configure(model: Path, **fields: object) -> None:
+    """Changes fields of a checkpoint's configuration."""
     config = json.loads((model / "config.json").read_text("utf-8"))
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (model / "config.json").write_text(json.dumps(config), "utf-8")
-    with pytest.raises(UnsupportedModel, match=r"cannot load .*optimum"):
+    (model / "config.json").write_text(json.dumps(config | fields), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"num_hidden_layers": "five"}, r"configuration of .*llama' is faulty: .*five"),
+        ({"num_hidden_layers": 0}, "no layers"),
+        ({"hidden_size": 50}, r"configuration of .*llama' is faulty: .*50"),
+        ({"num_attention_heads": 0}, r"configuration of .*llama' is faulty"),
+        ({"model_type": None}, "model type `None`"),
+        ({"hidden_act": "nonsense"}, "cannot load .*nonsense"),
+        ({"dtype": "auto"}, "expected float32, bfloat16 or float16 as dtype, got 'auto'"),
+        ({"torch_dtype": "torch.bfloat16"}, r"expected float32, .* as torch_dtype, got 'torch\.bfloat16'"),
+        (
+            {"rope_parameters": {"type": "su", "factor": 2.0}},
+            "expected a rope_type of default, dynamic, linear, .*, got 'su'",
+        ),
+        ({"rope_parameters": {"type": "llama3", "factor": 2.0}}, "faulty.*low_freq_factor"),
+        ({"rope_parameters": {"factor": 2.0}}, "expected a rope_type beside the factor"),
+        ({"rope_parameters": {"type": "linear", "factor": "two"}}, "cannot load"),
+        ({"quantization_config": {"bits": 4}}, "expected a quant_method in the quantization_config"),
+        ({"quantization_config": "gptq"}, "expected a quant_method in the quantization_config"),
+        ({"quantization_config": {"quant_method": "nonsense"}}, "expected a quant_method of .*, got 'nonsense'"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "cannot load .*optimum"),
+        ({"quantization_config": {"load_in_8bit": True}}, "cannot load .*bitsandbytes"),
+    ],
+)
+def test_a_faulty_configuration_is_refused(model: Path, fields: dict[str, object], reason: str) -> None:
+    configure(model, **fields)
+    with pytest.raises(UnsupportedModel, match=reason):
+        load(str(model), device="cpu")
+
+
+def test_an_older_form_of_scaled_rotary_positions_is_the_same(model: Path, tmp_path: Path) -> None:
+    older = shutil.copytree(model, tmp_path / "older")
+    configure(model, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
+    config = json.loads((older / "config.json").read_text("utf-8"))
+    del config["rope_parameters"]
+    config |= {"rope_scaling": LINEAR, "rope_theta": 1e4}
+    (older / "config.json").write_text(json.dumps(config), "utf-8")
+    assert torch.equal(logits(older), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("generation_config.json", "[1]"), ("generation_config.json", '{"eos_token_id": "</s>"}')],
+)
+def test_a_faulty_generation_configuration_is_refused(model: Path, file: str, text: str) -> None:
+    (model / file).write_text(text, "utf-8")
+    with pytest.raises(UnsupportedModel, match=r"cannot load|eos_token_id"):
+        load(str(model), device="cpu")
+
+
+@pytest.mark.parametrize("left", ["the whole model", "its configuration", "nothing"])
+def test_an_adapter_is_refused_whatever_lies_beside_it(model: Path, left: str) -> None:
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "some/base"}
+    (model / "adapter_config.json").write_text(json.dumps(adapter), "utf-8")
+    if left != "the whole model":
+        (model / "model.safetensors").unlink()
+    if left == "nothing":
+        (model / "config.json").unlink()
+    with pytest.raises(
+        UnsupportedModel, match=r"holds an adapter for 'some/base' \(adapter_config\.json\).*to merge it"
+    ):
         load(str(model), device="cpu")
 
 

@@ -1,7 +1,5 @@
 """The embedded model's heads for indirect objects are found, and are the ones."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +10,12 @@ import torch
 from sonde_server.config import Settings
 from sonde_server.serving.server import Server
 
-ROOT = Path(__file__).parents[1]
+from tests.support.examples import load_example
 
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    spec = importlib.util.spec_from_file_location("circuit", ROOT / "examples" / "circuit.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_example("circuit")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tests.container.host import CannotBuild
 from tests.support.tolerance import assert_close
 
 # Building installs torch, however fast the package index is.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.container, pytest.mark.timeout(1200)]
 
 PROMPT = "The Eiffel Tower is in the city of"
 HEALTHY_SECONDS = 120.0

@@ -14,8 +14,12 @@ from types import ModuleType
 import pytest
 from sonde.v1 import inspection_pb2
 
+from docs.generate import contract
+
 ROOT = Path(__file__).resolve().parent.parent
-CONTRACT = Path("proto/sonde/v1/inspection.proto")
+CONTRACT = Path("proto/sonde/v1")
+FILES = (inspection_pb2.DESCRIPTOR, *inspection_pb2.DESCRIPTOR.public_dependencies)
+NOISE = r"(?:^//.*\n)+^message Noise \{\n(?:.*\n)*?^\}\n"
 
 
 def load(path: str) -> ModuleType:
@@ -48,8 +52,10 @@ def check_contract(project: Path) -> subprocess.CompletedProcess[str]:
 
 
 def rewrite(project: Path, pattern: str, replacement: str) -> None:
-    path = project / CONTRACT
-    text, count = re.subn(pattern, replacement, path.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
+    """Replace the one place in all the files of the contract that matches."""
+    found = re.compile(pattern, flags=re.MULTILINE)
+    (path,) = (path for path in (project / CONTRACT).iterdir() if found.search(path.read_text(encoding="utf-8")))
+    text, count = found.subn(replacement, path.read_text(encoding="utf-8"))
     assert count == 1, pattern
     path.write_text(text, encoding="utf-8")
 
@@ -81,6 +87,24 @@ def test_a_change_for_the_worse_is_noticed(project: Path, pattern: str, replacem
 def test_a_new_field_is_welcome(project: Path) -> None:
     rewrite(project, r"^  int64 max_answer_bytes = 3;", "  int64 max_answer_bytes = 3;\n  // New.\n  int32 new = 4;")
     assert check_contract(project).returncode == 0
+
+
+def test_a_message_may_move_to_another_file(project: Path) -> None:
+    found = re.search(NOISE, (project / CONTRACT / "edits.proto").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found
+    rewrite(project, rf"{NOISE}\n", "")
+    with (project / CONTRACT / "tensors.proto").open("a", encoding="utf-8") as other:
+        other.write(f"\n{found[0]}")
+    result = check_contract(project)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_message_may_not_go(project: Path) -> None:
+    rewrite(project, rf"{NOISE}\n", "")
+    rewrite(project, r"^    Noise noise = 7;", "    float noise = 7;")
+    result = check_contract(project)
+    assert result.returncode == 1
+    assert 'message "Noise" was deleted from package' in result.stdout + result.stderr
 
 
 def test_main_itself_is_compared_with_the_commit_before(project: Path) -> None:
@@ -133,11 +157,27 @@ def test_generator_refuses_packages_it_was_not_pinned_to() -> None:
         load("proto/generate.py").require_pinned_generator()
 
 
+def test_one_import_brings_the_whole_contract() -> None:
+    files = {f"sonde/v1/{path.name}" for path in (ROOT / CONTRACT).iterdir()}
+    assert {file.name for file in FILES} == files
+    names = {name for file in FILES for name in (*file.message_types_by_name, *file.enum_types_by_name)}
+    assert len(names) > 40
+    assert [name for name in names if not hasattr(inspection_pb2, name)] == []
+
+
+def test_a_file_without_a_row_in_the_map_is_noticed(project: Path) -> None:
+    assert contract.reading_order(project / "proto")[0] == "inspection.proto"
+    (project / CONTRACT / "unlisted.proto").touch()
+    with pytest.raises(RuntimeError, match=r"expected a table of .*'unlisted\.proto'"):
+        contract.reading_order(project / "proto")
+
+
 def test_no_field_is_a_64_bit_integer_without_need() -> None:
     """They are strings in JSON and BigInts in JavaScript: only what may pass 2^31 is one."""
     wide = {
         f"{message.name}.{field.name}"
-        for message in inspection_pb2.DESCRIPTOR.message_types_by_name.values()
+        for file in FILES
+        for message in file.message_types_by_name.values()
         for nested in (message, *message.nested_types)
         for field in nested.fields
         if field.type in {field.TYPE_INT64, field.TYPE_UINT64, field.TYPE_SINT64, field.TYPE_UINT32}

@@ -1,12 +1,24 @@
 """The cost that is announced is the work that is done, counted by the blocks themselves."""
 
 import itertools
+import logging
+import re
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
 
+import grpc
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from sonde.v1 import inspection_pb2 as pb
+from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
+from sonde_server.config import Settings
+from sonde_server.serving.server import Server
+from sonde_server.serving.tokens import make_token
 
-from tests.conftest import Host
+from tests.conftest import DEADLINE, Host
 from tests.support import wire
+from tests.support.models import save_model
 from tests.support.oracle import Edit, Patch, Scale, Site, Sweep, Target
 
 _fresh = itertools.count(3)
@@ -149,3 +161,86 @@ def test_what_is_verified_takes_no_more_than_announced(host: Host) -> None:
     before = counted(host)
     cost = host.trace(traced(fresh(7), attribution_patching=method)).context.cost
     assert counted(host) - before <= cost.token_layers <= cost.full_token_layers
+
+
+# ------------------------------------------------------------------ one number of runs
+
+
+def questions() -> dict[str, pb.TraceRequest | pb.InterveneRequest]:
+    """One request of every kind, with what once was counted in different ways."""
+    ids, other = fresh(7), fresh(7)
+    plan = [[Edit(Site("RESIDUAL_POST", (1,), (), (4,)), Patch((0,)))], [Edit(Site("LOGITS"), Scale(2.0))]]
+    with_tokens = wire.intervene(ids, plan, TARGET, [other])
+    with_tokens.readout.generation.CopyFrom(pb.Generation(max_new_tokens=2))
+    asked: dict[str, pb.TraceRequest | pb.InterveneRequest] = {
+        "interventions": wire.intervene(ids, plan, TARGET, [other]),
+        "sweep": wire.intervene(ids, Sweep(Edit(Site("HEAD_OUT", (0, 3), (), (2, 6)), Scale(0.0))), TARGET),
+        "generation": with_tokens,
+    }
+    for name, method in TRACES.items():
+        request = traced(ids, **method)
+        if request.HasField("attribution_patching"):
+            request.attribution_patching.source.CopyFrom(wire.prompt(other))
+        asked[name] = request
+    # A component without layers has one column of cells, not one for each layer.
+    components = [pb.COMPONENT_TOKEN_EMBEDDING, pb.COMPONENT_MLP_OUT, pb.COMPONENT_LOGITS]
+    samples, subject = pb.CausalTracing.Gaussian(samples=2), pb.PositionList(positions=[2])
+    several = pb.CausalTracing(gaussian=samples, subject_positions=subject, components=components)
+    asked["causal_tracing of components without layers"] = traced(ids, causal_tracing=several)
+    asked["causal_tracing of a counterfactual"] = traced(
+        ids, causal_tracing=pb.CausalTracing(counterfactual=wire.prompt(other), layers=[0])
+    )
+    return asked
+
+
+QUESTIONS = questions()
+# So low that a caller is in debt after one run, and stays there.
+RUNS_PER_SECOND = 0.01
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, str]]]:
+    """A server that counts, and the token of one caller for every question."""
+    directory = tmp_path_factory.mktemp("counting")
+    made = {name: make_token(f"caller{number}") for number, name in enumerate(QUESTIONS)}
+    tokens = directory / "tokens"
+    tokens.write_text("".join(f"{line}\n" for _, line in made.values()))
+    settings = Settings(
+        model=str(save_model("llama", directory / "llama")), port=0, device="cpu", metrics_port=0,
+        tokens=str(tokens), max_runs_per_second=RUNS_PER_SECOND,
+    )  # fmt: skip
+    with Server(settings) as server:
+        yield server, {name: token for name, (token, _) in made.items()}
+
+
+def metered(address: str, caller: str) -> float:
+    """What the metrics say of a caller's runs."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    samples = (sample for family in families for sample in family.samples)
+    return sum(one.value for one in samples if one.name == "sonde_runs_total" and one.labels["caller"] == caller)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_runs_are_one_number_everywhere(
+    counting: tuple[Server, dict[str, str]], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The quota, the log, the metrics and the answer of a request have the same number of runs."""
+    (server, tokens), request = counting, QUESTIONS[name]
+    caller = f"caller{list(QUESTIONS).index(name)}"
+    metadata = [("authorization", f"Bearer {tokens[name]}")]
+    with grpc.insecure_channel(server.address) as channel, caplog.at_level(logging.INFO):
+        stub = InspectionServiceStub(channel)
+        method: Any = stub.Trace if isinstance(request, pb.TraceRequest) else stub.Intervene
+        first, *_ = method(request, metadata=metadata, timeout=DEADLINE)
+        runs = first.context.cost.runs
+        with pytest.raises(grpc.RpcError) as refused:
+            list(method(request, metadata=metadata, timeout=DEADLINE))
+    exceeded = re.search(r"by (\d+) runs", refused.value.details())
+    assert exceeded is not None
+    # A full bucket held less than a run, which does not show in a whole number.
+    assert int(exceeded[1]) == runs > 0
+    logged = [getattr(record, "fields", {}) for record in caplog.records]
+    # The request that was refused is counted for none.
+    assert [fields["runs"] for fields in logged if fields.get("caller") == caller] == [runs, 0]
+    assert metered(server.metrics_address, caller) == runs

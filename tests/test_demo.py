@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 180.0
 LISTENS = re.compile(r"listens on ([\d.]+):(\d+)")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.system
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":

@@ -10,7 +10,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from sonde.connection import Connection
+from sonde._connection.connection import Connection
 from sonde_server.config import PREFIX, Settings
 from sonde_server.serving.server import Server
 

@@ -1,9 +1,7 @@
 """The examples of the ready-made questions, asked of the embedded model: each finds what it says that it looks for."""
 
-import importlib.util
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import sonde
@@ -12,7 +10,9 @@ from sonde import questions
 from sonde_server.config import Settings
 from sonde_server.serving.server import Server
 
-ROOT = Path(__file__).parents[1]
+from tests.support.examples import load_example
+from tests.support.installation import ROOT
+
 EXAMPLES = ROOT / "examples" / "questions"
 
 FOUND: dict[str, tuple[str, ...]] = {
@@ -43,12 +43,7 @@ def test_every_example_is_run() -> None:
 def test_an_example_finds_what_it_looks_for(
     name: str, client: sonde.Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    example.ask(client)
+    load_example(f"questions/{name}").ask(client)
     output = capsys.readouterr().out
     for pattern in FOUND[name]:
         assert re.search(pattern, output), f"{pattern} is not in\n{output}"

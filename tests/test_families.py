@@ -3,18 +3,27 @@
 The whole suite runs on GPT-2 and Llama. Here every other family, in each of its variants, is asked the same kinds of
 questions once: every component edited and read, a sweep, a causal trace, the lens, gradients, attributions,
 generation, prompts of several lengths at once.
+
+The engine knows of an architecture what its `Family` says. So all questions are asked of the variants of COVERING,
+among which every field of `Family` takes every kind of value that it has anywhere, and of every variant those that find
+a wrong entry. The other questions of the other variants are marked `full`.
 """
 
+import dataclasses
+import inspect
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
 import pytest
 import torch
 from sonde.v1 import inspection_pb2 as pb
+from sonde_server.model.families import family_of
+from sonde_server.model.families.family import Family
 
 from tests.conftest import DEADLINE, Host, Hosts
 from tests.support import attribution_oracle as plain
@@ -30,8 +39,50 @@ LONGER = [17, 18, 250, 305, 61, 2, 99, 101, 307, 44, 46]
 TARGETS = [Target(41), Target(200, contrast=12)]
 LAYER = 1
 
+COVERING = (
+    "apertus",
+    "bloom",
+    "cohere2",
+    "falcon",
+    "falcon-alibi",
+    "gemma2",
+    "glm",
+    "gpt_bigcode",
+    "gpt_oss",
+    "gptj",
+    "granitemoe",
+    "hunyuan_v1_dense",
+    "mistral",
+    "olmo-clamped",
+    "olmo3",
+    "olmoe",
+    "opt",
+    # Its positions are turned by the length of the prompt: refused where a text goes on, by what is no field of Family.
+    "phi3-longrope",
+)
+"""The variants that everything is asked of."""
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def of_every_variant(test: Test) -> Test:
+    """Marks a test that finds a wrong entry, so that it is run on every variant."""
+    test.of_every_variant = True  # type: ignore[attr-defined]
+    return test
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a test on every variant; on those that are not in COVERING it is marked `full`, unless it finds entries."""
+    if "host" in metafunc.fixturenames:
+        everywhere = hasattr(metafunc.function, "of_every_variant")
+        variants = [
+            name if everywhere or name in COVERING else pytest.param(name, marks=pytest.mark.full)
+            for name in ARCHITECTURES
+        ]
+        metafunc.parametrize("host", variants, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """A server of its own for each architecture, gone when the next one comes."""
     torch.set_num_threads(1)
@@ -41,15 +92,50 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
             yield hosts[request.param]
 
 
-def edits(host: Host) -> list[list[Edit]]:
-    """Each component scaled, set, patched and, where scores are, cut; each a run of its own."""
+def kind(value: Any) -> object:
+    """What kind of value a field of an entry has: what another code path or another mistake would belong to.
+
+    Of a function that is which one it is, and the kinds of what it was made from.
+    """
+    if value in (None, 0, 1):
+        # Those that leave out what the field is for, and both booleans.
+        return value
+    if isinstance(value, str | int | float):
+        return "any other"
+    if isinstance(value, Mapping):
+        return frozenset(value)
+    if isinstance(value, Sequence):
+        return "several", frozenset(kind(one) for one in value)
+    if inspect.isfunction(value):
+        return (value.__qualname__, *(kind(cell.cell_contents) for cell in value.__closure__ or ()))
+    return type(value)
+
+
+def test_everything_is_asked_of_every_kind_of_entry() -> None:
+    covered, missing = set(), {}
+    entries = {name: family_of(make(420)) for name, make in ARCHITECTURES.items()}
+    for name in (*COVERING, *entries):
+        for field in dataclasses.fields(Family):
+            found = field.name, kind(getattr(entries[name], field.name))
+            if name in COVERING:
+                covered.add(found)
+            elif found not in covered:
+                missing[found] = name
+    assert not missing, f"add some of {sorted(set(missing.values()))} to COVERING: {missing}"
+
+
+def edits(host: Host, *, scaled: bool) -> list[list[Edit]]:
+    """Each component scaled, or else set, patched and, where scores are, cut; each a run of its own."""
     plan = []
     for component in host.oracle.components:
         layers = () if component in UNLAYERED else (LAYER,)
         site = Site(component, layers, (0,), (2, -1))
+        if scaled:
+            plan.append([Edit(site, oracle.Scale(-0.5))])
+            continue
         shape = (*host.oracle.selection(site, len(IDS))[0].shape, *host.oracle.shape(component, len(IDS))[2:])
         values = np.random.RandomState(3).randn(*shape).astype(np.float32)
-        operations: list[oracle.Operation] = [oracle.Scale(-0.5), oracle.Set(values), oracle.Patch((0,))]
+        operations: list[oracle.Operation] = [oracle.Set(values), oracle.Patch((0,))]
         operations += [oracle.Knockout((0, 2))] if component == "ATTENTION_SCORES" else [oracle.Patch((1,))]
         if component in UNIT_FIRST:
             # Scores and patterns of a prompt of another length do not fit.
@@ -58,6 +144,7 @@ def edits(host: Host) -> list[list[Edit]]:
     return plan
 
 
+@of_every_variant
 def test_the_logits_are_those_of_the_plain_model(host: Host) -> None:
     for ids in (IDS, LONGER, [7]):
         with torch.no_grad():
@@ -67,6 +154,7 @@ def test_the_logits_are_those_of_the_plain_model(host: Host) -> None:
         assert_close(answer.activations[-1, 0, 0], plain.numpy())
 
 
+@of_every_variant
 def test_every_activation(host: Host) -> None:
     wanted = [Site(component) for component in host.oracle.components]
     sites = pb.Activations(sites=[wire.site(one) for one in wanted])
@@ -111,8 +199,16 @@ def test_few_and_many_positions_behind_a_prefix(host: Host) -> None:
     assert_close(answer.columns["logits"], [one.logits for one in predictions])
 
 
-def test_every_component_edited(host: Host) -> None:
-    plan = edits(host)
+@of_every_variant
+def test_every_component_scaled(host: Host) -> None:
+    assert_edited(host, edits(host, scaled=True))
+
+
+def test_every_component_set_patched_and_cut(host: Host) -> None:
+    assert_edited(host, edits(host, scaled=False))
+
+
+def assert_edited(host: Host, plan: list[list[Edit]]) -> None:
     answer = host.intervene(wire.intervene(IDS, plan, TARGETS, SOURCES, kl_divergence=True))
     runs = [host.oracle.run(IDS, run, SOURCES) for run in plan]
     predictions = [host.oracle.predict(run.logits[-1], TARGETS) for run in runs]
@@ -169,7 +265,7 @@ def test_the_lens_and_gradients(host: Host) -> None:
 
 def test_company_of_other_lengths_changes_nothing(host: Host) -> None:
     prompts = [IDS, LONGER, IDS[:3], LONGER[:9], IDS[:1]]
-    plan = Sweep(Edit(Site("MLP_OUT"), oracle.Scale(0.0)))
+    plan = Sweep(Edit(Site("MLP_OUT", (LAYER,)), oracle.Scale(0.0)))
     with ThreadPoolExecutor(len(prompts)) as pool:
         company = list(pool.map(host.intervene, [wire.intervene(ids, plan, TARGETS) for ids in prompts]))
     for ids, answer in zip(prompts, company, strict=True):
@@ -178,6 +274,7 @@ def test_company_of_other_lengths_changes_nothing(host: Host) -> None:
         assert_close(answer.columns["log_probabilities"], expected)
 
 
+@of_every_variant
 def test_what_a_model_does_not_have_is_said_and_refused(host: Host) -> None:
     told = {pb.Component.Name(one.component): one for one in host.model_info().stacks[0].components}
     for component in COMPONENTS:
@@ -198,9 +295,10 @@ def test_the_attention_that_was_used_is_told(host: Host) -> None:
     assert host.model_info().provenance.attention == ("eager" if explicit else "sdpa")
     scores = pb.Activations(sites=[wire.site(Site("ATTENTION_SCORES", (0,)))])
     asked = host.trace(pb.TraceRequest(prompt=wire.prompt(IDS), activations=scores))
-    assert asked.context.provenance.attention == "eager"
+    assert asked.context.provenance.attention == ("eager" if explicit else "sdpa+eager")
 
 
+@of_every_variant
 def test_the_text_goes_on_as_recomputed_in_full(host: Host) -> None:
     """Sliding windows, biases by distance, capped scores: all over the cache, every component edited as it goes on."""
     plan = [

@@ -17,7 +17,7 @@ import sonde
 import torch
 from hypothesis import strategies as st
 from sonde import cli
-from sonde.arrays import visible
+from sonde._arrays import visible
 from sonde.v1 import inspection_pb2 as pb
 from sonde_server.engine import Base, Change, Choice, PlacedEdit, Reading, Run
 from sonde_server.questions import costs
@@ -178,7 +178,7 @@ def test_every_operation_goes_on_as_recomputed_in_full(host: Host, component: st
         assert_chosen(tokens[run], logits)
 
 
-@hypothesis.settings(max_examples=15 * EFFORT)
+@hypothesis.settings(max_examples=8 * EFFORT)
 @hypothesis.given(data=st.data())
 def test_any_edits_at_any_positions(host: Host, data: st.DataObject) -> None:
     bounds = strategies.Bounds(host.oracle, PROMPT, [0, 1], [2])
@@ -403,7 +403,7 @@ def test_tokens_come_one_by_one_in_their_order(host: Host) -> None:
 def test_runs_beyond_what_goes_on_together_are_the_same(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = Sweep(Edit(Site("HEAD_OUT", (0, 2)), oracle.Scale(0.0)), frozenset({"POSITION"}))
     whole = said(host, sweep, temperature=1.0)
-    monkeypatch.setattr(costs, "MOST_TOGETHER", 3)
+    monkeypatch.setattr(costs, "MOST_CONTINUED", 3)
     assert said(host, sweep, temperature=1.0) == whole
 
 

@@ -90,7 +90,7 @@ def test_each_edit_at_each_component(host: Host, component: str, kind: str) -> N
     check_plan(host, [[one_edit(host, component, kind)]])
 
 
-@settings(max_examples=60 * EFFORT)
+@settings(max_examples=25 * EFFORT)
 @given(data=st.data())
 def test_any_list_of_interventions(host: Host, data: st.DataObject) -> None:
     plan = data.draw(plans(bounds(host)))
@@ -189,10 +189,48 @@ def test_a_mean_over_sources_of_other_lengths_with_paired_positions(host: Host) 
     check_plan(host, [[Edit(site, oracle.Patch((0, 2), (3, 2)))], [Edit(site, oracle.Patch((2,), (8, 7)))]])
 
 
+def test_negative_positions_of_a_patch_count_from_the_end_of_each_source(host: Host) -> None:
+    """The prompt's last token takes the value of each source's last one, also in a mean over sources of two lengths."""
+    site = Site("RESIDUAL_POST", (1,), positions=(-1, 2, -3))
+    runs = [[Edit(site, oracle.Patch((2,)))], [Edit(site, oracle.Patch((0, 2)))]]
+    check_plan(host, [*runs, [Edit(site, oracle.Patch((0, 2), (-2, 4, -7)))]])
+    paired = [Edit(site, oracle.Patch((2,), (len(SOURCES[2]) - 1, 2, len(SOURCES[2]) - 3)))]
+    answer = check_plan(host, [runs[0], paired])
+    assert (answer.columns["logits"][0] == answer.columns["logits"][1]).all()
+    assert (answer.columns["edit_norms"][0] == answer.columns["edit_norms"][1]).all()
+
+
+def test_a_sweep_over_negative_positions_counts_them_from_the_end_of_the_source(host: Host) -> None:
+    for together in (frozenset[str](), frozenset({"POSITION"})):
+        sweep = Sweep(Edit(Site("RESIDUAL_POST", (1, 2), positions=(-1, 0, -6)), oracle.Patch((2, 1))), together)
+        check_plan(host, sweep)
+
+
+def test_negative_layers_count_from_the_end(host: Host) -> None:
+    """In an edit, in a patch's source, in a readout and along a sweep; the answer has them counted from 0."""
+    last = host.oracle.layers - 1
+    edits = [Edit(Site("MLP_OUT", (last - 1, last)), oracle.Patch((0,), source_layer=last - 2))]
+    request = wire.intervene(IDS, [edits], TARGETS, SOURCES, activations=[wire.site(Site("MLP_OUT", (last,)))])
+    edit = request.list.interventions[0].edits[0]
+    edit.site.layers[:] = [-2, -1]
+    edit.patch.source_layer = -3
+    request.readout.activations[0].layers[:] = [-1]
+    answer = host.intervene(request)
+    run = host.oracle.run(IDS, edits, SOURCES)
+    check_readings(host, answer, [run])
+    assert {layer for _, _, layer in answer.activations} == {last}
+    sweep = Sweep(Edit(Site("HEAD_OUT", (last, 0), (1,)), oracle.Scale(0.0)))
+    request = wire.intervene(IDS, sweep, TARGETS)
+    request.sweep.edit.site.layers[:] = [-1, -host.oracle.layers]
+    answer = host.intervene(request)
+    assert list(answer.context.axes.layers) == [last, 0]
+    check_readings(host, answer, [host.oracle.run(IDS, run) for run in host.oracle.expand(sweep, len(IDS))])
+
+
 # ------------------------------------------------------------------ sweeps
 
 
-@settings(max_examples=60 * EFFORT)
+@settings(max_examples=25 * EFFORT)
 @given(data=st.data())
 def test_any_sweep(host: Host, data: st.DataObject) -> None:
     sweep = data.draw(sweeps(bounds(host)))
@@ -247,7 +285,7 @@ def test_what_is_made_always_comes_first_in_every_run(host: Host) -> None:
 # ------------------------------------------------------------------ readouts
 
 
-@settings(max_examples=40 * EFFORT)
+@settings(max_examples=15 * EFFORT)
 @given(data=st.data())
 def test_activations_are_read_after_the_edits(host: Host, data: st.DataObject) -> None:
     plan = data.draw(plans(bounds(host)))

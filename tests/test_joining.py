@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sonde.v1 import inspection_pb2 as pb
 from sonde_server.engine import Base
-from sonde_server.questions.costs import INSIDE_KEPT
+from sonde_server.questions.costs import MIDWAY_KEPT
 
 from tests.conftest import Host
 from tests.support import wire
@@ -128,7 +128,7 @@ def test_what_is_kept_of_a_block_is_a_small_part_of_the_run(host: Host) -> None:
     for layer in range(host.oracle.layers):
         for component in BEHIND:
             host.intervene(wire.intervene(IDS, [[Edit(Site(component, (layer,)), Scale(0.5))]], TARGETS))
-            assert state.bytes <= (1 + INSIDE_KEPT) * alone
+            assert state.bytes <= (1 + MIDWAY_KEPT) * alone
             most = max(most, state.bytes)
     assert cache.find(Base(tuple(IDS))) is state
     assert cache.bytes == state.bytes

@@ -69,3 +69,21 @@ def test_rome_restoring_everything_is_the_clean_run(oracle: Oracle) -> None:
     np.testing.assert_allclose(restored, np.exp(clean.log_probabilities[:, None]).repeat(3, 1), atol=FLOAT32)
     corrupted = rome.cell(oracle.model, IDS, corruption, targets).probabilities
     assert np.abs(corrupted - restored).max() > 1e-3
+
+
+def test_a_remembered_run_is_that_of_the_model_as_it_is(tmp_path: Path) -> None:
+    oracle = Oracle(load_plain(save_model("gpt2", tmp_path)))
+    first = oracle.run(IDS)
+    assert oracle.run(tuple(IDS)) is first
+    weight = oracle.parts.unembedding.weight
+    with torch.no_grad():
+        weight.mul_(2.0)
+    doubled = oracle.run(IDS).logits
+    assert (doubled - first.logits).abs().max() > 0.1
+    with torch.no_grad():
+        weight.div_(2.0)
+    torch.testing.assert_close(oracle.run(IDS).logits, first.logits)
+    handle = oracle.parts.blocks[1].register_forward_pre_hook(lambda _, args: (torch.zeros_like(args[0]), *args[1:]))
+    assert not oracle.run(IDS).values["RESIDUAL_PRE", 1].any()
+    handle.remove()
+    torch.testing.assert_close(oracle.run(IDS).logits, first.logits)

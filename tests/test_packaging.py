@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from tests.support.installation import ROOT, Installation
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.installs,
     # An installation asks the package index, however fast that is.
     pytest.mark.timeout(600),
 ]
@@ -28,12 +28,11 @@ CLIENT_CLOSURE = {
     "typing-extensions",
 }
 SERVER_MISSING = "sonde-server needs its extra: pip install 'sonde[server]'"
+CONTRACT = {path.stem for path in (ROOT / "proto/sonde/v1").iterdir()}
 GENERATED = {
-    "inspection_pb2.py",
-    "inspection_pb2.pyi",
+    *(f"{stem}{ending}" for stem in CONTRACT for ending in (".proto", "_pb2.py", "_pb2.pyi")),
     "inspection_pb2_grpc.py",
     "inspection_pb2_grpc.pyi",
-    "inspection.proto",
     "__init__.py",
 }
 

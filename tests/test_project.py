@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import sonde
 import yaml
 
 ROOT = Path(__file__).parents[1]
+PYTEST = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 HOOKS = [
     hook
@@ -72,6 +74,14 @@ def test_every_python_of_the_workflow_is_a_classifier() -> None:
     tested = WORKFLOW["jobs"]["test"]["strategy"]["matrix"]["python"]
     found = {one.rpartition(" :: ")[2] for one in classifiers if one.startswith("Programming Language :: Python :: 3.")}
     assert found == set(tested)
+
+
+def test_what_is_long_is_marked_by_what_is_described() -> None:
+    declared = {line.partition(":")[0] for line in PYTEST["markers"]}
+    (long,) = re.findall(r"^LONG := (.*)$", MAKEFILE, re.MULTILINE)
+    assert set(long.split(" or ")) == declared
+    _, _, table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| Mark | Tests |\n")
+    assert set(re.findall(r"^\| `([a-z]+)` \|", table.partition("\n\n")[0], re.MULTILINE)) == declared
 
 
 def test_every_target_says_what_it_does() -> None:

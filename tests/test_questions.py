@@ -9,8 +9,8 @@ import pytest
 import sonde
 import torch
 from sonde import questions
+from sonde._ask.sites import site
 from sonde.questions.average_trace import token_classes
-from sonde.sites import site
 
 from tests.conftest import Host
 from tests.support import oracle

@@ -1,7 +1,6 @@
 """Several servers behind one client: turns, kills, shutdowns, restarts, servers that load, and names that change."""
 
 import asyncio
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +17,10 @@ from sonde_server.config import Settings
 from sonde_server.serving.server import SERVICE, Server
 
 from tests.support.models import save_model
+from tests.support.process import free_port
 from tests.support.replicas import IDS, KINDS, Asking, Replica, Sweeps, replica, served, wait_for
+
+pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +33,6 @@ def steady(model: Path) -> Iterator[Replica]:
     """The one that stays."""
     with replica(model) as started:
         yield started
-
-
-def free_port() -> int:
-    """A port that is free now; a restarted server has to come back to the same one."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def ask(kind: str, addresses: Any, times: int, **arguments: Any) -> list[sonde.TraceResult]:

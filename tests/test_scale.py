@@ -1,8 +1,5 @@
 """The page about scale has the numbers of its script, and the script counts as the server does."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,20 +8,14 @@ from sonde_server.questions.places import Component
 
 from tests.conftest import Host
 from tests.support import wire
+from tests.support.examples import load_example
+from tests.support.installation import ROOT
 from tests.support.oracle import Edit, Scale, Site, Sweep, Target
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def scale() -> Any:
-    spec = importlib.util.spec_from_file_location("scale", ROOT / "examples" / "scale.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scale"] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+    return load_example("scale")
 
 
 def test_the_page_has_the_numbers_of_the_script(scale: Any) -> None:

@@ -194,10 +194,14 @@ def test_weights_that_are_no_numbers_are_refused_with_their_place(folders: Calla
 @pytest.mark.parametrize(
     ("name", "fields", "reason"),
     [
-        ("BertConfig", {}, "'bert' are not known to this server; known are: apertus, arcee, bloom, .*starcoder2"),
-        ("OPTConfig", {"do_layer_norm_before": False, "ffn_dim": 40, "word_embed_proj_dim": 32}, "norms come after"),
+        ("BertConfig", {}, "one of the types apertus, arcee, bloom, .*starcoder2, got 'bert'"),
+        (
+            "OPTConfig",
+            {"do_layer_norm_before": False, "ffn_dim": 40, "word_embed_proj_dim": 32},
+            "do_layer_norm_before is false",
+        ),
         ("OPTConfig", {"word_embed_proj_dim": 16}, "narrower than the residual stream"),
-        ("BloomConfig", {"apply_residual_connection_post_layernorm": True}, "normed stream is carried on"),
+        ("BloomConfig", {"apply_residual_connection_post_layernorm": True}, "carries the normed stream on"),
         ("GPT2Config", {"add_cross_attention": True}, "add_cross_attention"),
         ("GPTBigCodeConfig", {"add_cross_attention": True}, "add_cross_attention"),
         ("GemmaConfig", {"use_bidirectional_attention": True}, "bidirectional"),
@@ -205,7 +209,7 @@ def test_weights_that_are_no_numbers_are_refused_with_their_place(folders: Calla
         ("LlamaConfig", {"rope_parameters": DYNAMIC}, "dynamic"),
         ("HunYuanDenseV1Config", {"rope_parameters": DYNAMIC, "head_dim": 12}, "dynamic"),
         ("Qwen2Config", {"layer_types": KINDS}, "no sliding_window"),
-        ("PhimoeConfig", {"rope_parameters": STRETCHED}, "other means than longrope"),
+        ("PhimoeConfig", {"rope_parameters": STRETCHED}, "another method than longrope"),
     ],
 )
 def test_what_would_not_be_exact_is_refused_by_name(name: str, fields: dict[str, Any], reason: str) -> None:

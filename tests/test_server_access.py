@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,8 @@ from sonde_server.serving.tokens import TokenFileError, Tokens, make_token
 
 from tests.support import wire
 from tests.support.models import save_model
+from tests.support.process import COMMAND, ServerProcess, environment, server_of, server_process
 from tests.support.replicas import served
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -289,10 +286,9 @@ def test_halves_of_tls_are_refused(given: dict[str, str]) -> None:
 def test_health_for_probes_needs_neither_tls_nor_token(model: Path, papers: Papers, tokens: Any) -> None:
     with Server(papers.settings(model, tokens=str(tokens[0]), tls_client_ca=str(papers.ca), health_port=0)) as server:
         port = server.health_address.rpartition(":")[2]
-        environment = os.environ | {"SONDE_HEALTH_PORT": port, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         ran = subprocess.run(
             [sys.executable, "-m", "sonde_server.healthcheck"],
-            env=environment,
+            env=environment() | {"SONDE_HEALTH_PORT": port},
             capture_output=True,
             text=True,
             check=False,
@@ -306,22 +302,7 @@ def test_health_for_probes_needs_neither_tls_nor_token(model: Path, papers: Pape
 # ------------------------------------------------------------------ the command
 
 
-@contextmanager
-def command(*flags: str) -> Iterator["subprocess.Popen[str]"]:
-    path = os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, "-m", "sonde_server.cli", *flags]
-    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    with closing(process.stderr):
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
-def lines_until(process: "subprocess.Popen[str]", word: str) -> list[dict[str, Any]]:
+def lines_until(process: ServerProcess, word: str) -> list[dict[str, Any]]:
     assert process.stderr is not None
     seen = []
     for line in process.stderr:
@@ -331,10 +312,10 @@ def lines_until(process: "subprocess.Popen[str]", word: str) -> list[dict[str, A
     raise AssertionError(f"it ended without {word!r}: {seen}")
 
 
+@pytest.mark.system
 def test_the_command_reads_its_tokens_again_on_sighup(model: Path, tokens: tuple[Path, str, str]) -> None:
     path, alice, bob = tokens
-    flags = ("--model", str(model), "--port", "0", "--device", "cpu", "--tokens", str(path), "--log-format", "json")
-    with command(*flags) as process:
+    with server_of(model, 0, "--tokens", str(path), "--log-format", "json") as process:
         address = lines_until(process, "listening on")[-1]["message"].split()[-1]
         lines_until(process, "serving")
         assert one_way_in(address, authorization=f"Bearer {alice}") == [grpc.StatusCode.OK] * 3
@@ -359,17 +340,16 @@ def test_the_command_reads_its_tokens_again_on_sighup(model: Path, tokens: tuple
         assert bob not in told
 
 
+@pytest.mark.system
 def test_the_command_makes_tokens() -> None:
-    path = os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])
-    ran = subprocess.run(
-        [sys.executable, "-m", "sonde_server.cli", "token", "alice"],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    command = [sys.executable, *COMMAND, "token", "alice"]
+    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     name, digest = ran.stdout.split()
     assert name == "alice"
     assert hashlib.sha256(ran.stderr.strip().encode()).hexdigest() == digest
 
 
+@pytest.mark.system
 def test_what_keeps_it_out_is_said_in_one_line(tmp_path: Path, papers: Papers) -> None:
     for flags, code, said in (
         (("--host", "0.0.0.0"), 2, "--insecure"),  # noqa: S104
@@ -377,7 +357,7 @@ def test_what_keeps_it_out_is_said_in_one_line(tmp_path: Path, papers: Papers) -
         (("--tls-cert", papers.server[0], "--tls-key", papers.client[1]), 1, "do not belong together"),
         (("token", "no name"), 2, "expected a name of"),
     ):
-        with command(*flags) as process:
+        with server_process(*flags) as process:
             assert process.wait(60) == code
             assert process.stderr is not None
             assert re.fullmatch(rf"sonde-server: .*{re.escape(said)}.*\n", process.stderr.read())

@@ -80,6 +80,7 @@ def details(status: status_pb2.Status) -> dict[str, Any]:
 
 EXAMPLES: dict[type[errors.SondeServerError], errors.SondeServerError] = {
     errors.InvalidQuestion: errors.InvalidQuestion([errors.Violation("prompt.text", "too long")]),
+    errors.NotFinite: errors.NotFinite("block 3 overflows"),
     errors.Unsupported: errors.Unsupported("site.component", "not here"),
     errors.Busy: errors.Busy("the queue is full", 1.5),
     errors.QueueFull: errors.QueueFull("7 runs wait", 1, asked=7, allowed=5),

@@ -1,17 +1,14 @@
 """Real faults, planted in a running server: it survives those that pass, and goes for those that do not."""
 
 import math
-import os
 import resource
 import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, as_completed
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from sonde_server.config import Settings
 from sonde_server.serving.server import SERVICE, Server
 
 from tests.support.models import save_model
+from tests.support.process import ServerProcess, server_of, wait_for_line
 from tests.support.tolerance import assert_close
 
 ROOT = Path(__file__).parent.parent
@@ -180,25 +178,16 @@ SHORT_OF_MEMORY = """
 
 
 @contextmanager
-def process(model: Path, fault: str, *flags: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def process(model: Path, fault: str, *flags: str) -> Iterator[tuple[ServerProcess, str]]:
     """A server of its own, with a fault planted once the model is loaded; and its address."""
-    path = os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])
     program = PLANTED.replace("    {fault}", textwrap.dedent(fault).replace("\n", "\n    "))
-    ran = subprocess.Popen(
-        [sys.executable, "-c", program, "--model", str(model), "--port", "0", "--device", "cpu", *flags],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert ran.stderr is not None
-    with closing(ran.stderr):
-        try:
-            address = next(line for line in ran.stderr if line.startswith("listening on")).split()[-1]
-            assert any(line.startswith("serving") for line in ran.stderr)
-            yield ran, address
-        finally:
-            ran.kill()
-            ran.wait()
+    with server_of(model, 0, *flags, program=("-c", program)) as ran:
+        address = wait_for_line(ran, r"listening on (.*)")
+        wait_for_line(ran, r"serving (.*)")
+        yield ran, address
 
 
+@pytest.mark.system
 def test_a_process_with_a_poisoned_device_ends_with_an_error(model: Path) -> None:
     with process(model, POISON, "--cache-bytes", "0") as (ran, address):
         assert ran.stderr is not None
@@ -208,6 +197,7 @@ def test_a_process_with_a_poisoned_device_ends_with_an_error(model: Path) -> Non
         assert "the model no longer runs (AcceleratorError: CUDA error" in ran.stderr.read()
 
 
+@pytest.mark.system
 def test_an_allocator_that_really_fails_is_survived(model: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_AS)[1] == resource.RLIM_INFINITY
     unlimited = ("--max-queued-runs", "1" + "0" * 9, "--max-queued-bytes", "1" + "0" * 15)

@@ -55,7 +55,7 @@ def test_mutated_requests(channel: grpc.Channel) -> None:
     assert outcome.codes["INVALID_ARGUMENT"] > 200
 
 
-@settings(max_examples=120 * EFFORT)
+@settings(max_examples=50 * EFFORT)
 @given(st.sampled_from(["Trace", "Intervene"]).flatmap(
     lambda method: st.tuples(st.just(method), fuzzing.messages(
         pb.TraceRequest if method == "Trace" else pb.InterveneRequest)))
@@ -66,7 +66,7 @@ def test_any_message(channel: grpc.Channel, drawn: tuple[str, pb.TraceRequest]) 
     assert code is grpc.StatusCode.OK or code in fuzzing.REFUSALS
 
 
-@settings(max_examples=60 * EFFORT)
+@settings(max_examples=25 * EFFORT)
 @given(st.sampled_from(["Trace", "Intervene"]), st.binary(max_size=200))
 def test_any_bytes(channel: grpc.Channel, method: str, data: bytes) -> None:
     code = fuzzing.send(channel, method, data)

@@ -1,12 +1,7 @@
 """A server listens before it can answer, says so, and goes without dropping what is in progress."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +16,8 @@ from sonde_server.serving.server import SERVICE, Server
 
 from tests.support import wire
 from tests.support.models import save_model
+from tests.support.process import server_of, wait_for_line
 
-ROOT = Path(__file__).parent.parent
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -89,59 +84,36 @@ def test_a_call_in_progress_ends_before_the_server_does(model: Path) -> None:
         assert {site for _, site, _ in answer.activations} == set(range(len(sites)))
 
 
-@contextmanager
-def command(*flags: str) -> Iterator["subprocess.Popen[str]"]:
-    path = os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sonde_server.cli", *flags], stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-    )
-    assert process.stderr is not None
-    with closing(process.stderr):
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
-def wait_for(process: "subprocess.Popen[str]", pattern: str) -> str:
-    assert process.stderr is not None
-    seen = ""
-    for line in process.stderr:
-        seen += line
-        if found := re.fullmatch(pattern, line.rstrip("\n")):
-            return found[1]
-    raise AssertionError(f"it ended without {pattern!r}: {seen}")
-
-
+@pytest.mark.system
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_serves_until_it_is_told_to_stop(model: Path, number: signal.Signals) -> None:
-    with command("--model", str(model), "--port", "0", "--device", "cpu") as process:
-        address = wait_for(process, r"listening on (127\.0\.0\.1:\d+)")
-        wait_for(process, r"serving (.*) \(llama, .*")
+    with server_of(model) as process:
+        address = wait_for_line(process, r"listening on (127\.0\.0\.1:\d+)")
+        wait_for_line(process, r"serving (.*) \(llama, .*")
         with grpc.insecure_channel(address) as channel:
             assert InspectionServiceStub(channel).GetModel(pb.GetModelRequest(), timeout=20).architecture == "llama"
         process.send_signal(number)
         assert process.wait(30) == 0
 
 
+@pytest.mark.system
 def test_a_signal_while_the_model_loads_ends_it_too(model: Path) -> None:
-    with command("--model", str(model), "--port", "0", "--device", "cpu") as process:
-        wait_for(process, r"listening on (.*)")
+    with server_of(model) as process:
+        wait_for_line(process, r"listening on (.*)")
         process.terminate()
         assert process.wait(60) == 0
 
 
+@pytest.mark.system
 def test_what_keeps_it_from_serving_is_said_in_one_line(model: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with command("--model", str(tmp_path), "--port", "0", "--device", "cpu") as process:
+    with server_of(tmp_path) as process:
         assert process.wait(60) == 1
         assert process.stderr is not None
         assert re.fullmatch(r"listening on .*\nsonde-server: .*bert.*\n", process.stderr.read())
     with Server(Settings(model=str(model), port=0, device="cpu")) as server:
-        port = server.address.rpartition(":")[2]
-        with command("--model", str(model), "--port", port, "--device", "cpu") as process:
+        port = int(server.address.rpartition(":")[2])
+        with server_of(model, port) as process:
             assert process.wait(60) == 1
             assert process.stderr is not None
             assert re.search(rf"^sonde-server: cannot listen on .*:{port}: .*$", process.stderr.read(), re.MULTILINE)

@@ -329,7 +329,7 @@ def test_runs_a_second_are_counted_by_caller(model: Path) -> None:
         code, message, details = failure(stub.Intervene(swept(5), timeout=DEADLINE))
         assert code is EXHAUSTED
         assert details["ErrorInfo"].reason == "TOO_MANY_RUNS"
-        assert dict(details["ErrorInfo"].metadata) == {"asked": "6", "allowed": "10"}
+        assert dict(details["ErrorInfo"].metadata) == {"asked": "5", "allowed": "10"}
         assert 3 <= details["RetryInfo"].retry_delay.seconds <= 7
         assert "10 runs per second" in message
 

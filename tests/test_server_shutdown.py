@@ -1,14 +1,8 @@
 """Servers that are told to stop, or are killed, while somebody asks; and clients that try again."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import grpc
@@ -18,8 +12,10 @@ import sonde
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.models import save_model
+from tests.support.process import free_port, server_of
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.system
+
 PROMPT = [5, 130, 77, 301, 9, 260, 41] * 8
 PLAN = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), layers=[0, 1])
 """Thousands of runs, over dozens of batches."""
@@ -28,30 +24,6 @@ PLAN = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), layers=[0, 1])
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model("llama", tmp_path_factory.mktemp("shutdown") / "llama")
-
-
-def free_port() -> int:
-    """A port that is free now; a restarted server has to come back to the same one."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
-@contextmanager
-def running(model: Path, port: int, *flags: str) -> Iterator["subprocess.Popen[str]"]:
-    path = os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])
-    where = ("--model", str(model), "--port", str(port), "--device", "cpu")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sonde_server.cli", *where, *flags],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stderr is not None
-    with closing(process.stderr):
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
 
 
 def in_mid_stream(client: sonde.Client, action: "list[float]", at: threading.Event) -> sonde.SondeError | None:
@@ -104,7 +76,7 @@ def patiently(client: sonde.Client) -> "np.ndarray[tuple[int, ...], np.dtype[np.
 def test_a_kill_in_mid_stream_is_an_error_to_try_again_after(model: Path) -> None:
     port = free_port()
     with sonde.Client(f"127.0.0.1:{port}", timeout=60) as client:
-        with running(model, port) as process:
+        with server_of(model, port) as process:
             client.wait_until_serving()
             before = small(client)
             asking = Asking(client)
@@ -115,14 +87,14 @@ def test_a_kill_in_mid_stream_is_an_error_to_try_again_after(model: Path) -> Non
             assert isinstance(asking.error, sonde.NotServing)
             assert asking.error.retryable
             assert 0 < max(asking.progress) < 1
-        with running(model, port):
+        with server_of(model, port):
             # Each call is four attempts; by themselves they reach a server that is back within seconds.
             np.testing.assert_array_equal(patiently(client), before)
 
 
 def test_a_call_that_outlasts_the_grace_period_is_ended(model: Path) -> None:
     port = free_port()
-    with running(model, port, "--grace", "0.2") as process, sonde.Client(f"127.0.0.1:{port}", timeout=60) as client:
+    with server_of(model, port, "--grace", "0.2") as process, sonde.Client(f"127.0.0.1:{port}", timeout=60) as client:
         client.wait_until_serving()
         asking = Asking(client)
         assert asking.begun.wait(60)
@@ -137,7 +109,7 @@ def test_a_call_that_outlasts_the_grace_period_is_ended(model: Path) -> None:
 
 def test_a_call_that_ends_within_the_grace_period_is_finished(model: Path) -> None:
     port = free_port()
-    with running(model, port, "--grace", "60") as process, sonde.Client(f"127.0.0.1:{port}", timeout=60) as client:
+    with server_of(model, port, "--grace", "60") as process, sonde.Client(f"127.0.0.1:{port}", timeout=60) as client:
         client.wait_until_serving()
         asking = Asking(client)
         assert asking.begun.wait(60)
@@ -160,7 +132,7 @@ def test_a_call_that_ends_within_the_grace_period_is_finished(model: Path) -> No
 
 def test_who_watches_health_does_not_hold_up_the_end(model: Path) -> None:
     port = free_port()
-    with running(model, port, "--grace", "300") as process, sonde.Client(f"127.0.0.1:{port}", timeout=60) as client:
+    with server_of(model, port, "--grace", "300") as process, sonde.Client(f"127.0.0.1:{port}", timeout=60) as client:
         client.wait_until_serving()
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=300)

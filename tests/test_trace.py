@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sonde.v1 import inspection_pb2 as pb
 
-from tests.conftest import EFFORT, Host, Hosts
+from tests.conftest import DEADLINE, EFFORT, Host, Hosts
 from tests.support import rome, wire
 from tests.support.models import FAMILIES
 from tests.support.oracle import COMPONENTS, UNLAYERED, Site, Target
@@ -51,9 +52,14 @@ def test_without_targets_the_top_prediction_is_traced(host: Host) -> None:
     assert [token.id for token in answer.context.targets] == top
 
 
-def test_the_whole_vocabulary_can_be_asked_for(host: Host) -> None:
-    clean = host.trace(ask(IDS, top_k=host.oracle.vocabulary)).context.clean
-    assert len(clean.top_tokens) == host.oracle.vocabulary
+@pytest.mark.parametrize("more", [0, 1, 100_000])
+def test_the_whole_vocabulary_can_be_asked_for(host: Host, more: int) -> None:
+    """More tokens than there are is all of them: a default may be larger than a small vocabulary."""
+    size = host.oracle.vocabulary
+    clean = host.trace(ask(IDS, top_k=size + more)).context.clean
+    assert sorted(token.id for token in clean.top_tokens) == list(range(size))
+    lens = host.trace(ask(IDS, top_k=size + more, token_probability=pb.TokenProbability()))
+    assert lens.columns["top_token_ids"].shape == (host.oracle.layers + 1, size)
     assert abs(sum(np.exp(np.array(clean.top_log_probabilities, np.float64))) - 1) < 1e-4
 
 
@@ -169,7 +175,7 @@ def test_causal_tracing_as_rome_computes_it(host: Host) -> None:
     assert answer.progress is None or answer.progress.done == answer.progress.total
 
 
-@settings(max_examples=12 * EFFORT)
+@settings(max_examples=6 * EFFORT)
 @given(data=st.data())
 def test_any_causal_trace(host: Host, data: st.DataObject) -> None:
     subject = data.draw(st.lists(st.integers(0, len(IDS) - 1), min_size=1, max_size=3, unique=True).map(sorted))
@@ -265,16 +271,17 @@ def test_every_sample_where_asked_for(host: Host) -> None:
     assert_close(wire.array(answer.corruption.sample_probabilities), corrupted)
 
 
-def test_negative_positions_are_resolved(host: Host) -> None:
+def test_negative_positions_and_layers_are_resolved(host: Host) -> None:
     method = pb.CausalTracing(
         gaussian=pb.CausalTracing.Gaussian(samples=2),
         subject_positions=pb.PositionList(positions=[-4]),
         positions=[-1, 2],
-        layers=[1],
+        layers=[-1, 1],
     )
     answer = host.trace(ask(IDS, causal_tracing=method))
     corruption, deviation = rome.gaussian(host.oracle.model, [3], samples=2)
-    check_traced(host, IDS, answer, corruption, deviation, layers=[1], positions=[6, 2])
+    layers = [host.oracle.layers - 1, 1]
+    check_traced(host, IDS, answer, corruption, deviation, layers=layers, positions=[6, 2])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -283,20 +290,19 @@ def test_negative_positions_are_resolved(host: Host) -> None:
     [
         (TEXT, "The Eiffel Tower"),
         (TEXT, "Tower"),
-        (TEXT, "Towe"),
-        (TEXT, "wer is i"),
+        (TEXT, " Eiffel Tower"),
+        (TEXT, "Eiffel Tower "),
         ("Tom met Tom and Mary", "Tom"),
         ("In São Paulo it is", "São"),
         ("a 🙂 in Zürich", "🙂"),
-        ("a 🙂 in Zürich", "ürich"),
+        ("a  \n b", "\n"),
     ],
 )
-def test_the_subject_is_every_token_that_overlaps_its_first_occurrence(
-    hosts: Hosts, family: str, text: str, subject: str
-) -> None:
+def test_the_subject_is_every_token_of_its_first_occurrence(hosts: Hosts, family: str, text: str, subject: str) -> None:
     host = hosts[family]
-    start = text.index(subject)
-    end = start + len(subject)
+    whole = subject.strip() or subject
+    start = text.index(whole)
+    end = start + len(whole)
     offsets = host.tokenizer(text, return_offsets_mapping=True).offset_mapping
     expected = [index for index, (first, last) in enumerate(offsets) if first < end and last > start]
     method = pb.CausalTracing(
@@ -305,6 +311,26 @@ def test_the_subject_is_every_token_that_overlaps_its_first_occurrence(
     answer = host.trace(pb.TraceRequest(prompt=wire.prompt(text), causal_tracing=method))
     assert answer.corruption is not None
     assert list(answer.corruption.positions) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("subject", "cut"),
+    [("Towe", [3]), ("ower", [3]), ("iffel Tower", [2]), ("Eiffel T", [3]), ("wer is i", [3, 5])],
+)
+def test_a_subject_that_takes_a_part_of_a_token_is_refused(
+    hosts: Hosts, family: str, subject: str, cut: list[int]
+) -> None:
+    host = hosts[family]
+    first = len(host.ids(TEXT)) - 8
+    request = pb.TraceRequest(prompt=wire.prompt(TEXT), causal_tracing=pb.CausalTracing(subject_text=subject))
+    refused = wire.refusal(host.stub.Trace(request, timeout=DEADLINE))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    told = refused.violations["causal_tracing.subject_text"]
+    words = TEXT.split()
+    for number in cut:
+        assert f"' {words[number - 1]}' (position {first + number - 1})" in told
+    assert told.count("(position") == len(cut)
 
 
 def test_a_dry_run_of_a_trace(host: Host) -> None:
@@ -336,7 +362,7 @@ def test_every_activation_of_every_layer(host: Host) -> None:
     assert len(answer.activations) == len(run.values)
 
 
-@settings(max_examples=30 * EFFORT)
+@settings(max_examples=12 * EFFORT)
 @given(data=st.data())
 def test_any_part_of_an_activation(host: Host, data: st.DataObject) -> None:
     bounds = Bounds(host.oracle, len(IDS), (), ())

@@ -96,7 +96,13 @@ SITES = [
     Case("no site", listed(pb.Edit(scale=0.5)), f"{E}.site"),
     Case("layer beyond", listed(scaled(mlp(layers=[NOWHERE]))), f"{E}.site.layers[0]", ("99",)),
     Case("second layer beyond", listed(scaled(mlp(layers=[0, NOWHERE]))), f"{E}.site.layers[1]", ("99",)),
-    Case("negative layer", listed(scaled(mlp(layers=[-1]))), f"{E}.site.layers[0]", ("-1",)),
+    Case("layer before the first", listed(scaled(mlp(layers=[-NOWHERE]))), f"{E}.site.layers[0]", ("-99",)),
+    Case(
+        "a layer named from both ends",
+        lambda host: listed(scaled(mlp(layers=[1, 1 - host.oracle.layers]))),
+        f"{E}.site.layers[1]",
+        ("1",),
+    ),
     Case("no layer", listed(scaled(mlp(layers=[]))), f"{E}.site.layers"),
     Case(
         "layer of a component without",
@@ -229,6 +235,18 @@ PATCHES = [
         ("3",),
     ),
     Case(
+        "source longer than the prompt and no positions",
+        listed(pb.Edit(site=mlp(), patch=pb.Patch(sources=[1, 0])), sources=([*IDS, 5, 6], IDS)),
+        f"{E}.patch.source_positions",
+        ("7", "source 0", "9"),
+    ),
+    Case(
+        "a position before the start of a source",
+        listed(pb.Edit(site=mlp(positions=[-4]), patch=pb.Patch(sources=[0])), sources=(SHORT,)),
+        (f"{E}.patch", f"{E}.site.positions"),
+        ("-4", "3"),
+    ),
+    Case(
         "source too short for a position",
         listed(pb.Edit(site=mlp(positions=[4]), patch=pb.Patch(sources=[0])), sources=(SHORT,)),
         (f"{E}.patch", f"{E}.site.positions"),
@@ -254,6 +272,15 @@ PATCHES = [
         ),
         f"{E}.patch.source_layer",
         ("LOGITS",),
+    ),
+    Case(
+        "scores of a source of another length",
+        listed(
+            pb.Edit(site=mlp(component=pb.COMPONENT_ATTENTION_SCORES, positions=[-1]), patch=pb.Patch(sources=[0])),
+            sources=(SHORT,),
+        ),
+        f"{E}.patch.sources[0]",
+        ("7", "3"),
     ),
     Case(
         "unpaired source positions",
@@ -319,7 +346,6 @@ READOUTS = [
     Case("no plan", pb.InterveneRequest(prompt=wire.prompt(IDS)), ("list", "sweep", "plan")),
     Case("empty list", pb.InterveneRequest(prompt=wire.prompt(IDS), list=pb.InterventionList()), "list.interventions"),
     Case("negative top_k", listed(scaled(mlp()), top_k=-1), "readout.top_k", ("-1",)),
-    Case("top_k beyond the vocabulary", listed(scaled(mlp()), top_k=100000), "readout.top_k", ("100000",)),
     Case("read beyond", listed(scaled(mlp()), position=7), "readout.position", ("7",)),
     Case("read before", listed(scaled(mlp()), position=-8), "readout.position", ("-8",)),
     Case("no target token", listed(scaled(mlp()), targets=[pb.Target()]), "readout.targets[0]"),
@@ -377,7 +403,6 @@ PROMPTS = [
 ]
 TRACES = [
     Case("negative top_k", traced(top_k=-3), "top_k", ("-3",)),
-    Case("top_k beyond the vocabulary", traced(top_k=100000), "top_k", ("100000",)),
     Case("read beyond", traced(position=7), "position", ("7",)),
     Case("target of several tokens", traced(targets=[pb.Target(text=" Paris Rome")]), "targets[0].text", ("Paris",)),
     Case("target id beyond", traced(targets=[pb.Target(id=100000)]), "targets[0].id", ("100000",)),

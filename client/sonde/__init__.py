@@ -10,15 +10,28 @@
         )
         trace.restored["residual_post"]  # numpy [position, layer, target]
 
-Importing this package imports grpc, protobuf and numpy: never torch, matplotlib or pandas.
+Importing this package imports grpc, protobuf and numpy, but never torch, matplotlib or pandas.
 """
 
+from sonde._answers.captured import Captured
+from sonde._answers.edges import Edge, Edges
+from sonde._answers.interventions import Change, InterventionResult
+from sonde._answers.model import Model
+from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
+from sonde._answers.results import Cost, Provenance, Result, TraceResult
+from sonde._ask.edits import Edit, add, knockout, multiply, noise, patch, project_out, replace, scale
+from sonde._ask.plans import Generation, Sweep, sweep
+from sonde._ask.prompts import Prompt, Target
+from sonde._ask.sites import Site, head, neuron, residual, site
+from sonde._connection.connection import TLS
+from sonde._connection.replicas import ReplicasDiffer
+from sonde._methods.activations import Activations, ActivationsResult
+from sonde._methods.attribution_patching import AttributionPatching, AttributionPatchingResult
+from sonde._methods.causal_tracing import CausalTracing, CausalTracingResult
+from sonde._methods.token_probability import TokenProbability, TokenProbabilityResult
 from sonde._version import __version__
 from sonde.aio import AsyncClient
 from sonde.client import Client
-from sonde.connection import TLS
-from sonde.edges import Edge, Edges
-from sonde.edits import Edit, add, knockout, multiply, noise, patch, project_out, replace, scale
 from sonde.errors import (
     Busy,
     Cancelled,
@@ -34,22 +47,7 @@ from sonde.errors import (
     Unsupported,
     Violation,
 )
-from sonde.interventions import Change, InterventionResult
-from sonde.methods import Activations, AttributionPatching, CausalTracing, TokenProbability
-from sonde.model import Model
-from sonde.plans import Generation, Sweep, sweep
-from sonde.predictions import Prediction, Run, Token, TokenPrediction
-from sonde.prompts import Prompt, Target
-from sonde.replicas import ReplicasDiffer
-from sonde.sites import Site, head, neuron, residual, site
 from sonde.storage import load
-from sonde.traces import (
-    ActivationsResult,
-    AttributionPatchingResult,
-    CausalTracingResult,
-    TokenProbabilityResult,
-    TraceResult,
-)
 
 __all__ = [
     "TLS",
@@ -60,10 +58,13 @@ __all__ = [
     "AttributionPatchingResult",
     "Busy",
     "Cancelled",
+    "Captured",
     "CausalTracing",
     "CausalTracingResult",
     "Change",
     "Client",
+    "Continuation",
+    "Cost",
     "DeadlineExceeded",
     "Edge",
     "Edges",
@@ -79,7 +80,9 @@ __all__ = [
     "Prediction",
     "Prompt",
     "ProtocolError",
+    "Provenance",
     "ReplicasDiffer",
+    "Result",
     "Run",
     "Site",
     "SondeError",

@@ -1,59 +1,44 @@
-"""The `sonde` command: the client's questions from a shell."""
+"""The `sonde` command: the client for the shell."""
 
 import argparse
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
 
-from sonde import errors, report
-from sonde._version import __version__
-from sonde.addresses import DEFAULT_ADDRESS
-from sonde.arrays import visible
+from sonde import errors
+from sonde._answers.interventions import InterventionResult
+from sonde._answers.results import TraceResult
+from sonde._arrays import visible
+from sonde._ask.edits import Edit, add, noise, patch, replace, scale
+from sonde._ask.names import ComponentName
+from sonde._ask.plans import Generation, Plan, Sweep, sweep
+from sonde._ask.prompts import Target
+from sonde._ask.sites import Site, site
+from sonde._connection.connection import TLS
+from sonde._methods.attribution_patching import AttributionPatching
+from sonde._methods.causal_tracing import CausalTracing
+from sonde._methods.token_probability import TokenProbability
+from sonde._options import SWEPT, build_parser
+from sonde._show import plotting
+from sonde._show.report import as_json
 from sonde.client import Client
-from sonde.connection import TLS
-from sonde.edits import Edit, add, noise, patch, replace, scale
-from sonde.interventions import InterventionResult
-from sonde.methods import AttributionPatching, CausalTracing, TokenProbability
-from sonde.names import COMPONENTS, METRICS, ComponentName
-from sonde.plans import Generation, Plan, Sweep, sweep
-from sonde.prompts import Target
-from sonde.sites import Site, site
-from sonde.traces import TraceResult
-
-EXIT_CODES: Final = """exit status:
-  0  answered
-  1  the server failed, or its answer cannot be read
-  2  the request is wrong
-  3  not now: nobody serves there, too busy, or out of time
-  4  the server wants a token, or a better one
-  130  interrupted
-
-environment: SONDE_ADDRESS and SONDE_TOKEN stand in for --address and --token."""
-
-_SWEPT: Final[dict[str, ComponentName]] = {
-    "neuron": "neuron",
-    "head": "head_out",
-    "residual": "residual_post",
-    "mlp": "mlp_out",
-    "attention": "attention_out",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     options = build_parser().parse_args(arguments)
     try:
-        run: Callable[[argparse.Namespace], None] = options.run
-        run(options)
+        _COMMANDS[options.command](options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
-        # The reader of a pipe has gone; keep the interpreter from complaining while it closes.
+        # The reader of the pipe is gone. Keep the interpreter from reporting it again on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except errors.SondeError as error:
@@ -97,7 +82,7 @@ def _describe(error: errors.SondeError) -> str:
 def _model(options: argparse.Namespace) -> None:
     with _client(options) as client:
         model = client.model
-    _show(options, lambda: report.model_text(model), lambda: report.model_json(model))
+    _show(options, model.to_text, lambda: asdict(model))
 
 
 def _trace(options: argparse.Namespace) -> None:
@@ -113,7 +98,7 @@ def _trace(options: argparse.Namespace) -> None:
             progress=_progress(options),
         )
     _draw(options, result)
-    _show(options, lambda: report.trace_text(result, options.top), lambda: report.result_json(result))
+    _show(options, lambda: result.to_text(options.top), lambda: as_json(result))
 
 
 def _method(options: argparse.Namespace) -> AttributionPatching | CausalTracing | TokenProbability | None:
@@ -121,7 +106,7 @@ def _method(options: argparse.Namespace) -> AttributionPatching | CausalTracing 
     asked = {"--lens": options.lens, "--subject": tracing, "--attribute-from": options.attribute_from is not None}
     given = [name for name, wanted in asked.items() if wanted]
     if len(given) > 1:
-        raise errors.InvalidRequest.at(given[0], f"it is another method than {given[1]}; ask for one at a time")
+        raise errors.InvalidRequest.at(given[0], f"expected one method, got {given[1]} too")
     if options.attribute_from is not None:
         components: list[ComponentName] = options.component or []
         if not components and options.edges is None:
@@ -166,7 +151,7 @@ def _intervene(options: argparse.Namespace) -> None:
             progress=_progress(options),
         )
     _draw(options, result)
-    _show(options, lambda: report.interventions_text(result, options.top), lambda: report.result_json(result))
+    _show(options, lambda: result.to_text(options.top), lambda: as_json(result))
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -175,7 +160,7 @@ def _generate(options: argparse.Namespace) -> None:
     with _client(options) as client:
         if options.dry_run or options.json:
             result = client.intervene(options.prompt, [edits], top_k=0, generation=generation, dry_run=options.dry_run)
-            _show(options, lambda: report.cost_text(result), lambda: report.result_json(result))
+            _show(options, result.to_text, lambda: as_json(result))
             return
         shown, unchanged = 0, ""
         for known in client.stream_intervene(options.prompt, [edits], top_k=0, generation=generation):
@@ -189,9 +174,9 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _lasting_edits(options: argparse.Namespace) -> list[Edit]:
-    """The edits at the places named, from a position on, in the prompt and in what is generated."""
+    """The edits at the given places, from a position on, in the prompt and in the generated text."""
     if not options.sites:
-        # The contract continues the runs of a plan, so the plan is one that changes nothing.
+        # Only the runs of a plan generate text, so this plan changes nothing.
         return [scale(site("logits", positions=[-1]), 1.0)]
     operation = _operation(options)
     return [
@@ -201,7 +186,7 @@ def _lasting_edits(options: argparse.Namespace) -> list[Edit]:
 
 
 def _write(text: str) -> None:
-    """Print at once; what a model says may be anything, so control characters are spelled out."""
+    """Print at once, with control characters escaped, because a model may generate anything."""
     sys.stdout.write("".join(c if c in "\n\t" else visible(c) for c in text))
     sys.stdout.flush()
 
@@ -210,14 +195,20 @@ def _plan(options: argparse.Namespace) -> Plan | Sweep:
     operation = _operation(options)
     if options.sweep:
         if options.sites:
-            raise errors.InvalidRequest.at("--sweep", "it names its places by --layers, --units and --positions")
-        component: ComponentName = _SWEPT.get(options.sweep) or options.sweep
+            raise errors.InvalidRequest.at(
+                "--sweep", "expected --layers, --units and --positions for the places of a sweep"
+            )
+        component: ComponentName = SWEPT.get(options.sweep) or options.sweep
         swept = site(component)
         return sweep(operation(swept), layers=options.layers, units=options.units, positions=options.positions)
     if options.layers or options.units:
-        raise errors.InvalidRequest.at("--layers, --units", "they go with --sweep; a place is --neuron LAYER:UNIT")
+        raise errors.InvalidRequest.at(
+            "--layers, --units", "expected --sweep with these; a single place is --neuron LAYER:UNIT"
+        )
     if not options.sites:
-        raise errors.InvalidRequest.at("intervene", "no place is named; --neuron 3:17 would do, or --sweep neuron")
+        raise errors.InvalidRequest.at(
+            "intervene", "expected a place, such as --neuron 3:17 or --sweep neuron, got none"
+        )
     places = [
         site(component, layers=layers, units=units, positions=options.positions)
         for component, layers, units in options.sites
@@ -252,7 +243,7 @@ def _client(options: argparse.Namespace) -> Client:
 
 def _targets(options: argparse.Namespace) -> list[Target] | None:
     if options.contrast is not None and not options.target:
-        raise errors.InvalidRequest.at("--contrast", "it goes with --target")
+        raise errors.InvalidRequest.at("--contrast", "expected --target with it")
     return [Target(text, options.contrast) for text in options.target] if options.target else None
 
 
@@ -265,10 +256,8 @@ def _show(options: argparse.Namespace, text: Callable[[], str], data: Callable[[
 
 
 def _check_plot(options: argparse.Namespace) -> None:
-    """Find out before a long run that its figure could not be drawn."""
+    """Before a long run, check that its figure can be drawn."""
     if options.plot:
-        from sonde import plotting
-
         plotting.require()
 
 
@@ -278,7 +267,7 @@ def _draw(options: argparse.Namespace, result: TraceResult | InterventionResult)
     plot = getattr(result, "plot", None)
     if plot is None:
         raise errors.InvalidRequest.at(
-            "--plot", "a prediction alone has no figure; --subject, --lens or --attribute-from has"
+            "--plot", "a prediction alone has no figure; expected --subject, --lens or --attribute-from with it"
         )
     try:
         plot(options.plot)
@@ -291,187 +280,18 @@ def _array(path: str) -> "np.ndarray[Any, np.dtype[Any]]":
     try:
         loaded = np.load(path, allow_pickle=False)
     except ValueError as error:
-        raise errors.InvalidRequest.at(path, f"not an array as numpy.save writes it: {error}") from None
+        raise errors.InvalidRequest.at(path, f"expected an array saved by numpy.save: {error}") from None
     if not isinstance(loaded, np.ndarray):
-        raise errors.InvalidRequest.at(path, "it holds several arrays; one, as numpy.save writes it, would do")
+        raise errors.InvalidRequest.at(path, "expected one array saved by numpy.save, got several")
     return loaded
 
 
-def _ranges(text: str) -> list[int]:
-    """`3`, `0,2,5`, `0-7` and mixtures; a leading minus counts from the end."""
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-") if not part.strip().startswith("-") else (part, "", "")
-        try:
-            found.extend(range(int(first), int(last) + 1) if dash else [int(first)])
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{part!r} is no number and no range; 3, 0,2,5 or 0-7 would do") from None
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is an empty range")
-    return found
-
-
-class _Place(argparse.Action):
-    """Collects `--neuron LAYER:UNIT` and its like, in the order given."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        layers, colon, units = str(values).partition(":")
-        try:
-            place = (self.const, _ranges(layers), _ranges(units) if colon else None)
-        except argparse.ArgumentTypeError as error:
-            parser.error(f"argument {option_string}: {error}")
-        namespace.sites = [*(namespace.sites or []), place]
-
-
-# ---------------------------------------------------------------------- options
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="sonde",
-        description="See inside a transformer and change it.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"sonde {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_model(commands)
-    _add_trace(commands)
-    _add_intervene(commands)
-    _add_generate(commands)
-    return parser
-
-
-def _command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, epilog=EXIT_CODES, formatter_class=raw, allow_abbrev=False
-    )
-    parser.set_defaults(run=run)
-    where = parser.add_argument_group("connection")
-    address = os.environ.get("SONDE_ADDRESS") or DEFAULT_ADDRESS
-    where.add_argument("--address", default=address, help=f"host and port ({DEFAULT_ADDRESS}); several with commas")
-    where.add_argument("--token", default=os.environ.get("SONDE_TOKEN"), help="sent with every call")
-    where.add_argument("--tls", action="store_true", help="encrypt, trusting the usual authorities")
-    where.add_argument("--tls-ca", metavar="PEM", help="encrypt, trusting this authority")
-    where.add_argument("--tls-cert", metavar="PEM", help="the client's own certificate")
-    where.add_argument("--tls-key", metavar="PEM", help="its key")
-    where.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after this long")
-    parser.add_argument("--json", action="store_true", help="print JSON, everything in it")
-    return parser
-
-
-def _add_model(commands: Any) -> None:
-    _command(commands, "model", "Describe the hosted model.", _model)
-
-
-def _add_readout(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", help="the text that the model reads")
-    parser.add_argument(
-        "--target", action="append", metavar="TOKEN", help="measure this token, such as ' Paris'; repeatable"
-    )
-    parser.add_argument("--contrast", metavar="TOKEN", help="logits become differences to this token's")
-    parser.add_argument("--read-at", type=int, metavar="POSITION", help="where the prediction is read (the last)")
-    parser.add_argument("--top", type=int, default=10, metavar="K", help="how many tokens or places to list (10)")
-    parser.add_argument("--layers", "--layer", type=_ranges, metavar="LAYERS", help="such as 3, or 0-5,7 (all)")
-    parser.add_argument("--positions", "--position", type=_ranges, metavar="POSITIONS", help="such as 4 or -1 (all)")
-    parser.add_argument("--seed", type=int, help="of the noise (1)")
-    parser.add_argument("--plot", metavar="FILE", help="draw the result; PNG, PDF or SVG by its ending")
-    parser.add_argument("--dry-run", action="store_true", help="only say what it would cost")
-
-
-def _add_trace(commands: Any) -> None:
-    parser = _command(commands, "trace", "Report how a prediction comes about.", _trace)
-    _add_readout(parser)
-    parser.add_argument("--lens", action="store_true", help="read the target after every block (logit lens)")
-    parser.add_argument("--gradients", action="store_true", help="with --lens: gradient norms by block and position")
-    tracing = parser.add_argument_group("causal tracing")
-    tracing.add_argument("--subject", metavar="TEXT", help="corrupt this part of the prompt, restore state by state")
-    tracing.add_argument("--counterfactual", metavar="PROMPT", help="corrupt by another prompt of as many tokens")
-    tracing.add_argument("--samples", type=int, help="draws of the noise (10)")
-    tracing.add_argument("--noise", type=float, metavar="DEVIATIONS", help="in deviations of the embedding (3)")
-    tracing.add_argument("--window", type=int, help="layers restored together for MLP and attention (10)")
-    tracing.add_argument(
-        "--component",
-        action="append",
-        choices=list(COMPONENTS),
-        metavar="NAME",
-        help="restore this one, or attribute to it; again for more",
-    )
-    attribution = parser.add_argument_group("attribution patching")
-    attribution.add_argument(
-        "--attribute-from", metavar="PROMPT", help="estimate what patching each place from this prompt would do"
-    )
-    attribution.add_argument("--steps", type=int, help="gradients between the two prompts that are averaged (1)")
-    attribution.add_argument("--metric", choices=list(METRICS), help="what is differentiated (logit)")
-    attribution.add_argument("--edges", type=int, metavar="K", help="the K largest edges between components")
-    attribution.add_argument("--verify", type=int, default=0, metavar="K", help="really patch the K largest")
-
-
-def _add_intervene(commands: Any) -> None:
-    parser = _command(commands, "intervene", "Change a run, and show what it did to the prediction.", _intervene)
-    _add_readout(parser)
-    places = _add_places(parser)
-    places.add_argument("--separately", action="store_true", help="one run for each place, not one for all")
-    parser.add_argument(
-        "--sweep",
-        choices=[*_SWEPT, *(name for name in COMPONENTS if name not in _SWEPT)],
-        metavar="COMPONENT",
-        help=f"one run per layer, unit and position: {', '.join(_SWEPT)} or a component's name",
-    )
-    parser.add_argument("--units", "--unit", type=_ranges, metavar="UNITS", help="of the sweep (all)")
-    operations = _add_operations(parser)
-    operations.add_argument("--noise", type=float, metavar="DEVIATION", help="add normal noise")
-    operations.add_argument("--patch-from", metavar="PROMPT", help="take what this prompt has there")
-    parser.add_argument("--kl", action="store_true", help="also the KL divergence of every run")
-    parser.add_argument("--generate", type=int, metavar="TOKENS", help="continue every run")
-
-
-def _add_generate(commands: Any) -> None:
-    parser = _command(commands, "generate", "Continue the prompt, token by token, with edits in force.", _generate)
-    parser.add_argument("prompt", help="the text that the model reads")
-    parser.add_argument("--tokens", type=int, default=40, metavar="N", help="how many are added at most (40)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 is always the most probable (0)")
-    parser.add_argument("--seed", type=int, help="of sampling (1)")
-    parser.add_argument("--ignore-end-token", action="store_true", help="go on past an end token")
-    parser.add_argument("--dry-run", action="store_true", help="only say what it would cost at most")
-    places = _add_places(parser)
-    places.add_argument(
-        "--from-position", type=int, default=0, metavar="POSITION", help="edit from here on, what is generated too (0)"
-    )
-    _add_operations(parser)
-    # Neither is the same at every position, so neither goes on.
-    parser.set_defaults(noise=None, patch_from=None)
-
-
-def _add_places(parser: argparse.ArgumentParser) -> Any:
-    places = parser.add_argument_group("places, edited together; each may be repeated")
-    for option, component in _SWEPT.items():
-        places.add_argument(
-            f"--{option}",
-            action=_Place,
-            const=component,
-            dest="sites",
-            metavar="LAYER:UNIT" if option in {"neuron", "head"} else "LAYER",
-            help=f"{component}, such as {'3:17' if option in {'neuron', 'head'} else '3'} or 0-2",
-        )
-    return places
-
-
-def _add_operations(parser: argparse.ArgumentParser) -> Any:
-    operations = parser.add_argument_group("what to do there").add_mutually_exclusive_group()
-    operations.add_argument("--scale", type=float, default=0.0, metavar="FACTOR", help="multiply (0: ablate)")
-    operations.add_argument("--set", metavar="NPY", help="put this array there")
-    operations.add_argument("--add", metavar="NPY", help="add this array (steering)")
-    return operations
+_COMMANDS: Final[dict[str, Callable[[argparse.Namespace], None]]] = {
+    "model": _model,
+    "trace": _trace,
+    "intervene": _intervene,
+    "generate": _generate,
+}
 
 
 if __name__ == "__main__":

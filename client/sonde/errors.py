@@ -1,19 +1,19 @@
-"""What can go wrong, as a caller can act on it.
+"""The errors that this package raises: one class for each way in which a caller can react.
 
     SondeError
-    ├── InvalidRequest      the request is wrong, and `violations` say where; also a ValueError
-    ├── Unsupported         this model or server does not have what was asked for
-    ├── Busy                not now: queue full, quota used up, device memory short; see `retry_after`
-    ├── NotServing          nobody answers there, or the model is loading, or the server is shutting down
-    ├── DeadlineExceeded    the timeout ran out, and the server has stopped the work; also a TimeoutError
+    ├── InvalidRequest      the request is wrong; `violations` lists the fields. Also a ValueError
+    ├── Unsupported         this model or server does not support what was asked
+    ├── Busy                not now: queue full, quota used up or device memory short; see `retry_after`
+    ├── NotServing          no server answers, or it is loading its model or shutting down
+    ├── DeadlineExceeded    the timeout expired and the server stopped the work. Also a TimeoutError
     ├── Cancelled           the call was cancelled
-    ├── Unauthenticated     no token, or a wrong one
-    ├── PermissionDenied    a good token that may not do this
-    ├── InternalError       the server failed; `request_id` finds it in the server's log
-    ├── ProtocolError       the answer is not what the contract promises, or ends too early
-    └── InvalidSettings     the client's own settings contradict each other; also a ValueError
+    ├── Unauthenticated     the token is missing or wrong
+    ├── PermissionDenied    the token is valid but does not allow this
+    ├── InternalError       the server failed; look up `request_id` in its log
+    ├── ProtocolError       the answer breaks the contract or ends too early
+    └── InvalidSettings     the client's settings contradict each other. Also a ValueError
 
-The transport's exceptions never come out of this package.
+The transport's own exceptions never leave this package.
 """
 
 import re
@@ -35,17 +35,17 @@ class Violation:
     field: str
     """The path of the field, such as `list.interventions[3].edits[0].site.layers[0]`."""
     description: str
-    """What was given and what would do."""
+    """What was expected and what was given."""
 
     def __str__(self) -> str:
         return f"{self.field}: {self.description}" if self.field else self.description
 
 
 class SondeError(Exception):
-    """The base of everything that this package raises on purpose."""
+    """The base class of all errors that this package raises deliberately."""
 
     retryable: bool = False
-    """Whether the same request may well be answered a little later."""
+    """Whether it makes sense to repeat the same request a little later."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class SondeError(Exception):
     ) -> None:
         super().__init__(message)
         self.reason = reason
-        """The server's constant for what happened, such as `QUEUE_FULL`; empty if it gave none."""
+        """The server's constant for the cause, such as `QUEUE_FULL`; empty if the server sent none."""
         self.metadata: dict[str, str] = dict(metadata or {})
         """The values that belong to the reason."""
         self.request_id = request_id or self.metadata.get("request_id", "")
-        """What the server's log calls this request; empty if it did not say."""
+        """The request's name in the server's log; empty if the server did not send it."""
 
 
 class InvalidRequest(SondeError, ValueError):
@@ -78,17 +78,17 @@ class InvalidRequest(SondeError, ValueError):
     ) -> None:
         super().__init__(message, reason=reason, metadata=metadata, request_id=request_id)
         self.violations = tuple(violations)
-        """Everything that is wrong, not only the first."""
+        """All violations, not only the first."""
 
     @classmethod
     def at(cls, field: str, description: str) -> Self:
-        """What the client itself sees to be wrong before it asks."""
+        """An error that the client finds itself, before it sends anything."""
         violation = Violation(field, description)
         return cls(str(violation), violations=[violation])
 
 
 class Unsupported(SondeError):
-    """This model or server does not have what was asked for; the message says why."""
+    """This model or server does not support what was asked; the message says why."""
 
 
 class Busy(SondeError):
@@ -111,13 +111,13 @@ class Busy(SondeError):
 
 
 class NotServing(SondeError):
-    """Nobody answers at the address, or no longer, or the model is loading, or the server is shutting down."""
+    """No server answers at the address, or the server is loading its model or shutting down."""
 
     retryable = True
 
 
 class DeadlineExceeded(SondeError, TimeoutError):
-    """The timeout ran out. The server has stopped the work."""
+    """The timeout expired. The server has stopped the work."""
 
 
 class Cancelled(SondeError):
@@ -125,23 +125,26 @@ class Cancelled(SondeError):
 
 
 class Unauthenticated(SondeError):
-    """The server wants a token, or another one."""
+    """The token is missing or wrong."""
 
 
 class PermissionDenied(SondeError):
-    """The token is good, but not for this."""
+    """The token is valid but does not allow this request."""
 
 
 class InternalError(SondeError):
-    """The server failed. `request_id` finds the reason in its log."""
+    """The server failed. Look up `request_id` in its log for the cause."""
 
 
 class ProtocolError(SondeError):
-    """The answer is not what the contract promises: another version, another service, or a stream cut short."""
+    """The answer breaks the contract: a different version, a different service, or a stream that ended early."""
 
 
 class InvalidSettings(SondeError, ValueError):
-    """The client's settings contradict each other, or would send a token in the clear."""
+    """The client's settings contradict each other or would send a token unencrypted.
+
+    Also raised if an `AsyncClient` is used in a second event loop.
+    """
 
 
 KINDS: Final[Mapping[grpc.StatusCode, type[SondeError]]] = {
@@ -154,7 +157,7 @@ KINDS: Final[Mapping[grpc.StatusCode, type[SondeError]]] = {
     grpc.StatusCode.ALREADY_EXISTS: ProtocolError,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Busy,
-    grpc.StatusCode.FAILED_PRECONDITION: ProtocolError,
+    grpc.StatusCode.FAILED_PRECONDITION: Unsupported,
     grpc.StatusCode.ABORTED: ProtocolError,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
     grpc.StatusCode.UNIMPLEMENTED: Unsupported,
@@ -163,11 +166,11 @@ KINDS: Final[Mapping[grpc.StatusCode, type[SondeError]]] = {
     grpc.StatusCode.DATA_LOSS: InternalError,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
 }
-"""Every status a call can end with, and what it becomes."""
+"""Every status that a call can end with, and the error it becomes."""
 
 
 class FailedCall(Protocol):
-    """What a call that failed can tell, in both of gRPC's Python interfaces."""
+    """What both of gRPC's Python interfaces report about a failed call."""
 
     def code(self) -> grpc.StatusCode | None:
         """The status."""
@@ -176,12 +179,12 @@ class FailedCall(Protocol):
         """Its message."""
 
     def trailing_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
-        """Where google.rpc.Status comes."""
+        """Metadata that may hold a google.rpc.Status."""
 
 
 @dataclass(slots=True)
 class _Details:
-    """The google.rpc details of a status; each kind comes at most once."""
+    """The google.rpc details of a status, at most one of each kind."""
 
     reason: str = ""
     metadata: Mapping[str, str] | None = None
@@ -190,8 +193,8 @@ class _Details:
     retry_after: float | None = None
 
 
-def from_call(call: FailedCall, address: str) -> SondeError:
-    """The error that a failed call to `address` amounts to."""
+def from_call(call: FailedCall, address: str, proxy: str = "") -> SondeError:
+    """Convert a failed call to `address`, through `proxy` if there is one, into one of this package's errors."""
     code = call.code() or grpc.StatusCode.UNKNOWN
     message = call.details() or code.name.lower().replace("_", " ")
     details = _read_details(call)
@@ -210,22 +213,29 @@ def from_call(call: FailedCall, address: str) -> SondeError:
         message = f"{address} does not speak this contract ({_first_line(message)})"
     if kind is DeadlineExceeded and not details.reason:
         message = f"no answer from {address} within the timeout"
+    if proxy and kind in (NotServing, DeadlineExceeded) and not details.reason:
+        message += f"; the call goes through {proxy}; name the server's host in no_proxy to go past it"
     return kind(message, **common)  # type: ignore[arg-type]
 
 
 def _kind(code: grpc.StatusCode, message: str, details: _Details) -> type[SondeError]:
-    # The transport says "too large" with the code of a full queue; waiting would not help.
+    # gRPC reports "message too large" with the status of a full queue, but waiting does not help here.
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and not details.reason and "larger than max" in message:
         return ProtocolError if "CLIENT:" in message else InvalidRequest
-    # What a proxy makes of a server that died in the middle of an answer. Our own errors have a reason.
+    # A proxy reports this when the server dies in the middle of an answer. Our own errors have a reason.
     broken = code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED) and "RST_STREAM" in message
     if broken and not details.reason:
         return NotServing
-    # What a call becomes that came in the very moment in which its server began to shut down. A server that ends a call
-    # on purpose gives a reason, and what was ended here says so.
+    # A call ends like this if it arrives at the moment its server begins to shut down. When a server ends a call on
+    # purpose it gives a reason, and when this client does, the message is different.
     if code is grpc.StatusCode.CANCELLED and not details.reason and message == "CANCELLED":
         return NotServing
     return KINDS.get(code, ProtocolError)
+
+
+def _as_written(path: str) -> str:
+    """Rename fields to what this package calls them: the contract's `set` is `replace` here."""
+    return re.sub(r"\.set\b", ".replace", path)
 
 
 def _first_line(message: str) -> str:
@@ -242,7 +252,7 @@ def _read_details(call: FailedCall) -> _Details:
             status = status_pb2.Status.FromString(value)
             _collect(status, details)
         except DecodeError:
-            continue  # Another's status: the code and the message still count.
+            continue  # Somebody else's format; the code and the message are still valid.
     return details
 
 
@@ -255,7 +265,7 @@ def _collect(status: status_pb2.Status, details: _Details) -> None:
         if packed.Unpack(info):
             details.reason, details.metadata = info.reason, dict(info.metadata)
         elif packed.Unpack(request):
-            details.violations = tuple(Violation(v.field, v.description) for v in request.field_violations)
+            details.violations = tuple(Violation(_as_written(v.field), v.description) for v in request.field_violations)
         elif packed.Unpack(retry):
             details.retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
         elif packed.Unpack(named):

@@ -1,186 +1,40 @@
-"""Results in files: arrays by name, and beside them, as JSON, everything else and what made the numbers.
+"""Load results that `Result.save` has saved."""
 
-A file is read by name from a list of known classes. Nothing in it is ever run, so a file from anywhere can be opened.
-"""
-
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
+from sonde._answers import files
+from sonde._answers.interventions import InterventionResult
+from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
+from sonde._answers.results import Cost, Provenance, Result, TraceResult
+from sonde._ask.sites import Site
+from sonde._methods.registry import METHODS
 
-from sonde import interventions, predictions, results, sites, traces
-from sonde._version import __version__
-from sonde.captured import Captured
-from sonde.results import Result
-
-FORMAT: Final = 1
-"""Grows when an older version could misread a file."""
-_HEADER: Final = "sonde"
+_SHARED: Final = (
+    Result,
+    Cost,
+    Provenance,
+    Token,
+    TokenPrediction,
+    Continuation,
+    Prediction,
+    Run,
+    Site,
+    TraceResult,
+    InterventionResult,
+)
 _KNOWN: Final[Mapping[str, type[Any]]] = {
-    name: kind
-    for module in (interventions, predictions, results, sites, traces)
-    for name, kind in vars(module).items()
-    if isinstance(kind, type) and is_dataclass(kind)
+    kind.__name__: kind for kinds in (_SHARED, *(kind.parts for kind in METHODS.values())) for kind in kinds
 }
-_Arrays = dict[str, npt.NDArray[Any]]
-
-
-def save(result: Result, path: str | Path) -> None:
-    """Save a result; the ending of the path, `.npz` or `.safetensors`, is the format.
-
-    Raises:
-        ValueError: for another ending.
-        ImportError: for safetensors without that package.
-    """
-    write = _by_ending(Path(path), _write_npz, _write_safetensors)
-    arrays: _Arrays = {}
-    tree = _plain(result, "", arrays)
-    header = {"format": FORMAT, "sonde_version": __version__, "result": tree}
-    write(Path(path), arrays, {_HEADER: json.dumps(header), **_provenance(result)})
 
 
 def load(path: str | Path) -> Any:
-    """A result that was saved: of the same class, with the same values.
+    """Load a result that was saved: an object of the same class, with the same values.
 
     Raises:
-        ValueError: if it is no such file, or one of a later version of Sonde.
-        ImportError: for safetensors without that package.
-        OSError: if it cannot be read.
+        ValueError: if the file does not hold a result, or was written by a later version of Sonde.
+        ImportError: if the file is `.safetensors` and the `safetensors` package is not installed.
+        OSError: if the file cannot be read.
     """
-    read = _by_ending(Path(path), _read_npz, _read_safetensors)
-    arrays, text = read(Path(path))
-    try:
-        header = json.loads(text)
-        version, made_by = header["format"], header["sonde_version"]
-    except (TypeError, KeyError, ValueError):
-        raise ValueError(f"{path}: it has arrays, but not the description of a result of Sonde") from None
-    if version != FORMAT:
-        raise ValueError(f"{path}: it was saved by Sonde {made_by} in format {version}; this version reads {FORMAT}")
-    try:
-        return _restored(header["result"], arrays)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path}: its description does not fit: {error}") from None
-
-
-def _by_ending(path: Path, npz: Callable[..., Any], safetensors: Callable[..., Any]) -> Callable[..., Any]:
-    known = {".npz": npz, ".safetensors": safetensors}
-    if path.suffix not in known:
-        raise ValueError(f"{path}: the name has to end in .npz or .safetensors")
-    return known[path.suffix]
-
-
-def _provenance(result: Result) -> dict[str, str]:
-    """For other programs, in words of their own."""
-    return {field.name: str(getattr(result.provenance, field.name)) for field in fields(result.provenance)}
-
-
-# ---------------------------------------------------------------------- formats
-
-
-def _write_npz(path: Path, arrays: _Arrays, texts: Mapping[str, str]) -> None:
-    named: dict[str, Any] = arrays | {f"__{name}__": np.array(text) for name, text in texts.items()}
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **named)
-
-
-def _read_npz(path: Path) -> tuple[_Arrays, str]:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    header = arrays.pop(f"__{_HEADER}__", None)
-    return arrays, "" if header is None else str(header)
-
-
-def _write_safetensors(path: Path, arrays: _Arrays, texts: Mapping[str, str]) -> None:
-    _require_safetensors()
-    from safetensors.numpy import save_file
-
-    save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path, dict(texts))
-
-
-def _read_safetensors(path: Path) -> tuple[_Arrays, str]:
-    _require_safetensors()
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata.get(_HEADER, "")  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: no safetensors file: {error}") from None
-
-
-def _require_safetensors() -> None:
-    try:
-        import safetensors
-    except ImportError:
-        raise ImportError("this needs safetensors: pip install 'sonde[safetensors]'") from None
-    del safetensors
-
-
-# ---------------------------------------------------------------------- values
-
-
-def _plain(value: Any, path: str, arrays: _Arrays) -> Any:  # noqa: PLR0911 - one per kind
-    """A value as JSON has them; arrays go into `arrays`, by the path of fields that leads to them."""
-    if isinstance(value, np.ndarray):
-        arrays[path] = value
-        return {"array": path}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Captured):
-        parts = [(value.site(i), value.axes(i), array) for i, array in value.items()]
-        return {
-            "captured": [
-                [_plain(part, _join(path, i, j), arrays) for j, part in enumerate(p)] for i, p in enumerate(parts)
-            ]
-        }
-    if is_dataclass(value) and not isinstance(value, type):
-        entries = {f.name: _plain(getattr(value, f.name), _join(path, f.name), arrays) for f in fields(value)}
-        return {"type": type(value).__name__, "fields": entries}
-    if isinstance(value, Mapping):
-        return {"map": [[key, _plain(entry, _join(path, key), arrays)] for key, entry in value.items()]}
-    if isinstance(value, list | tuple):
-        kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [_plain(entry, _join(path, i), arrays) for i, entry in enumerate(value)]}
-    assert value is None or isinstance(value, str | int | float), type(value)
-    return value
-
-
-def _join(path: str, *names: object) -> str:
-    return ".".join([*([path] if path else []), *(str(name).removeprefix("_") for name in names)])
-
-
-def _restored(tree: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:  # noqa: PLR0911 - one per kind
-    if not isinstance(tree, dict):
-        return tree
-    if "array" in tree:
-        return arrays[tree["array"]]
-    if "map" in tree:
-        return {key: _restored(entry, arrays) for key, entry in tree["map"]}
-    if "list" in tree:
-        return [_restored(entry, arrays) for entry in tree["list"]]
-    if "tuple" in tree:
-        return tuple(_restored(entry, arrays) for entry in tree["tuple"])
-    if "captured" in tree:
-        parts = [[_restored(part, arrays) for part in entry] for entry in tree["captured"]]
-        return Captured([site for site, _, _ in parts], [(axes, array) for _, axes, array in parts])
-    return _made(_KNOWN[tree["type"]], {name: _restored(entry, arrays) for name, entry in tree["fields"].items()})
-
-
-def _made(kind: type[Any], given: dict[str, Any]) -> Any:
-    """An object of a known class. A field that this version does not have is of a later one."""
-    known: dict[str, Field[Any]] = {field.name: field for field in fields(kind)}
-    if strange := sorted(set(given) - set(known)):
-        raise KeyError(f"{kind.__name__} has no {', '.join(strange)}; a later version of Sonde may")
-    lacking = [
-        name
-        for name, field in known.items()
-        if name not in given and field.default is MISSING and field.default_factory is MISSING
-    ]
-    if lacking:
-        raise KeyError(f"{kind.__name__} lacks {', '.join(lacking)}")
-    return kind(**given)
+    return files.read(path, _KNOWN)

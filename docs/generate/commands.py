@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Final
 from unittest import mock
 
-from sonde.cli import EXIT_CODES, build_parser
+from sonde._options import EXIT_CODES, build_parser
 
 from docs.generate.text import cell, table
 
 _INTRODUCTION: Final = """\
-Generated from the command's own parser. Lists of layers, units and positions are numbers and ranges: `3`, `0,2,5`,
-`0-7`; a minus in front counts from the end. The options under [Connection](#connection) go with every command."""
+This page is generated from the command's own parser. Lists of layers, units and positions are numbers and ranges: `3`,
+`0,2,5`, `0-7`. Numbers with a minus sign count from the end. Every command accepts the options under
+[Connection](#connection)."""
 
 
 def page() -> str:

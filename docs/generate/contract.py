@@ -1,7 +1,8 @@
 """The reference of the contract, from the comments of the proto files.
 
-`buf build` gives the descriptors with the comments (google.protobuf.FileDescriptorSet with source_code_info). What
-a comment names that the contract has, `Limits.max_runs`, `RESIDUAL_POST` or TraceRequest, becomes a link.
+`buf build` gives the descriptors with the comments (google.protobuf.FileDescriptorSet with source_code_info). Each file
+is a section, in the order of the table in proto/README.md. What a comment names that the contract has,
+`Limits.max_runs`, `RESIDUAL_POST` or TraceRequest, becomes a link.
 """
 
 import html
@@ -39,6 +40,8 @@ _TYPES = {
     FieldDescriptorProto.TYPE_STRING: "string",
     FieldDescriptorProto.TYPE_BYTES: "bytes",
 }
+_FOLDER = "sonde/v1"
+_LISTED = re.compile(rf"\({_FOLDER}/(\w+\.proto)\)")
 _CODE = re.compile(r"`([^`]+)`")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)*")
 _SENTENCE_ENDS = re.compile(r"(^|[.:;?!]\s+)$")
@@ -60,42 +63,55 @@ def describe(proto: Path) -> FileDescriptorSet:
     return FileDescriptorSet.FromString(built.stdout)
 
 
+def reading_order(proto: Path) -> list[str]:
+    """The names of the contract's files, in the order in which proto/README.md lists them.
+
+    Raises:
+        RuntimeError: where the page lists a file that is not there, or leaves one out.
+    """
+    listed = list(dict.fromkeys(_LISTED.findall((proto / "README.md").read_text(encoding="utf-8"))))
+    found = {path.name for path in (proto / _FOLDER).glob("*.proto")}
+    if set(listed) != found:
+        raise RuntimeError(f"proto/README.md: expected a table of {sorted(found)}, got {sorted(listed)}")
+    return listed
+
+
 def page(proto: Path) -> str:
     """The page, in Markdown."""
-    (file,) = describe(proto).file
-    return _Page(file).text()
+    files = {file.name.rpartition("/")[2]: file for file in describe(proto).file}
+    return _Page([files[name] for name in reading_order(proto)]).text()
 
 
 @dataclass(frozen=True)
 class _Item:
-    """A service, message or enumeration, where it stands in the file."""
+    """A service, message or enumeration, where it stands in its file."""
 
     name: str
     """Without the package; a nested one after its message and a dot."""
     path: _Path
     line: int
     of: DescriptorProto | EnumDescriptorProto | ServiceDescriptorProto
+    comments: Mapping[_Path, str]
+    """Those of the file, by path."""
     nested: "list[_Item]" = field(default_factory=list)
 
+    def comment(self, *below: int) -> str:
+        """The item's comment, or that of something in it, by the rest of the path; empty where there is none."""
+        return self.comments.get((*self.path, *below), "")
 
-class _Page:
+
+class _File:
+    """What one file of the contract holds, in its order."""
+
     def __init__(self, file: FileDescriptorProto) -> None:
-        self._package = file.package
         locations = file.source_code_info.location
         self._comments: Mapping[_Path, str] = {
             tuple(at.path): at.leading_comments for at in locations if at.leading_comments
         }
         self._lines: Mapping[_Path, int] = {tuple(at.path): at.span[0] for at in locations}
-        # The rulers between the parts of the file, such as `// ------ places`.
-        self._rulers = sorted(
-            (at.span[0], text.strip(" -\n"))
-            for at in locations
-            for text in at.leading_detached_comments
-            if text.strip().startswith("---")
-        )
-        self._head = self._comments.get((_SYNTAX,), "")
-        self._items = sorted(self._all(file), key=lambda item: item.line)
-        self._anchors = dict(self._names(self._items))
+        self.name = file.name.rpartition("/")[2]
+        self.head = self._comments.get((_SYNTAX,), "")
+        self.items = sorted(self._all(file), key=lambda item: item.line)
 
     def _all(self, file: FileDescriptorProto) -> Iterator[_Item]:
         for number, service in enumerate(file.service):
@@ -108,7 +124,7 @@ class _Page:
     def _item(
         self, name: str, path: _Path, of: DescriptorProto | EnumDescriptorProto | ServiceDescriptorProto
     ) -> _Item:
-        return _Item(name, path, self._lines[path], of)
+        return _Item(name, path, self._lines[path], of, self._comments)
 
     def _message(self, name: str, path: _Path, message: DescriptorProto) -> _Item:
         item = self._item(name, path, message)
@@ -118,6 +134,13 @@ class _Page:
             if not inner.options.map_entry:
                 item.nested.append(self._message(f"{name}.{inner.name}", (*path, _MESSAGE_NESTED, number), inner))
         return item
+
+
+class _Page:
+    def __init__(self, files: Sequence[FileDescriptorProto]) -> None:
+        self._package = files[0].package
+        self._files = [_File(file) for file in files]
+        self._anchors = dict(self._names(item for file in self._files for item in file.items))
 
     def _names(self, items: Iterable[_Item]) -> Iterator[tuple[str, str]]:
         """Everything that can be named, as it is named, with its anchor."""
@@ -142,22 +165,21 @@ class _Page:
 
     def text(self) -> str:
         parts = [self._introduction()]
-        rulers = list(self._rulers)
-        for item in self._items:
-            while rulers and rulers[0][0] <= item.line:
-                parts.append(f"## {rulers.pop(0)[1].capitalize()}")
-            if isinstance(item.of, ServiceDescriptorProto):
-                parts.append("## The service")
-            parts.extend(self._section(item, level=3))
+        for file in self._files:
+            title = file.name.removesuffix(".proto").replace("_", " ").capitalize()
+            parts.append(f"## {title}")
+            parts.append(f"[`{file.name}`](../../proto/{_FOLDER}/{file.name})")
+            parts.append(self._paragraphs(file.head, ""))
+            for item in file.items:
+                parts.extend(self._section(item, level=3))
         return "\n\n".join(parts) + "\n"
 
     def _introduction(self) -> str:
         return (
             "# The contract\n\n"
-            "Generated from the comments of "
-            "[`proto/sonde/v1/inspection.proto`](../../proto/sonde/v1/inspection.proto); package "
-            f"`{self._package}`. [How it is meant](../../proto/README.md) holds what concerns the whole: numbers, "
-            "tensors, how the slices of a stream join, errors.\n\n" + self._paragraphs(self._head, "")
+            f"This page is generated from the comments of the files in `proto/{_FOLDER}`. It has a section for each. "
+            f"The package is `{self._package}`. [How the contract is meant](../../proto/README.md) explains what "
+            "applies to all fields: numbers, tensors, how the slices of a stream join, and errors."
         )
 
     def _section(self, item: _Item, level: int) -> Iterator[str]:
@@ -165,7 +187,7 @@ class _Page:
             type(item.of)
         ]
         yield f"{'#' * level} {item.name} {{ #{item.name} .contract-{kind} }}"
-        yield self._paragraphs(self._comments.get(item.path, ""), item.name)
+        yield self._paragraphs(item.comment(), item.name)
         if isinstance(item.of, ServiceDescriptorProto):
             yield _table("Method", self._methods(item, item.of))
         elif isinstance(item.of, EnumDescriptorProto):
@@ -173,7 +195,7 @@ class _Page:
         elif item.of.field:
             yield _table("Field", self._fields(item, item.of))
         else:
-            yield "It has no fields."
+            yield "This message has no fields."
         for inner in item.nested:
             yield from self._section(inner, level + 1)
 
@@ -181,12 +203,12 @@ class _Page:
         for number, method in enumerate(service.method):
             stream = "stream of " if method.server_streaming else ""
             kind = f"{self._type_link(method.input_type)} → {stream}{self._type_link(method.output_type)}"
-            comment = self._comments.get((*item.path, _SERVICE_METHOD, number), "")
+            comment = item.comment(_SERVICE_METHOD, number)
             yield _name(item, method.name), kind, self._inline(comment, item.name)
 
     def _values(self, item: _Item, enum: EnumDescriptorProto) -> Iterator[tuple[str, str, str]]:
         for number, value in enumerate(enum.value):
-            comment = self._comments.get((*item.path, _ENUM_VALUE, number), "")
+            comment = item.comment(_ENUM_VALUE, number)
             yield _name(item, value.name), f"= {value.number}", self._inline(comment, item.name)
 
     def _fields(self, item: _Item, message: DescriptorProto) -> Iterator[tuple[str, str, str]]:
@@ -196,10 +218,10 @@ class _Page:
             if inside and one.oneof_index not in opened:
                 opened.add(one.oneof_index)
                 name = message.oneof_decl[one.oneof_index].name
-                comment = self._comments.get((*item.path, _MESSAGE_ONEOF, one.oneof_index), "")
+                comment = item.comment(_MESSAGE_ONEOF, one.oneof_index)
                 yield _name(item, name), "one of the following", self._inline(comment, item.name)
             kind = f"{self._type(one, message)} = {one.number}"
-            comment = self._comments.get((*item.path, _MESSAGE_FIELD, number), "")
+            comment = item.comment(_MESSAGE_FIELD, number)
             yield _name(item, one.name, inside=inside), kind, self._inline(comment, item.name)
 
     def _type(self, one: FieldDescriptorProto, message: DescriptorProto) -> str:

@@ -8,8 +8,8 @@ from sonde_server.serving.guards.catalogue import CATALOGUE, DEADLINE_EXCEEDED, 
 from docs.generate.text import cell, first_paragraph, table
 
 _MEANINGS = {
-    DEADLINE_EXCEEDED: "The caller's deadline, or --max-seconds, passed; the work was dropped.",
-    INTERNAL: "A fault of the server. The log has it, under the request's id; the caller is told the id alone.",
+    DEADLINE_EXCEEDED: "The caller's deadline or --max-seconds passed, and the server stopped the work.",
+    INTERNAL: "A fault of the server. The caller gets only the request's id. The server's log has the details.",
 }
 
 
@@ -19,13 +19,14 @@ def page() -> str:
     heads = ["Reason, status", "In Python", "When"]
     return f"""# Error catalogue
 
-Generated from the server's list of its errors and the client's mapping of statuses. How to handle them is in
-[Errors](../concepts/errors.md); what details each of them carries is in [the contract](../../proto/README.md#errors).
+This page is generated from the server's list of errors and the client's mapping of statuses.
+[Errors](../concepts/errors.md) explains how to handle them. [The contract](../../proto/README.md#errors) lists the
+details that each of them carries.
 
 {table(heads, [_row(*entry) for entry in entries])}
 
-`sonde.SondeError` is the base of all kinds; its `retryable` says whether the same request may be answered a little
-later, which is marked here with ↻.
+`sonde.SondeError` is the base class. Its `retryable` says whether the same request may succeed a little later. The
+sign ↻ marks such errors here.
 """
 
 

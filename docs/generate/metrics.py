@@ -24,13 +24,14 @@ def page() -> str:
     ours = [one for one in _answered() if one.name.startswith("sonde_") and not one.name.endswith("_created")]
     return f"""# Metrics
 
-Generated from what a server answers on its `--metrics-port`. Beside these come the process's and Python's own
-(`process_...`, `python_info`). [examples/grafana.json](../../examples/grafana.json) is a dashboard of them.
+This page is generated from the answer of a server on its `--metrics-port`. The answer also contains the metrics of the
+process and of Python (`process_...`, `python_info`). [examples/grafana.json](../../examples/grafana.json) is a
+dashboard.
 
-{table(["Metric", "Kind", "Labels", "What it says"], sorted(map(_row, ours)))}
+{table(["Metric", "Kind", "Labels", "Meaning"], sorted(map(_row, ours)))}
 
-`caller` is the name of a token or of a client's certificate. Callers without a name share an empty one, as there is no
-end to hosts.
+`caller` is the name of a token or of a client's certificate. All callers without a name share an empty label, because
+the number of hosts is unlimited.
 """
 
 

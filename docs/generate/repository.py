@@ -109,6 +109,6 @@ def content(file: str, root: Path) -> str:
     lines = text.splitlines()
     language = _LANGUAGES.get(Path(file).suffix) or _LANGUAGES.get(Path(file).name, "text")
     shown = "\n".join(lines[:_MOST_LINES])
-    rest = f"\n\n{len(lines) - _MOST_LINES:,} more lines are in the file.\n" if len(lines) > _MOST_LINES else ""
+    rest = f"\n\nThe file has {len(lines) - _MOST_LINES:,} more lines.\n" if len(lines) > _MOST_LINES else ""
     fence = "`" * 5
     return f"# {Path(file).name}\n\n`{file}`\n\n{fence}{language}\n{shown}\n{fence}\n{rest}"

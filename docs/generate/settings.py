@@ -14,17 +14,17 @@ def page() -> str:
     """The page, in Markdown."""
     return f"""# Settings of the server
 
-Generated from `sonde_server.configSettings`. Every setting is a flag of `sonde-server` and an environment variable; a
-flag goes before its variable. A switch is turned off by its `--no-` form, or by `false` in the variable. A value that
-cannot be used ends the command with status 2 and a message that says what would do.
+This page is generated from `sonde_server.config.Settings`. Every setting is a flag of `sonde-server` and an environment
+variable. If both are given, the flag counts. To turn a switch off, use its `--no-` form, or `false` in the variable. An
+invalid value ends the command with status 2 and a message that says what is accepted.
 
 {table(["Flag, variable", "Default", "Meaning"], [_row(one) for one in dataclasses.fields(Settings)])}
 
-`sonde-server token NAME` makes a bearer token: the line for the file of `--tokens` goes to standard output, the token
-itself, once, to standard error.
+`sonde-server token NAME` creates a bearer token. It prints the line for the `--tokens` file on standard output, and the
+token itself, once, on standard error.
 
-`sonde_server.local` takes those of them that are about the model, by the names of the variables in small letters and
-without `{PREFIX}`; see [A model in this process](python.md#a-model-in-this-process).
+`sonde_server.local` accepts the settings that concern the model. Their names are those of the variables, in lower case
+and without `{PREFIX}`. See [A model in this process](python.md#a-model-in-this-process).
 """
 
 

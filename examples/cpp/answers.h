@@ -1,4 +1,4 @@
-// Answers come in slices that say where they belong. Here they are put together.
+// Assembles answers. They arrive in slices that say where they belong.
 #pragma once
 
 #include <map>
@@ -8,23 +8,23 @@
 
 #include "sonde/v1/inspection.pb.h"
 
-// A causal trace.
+// The answer of a causal trace.
 struct Traced {
   sonde::v1::RunContext context;
   sonde::v1::Corruption corruption;
-  // By component: the probability of the first target by (position, layer).
+  // By component: the probability of the first target, by (position, layer).
   std::map<sonde::v1::Component, std::map<std::pair<int, int>, double>> grids;
 
   void Put(const sonde::v1::TraceResponse& message);
 };
 
-// What the runs of an Intervene made of the prediction, as far as they have come.
+// The predictions of the runs of an Intervene call that have arrived so far.
 struct Changed {
   sonde::v1::RunContext context;
   int arrived = 0;
-  // By field of Readings: row by row, NaN where a run has not come yet.
+  // By field of Readings: row by row, NaN for runs that have not arrived yet.
   std::map<std::string, std::vector<double>> columns;
-  // By run, -1 the unchanged one; of the one site and layer that is asked for.
+  // By run, where -1 is the unchanged run; for the one requested site and layer.
   std::map<int, std::vector<double>> activations;
 
   void Put(const sonde::v1::InterveneResponse& message);

@@ -2,6 +2,6 @@
 
 #include "sonde/v1/inspection.grpc.pb.h"
 
-// Prints requests and answers for the tests that hold all languages to the same bytes and numbers, a line for each:
+// Prints requests and answers, one per line, for the tests that compare the bytes and numbers of all languages:
 // CASE.request BASE64, CASE.NAME NUMBERS. Returns the exit status.
 int Golden(sonde::v1::InspectionService::Stub& stub);

@@ -1,4 +1,4 @@
-// The details of an error, as google.rpc.Status has them.
+// The details of an error, from google.rpc.Status.
 #pragma once
 
 #include <grpcpp/grpcpp.h>

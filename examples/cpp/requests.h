@@ -1,4 +1,4 @@
-// What this example asks.
+// The requests of this example.
 #pragma once
 
 #include <cstdint>
@@ -6,15 +6,15 @@
 
 #include "sonde/v1/inspection.pb.h"
 
-// Where the model keeps what it knows of the subject. Each of three components gives a grid.
+// Where does the model store what it knows about the subject? The answer has a grid for each of three components.
 sonde::v1::TraceRequest CausalTrace(int samples, std::int64_t seed);
 
-// What each head, or each neuron, is worth: it is set to zero, at each position or at all of them together.
+// Sets each head or neuron to zero, at each position or at all positions together.
 sonde::v1::InterveneRequest Ablations(sonde::v1::Component component, const std::vector<int>& layers,
                                       const std::vector<sonde::v1::Axis>& together);
 
 // A layer and a neuron that the model does not have.
 sonde::v1::InterveneRequest Wrong();
 
-// Three runs of their own: a direction added, one number set, and noise together with a knockout.
+// Three runs: one adds a direction, one sets a number, and one adds noise together with a knockout.
 sonde::v1::InterveneRequest Edits(int hidden_size);

@@ -1,4 +1,4 @@
-// Tensors of the contract as numbers: little-endian bytes, row by row, at any alignment within the message.
+// Converts tensors of the contract to numbers. Their bytes are little-endian, row by row, and may be unaligned.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 #include "sonde/v1/inspection.pb.h"
 
-// A float32 tensor of a request. Without a shape it is one value.
+// A float32 tensor for a request. Without a shape it is a single value.
 inline sonde::v1::Tensor Float32(const std::vector<float>& values, const std::vector<int>& shape) {
   sonde::v1::Tensor tensor;
   tensor.set_data_type(sonde::v1::DATA_TYPE_FLOAT32);
@@ -21,7 +21,7 @@ inline sonde::v1::Tensor Float32(const std::vector<float>& values, const std::ve
   return tensor;
 }
 
-// The values of an answer's tensor; a double holds both float32 and int32 exactly. A field that is not set has none.
+// The values of a tensor in an answer. A double holds both float32 and int32 exactly. An unset field has no values.
 inline std::vector<double> Numbers(const sonde::v1::Tensor& tensor) {
   std::vector<double> values;
   const auto* bytes = reinterpret_cast<const unsigned char*>(tensor.data().data());

@@ -1,4 +1,4 @@
-// Asks a Sonde server everything once: build/sonde-example localhost:50051
+// Asks a Sonde server each kind of question once: build/sonde-example localhost:50051
 #include <grpcpp/grpcpp.h>
 
 #include <chrono>
@@ -33,7 +33,7 @@ grpc::Status ShowModel(Stub& stub) {
   return status;
 }
 
-// A causal trace, with progress while it runs.
+// Runs a causal trace and shows its progress.
 grpc::Status ShowTrace(Stub& stub) {
   grpc::ClientContext call;
   SetDeadline(call);
@@ -62,7 +62,7 @@ grpc::Status ShowTrace(Stub& stub) {
   return status;
 }
 
-// Every neuron of a layer ablated at every position, with what is known so far after each message.
+// Ablates every neuron of a layer at every position, and shows partial results after each message.
 grpc::Status ShowSweep(Stub& stub) {
   grpc::ClientContext call;
   SetDeadline(call);
@@ -76,7 +76,7 @@ grpc::Status ShowSweep(Stub& stub) {
     for (int run = 0; run < static_cast<int>(column.size()); ++run) {
       if (!std::isnan(column[run]) && (least < 0 || column[run] < column[least])) least = run;
     }
-    // The last axis is the fastest.
+    // The last axis varies fastest.
     const auto& axes = changed.context.axes();
     const int position = axes.positions(least % axes.positions_size());
     const int unit = axes.units(least / axes.positions_size() % axes.units_size());
@@ -89,7 +89,7 @@ grpc::Status ShowSweep(Stub& stub) {
   return stream->Finish();
 }
 
-// A request that cannot be answered: the details of the error say what is wrong with it.
+// Sends a request that the server refuses. The details of the error say what is wrong.
 grpc::Status ShowRefusal(Stub& stub) {
   grpc::ClientContext call;
   SetDeadline(call);
@@ -106,7 +106,7 @@ grpc::Status ShowRefusal(Stub& stub) {
   return grpc::Status::OK;
 }
 
-// A long sweep that is given up after its first message. The server stops computing.
+// Cancels a long sweep after its first message. The server stops computing.
 grpc::Status ShowCancel(Stub& stub) {
   grpc::ClientContext call;
   const auto stream = stub.Intervene(&call, Ablations(sonde::v1::COMPONENT_NEURON, {}, {}));

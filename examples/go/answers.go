@@ -6,15 +6,15 @@ import (
 	"example.com/sonde/inspection"
 )
 
-// Answers come in slices that say where they belong. Here they are put together.
+// Assembles answers. They arrive in slices that say where they belong.
 
-// cell is one place of a grid, with the probability of the first target.
+// cell is one place in a grid, with the probability of the first target.
 type cell struct {
 	position, layer int32
 	probability     float32
 }
 
-// traced is a causal trace.
+// traced is the answer of a causal trace.
 type traced struct {
 	context    *inspection.RunContext
 	corruption *inspection.Corruption
@@ -39,7 +39,7 @@ func (t *traced) put(message *inspection.TraceResponse) {
 	}
 }
 
-// grid gives every cell of a component, layer by layer within position by position.
+// grid returns every cell of a component, by position and then by layer.
 func (t *traced) grid(component inspection.Component) []cell {
 	cells := t.grids[component]
 	sort.Slice(cells, func(i, j int) bool {
@@ -51,7 +51,7 @@ func (t *traced) grid(component inspection.Component) []cell {
 	return cells
 }
 
-// column is one number, or several, of each run, as far as they have come.
+// column has one or more numbers for each run that has arrived so far.
 type column struct {
 	values []float32
 	come   []bool
@@ -69,12 +69,12 @@ func (c *column) put(tensor *inspection.Tensor, first, rows, allRows int) {
 	}
 }
 
-// changed is what the runs of an Intervene made of the prediction.
+// changed holds the predictions of the runs of an Intervene call.
 type changed struct {
 	context     *inspection.RunContext
 	arrived     int
 	columns     map[string]*column
-	activations map[int32][]float32 // by run, -1 the unchanged one; of the one site and layer that is asked for
+	activations map[int32][]float32 // by run, where -1 is the unchanged run; for the one requested site and layer
 }
 
 func (c *changed) put(message *inspection.InterveneResponse) {

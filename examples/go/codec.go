@@ -3,12 +3,12 @@
 
 package main
 
-// Debian's gRPC 1.33 marshals with an older protobuf library than the stubs are made for. This codec takes its place;
-// with gRPC as a module it is not needed: go build -tags modules.
+// Debian's gRPC 1.33 marshals with an older protobuf library than the stubs need. This codec replaces it. With gRPC as a
+// module you do not need it: go build -tags modules.
 
 import (
 	"google.golang.org/grpc/encoding"
-	_ "google.golang.org/grpc/encoding/proto" // so that it registers before the one here
+	_ "google.golang.org/grpc/encoding/proto" // so that it registers before the codec here
 	"google.golang.org/protobuf/proto"
 )
 

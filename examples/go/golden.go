@@ -14,8 +14,8 @@ import (
 	"example.com/sonde/inspection"
 )
 
-// golden prints requests and answers for the tests that hold all languages to the same bytes and numbers, a line for
-// each: CASE.request BASE64, CASE.NAME NUMBERS.
+// golden prints requests and answers, one per line, for the tests that compare the bytes and numbers of all languages:
+// CASE.request BASE64, CASE.NAME NUMBERS.
 func golden(client inspection.InspectionServiceClient) error {
 	ctx := context.Background()
 	model, err := client.GetModel(ctx, &inspection.GetModelRequest{})
@@ -130,7 +130,7 @@ func goldenRefusal(ctx context.Context, client inspection.InspectionServiceClien
 func printRequest(name string, request proto.Message) {
 	data, err := proto.Marshal(request)
 	if err != nil {
-		panic(err) // a request built here is one that can be encoded
+		panic(err) // a request that is built here can always be encoded
 	}
 	fmt.Println(name+".request", base64.StdEncoding.EncodeToString(data))
 }

@@ -1,4 +1,4 @@
-// Asks a Sonde server everything once: build/sonde-example localhost:50051
+// Asks a Sonde server each kind of question once: build/sonde-example localhost:50051
 package main
 
 import (
@@ -61,7 +61,7 @@ func showModel(ctx context.Context, client inspection.InspectionServiceClient) e
 	return nil
 }
 
-// showTrace makes a causal trace, with progress while it runs.
+// showTrace runs a causal trace and shows its progress.
 func showTrace(ctx context.Context, client inspection.InspectionServiceClient) error {
 	stream, err := client.Trace(ctx, causalTrace(20, 1))
 	if err != nil {
@@ -96,7 +96,7 @@ func showTrace(ctx context.Context, client inspection.InspectionServiceClient) e
 	return nil
 }
 
-// showSweep ablates every neuron of a layer at every position, and tells what is known so far after each message.
+// showSweep ablates every neuron of a layer at every position, and shows partial results after each message.
 func showSweep(ctx context.Context, client inspection.InspectionServiceClient) error {
 	stream, err := client.Intervene(ctx, ablations(inspection.Component_COMPONENT_NEURON, []int32{3}))
 	if err != nil {
@@ -121,7 +121,7 @@ func showSweep(ctx context.Context, client inspection.InspectionServiceClient) e
 				least = run
 			}
 		}
-		// The last axis is the fastest.
+		// The last axis varies fastest.
 		axes := answer.context.Axes
 		units, positions := len(axes.Units), len(axes.Positions)
 		fmt.Printf("sweep: %d of %d runs; the least so far is %.3f without neuron %d of layer %d at \"%s\"\n",
@@ -131,7 +131,7 @@ func showSweep(ctx context.Context, client inspection.InspectionServiceClient) e
 	}
 }
 
-// showRefusal asks what cannot be answered: the details of the error say what is wrong.
+// showRefusal sends a request that the server refuses. The details of the error say what is wrong.
 func showRefusal(ctx context.Context, client inspection.InspectionServiceClient) error {
 	stream, err := client.Intervene(ctx, wrong())
 	if err != nil {
@@ -149,7 +149,7 @@ func showRefusal(ctx context.Context, client inspection.InspectionServiceClient)
 	return nil
 }
 
-// details takes an error of gRPC apart.
+// details reads the status, the reason and the violations of a gRPC error.
 func details(err error) (*status.Status, []string, []*errdetails.BadRequest_FieldViolation) {
 	var reasons []string
 	var violations []*errdetails.BadRequest_FieldViolation
@@ -165,7 +165,7 @@ func details(err error) (*status.Status, []string, []*errdetails.BadRequest_Fiel
 	return refused, reasons, violations
 }
 
-// showCancel gives a long sweep up after its first message. The server stops computing.
+// showCancel cancels a long sweep after its first message. The server stops computing.
 func showCancel(ctx context.Context, client inspection.InspectionServiceClient) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

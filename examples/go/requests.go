@@ -20,7 +20,8 @@ func list(runs ...*inspection.Intervention) *inspection.InterveneRequest_List {
 	return &inspection.InterveneRequest_List{List: &inspection.InterventionList{Interventions: runs}}
 }
 
-// causalTrace asks where the model keeps what it knows of the subject. Each of three components gives a grid.
+// causalTrace asks where the model stores what it knows about the subject. The answer has a grid for each of three
+// components.
 func causalTrace(samples int32, seed int64) *inspection.TraceRequest {
 	return &inspection.TraceRequest{
 		Prompt:  text(subject + " is in the city of"),
@@ -36,8 +37,7 @@ func causalTrace(samples int32, seed int64) *inspection.TraceRequest {
 	}
 }
 
-// ablations asks what each head, or each neuron, is worth: it is set to zero, at each position or at all of them
-// together.
+// ablations sets each head or neuron to zero, at each position or at all positions together.
 func ablations(
 	component inspection.Component, layers []int32, together ...inspection.Axis,
 ) *inspection.InterveneRequest {
@@ -73,7 +73,7 @@ func wrong() *inspection.InterveneRequest {
 	}
 }
 
-// edits asks for three runs: a direction added, one number set, and noise together with a knockout.
+// edits asks for three runs: one adds a direction, one sets a number, and one adds noise together with a knockout.
 func edits(hiddenSize int32) *inspection.InterveneRequest {
 	direction := make([]float32, hiddenSize)
 	for index := range direction {

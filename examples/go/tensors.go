@@ -8,7 +8,7 @@ import (
 	"example.com/sonde/inspection"
 )
 
-// float32s makes a tensor of a request. Without a shape it is one value.
+// float32s makes a tensor for a request. Without a shape it is a single value.
 func float32s(values []float32, shape ...int32) *inspection.Tensor {
 	data := make([]byte, 4*len(values))
 	for index, value := range values {
@@ -17,7 +17,7 @@ func float32s(values []float32, shape ...int32) *inspection.Tensor {
 	return &inspection.Tensor{DataType: inspection.DataType_DATA_TYPE_FLOAT32, Shape: shape, Data: data}
 }
 
-// numbers reads a tensor of an answer, row by row. A field that is not set has none.
+// numbers reads a tensor of an answer, row by row. An unset field has no values.
 func numbers(tensor *inspection.Tensor) []float32 {
 	values := make([]float32, len(tensor.GetData())/4)
 	for index := range values {

@@ -1,6 +1,6 @@
 """Which heads know who gets the drink? Patch each head's output between two prompts that differ in the giver.
 
-1 is a head that brings the whole answer back by itself, 0 one that brings nothing.
+A score of 1 means that the head restores the whole answer by itself, and 0 that it restores nothing.
 """
 
 import sys

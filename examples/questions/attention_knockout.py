@@ -1,6 +1,6 @@
-"""When does the last token read the subject? Keep it from attending there, in a few layers at a time.
+"""When does the last token read the subject? Block its attention to the subject, in a few layers at a time.
 
-The fall in the answer's probability shows in which layers the fact is moved.
+If the answer's probability falls, the fact moves in those layers.
 """
 
 import sys
@@ -13,7 +13,7 @@ SUBJECT = " Eiffel Tower"
 
 
 def ask(client: sonde.Client) -> None:
-    """Cut attention from the last token to the subject, and to everything else, in windows of 3 layers."""
+    """Block attention from the last token to the subject, and to everything else, in windows of 3 layers."""
     tokens = client.trace(PROMPT, dry_run=True).tokens
     subject = [p for p, token in enumerate(tokens) if token.text and token.text in SUBJECT]
     rest = [p for p in range(len(tokens) - 1) if p not in subject]

@@ -1,6 +1,6 @@
-"""Where are facts kept, on average? Causal traces of many prompts, averaged by the kind of token.
+"""Where are facts stored, on average? Trace many prompts, and average by the kind of token.
 
-With a file's name as second argument it draws the figure.
+If the second argument names a file, the script draws the figure there.
 """
 
 import sys
@@ -17,7 +17,7 @@ LANDMARKS = {
 
 
 def ask(client: sonde.Client, picture: str | None = None) -> None:
-    """Trace every prompt, and show the average indirect effect of each kind of token by layer."""
+    """Trace every prompt, and show the average indirect effect of each kind of token, by layer."""
     cases = [questions.Case(f"{name} is in the city of", name, city) for name, city in LANDMARKS.items()]
     found = questions.average_causal_trace(client, cases, method=sonde.CausalTracing(samples=5, window=3))
     used = int(found.used.sum())

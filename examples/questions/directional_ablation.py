@@ -1,7 +1,7 @@
-"""Take Paris out of the model: ablate one direction at everything that writes to the residual stream.
+"""Remove Paris from the model: ablate one direction in everything that writes to the residual stream.
 
-The direction is the mean difference between prompts that end in Paris and others, late in the model. What has nothing
-to do with it stays.
+The direction is the mean difference between prompts that end in Paris and others, late in the model. Unrelated answers
+do not change.
 """
 
 import sys
@@ -17,7 +17,7 @@ PAIRS = [
 
 
 def ask(client: sonde.Client) -> None:
-    """What each prompt is continued with, and the probability of its own answer, without the direction."""
+    """Show how each prompt continues without the direction, and the probability of its own answer."""
     layers = client.model.layers
     (direction,) = questions.steering_vector(client, PAIRS, layers=[layers - 2])
     ablation = questions.directional_ablation(direction, layers)

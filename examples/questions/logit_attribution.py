@@ -1,4 +1,4 @@
-"""Who votes for Mary? Split the difference of two logits into what each head and MLP adds to it directly."""
+"""What speaks for Mary? Split the difference of two logits into the direct contributions of all heads and MLPs."""
 
 import sys
 
@@ -9,7 +9,7 @@ PROMPT = "When Mary and John went to the store, John gave a drink to"
 
 
 def ask(client: sonde.Client) -> None:
-    """The parts that add most, and that all of them add up."""
+    """Show the largest contributions, and that all contributions add up to the logit difference."""
     found = questions.direct_logit_attribution(client, PROMPT, (" Mary", " John"), heads=True)
     for name, share in found.strongest(6):
         print(f"  {name:10} {share:+.2f}")

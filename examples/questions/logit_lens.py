@@ -1,4 +1,4 @@
-"""What would the model say next after every block, at every position?"""
+"""Which token would the model predict after each block, at each position?"""
 
 import sys
 
@@ -9,7 +9,7 @@ PROMPT = "The Eiffel Tower is in the city of"
 
 
 def ask(client: sonde.Client) -> None:
-    """The table: blocks upwards, tokens across."""
+    """Print the table, with blocks upwards and tokens across."""
     print(questions.logit_lens(client, PROMPT))
 
 

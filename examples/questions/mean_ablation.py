@@ -1,4 +1,4 @@
-"""Which early heads does the answer need? Give each its average output over other sentences of the kind."""
+"""Which early heads does the answer need? Replace the output of each with its average over similar sentences."""
 
 import sys
 
@@ -14,7 +14,7 @@ SENTENCES = [
 
 
 def ask(client: sonde.Client) -> None:
-    """Mean-ablate every head of the first blocks by itself."""
+    """Mean-ablate each head of the first blocks, one at a time."""
     heads = sonde.head(layer=range(3), unit=range(client.model.heads))
     result = questions.mean_ablation(client, PROMPT, SENTENCES, heads, separately=True, targets=[(" Mary", " John")])
     print(f"logit(Mary) - logit(John): {result.clean.logits[0]:.1f} unchanged")

@@ -1,6 +1,6 @@
-"""What does the state at the end of a subject hold? Put it into another prompt, and let that prompt go on.
+"""What does the state at the end of a subject contain? Put it into another prompt, and continue that prompt.
 
-The Colosseum's last token goes into the place of the Eiffel Tower's, block by block.
+The state of the Colosseum's last token replaces that of the Eiffel Tower's, block by block.
 """
 
 import sys
@@ -12,12 +12,12 @@ SOURCE, PROMPT = "The Colosseum is in the city of", "The Eiffel Tower is in the 
 
 
 def place(client: sonde.Client, prompt: str, text: str) -> int:
-    """The position of a token of a prompt."""
+    """Return the position of a token in a prompt."""
     return [token.text for token in client.trace(prompt, dry_run=True).tokens].index(text)
 
 
 def ask(client: sonde.Client) -> None:
-    """From every block of the source, into block 1 of the prompt."""
+    """Patch from every block of the source into block 1 of the prompt."""
     result = questions.patchscopes(
         client,
         SOURCE,

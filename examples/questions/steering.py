@@ -1,4 +1,4 @@
-"""Turn the Eiffel Tower's city into Rome: add a direction to the residual stream while the model goes on.
+"""Change the Eiffel Tower's city to Rome: add a direction to the residual stream while the model generates.
 
 The direction is the mean difference between prompts about Rome and about Paris, at their last token.
 """
@@ -13,7 +13,7 @@ PROMPT = "The Eiffel Tower is in the city of"
 
 
 def ask(client: sonde.Client) -> None:
-    """Steer at every block in turn, from the last token on."""
+    """Steer after each block in turn, from the last token on."""
     last = len(client.trace(PROMPT, dry_run=True).tokens) - 1
     directions = questions.steering_vector(client, PAIRS)
     plan = [questions.steer(vector, layer=layer, from_position=last) for layer, vector in enumerate(directions)]

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Asks a Sonde server everything once, with no stubs: buf reads the contract from the server's reflection.
+# Asks a Sonde server each kind of question once, without stubs: buf reads the contract from the server's reflection.
 #
 #   ask.sh [ADDRESS [golden]]      needs buf, jq, and GNU's base64 and od
 set -euo pipefail
@@ -11,26 +11,26 @@ trap 'rm -rf "$scratch"' EXIT
 prompt='{"text": "The Eiffel Tower is in the city of"}'
 paris='{"text": " Paris", "contrastText": " Rome"}'
 
-# ask METHOD REQUEST: a line for each message of the answer, as it comes. Zeros and empty lists are written out.
+# ask METHOD REQUEST: prints each message of the answer on a line as it arrives, with zeros and empty lists.
 ask() {
     buf curl --protocol grpc --http2-prior-knowledge --emit-defaults --data "$2" \
         "http://$address/sonde.v1.InspectionService/$1" | jq --unbuffered --compact-output .
 }
 
-# The float32 values of a tensor's `data`, one a line.
+# Prints the float32 values of a tensor's `data`, one per line.
 floats() {
     base64 --decode | od --address-radix=n --output-duplicates --format=f4 --width=4
 }
 
 # ---------------------------------------------------------------------- requests
 
-causal_trace() { # SAMPLES SEED; a number beyond 32 bits is a string in JSON
+causal_trace() { # SAMPLES SEED; in JSON, a 64-bit number is a string
     jq --null-input --argjson prompt "$prompt" --argjson samples "$1" --arg seed "$2" '{
         $prompt, targets: [{text: " Paris"}],
         causalTracing: {subjectText: "The Eiffel Tower", window: 3, gaussian: {$samples, $seed}}}'
 }
 
-ablations() { # SITE TOGETHER: each head or neuron set to zero, at each position or at all of them together
+ablations() { # SITE TOGETHER: sets each head or neuron to zero, at each position or at all positions together
     jq --null-input --argjson prompt "$prompt" --argjson target "$paris" --argjson site "$1" --argjson together "$2" '{
         $prompt, sweep: {edit: {$site, scale: 0}, $together},
         readout: {targets: [$target], position: -1, topK: 3, klDivergence: true}}'
@@ -42,7 +42,7 @@ wrong() { # a layer and a neuron that the model does not have
         list: {interventions: [{edits: [{site: {component: "COMPONENT_NEURON", layers: [99], units: [-1]}, scale: 0}]}]}}'
 }
 
-edits() { # HIDDEN_SIZE: a direction added, one number set, and noise together with a knockout
+edits() { # HIDDEN_SIZE: adds a direction; sets one number; adds noise together with a knockout
     # Eighths from -3/8 to 3/8, as the bytes of float32, little-endian.
     local eighths=('\x00\x00\xc0\xbe' '\x00\x00\x80\xbe' '\x00\x00\x00\xbe' '\x00\x00\x00\x00' '\x00\x00\x00\x3e'
         '\x00\x00\x80\x3e' '\x00\x00\xc0\x3e') direction quarter
@@ -75,7 +75,7 @@ show_model() {
         "\(.parameters) parameters"'
 }
 
-# A causal trace, with progress while it runs.
+# Runs a causal trace and shows its progress.
 show_trace() {
     local message component places data target clean corrupted position layer probability
     ask Trace "$(causal_trace 20 1)" | while read -r message; do
@@ -91,7 +91,7 @@ show_trace() {
         read -r corrupted
         printf '"%s": %.3f clean, %.3f corrupted\n' "$target" "$clean" "$corrupted"
     }
-    # COMPONENT POSITION,LAYER... DATA, of which each place has one value.
+    # COMPONENT POSITION,LAYER... DATA, with one value for each place.
     jq --raw-output '.grids[]? | [
         (.component | ltrimstr("COMPONENT_")), ([.positions[] as $p | .layers[] as $l | "\($p),\($l)"] | join(" ")),
         .probabilities.data] | @tsv' "$scratch/trace" |
@@ -108,7 +108,7 @@ text_of() { # POSITION FILE
     jq --raw-output --argjson position "$1" 'select(.context).context.tokens[$position].text' "$2"
 }
 
-# Every neuron of a layer ablated at every position, with what is known so far after each message.
+# Ablates every neuron of a layer at every position, and shows partial results after each message.
 show_sweep() {
     local message arrived run least unit layer position
     : >"$scratch/runs"
@@ -119,7 +119,7 @@ show_sweep() {
             awk -v first="$(jq .readings.offset <<<"$message")" '{ print first + NR - 1, $1 }' >>"$scratch/runs"
         arrived=$(wc -l <"$scratch/runs")
         read -r run least < <(sort --key=2g "$scratch/runs" | head --lines=1)
-        # The last axis is the fastest.
+        # The last axis varies fastest.
         IFS=$'\t' read -r unit layer position < <(jq --raw-output --argjson run "$run" '.context.axes | [
             .units[$run / (.positions | length) % (.units | length) | floor],
             .layers[$run / (.positions | length) / (.units | length) | floor],
@@ -130,13 +130,13 @@ show_sweep() {
     done
 }
 
-# A request that cannot be answered: the details of the error say what is wrong with it.
+# Sends a request that the server refuses. The details of the error say what is wrong.
 show_refusal() {
     refusal >"$scratch/refusal"
     jq --raw-output '"refused: \(.code) (\(.reason))", (.violations[] | "  \(.field): \(.description)")' "$scratch/refusal"
 }
 
-# {code, reason, violations}; buf gives the details as base64 without its padding.
+# Prints {code, reason, violations}. buf returns the details as base64 without padding.
 refusal() {
     local error
     error=$(ask Intervene "$(wrong)" 2>&1 >/dev/null) || true
@@ -150,7 +150,7 @@ refusal() {
         '{code, $reason, violations: $bad.fieldViolations}' <<<"$error"
 }
 
-# A long sweep that is given up after its first message. The server stops computing.
+# Cancels a long sweep after its first message. The server stops computing.
 show_cancel() {
     local first call
     mkfifo "$scratch/answer"
@@ -169,7 +169,7 @@ show_cancel() {
 
 # ---------------------------------------------------------------------- golden
 
-# For the tests that hold all languages to the same requests and numbers: requests and answers as they are in JSON.
+# Prints requests and answers as JSON, for the tests that compare all languages.
 golden() {
     local name method request
     ask GetModel '{}' >"$scratch/model"

@@ -34,6 +34,10 @@ class Unsupported(SondeServerError):
         self.field = field
 
 
+class NotFinite(SondeServerError):
+    """The model's own arithmetic overflows for this prompt; in a wider data type it may not."""
+
+
 class Busy(SondeServerError):
     """The request cannot be served right now. `asked` exceeds `allowed`, if the reason is a limit."""
 

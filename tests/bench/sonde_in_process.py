@@ -15,7 +15,7 @@ from sonde_server.questions.causal_tracing import CausalTracing, GaussianCorrupt
 from sonde_server.questions.edits import Edit, Scale
 from sonde_server.questions.interventions import InterveneQuestion, Readout
 from sonde_server.questions.places import Component, Site
-from sonde_server.questions.plans import Intervention, Sweep
+from sonde_server.questions.plans import Intervention, InterventionList, Plan, Sweep
 from sonde_server.questions.prompts import Prompt, Target
 from sonde_server.questions.traces import TraceQuestion
 from sonde_server.serving.server import Server
@@ -110,7 +110,7 @@ class InProcess:
 
 def _tracing(workload: Grid) -> TraceQuestion:
     method = CausalTracing(
-        GaussianCorruption(None, workload.standard_deviation, workload.samples),
+        GaussianCorruption(standard_deviation=workload.standard_deviation, samples=workload.samples),
         replace=False,
         subject=workload.subject,
         components=(Component.RESIDUAL_POST,),
@@ -138,7 +138,7 @@ def _head_question(workload: Heads) -> InterveneQuestion:
 
 def _one_neuron_question(workload: OneNeuron) -> InterveneQuestion:
     site = Site(Component.NEURON, (workload.layer,), (workload.neuron,), workload.positions)
-    plan = (Intervention((Edit(site, Scale(workload.factor)),)),)
+    plan = InterventionList((Intervention((Edit(site, Scale(workload.factor)),)),))
     readout = Readout((), len(workload.tokens) - 1, workload.top)
     return InterveneQuestion(Prompt(workload.tokens), (), plan, readout)
 
@@ -147,8 +147,9 @@ def _caller_question(caller: Caller) -> InterveneQuestion:
     last = len(caller.tokens) - 1
     neurons = [Site(Component.NEURON, (caller.layer,), (unit,), (last,)) for unit in caller.neurons]
     sites = [*neurons, Site(Component.HEAD_OUT, (caller.layer,), (caller.head,))]
-    return _question(caller.tokens, tuple(Intervention((Edit(site, Scale(0.0)),)) for site in sites), caller.target)
+    runs = tuple(Intervention((Edit(site, Scale(0.0)),)) for site in sites)
+    return _question(caller.tokens, InterventionList(runs), caller.target)
 
 
-def _question(tokens: tuple[int, ...], plan: tuple[Intervention, ...] | Sweep, target: int) -> InterveneQuestion:
+def _question(tokens: tuple[int, ...], plan: Plan, target: int) -> InterveneQuestion:
     return InterveneQuestion(Prompt(tokens), (), plan, Readout((Target(target),), len(tokens) - 1))

@@ -3,11 +3,13 @@
 import asyncio
 import gc
 import inspect
+import math
 import threading
 import time
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import pytest
 import sonde
 import sonde_server
@@ -17,8 +19,8 @@ from tests.conformance.conftest import Asker, Askers, AsyncAsker, SyncAsker
 from tests.conftest import Host
 
 IDS = list(range(5, 45))
-LONG = sonde.sweep(sonde.scale(sonde.neuron(), 0.0))
-"""16,000 runs: minutes, if nothing stops them."""
+LONG = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), layers=[4, 3, 2, 1, 0])
+"""16,000 runs: minutes, if nothing stops them. The cheapest come first."""
 QUICK = 20.0
 """Seconds in which a call that is stopped must be over, on a machine that is busy."""
 
@@ -51,7 +53,7 @@ def test_a_local_client_is_a_client(local: type) -> None:
 
 def test_progress_counts_up_to_the_end(asker: Asker) -> None:
     seen: list[tuple[int, int]] = []
-    plan = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), positions=range(12))
+    plan = sonde.sweep(sonde.scale(sonde.neuron(), 0.0), layers=[3, 4], positions=range(26))
     result = asker.ask("intervene", IDS, plan, top_k=20, progress=lambda *now: seen.append(now))
     assert seen[-1] == (len(result), len(result))
     assert seen == sorted(seen)
@@ -74,6 +76,12 @@ def test_a_clients_own_timeout_holds_for_its_calls(askers: Askers, kind: str) ->
     asker.ask("trace", IDS, timeout=None)
     with pytest.raises(sonde.InvalidSettings, match="timeout"):
         asker.ask("trace", IDS, timeout=-1)
+
+
+@pytest.mark.parametrize("timeout", [None, math.inf, 1e12, 10**400, np.float32(60)], ids=lambda value: repr(value)[:12])
+def test_long_times_and_numbers_of_numpy_are_times(asker: Asker, timeout: Any) -> None:
+    assert asker.ask("trace", IDS, timeout=timeout).tokens
+    assert asker.serving(timeout).layers
 
 
 def test_leaving_a_stream_ends_the_work(asker: Asker, llama: Host) -> None:

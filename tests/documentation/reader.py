@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import trustme
-from sonde.addresses import DEFAULT_PORT
+from sonde._connection.addresses import DEFAULT_PORT
 
 from tests.documentation.pages import ROOT, SHELL, Block, Command, blocks, commands, name, same
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sonde
 import yaml
-from sonde.names import COMPONENTS
+from sonde._ask.names import COMPONENTS
 from sonde_server.config import Settings
 from sonde_server.model.families import FAMILIES
 from sonde_server.serving.server import Server
@@ -31,6 +31,7 @@ def address() -> Iterator[str]:
         yield server.address
 
 
+@pytest.mark.documents
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=pages.name)
 def test_what_it_shows_works(page: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -17,12 +17,15 @@ import pytest
 import sonde
 import sonde_server
 from google.protobuf.descriptor import Descriptor
-from sonde import cli, questions
+from sonde import questions
+from sonde._options import build_parser
 from sonde.v1 import inspection_pb2 as pb
 from sonde_server.config import Settings
 from sonde_server.serving.guards.catalogue import ENTRIES
 
 from tests.documentation.pages import ROOT, documents, name
+
+pytestmark = pytest.mark.documents
 
 SECONDS = 240.0
 LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "object": "data"}
@@ -143,10 +146,11 @@ def test_the_contract_is_all_there(site: Site) -> None:
         for enum in message.enum_types:
             expected.update(f"{at}.{enum.name}.{value.name}" for value in enum.values)
 
-    for message in pb.DESCRIPTOR.message_types_by_name.values():
-        add(message)
-    for enum in pb.DESCRIPTOR.enum_types_by_name.values():
-        expected.update({enum.name, *(f"{enum.name}.{value.name}" for value in enum.values)})
+    for file in (pb.DESCRIPTOR, *pb.DESCRIPTOR.public_dependencies):
+        for message in file.message_types_by_name.values():
+            add(message)
+        for enum in file.enum_types_by_name.values():
+            expected.update({enum.name, *(f"{enum.name}.{value.name}" for value in enum.values)})
     for service in pb.DESCRIPTOR.services_by_name.values():
         expected.update({service.name, *(f"{service.name}.{method.name}" for method in service.methods)})
     assert len(expected) > 250
@@ -179,7 +183,7 @@ def test_the_settings_are_all_there(site: Site) -> None:
 
 def test_the_commands_options_are_all_there(site: Site) -> None:
     text = site.pages["reference/commands.html"].text
-    (commands,) = (a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    (commands,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     assert set(commands.choices) == {"model", "trace", "intervene", "generate"}
     for command in commands.choices.values():
         options = [option for action in command._actions for option in action.option_strings]

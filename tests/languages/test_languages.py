@@ -12,7 +12,7 @@ from tests.golden.vectors import assert_json, assert_printed
 from tests.languages.conftest import Workshop, need
 from tests.languages.told import assert_tour
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.languages, pytest.mark.timeout(900)]
 
 Program = Callable[[str, str], list[str]]
 """The command of a part, "tour" or "golden", at an address."""

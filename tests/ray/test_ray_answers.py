@@ -18,6 +18,8 @@ from tests.conformance.test_same_answers import QUESTIONS, outcome
 from tests.ray.conftest import Cluster
 from tests.support.same import assert_same
 
+pytestmark = pytest.mark.ray
+
 IDS = list(range(5, 45))
 
 

@@ -18,6 +18,8 @@ import sonde
 from tests.ray.conftest import CALLERS, MOST, SECONDS, Cluster, wait_for
 from tests.support.models import save_model
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[2]
 IDS, LONG_IDS = list(range(5, 45)), list(range(5, 95))
 LONG = sonde.sweep(sonde.scale(sonde.neuron(), 0.0))

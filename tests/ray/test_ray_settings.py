@@ -22,6 +22,8 @@ with warnings.catch_warnings():
     from sonde_server.ray.routing import weight
     from sonde_server.ray.scaling import QUEUED_RUNS, QueuePolicy
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -48,8 +48,9 @@ def test_the_wheel_from_the_sdist_is_the_wheel_from_the_checkout(distributions: 
 def test_the_wheel_has_the_contract_and_none_of_the_tests(distributions: Distributions) -> None:
     with zipfile.ZipFile(distributions.wheel) as archive:
         names = archive.namelist()
-        contract = archive.read("sonde/v1/inspection.proto")
-    assert contract == (ROOT / "proto/sonde/v1/inspection.proto").read_bytes()
+        contract = {name: archive.read(name) for name in names if name.endswith(".proto")}
+    proto = ROOT / "proto"
+    assert contract == {str(path.relative_to(proto)): path.read_bytes() for path in proto.rglob("*.proto")}
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"sonde", "sonde_server"}
     assert [name for name in names if "test" in name.lower()] == []

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import sonde
 
-from tests.soak.serving import QUESTIONS, Floats, expected, free_port, is_right, serving
+from tests.soak.serving import QUESTIONS, Floats, expected, is_right, serving
+from tests.support.process import free_port
 
 
 @dataclass

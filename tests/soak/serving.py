@@ -2,13 +2,11 @@
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import sonde
 
-ROOT = Path(__file__).parents[2]
+from tests.support.process import server_of
+
 SECONDS = 60.0
 TOLERANCE = 1e-5
 """Answers may share their batches with others, and float32 sums then come in another order."""
@@ -110,25 +109,8 @@ class ServerProcess:
 @contextmanager
 def serving(model: Path | str, port: int = 0, *flags: str) -> Iterator[ServerProcess]:
     """A server of its own, killed in the end if it still runs."""
-    path = os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "--model", str(model), "--port", str(port), "--device", "cpu", *flags],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stderr is not None
-    with closing(process.stderr):
-        try:
-            yield ServerProcess(process)
-        finally:
-            process.kill()
-            process.wait()
-
-
-def free_port() -> int:
-    """A port that is free now; a restarted server has to come back to the same one."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    with server_of(model, port, *flags, program=("-c", PROGRAM)) as process:
+        yield ServerProcess(process)
 
 
 # ------------------------------------------------------------------ questions

@@ -29,6 +29,9 @@ COMPONENTS = (
     "KEY", "VALUE", "ATTENTION_SCORES", "ATTENTION_PATTERN", "NEURON", "FINAL_NORM", "LOGITS",
 )  # fmt: skip
 
+REMEMBERED = 64
+"""The most unedited runs that an oracle keeps."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -152,6 +155,7 @@ class Oracle:
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
         self.parts = modules_of(model)
+        self._unedited: tuple[tuple[int, ...], dict[tuple[int, ...], Run]] | None = None
         config = model.config.get_text_config()
         self.layers = len(self.parts.blocks)
         self.hidden_size: int = config.hidden_size
@@ -198,9 +202,30 @@ class Oracle:
             torch.meshgrid(torch.tensor(first, dtype=torch.long), torch.tensor(second, dtype=torch.long), indexing="ij")
         )
 
-    @torch.no_grad()
     def run(self, ids: Sequence[int], edits: Sequence[Edit] = (), sources: Sequence[Sequence[int]] = ()) -> Run:
-        """Runs a prompt with edits; `sources` are the prompts that patches take their values from."""
+        """Runs a prompt with edits; `sources` are the prompts that patches take their values from.
+
+        A run without edits is remembered while the model stays as it is. Callers leave its tensors unchanged.
+        """
+        if edits:
+            return self._run(ids, edits, sources)
+        state = self._state()
+        if self._unedited is None or self._unedited[0] != state:
+            self._unedited = state, {}
+        runs, prompt = self._unedited[1], tuple(ids)
+        if prompt not in runs:
+            if len(runs) >= REMEMBERED:
+                del runs[next(iter(runs))]
+            runs[prompt] = self._run(prompt)
+        return runs[prompt]
+
+    def _state(self) -> tuple[int, ...]:
+        """Another one for another model, for one whose weights were written to, and for one with hooks of a test."""
+        hooks = [key for one in self.model.modules() for key in (*one._forward_hooks, *one._forward_pre_hooks)]
+        return (id(self.model), *hooks, *(parameter._version for parameter in self.model.parameters()))
+
+    @torch.no_grad()
+    def _run(self, ids: Sequence[int], edits: Sequence[Edit] = (), sources: Sequence[Sequence[int]] = ()) -> Run:
         source_runs = {
             index: self.run(sources[index])
             for edit in edits
@@ -211,11 +236,12 @@ class Oracle:
         squares = [0.0] * len(edits)
 
         def visit(component: str, layer: int, value: Tensor) -> Tensor:
-            current = value[0].clone()
+            current = value[0]
             for index, edit in enumerate(edits):
                 if edit.site.component == component and (component in UNLAYERED or layer in edit.site.layers):
                     current, square = self._edited(edit, layer, current, source_runs)
                     squares[index] += square
+            # A copy is kept: some models write to what goes on.
             values[component, layer] = current.clone()
             return current[None]
 
@@ -241,8 +267,7 @@ class Oracle:
             return changed, float(moved.double().square().sum())
         masked = torch.isneginf(before)
         finite = before.masked_fill(masked, 0.0)
-        site = replace(edit.site, positions=tuple(self.positions(edit.site, length)), from_position=None)
-        after = self._operated(replace(edit, site=site), layer, finite, source_runs)
+        after = self._operated(edit, layer, finite, source_runs)
         moved = (after - finite).masked_fill(masked, 0.0)
         changed[where] = after.masked_fill(masked, -torch.inf)
         return changed, float(moved.double().square().sum())
@@ -275,7 +300,7 @@ class Oracle:
                 draw = np.random.RandomState(1 if seed is None else seed).randn(*before.shape)
                 return before + torch.from_numpy((standard_deviation * draw).astype(np.float32))
             case Patch(sources, source_positions, source_layer):
-                # Unless paired with others, the source's positions are the same absolute ones.
+                # Unless paired with others, those of the site; a negative one counts from the source's own end.
                 named = replace(edit.site, positions=source_positions or edit.site.positions)
                 taken = []
                 for source in sources:
@@ -301,9 +326,9 @@ class Oracle:
         layers, units, positions = self.axes(sweep, length)
         site, operation = sweep.edit.site, sweep.edit.operation
         together = sweep.together | ({"POSITION"} if site.from_position is not None else set())
-        pairs: list[int | None] = [None] * len(positions)
-        if isinstance(operation, Patch) and operation.source_positions:
-            pairs = list(operation.source_positions)
+        pairs: tuple[int, ...] = ()
+        if isinstance(operation, Patch):
+            pairs = operation.source_positions or site.positions
         runs = []
         for some_layers, some_units, some in itertools.product(
             _split(layers, "LAYER" in together),
@@ -319,8 +344,8 @@ class Oracle:
             if site.from_position is None:
                 chosen = replace(chosen, positions=tuple(positions[index] for index in some))
             run_operation = operation
-            if isinstance(operation, Patch) and operation.source_positions:
-                run_operation = replace(operation, source_positions=tuple(pairs[index] for index in some))  # type: ignore[misc]
+            if isinstance(operation, Patch) and pairs:
+                run_operation = replace(operation, source_positions=tuple(pairs[index] for index in some))
             runs.append([*sweep.always, Edit(chosen, run_operation)])
         return runs
 

@@ -1,11 +1,8 @@
 """Replicas of a server in processes of their own, and callers who ask them all the time."""
 
 import asyncio
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -19,7 +16,8 @@ import numpy.typing as npt
 import sonde
 from sonde_server.serving.server import Server
 
-ROOT = Path(__file__).parents[2]
+from tests.support.process import ServerProcess, server_of
+
 SECONDS = 60.0
 TOLERANCE = 1e-5
 """Answers share their batches with others, and float32 sums then come in another order."""
@@ -51,7 +49,7 @@ def served(server: Server) -> int:
 class Replica:
     """A server on a port; its log is read all along."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: ServerProcess) -> None:
         self.process = process
         self.address = ""
         self.calls = 0
@@ -88,29 +86,17 @@ class Replica:
         """In any case."""
         self.kill()
         self._reader.join(SECONDS)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 @contextmanager
 def replica(model: Path, port: int = 0, *flags: str) -> Iterator[Replica]:
     """A server that serves, killed in the end if it still runs."""
-    path = os.pathsep.join([str(ROOT / "client"), str(ROOT / "server")])
-    where = ("--model", str(model), "--port", str(port), "--device", "cpu")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sonde_server.cli", *where, *flags],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    started: Replica | None = None
-    try:
+    with server_of(model, port, *flags) as process:
         started = Replica(process)
-        yield started
-    finally:
-        if started is not None:
+        try:
+            yield started
+        finally:
             started.end()
-        else:
-            process.kill()
-            process.wait()
 
 
 class Asking(threading.Thread):

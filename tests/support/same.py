@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from sonde.captured import Captured
+from sonde._answers.captured import Captured
 
 from tests.support.tolerance import assert_close
 

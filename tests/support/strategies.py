@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tests.support import oracle
-from tests.support.oracle import COMPONENTS, UNIT_FIRST, UNLAYERED, Edit, Oracle, Site, Sweep
+from tests.support.oracle import UNIT_FIRST, UNLAYERED, Edit, Oracle, Site, Sweep
 
 FACTORS = (0.0, 0.5, 1.0, -1.0, 1.75)
 """Exact in float32."""
@@ -81,14 +81,16 @@ def operations(draw: st.DrawFn, bounds: Bounds, site: Site, shape: tuple[int, ..
         same = draw(st.lists(st.sampled_from(bounds.same_length), min_size=1, max_size=2).map(tuple))
         return oracle.Patch(same, source_layer=layer)
     sources = draw(st.lists(st.sampled_from([*bounds.same_length, *bounds.longer]), min_size=1, max_size=3).map(tuple))
-    anywhere = st.lists(st.integers(0, bounds.length - 1), min_size=pairs, max_size=pairs).map(tuple)
-    return oracle.Patch(sources, draw(st.just(()) | anywhere), layer)
+    anywhere = st.lists(st.integers(-bounds.length, bounds.length - 1), min_size=pairs, max_size=pairs).map(tuple)
+    # Nothing says which tokens of a longer source belong to all those of the prompt.
+    unpaired = bool(site.positions) or not set(sources) & set(bounds.longer)
+    return oracle.Patch(sources, draw(st.just(()) | anywhere) if unpaired else draw(anywhere), layer)
 
 
 @st.composite
 def sites(draw: st.DrawFn, bounds: Bounds, from_position: bool = True, least_layers: int = 1) -> Site:
     """A site of any component."""
-    component = draw(st.sampled_from(COMPONENTS))
+    component = draw(st.sampled_from(bounds.oracle.components))
     layers = () if component in UNLAYERED else draw(subsets(bounds.oracle.layers, least=least_layers))
     units = draw(subsets(bounds.oracle.units(component)))
     positions = draw(st.lists(st.integers(0, bounds.length - 1), max_size=3, unique=True))

@@ -1,12 +1,12 @@
-"""Ready-made questions: what papers ask of a model, each a few lines over `Client.trace` and `Client.intervene`.
+"""Ready-made analyses from the literature, each a few lines on top of `Client.trace` and `Client.intervene`.
 
     from sonde import questions
 
     direction = questions.steering_vector(client, [("I love it", "I hate it")], layers=[6])
     edits = questions.directional_ablation(direction[0], client.model.layers)
 
-What ends in edits or in a plan asks nothing by itself, and goes to an `AsyncClient` as well. The others ask through a
-`Client`, many prompts at a time, so that the server always has the next one.
+Functions that return edits or plans contact no server, and their results work with an `AsyncClient` too. The others use
+a `Client`, and send several requests at a time so that the server always has the next one.
 """
 
 from sonde.questions.attribution import LogitAttribution, direct_logit_attribution

@@ -1,8 +1,8 @@
-"""Direct logit attribution: what each part of the model adds to a logit by itself (Elhage et al. 2021).
+"""Direct logit attribution: the direct contribution of each part of the model to a logit (Elhage et al. 2021).
 
-https://transformer-circuits.pub/2021/framework, with the scale of the final norm held at that of the whole run, as
-nostalgebraist 2020 and TransformerLens's `logit_attrs` have it. Everything is asked over the wire: the norm is learnt
-from what it makes of three streams, and each part's share by taking it from what is unembedded.
+https://transformer-circuits.pub/2021/framework. The scale of the final norm is that of the whole run, as in
+nostalgebraist 2020 and TransformerLens's `logit_attrs`. No weights are needed: the norm is inferred from its output for
+three residual streams, and each contribution is measured by subtracting the part from the input of the unembedding.
 """
 
 from collections.abc import Sequence
@@ -11,35 +11,38 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import Floats
+from sonde._arrays import Floats
+from sonde._ask.edits import add, replace, scale
+from sonde._ask.prompts import PromptLike, TargetLike
+from sonde._ask.sites import head, residual, site
+from sonde._methods.activations import Activations
 from sonde.client import Client
-from sonde.edits import add, replace, scale
 from sonde.errors import Unsupported
-from sonde.methods import Activations
-from sonde.prompts import PromptLike, TargetLike
 from sonde.questions.pipeline import each
-from sonde.sites import head, residual, site
 
 _Array = npt.NDArray[np.float64]
 
 TOLERANCE = 1e-2
-"""How far the parts may be from the whole, in shares of all their sizes: bfloat16 rounds to 3 digits."""
+"""The largest accepted difference between the sum of the parts and the whole, relative to the sum of their magnitudes.
+
+bfloat16 has about 3 digits.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class LogitAttribution:
-    """A logit, or difference of logits, as a sum: `contributions` and the `bias` of norm and unembedding."""
+    """A logit, or a difference of logits, as the sum of `contributions` and the `bias` of norm and unembedding."""
 
     names: tuple[str, ...]
-    """Such as `embedding`, `attention 3`, `head 3:5` and `mlp 3`."""
+    """The names of the parts, such as `embedding`, `attention 3`, `head 3:5` and `mlp 3`."""
     contributions: Floats
-    """[part], in the order of the names."""
+    """[part], in the order of `names`."""
     bias: float
     logit: float
-    """The whole, as the model has it."""
+    """The logit that the model computes."""
 
     def strongest(self, count: int = 10) -> list[tuple[str, float]]:
-        """The parts that add or take away most."""
+        """The parts with the largest contributions, in either direction, the largest first."""
         order = np.argsort(-np.abs(self.contributions))[:count]
         return [(self.names[part], float(self.contributions[part])) for part in order]
 
@@ -47,18 +50,18 @@ class LogitAttribution:
 def direct_logit_attribution(
     client: Client, prompt: PromptLike, target: TargetLike, *, position: int = -1, heads: bool = False
 ) -> LogitAttribution:
-    """What the embedding, each attention and each MLP add to a target's logit.
+    """Decompose a target's logit into the contributions of the embedding, each attention and each MLP.
 
     Args:
-        client: whom to ask.
-        prompt: what is run.
-        target: a token, or `(token, contrast)` for the difference of two logits.
-        position: where the prediction is read.
-        heads: every attention by heads, with what is left of it (its bias) as `attention LAYER`.
+        client: the client to use.
+        prompt: the prompt to run.
+        target: a token, or `(token, contrast)` for the difference between two logits.
+        position: the position where the prediction is read.
+        heads: decompose each attention by heads; the remainder (its bias) is `attention LAYER`.
 
     Raises:
-        Unsupported: where the parts do not add up: logits that are capped, or, with `heads`, a norm between a head and
-            the residual stream.
+        Unsupported: if the parts do not add up, because the model caps its logits or, with `heads`, has a norm between
+            a head and the residual stream.
     """
     layers = client.model.layers
     here = [position]
@@ -85,13 +88,13 @@ def direct_logit_attribution(
 
 
 def _rows(values: "npt.NDArray[np.generic]") -> _Array:
-    """Activations at one position as rows, one a layer."""
+    """Activations at one position: [layer, D]."""
     wide = values.astype(np.float64)
     return wide.reshape(-1, wide.shape[-1])
 
 
 def _by_heads(client: Client, prompt: PromptLike, position: int, attention: _Array) -> list[_Array]:
-    """By layer [head, D]: what attention gives less what it gives without the head."""
+    """For each layer, [head, D]: the output of attention minus its output without the head."""
     heads = client.model.heads
 
     def ask(layer: int) -> _Array:
@@ -110,7 +113,7 @@ def _by_heads(client: Client, prompt: PromptLike, position: int, attention: _Arr
 def _through_norm(
     client: Client, prompt: PromptLike, position: int, stream: _Array, normed: _Array, parts: _Array
 ) -> _Array:
-    """The parts of the stream as they are in what the final norm gives, its scale held: [part, D]."""
+    """The parts of the stream after the final norm, with its scale held fixed: [part, D]."""
     width = len(stream)
     probe = 100.0 * np.where(np.arange(width) % 2, -1.0, 1.0)
     last = residual(layer=[client.model.layers - 1], position=[position])
@@ -118,7 +121,7 @@ def _through_norm(
     place = site("final_norm", positions=[position])
     result = client.intervene(prompt, [replace(last, one) for one in streams], activations=[place], top_k=0)
     zero, flat, mixed = (run.activations[0][0].astype(np.float64) for run in result)
-    # A LayerNorm takes the mean away, so that a stream without differences gives its bias alone; an RMSNorm does not.
+    # LayerNorm subtracts the mean, so a constant stream becomes its bias. RMSNorm does not.
     centring = np.linalg.norm(flat - zero) < 0.01 * np.linalg.norm(mixed - zero)
 
     def centred(values: _Array) -> _Array:
@@ -145,4 +148,4 @@ def _shares(
 
 def _check(total: "_Array | np.float64", whole: "_Array | np.float64", parts: _Array, what: str) -> None:
     if np.linalg.norm(total - whole) > TOLERANCE * np.abs(parts).sum():
-        raise Unsupported(f"{what} do not add up to the whole: this model caps or norms them together")
+        raise Unsupported(f"{what} do not add up: this model caps or normalizes their sum")

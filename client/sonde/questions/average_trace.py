@@ -1,8 +1,8 @@
-"""Causal tracing averaged over many prompts by the kind of token (Meng et al. 2022, arXiv 2202.05262, figure 2).
+"""Causal tracing, averaged over many prompts by kind of token (Meng et al. 2022, arXiv 2202.05262, figure 2).
 
-The classes are those of the authors' script: the first, the middle and the last token of the subject, the first one
-after it, further ones, and the last of the prompt. A subject of one token is its own first and last; a token that is
-both the first after the subject and the prompt's last counts in both.
+The kinds are those of the authors' script: the first, middle and last tokens of the subject, the first token after it,
+further tokens, and the last token of the prompt. The only token of a subject counts as first and as last; a token that
+is both the first after the subject and the last of the prompt counts as both.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sonde.arrays import Booleans, Floats, Integers, Label
+from sonde._arrays import Booleans, Floats, Integers, Label
+from sonde._ask.names import ComponentName
+from sonde._ask.prompts import PromptLike, TokenLike
+from sonde._methods.causal_tracing import CausalTracing, CausalTracingResult
+from sonde._show import plotting
+from sonde._show.palette import look
 from sonde.client import Client
-from sonde.methods import CausalTracing
-from sonde.names import ComponentName
-from sonde.prompts import PromptLike, TokenLike
 from sonde.questions.pipeline import AT_ONCE, each
-from sonde.traces import CausalTracingResult
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +37,7 @@ TOKEN_CLASSES: Final = (
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt with its subject, as text or positions, and the token that follows it."""
+    """A prompt, its subject (as text or positions), and the token that should follow the prompt."""
 
     prompt: PromptLike
     subject: str | Sequence[int]
@@ -45,28 +46,46 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class AverageTrace:
-    """The average indirect effect of restoring each kind of token at each layer. Each mapping is by component."""
+    """The average indirect effect of restoring each kind of token at each layer, by component."""
 
     effects: Mapping[ComponentName, Floats]
-    """[class, layer]: restored less corrupted probability, the mean over tokens; NaN where no prompt had one."""
+    """[class, layer]: restored minus corrupted probability, averaged over tokens; NaN if no prompt has such a token."""
     deviations: Mapping[ComponentName, Floats]
     """[class, layer]: the standard deviation over tokens."""
     layers: Mapping[ComponentName, tuple[Label, ...]]
-    """What the layer axis stands for."""
+    """The labels of the layer axis."""
     counts: Integers
-    """[class]: how many tokens there were."""
+    """[class]: the number of tokens."""
     used: Booleans
-    """[case]: whether the model predicted its target, without which there is nothing to trace."""
+    """[case]: whether the model predicted the target; other cases are not traced."""
     clean: float
-    """The mean probability of the targets in the unchanged runs that were used."""
+    """The mean probability of the targets in the unchanged runs of the traced cases."""
     corrupted: float
-    """Likewise in the corrupted ones; the difference is the average total effect."""
+    """The mean probability in the corrupted runs; `clean` minus this is the average total effect."""
 
     def plot(self, path: "str | Path | None" = None) -> "Figure":
-        """Draw the averages as the paper does, a panel per component (needs matplotlib)."""
-        from sonde import plotting
+        """Draw figure 2 of the paper, one panel per component, and save it if a path is given (needs matplotlib).
 
-        return plotting.save(plotting.average_trace(self), path)
+        All panels share one scale, which begins at zero.
+        """
+        labels = [f"{name} ({count:,})" for name, count in zip(TOKEN_CLASSES, self.counts, strict=True)]
+        panels = [
+            plotting.Panel(
+                look(name).title,
+                effects,
+                labels,
+                self.layers[name],
+                look(name).colour_map,
+                "restored layer, or the centre of several",
+            )
+            for name, effects in self.effects.items()
+        ]
+        high = max((float(np.nanmax(effects, initial=0.0)) for effects in self.effects.values()), default=0.0)
+        title = (
+            f"Average indirect effect over {int(self.used.sum()):,} prompts: "
+            f"{self.clean:.3f} clean, {self.corrupted:.3f} corrupted"
+        )
+        return plotting.save(plotting.panels(panels, 0.0, max(high, 1e-6), title=title), path)
 
 
 def average_causal_trace(
@@ -77,15 +96,15 @@ def average_causal_trace(
     at_once: int = AT_ONCE,
     progress: Callable[[int, int], None] | None = None,
 ) -> AverageTrace:
-    """Trace every case whose target the model predicts, and average the grids.
+    """Trace each case whose target the model predicts, and average the results.
 
     Args:
-        client: whom to ask.
-        cases: what is traced.
-        method: how, but for the subject and the positions: samples, seed, components, window, layers; None: ROME's
-            defaults.
-        at_once: how many requests are on their way, so that the server never waits for the next.
-        progress: called with (done, total) after every case.
+        client: the client to use.
+        cases: the cases to trace.
+        method: the samples, seed, components, window and layers to use; its subject and positions are ignored. None
+            uses ROME's defaults.
+        at_once: the number of concurrent requests.
+        progress: called with (done, total) after each case.
 
     Raises:
         ValueError: if the model predicts none of the targets.
@@ -97,7 +116,7 @@ def average_causal_trace(
         plain = client.trace(case.prompt, targets=[case.target], top_k=1)
         if plain.top(1)[0].id != plain.targets[0].id:
             return None
-        # None again, where the method says all: an empty list is no answer to which.
+        # The method stores "all" as an empty tuple, but its constructor accepts only None for it.
         one = replace(
             method,
             subject=case.subject,
@@ -116,7 +135,7 @@ def average_causal_trace(
 
 
 def token_classes(subject: Sequence[int], tokens: int) -> list[list[int]]:
-    """The positions of each of TOKEN_CLASSES in a prompt of so many tokens."""
+    """Return the positions of each of TOKEN_CLASSES in a prompt with this number of tokens."""
     first, last, end = min(subject), max(subject), tokens - 1
     after = [] if last == end else [last + 1]
     return [[first], list(range(first + 1, last)), [last], after, list(range(last + 2, end)), [end]]

@@ -1,39 +1,39 @@
-"""Where attention moves what the prediction needs: it is cut in a window of layers.
+"""Attention knockout: block attention in a window of layers to find where it moves information.
 
-Geva et al. 2023 (arXiv 2304.14767), whose window is 9 layers.
+Geva et al. 2023 (arXiv 2304.14767), with a window of 9 layers.
 """
 
 from dataclasses import dataclass
 
-from sonde.arrays import Floats
+from sonde._answers.interventions import InterventionResult
+from sonde._arrays import Floats
+from sonde._ask.edits import knockout
+from sonde._ask.indices import Indices, indices
+from sonde._ask.plans import Sweep, sweep
+from sonde._ask.prompts import PromptLike, TokenLike
+from sonde._ask.sites import site
 from sonde.client import Client
-from sonde.edits import knockout
 from sonde.errors import InvalidRequest
-from sonde.indices import Indices, indices
-from sonde.interventions import InterventionResult
-from sonde.plans import Sweep, sweep
-from sonde.prompts import PromptLike, TokenLike
-from sonde.sites import site
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionKnockout:
-    """What cutting attention around each layer does to the target."""
+    """The effect on the target of blocking attention around each layer."""
 
     layers: tuple[int, ...]
     """The centres of the windows."""
     changes: Floats
-    """[layer]: the change of the target's probability, in percent of that of the unchanged run."""
+    """[layer]: the change in the target's probability, in percent of its probability in the unchanged run."""
     result: InterventionResult
-    """Everything else about the changed runs."""
+    """The full result of the changed runs."""
 
 
 def knockout_sweep(
     keys: Indices, *, queries: Indices = -1, window: int = 9, layers: Indices = None, heads: Indices = None
 ) -> Sweep:
-    """One run per layer: in the layers around it the queries do not see the keys. Window 9 is l - 4 to l + 4."""
+    """Return a plan with one run per layer l, which blocks attention around it; window 9 is l - 4 to l + 4."""
     if not indices(keys, "keys"):
-        raise InvalidRequest.at("keys", "none was given; name the positions that are not attended to")
+        raise InvalidRequest.at("keys", "expected the positions to block, got none")
     edit = knockout(site("attention_scores", units=heads, positions=queries), keys)
     return sweep(edit, layers=layers, together=("unit", "position"), layer_window=window)
 
@@ -49,17 +49,17 @@ def attention_knockout(
     layers: Indices = None,
     heads: Indices = None,
 ) -> AttentionKnockout:
-    """The relative change of the target's probability when `queries` do not attend to `keys`, layer by layer.
+    """Measure how the target's probability changes when `queries` cannot attend to `keys` around each layer.
 
     Args:
-        client: whom to ask.
-        prompt: what is run.
-        keys: the positions that are not attended to, such as the subject's.
-        queries: the positions that do not attend to them; the last.
-        target: the token; None: the unchanged run's own top prediction, as in the paper.
-        window: how many layers are cut together.
-        layers: the centres of the windows; None: all.
-        heads: the heads that are cut; None: all.
+        client: the client to use.
+        prompt: the prompt to run.
+        keys: the positions that are hidden, such as those of the subject.
+        queries: the positions that cannot attend to them; the default is the last.
+        target: the token to measure; None measures the unchanged run's own top prediction, as in the paper.
+        window: how many layers are blocked together.
+        layers: the centres of the windows; None means all layers.
+        heads: the heads that are blocked; None means all heads.
     """
     plan = knockout_sweep(keys, queries=queries, window=window, layers=layers, heads=heads)
     result = client.intervene(prompt, plan, targets=None if target is None else [target], top_k=1)

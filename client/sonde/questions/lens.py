@@ -1,4 +1,4 @@
-"""The logit lens at every position: what the model would say after each block (nostalgebraist 2020).
+"""The logit lens at each position: the model's prediction if it ended after each block (nostalgebraist 2020).
 
 https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens
 """
@@ -7,36 +7,35 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sonde.arrays import Floats, visible
+from sonde._answers.predictions import Token, TokenPrediction
+from sonde._arrays import Floats, visible
+from sonde._ask.indices import Indices, indices
+from sonde._ask.prompts import PromptLike
+from sonde._methods.token_probability import TokenProbability, TokenProbabilityResult
+from sonde._show.display import html_table
 from sonde.client import Client
-from sonde.display import html_table
-from sonde.indices import Indices, indices
-from sonde.methods import TokenProbability
-from sonde.predictions import Token, TokenPrediction
-from sonde.prompts import PromptLike
 from sonde.questions.pipeline import each
-from sonde.traces import TokenProbabilityResult
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LensTable:
-    """What is most probable next, read after each block at each position."""
+    """The most probable next token after each block, at each position."""
 
     tokens: tuple[Token, ...]
-    """The prompt's tokens at these positions."""
+    """The prompt's tokens at `positions`."""
     positions: tuple[int, ...]
     depths: tuple[int, ...]
-    """0 is before the first block, k after k blocks."""
+    """0 is before the first block; k is after k blocks."""
     cells: tuple[tuple[TokenPrediction, ...], ...]
-    """By depth, then by position."""
+    """The most probable tokens, by depth and then by position."""
 
     @property
     def probabilities(self) -> Floats:
-        """[depth, position]: of each cell's token."""
+        """[depth, position]: the probability of the token in each cell."""
         return np.array([[cell.probability for cell in row] for row in self.cells], np.float32)
 
     def rows(self) -> list[list[str]]:
-        """A row per depth, the last first, for a table."""
+        """One row per depth, the last depth first, for a table."""
         shown = [
             [str(depth), *(visible(cell.text) for cell in row)]
             for depth, row in zip(self.depths, self.cells, strict=True)
@@ -61,7 +60,13 @@ class LensTable:
 
 
 def logit_lens(client: Client, prompt: PromptLike, *, positions: Indices = None) -> LensTable:
-    """The most probable next token at every depth and position; None: all positions."""
+    """Find the most probable next token at each depth and position.
+
+    Args:
+        client: the client to use.
+        prompt: the prompt to run.
+        positions: the positions to read; None means all.
+    """
     described = client.trace(prompt, top_k=0, dry_run=True)
     count = len(described.tokens)
     chosen = [p % count if -count <= p < count else p for p in indices(positions, "positions")] or list(range(count))

@@ -1,7 +1,7 @@
-"""Mean ablation: a component gives what it gives on average over a data set, whatever the prompt.
+"""Mean ablation: replace the output of a component by its mean over a data set (Wang et al. 2022, arXiv 2211.00593).
 
-Wang et al. 2022 (arXiv 2211.00593). The mean here is over all positions of all prompts, which may differ in length.
-For the mean at each position, over prompts of the same form, patch from them: `sonde.patch(site, prompts)`.
+The mean is over all positions of all prompts, which may differ in length. For the mean at each position, over prompts
+of the same form, patch from them: `sonde.patch(site, prompts)`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,26 +9,29 @@ from dataclasses import replace as with_fields
 
 import numpy as np
 
-from sonde.arrays import Floats
-from sonde.client import Client, Targets
-from sonde.edits import Edit, replace
+from sonde._answers.interventions import InterventionResult
+from sonde._arrays import Floats
+from sonde._ask.edits import Edit, replace
+from sonde._ask.given import several
+from sonde._ask.names import COMPONENT_AXES
+from sonde._ask.prompts import PromptLike, Targets
+from sonde._ask.sites import Site
+from sonde._methods.activations import Activations
+from sonde.client import Client
 from sonde.errors import InvalidRequest
-from sonde.interventions import InterventionResult
-from sonde.methods import Activations
-from sonde.prompts import PromptLike
 from sonde.questions.pipeline import each
-from sonde.sites import Site
-
-_BY_KEY = ("attention_scores", "attention_pattern")
 
 
 def mean_activation(client: Client, prompts: Iterable[PromptLike], site: Site) -> Floats:
-    """The mean over all tokens of all prompts of what a site reads: [layer, ...], without the axis of positions.
+    """Return the mean activation at a site, over all tokens of all prompts: [layer, ...], without the position axis.
 
-    Special tokens that the tokenizer adds count as all others do; give the site positions to leave some out.
+    Special tokens that the tokenizer adds are included. To leave tokens out, give the site positions.
+
+    Raises:
+        InvalidRequest: if there are no prompts, or the site's component has an axis of keys.
     """
-    if site.component in _BY_KEY:
-        raise InvalidRequest.at("site", f"{site.component} has other keys in every prompt, so it has no mean over them")
+    if "key" in COMPONENT_AXES[site.component]:
+        raise InvalidRequest.at("site", f"expected a component without an axis of keys, got {site.component}")
     method = Activations(site)
 
     def read(prompt: PromptLike) -> tuple["np.ndarray[tuple[int, ...], np.dtype[np.float64]]", int]:
@@ -37,9 +40,9 @@ def mean_activation(client: Client, prompts: Iterable[PromptLike], site: Site) -
         positions = list(activations.axes(0)).index("position")
         return values.sum(positions), values.shape[positions]
 
-    sums = list(each(read, prompts))
+    sums = list(each(read, several(prompts, "prompts", "a list of prompts")))
     if not sums:
-        raise InvalidRequest.at("prompts", "it is empty; give at least one")
+        raise InvalidRequest.at("prompts", "expected at least one prompt, got none")
     total = np.sum([values for values, _ in sums], axis=0)
     mean: Floats = (total / sum(count for _, count in sums)).astype(np.float32)
     return mean
@@ -55,19 +58,19 @@ def mean_ablation(
     targets: Targets = None,
     top_k: int = 10,
 ) -> InterventionResult:
-    """Put a site's mean over `prompts` in its place, in the run of `prompt`.
+    """Replace the activations at a site by their mean over `prompts`, in the run of `prompt`.
 
     Args:
-        client: whom to ask.
-        prompt: what is run.
-        prompts: the data set.
-        site: what is ablated; it names its layers. Its positions are those of `prompt`; none: all.
-        separately: one run per layer and unit of the site, layers first, instead of one for all.
+        client: the client to use.
+        prompt: the prompt to run.
+        prompts: the data set for the mean.
+        site: the site to ablate, which must name its layers. Its positions are those in `prompt`; none means all.
+        separately: make one run per layer and unit of the site, ordered by layer, instead of one run for all.
         targets: the tokens to measure.
-        top_k: how many of the most probable tokens come with every run.
+        top_k: how many of the most probable tokens to return for each run.
     """
     if not site.layers:
-        raise InvalidRequest.at("site", "it names no layer; an edit names those it changes")
+        raise InvalidRequest.at("site", "expected a site that names its layers, got none")
     mean = mean_activation(client, prompts, with_fields(site, positions=(), from_position=None))
     edits: list[list[Edit]] = []
     for layer, values in zip(site.layers, mean, strict=True):

@@ -1,36 +1,36 @@
-"""Activation patching between two prompts, by the normalised logit difference.
+"""Activation patching between two prompts, measured by the normalised logit difference.
 
-Vig et al. 2020 (arXiv 2004.12265) and Wang et al. 2022 (arXiv 2211.00593) for the method, Heimersheim and Nanda 2024
-(arXiv 2404.15255) and Zhang and Nanda 2023 (arXiv 2309.16042) for how to read it.
+Method: Vig et al. 2020 (arXiv 2004.12265), Wang et al. 2022 (arXiv 2211.00593). Interpretation: Heimersheim and Nanda
+2024 (arXiv 2404.15255), Zhang and Nanda 2023 (arXiv 2309.16042).
 """
 
 from dataclasses import dataclass
 
-from sonde.arrays import Axes, Floats
+from sonde._answers.interventions import InterventionResult
+from sonde._arrays import Axes, Floats
+from sonde._ask.edits import patch
+from sonde._ask.indices import Indices
+from sonde._ask.names import AxisName, ComponentName
+from sonde._ask.plans import sweep
+from sonde._ask.prompts import Prompt, PromptLike, Target, TokenLike
+from sonde._ask.sites import site
 from sonde.client import Client
-from sonde.edits import patch
-from sonde.indices import Indices
-from sonde.interventions import InterventionResult
-from sonde.names import AxisName, ComponentName
-from sonde.plans import sweep
-from sonde.prompts import Prompt, PromptLike, Target, TokenLike
-from sonde.sites import site
 
 
 @dataclass(frozen=True, eq=False)
 class ActivationPatching:
-    """How much of the clean answer each place brings back: 0 is the corrupted run, 1 the clean one."""
+    """How much of the clean answer each place restores: 0 is the corrupted run, 1 is the clean run."""
 
     scores: Floats
     """[layer, unit, position]"""
     axes: Axes
-    """The axes of `scores` with their labels."""
+    """The axes of `scores`, with their labels."""
     clean: float
     """The logit difference of the clean prompt."""
     corrupted: float
-    """That of the corrupted prompt."""
+    """The logit difference of the corrupted prompt."""
     result: InterventionResult
-    """Everything else about the patched runs."""
+    """The full result of the patched runs."""
 
 
 def activation_patching(  # noqa: PLR0913 - the two prompts, the two answers, and a sweep by keyword
@@ -46,13 +46,13 @@ def activation_patching(  # noqa: PLR0913 - the two prompts, the two answers, an
     positions: Indices = None,
     together: AxisName | tuple[AxisName, ...] = (),
 ) -> ActivationPatching:
-    """Put the clean prompt's activations, place by place, into the run of the corrupted one (denoising).
+    """Patch the clean prompt's activations, place by place, into the run of the corrupted prompt (denoising).
 
-    The score is (LD - LD corrupted) / (LD clean - LD corrupted), LD the logit of `answer` less that of `wrong`. For
-    noising exchange the two prompts: the score is then how much of the answer breaking a place takes away.
+    The score is (LD - LD corrupted) / (LD clean - LD corrupted), where LD is the logit of `answer` minus that of
+    `wrong`. For noising, exchange the two prompts; the score then says how much of the answer is lost.
 
     Raises:
-        ValueError: where the two prompts have the same logit difference, so that there is nothing to bring back.
+        ValueError: if both prompts have the same logit difference, so that there is nothing to restore.
     """
     target = Target(answer, wrong)
     source = clean if isinstance(clean, str | Prompt) else Prompt(clean)
@@ -61,7 +61,7 @@ def activation_patching(  # noqa: PLR0913 - the two prompts, the two answers, an
     high = float(client.trace(clean, targets=[target], top_k=0).prediction.logits[0])
     low = float(result.clean.logits[0])
     if high == low:
-        message = f"both prompts have the logit difference {high:.4g}; give two that differ in the answer"
+        message = f"expected prompts with different answers, but both have the logit difference {high:.4g}"
         raise ValueError(message)
     axes = {name: labels for name, labels in result.axes.items() if name != "target"}
     return ActivationPatching((result.logits[..., 0] - low) / (high - low), axes, high, low, result)

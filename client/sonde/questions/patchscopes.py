@@ -1,20 +1,20 @@
-"""Patchscopes: have the model put a hidden state into words (Ghandeharioun et al. 2024, arXiv 2401.06102).
+"""Patchscopes: let the model put a hidden state into words (Ghandeharioun et al. 2024, arXiv 2401.06102).
 
-The state at a position and layer of one prompt is put into another prompt, which then goes on.
+The state at one position and layer of a prompt is patched into another prompt, which then generates text.
 """
 
 from typing import Final, SupportsIndex
 
+from sonde._answers.interventions import InterventionResult
+from sonde._ask.edits import Edit, patch
+from sonde._ask.indices import Indices, index, indices
+from sonde._ask.plans import Generation
+from sonde._ask.prompts import Prompt, PromptLike
+from sonde._ask.sites import residual
 from sonde.client import Client
-from sonde.edits import Edit, patch
-from sonde.indices import Indices, index, indices
-from sonde.interventions import InterventionResult
-from sonde.plans import Generation
-from sonde.prompts import Prompt, PromptLike
-from sonde.sites import residual
 
 IDENTITY_PROMPT: Final = "cat -> cat; 1135 -> 1135; hello -> hello; ?"
-"""The paper's token identity prompt: a model that has learnt to repeat says what the state at its end stands for."""
+"""The paper's token identity prompt, which makes the model name the token that the patched state represents."""
 
 
 def patchscope(
@@ -25,9 +25,9 @@ def patchscope(
     target_layer: SupportsIndex | None = None,
     target_position: int = -1,
 ) -> Edit:
-    """The edit: what leaves block `layer` of the source at `position` leaves block `target_layer` of the prompt.
+    """Return an edit that replaces the output of block `target_layer` by that of block `layer` of the source.
 
-    Left out, the target's layer is the source's. Positions count from the end where they are negative.
+    The default target layer is the source's. Negative positions count from the end.
     """
     into = layer if target_layer is None else target_layer
     place = residual(layer=[into], position=[target_position])
@@ -45,17 +45,19 @@ def patchscopes(
     target_position: int = -1,
     max_new_tokens: int = 20,
 ) -> InterventionResult:
-    """What `prompt` goes on to say with the state of each layer of `source` in it: a run per layer, `result.generated`.
+    """Let `prompt` generate text with the state of each layer of `source` patched in; see `result.generated`.
+
+    There is one run per layer.
 
     Args:
-        client: whom to ask.
-        source: the prompt whose state is read.
-        position: where in the source.
-        layers: which blocks of the source; None: all.
-        prompt: the prompt that puts it into words.
-        target_layer: into which of its blocks; None: the same as in the source.
-        target_position: where in it.
-        max_new_tokens: how far it goes on; 20 in the paper.
+        client: the client to use.
+        source: the prompt from which the state is taken.
+        position: the position of the state in the source.
+        layers: the blocks of the source; None means all.
+        prompt: the prompt that puts the state into words.
+        target_layer: the block of `prompt` to patch; None means the same as in the source.
+        target_position: the position in `prompt` to patch.
+        max_new_tokens: how many tokens to generate; 20 in the paper.
     """
     chosen = indices(layers, "layers") or range(client.model.layers)
     from_prompt = source if isinstance(source, str | Prompt) else Prompt(source)

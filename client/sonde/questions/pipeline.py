@@ -1,4 +1,4 @@
-"""Many questions at a time, answered in their order."""
+"""Concurrent requests whose answers arrive in order."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +8,11 @@ _Asked = TypeVar("_Asked")
 _Answer = TypeVar("_Answer")
 
 AT_ONCE: Final = 8
-"""Calls in progress. Enough that the server has the next question while this one's answer travels."""
+"""The number of concurrent requests: enough for the server to have the next one while an answer is on its way."""
 
 
 def each(ask: Callable[[_Asked], _Answer], items: Iterable[_Asked], at_once: int = AT_ONCE) -> Iterator[_Answer]:
-    """The answer to every item, in order. The first error ends it: what was not begun is not asked."""
+    """Yield the answer to each item, in order. After an error, no new requests are sent."""
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="sonde-question")
     try:
         yield from pool.map(ask, items)

@@ -1,4 +1,4 @@
-"""Directions in the residual stream: found between pairs of prompts, added, or taken away everywhere.
+"""Directions in the residual stream: found from pairs of prompts, added, or removed everywhere.
 
 Turner et al. 2023 (activation addition, arXiv 2308.10248), Rimsky et al. 2024 (contrastive activation addition, the
 mean over many pairs, arXiv 2312.06681), Arditi et al. 2024 (directional ablation, arXiv 2406.11717).
@@ -10,16 +10,16 @@ from typing import SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from sonde.arrays import Floats
+from sonde._arrays import Floats
+from sonde._ask.edits import Edit, add, project_out
+from sonde._ask.given import array, is_real, number, refusal, several
+from sonde._ask.indices import Indices, index
+from sonde._ask.names import ComponentName
+from sonde._ask.prompts import PromptLike
+from sonde._ask.sites import residual, site
+from sonde._methods.activations import Activations
 from sonde.client import Client
-from sonde.edits import Edit, add, project_out
-from sonde.errors import InvalidRequest
-from sonde.indices import Indices
-from sonde.methods import Activations
-from sonde.names import ComponentName
-from sonde.prompts import PromptLike
 from sonde.questions.pipeline import each
-from sonde.sites import residual, site
 
 
 def steering_vector(
@@ -30,22 +30,24 @@ def steering_vector(
     position: int = -1,
     component: ComponentName = "residual_post",
 ) -> Floats:
-    """The mean over pairs of (positive less negative) activation: [layer, D], not normalised.
+    """Return the mean over pairs of the positive minus the negative activation: [layer, D], not normalised.
 
     Args:
-        client: whom to ask.
-        pairs: prompts that differ in what the direction shall mean, the positive one first.
-        layers: the blocks; None: all.
-        position: where in each prompt, counted from its end as the prompts may differ in length.
-        component: what is read.
+        client: the client to use.
+        pairs: prompts that differ in what the direction should represent, the positive one first.
+        layers: the blocks to read; None means all.
+        position: the position to read; negative ones count from the end, since prompts may differ in length.
+        component: the component to read.
     """
-    both = [prompt for pair in pairs for prompt in pair]
-    if not both:
-        raise InvalidRequest.at("pairs", "it is empty; give at least one pair of prompts")
+    expected = "at least one pair of prompts (positive, negative)"
+    couples = [several(pair, "pairs", expected) for pair in several(pairs, "pairs", expected)]
+    if not couples or any(len(couple) != 2 for couple in couples):
+        raise refusal("pairs", expected, pairs)
+    both = [prompt for couple in couples for prompt in couple]
     method = Activations(site(component, layers=layers, positions=[position]))
 
     def read(prompt: PromptLike) -> npt.NDArray[np.float64]:
-        # [layer, 1, ...]: one position was asked for.
+        # [layer, 1, ...]: only one position was requested.
         return client.trace(prompt, method=method, top_k=0).activations[0].astype(np.float64)[:, 0]
 
     values = np.array(list(each(read, both)))
@@ -54,17 +56,21 @@ def steering_vector(
 
 
 def steer(vector: npt.ArrayLike, *, layer: SupportsIndex, coefficient: float = 1.0, from_position: int = 0) -> Edit:
-    """Add a direction after one block, from a position on, generated ones included."""
-    return add(residual(layer=[layer], from_position=from_position), coefficient * np.asarray(vector, np.float32))
+    """Return an edit that adds a direction after one block, at `from_position` and all later positions."""
+    direction = array(vector, "vector")
+    if not is_real(direction):
+        raise refusal("vector", "an array of real numbers", vector)
+    scaled = number(coefficient, "coefficient") * direction.astype(np.float32)
+    return add(residual(layer=[layer], from_position=from_position), scaled)
 
 
 def directional_ablation(direction: npt.ArrayLike, layers: int) -> list[Edit]:
-    """Take a direction out of all that is written to the residual stream, at every position and in what is generated.
+    """Return edits that remove a direction from everything written to the residual stream, at all positions.
 
-    The embedding, the attention and the MLP of each of the model's `layers` blocks: what orthogonalising their weights
-    would do. The direction's length does not matter.
+    This covers the embedding, and attention and MLP in each of the model's `layers` blocks, like orthogonalising their
+    weights. It applies to generated tokens too. The length of the direction does not matter.
     """
-    every = range(layers)
+    every = range(index(layers, "layers"))
     writers = [
         site("residual_pre", layers=[0], from_position=0),
         site("attention_out", layers=every, from_position=0),

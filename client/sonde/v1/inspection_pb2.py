@@ -22,127 +22,45 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from sonde.v1 import activations_pb2 as sonde_dot_v1_dot_activations__pb2
+from sonde.v1 import attribution_patching_pb2 as sonde_dot_v1_dot_attribution__patching__pb2
+from sonde.v1 import causal_tracing_pb2 as sonde_dot_v1_dot_causal__tracing__pb2
+from sonde.v1 import context_pb2 as sonde_dot_v1_dot_context__pb2
+from sonde.v1 import edits_pb2 as sonde_dot_v1_dot_edits__pb2
+from sonde.v1 import interventions_pb2 as sonde_dot_v1_dot_interventions__pb2
+from sonde.v1 import model_pb2 as sonde_dot_v1_dot_model__pb2
+from sonde.v1 import places_pb2 as sonde_dot_v1_dot_places__pb2
+from sonde.v1 import plans_pb2 as sonde_dot_v1_dot_plans__pb2
+from sonde.v1 import prompts_pb2 as sonde_dot_v1_dot_prompts__pb2
+from sonde.v1 import readouts_pb2 as sonde_dot_v1_dot_readouts__pb2
+from sonde.v1 import targets_pb2 as sonde_dot_v1_dot_targets__pb2
+from sonde.v1 import tensors_pb2 as sonde_dot_v1_dot_tensors__pb2
+from sonde.v1 import token_probability_pb2 as sonde_dot_v1_dot_token__probability__pb2
+from sonde.v1 import traces_pb2 as sonde_dot_v1_dot_traces__pb2
 
+from sonde.v1.activations_pb2 import *
+from sonde.v1.attribution_patching_pb2 import *
+from sonde.v1.causal_tracing_pb2 import *
+from sonde.v1.context_pb2 import *
+from sonde.v1.edits_pb2 import *
+from sonde.v1.interventions_pb2 import *
+from sonde.v1.model_pb2 import *
+from sonde.v1.places_pb2 import *
+from sonde.v1.plans_pb2 import *
+from sonde.v1.prompts_pb2 import *
+from sonde.v1.readouts_pb2 import *
+from sonde.v1.targets_pb2 import *
+from sonde.v1.tensors_pb2 import *
+from sonde.v1.token_probability_pb2 import *
+from sonde.v1.traces_pb2 import *
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sonde/v1/inspection.proto\x12\x08sonde.v1\"\xae\x01\n\x04Site\x12&\n\tcomponent\x18\x01 \x01(\x0e\x32\x13.sonde.v1.Component\x12\x0e\n\x06layers\x18\x02 \x03(\x05\x12\r\n\x05units\x18\x03 \x03(\x05\x12\x11\n\tpositions\x18\x04 \x03(\x05\x12\x1a\n\rfrom_position\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1e\n\x05stack\x18\x06 \x01(\x0e\x32\x0f.sonde.v1.StackB\x10\n\x0e_from_position\"L\n\x06Tensor\x12%\n\tdata_type\x18\x01 \x01(\x0e\x32\x12.sonde.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x05\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"Y\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x12.sonde.v1.TokenIdsH\x00\x12\r\n\x05image\x18\x03 \x01(\x0c\x42\x07\n\x05input\"k\n\x06Target\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0c\n\x02id\x18\x02 \x01(\x05H\x00\x12\x17\n\rcontrast_text\x18\x03 \x01(\tH\x01\x12\x15\n\x0b\x63ontrast_id\x18\x04 \x01(\x05H\x01\x42\x07\n\x05tokenB\n\n\x08\x63ontrast\"\xbf\x02\n\x04\x45\x64it\x12\x1c\n\x04site\x18\x01 \x01(\x0b\x32\x0e.sonde.v1.Site\x12\x0f\n\x05scale\x18\x02 \x01(\x02H\x00\x12\x1f\n\x03set\x18\x03 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12\x1f\n\x03\x61\x64\x64\x18\x04 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12$\n\x08multiply\x18\x05 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12 \n\x05patch\x18\x06 \x01(\x0b\x32\x0f.sonde.v1.PatchH\x00\x12 \n\x05noise\x18\x07 \x01(\x0b\x32\x0f.sonde.v1.NoiseH\x00\x12\'\n\x0bproject_out\x18\x08 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12&\n\x08knockout\x18\t \x01(\x0b\x32\x12.sonde.v1.KnockoutH\x00\x42\x0b\n\toperation\"^\n\x05Patch\x12\x0f\n\x07sources\x18\x01 \x03(\x05\x12\x18\n\x10source_positions\x18\x02 \x03(\x05\x12\x19\n\x0csource_layer\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x0f\n\r_source_layer\"?\n\x05Noise\x12\x1a\n\x12standard_deviation\x18\x01 \x01(\x02\x12\x11\n\x04seed\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"!\n\x08Knockout\x12\x15\n\rkey_positions\x18\x01 \x03(\x05\"-\n\x0cIntervention\x12\x1d\n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x0e.sonde.v1.Edit\"A\n\x10InterventionList\x12-\n\rinterventions\x18\x01 \x03(\x0b\x32\x16.sonde.v1.Intervention\"\x93\x01\n\x05Sweep\x12\x1c\n\x04\x65\x64it\x18\x01 \x01(\x0b\x32\x0e.sonde.v1.Edit\x12 \n\x08together\x18\x02 \x03(\x0e\x32\x0e.sonde.v1.Axis\x12\x19\n\x0clayer_window\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x1e\n\x06\x61lways\x18\x04 \x03(\x0b\x32\x0e.sonde.v1.EditB\x0f\n\r_layer_window\"\xc5\x01\n\x07Readout\x12!\n\x07targets\x18\x01 \x03(\x0b\x32\x10.sonde.v1.Target\x12\x15\n\x08position\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x15\n\rkl_divergence\x18\x04 \x01(\x08\x12#\n\x0b\x61\x63tivations\x18\x05 \x03(\x0b\x32\x0e.sonde.v1.Site\x12(\n\ngeneration\x18\x06 \x01(\x0b\x32\x14.sonde.v1.GenerationB\x0b\n\t_position\"o\n\nGeneration\x12\x16\n\x0emax_new_tokens\x18\x01 \x01(\x05\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x10ignore_end_token\x18\x04 \x01(\x08\x42\x07\n\x05_seed\"\xe2\x01\n\x10InterveneRequest\x12 \n\x06prompt\x18\x01 \x01(\x0b\x32\x10.sonde.v1.Prompt\x12!\n\x07sources\x18\x02 \x03(\x0b\x32\x10.sonde.v1.Prompt\x12*\n\x04list\x18\x03 \x01(\x0b\x32\x1a.sonde.v1.InterventionListH\x00\x12 \n\x05sweep\x18\x04 \x01(\x0b\x32\x0f.sonde.v1.SweepH\x00\x12\"\n\x07readout\x18\x05 \x01(\x0b\x32\x11.sonde.v1.Readout\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\x42\x06\n\x04plan\"L\n\x10TokenProbability\x12\x16\n\x0egradient_norms\x18\x01 \x01(\x08\x12 \n\x06metric\x18\x02 \x01(\x0e\x32\x10.sonde.v1.Metric\"\x93\x04\n\rCausalTracing\x12\x34\n\x08gaussian\x18\x01 \x01(\x0b\x32 .sonde.v1.CausalTracing.GaussianH\x00\x12!\n\x05noise\x18\x02 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12*\n\x0e\x63ounterfactual\x18\x03 \x01(\x0b\x32\x10.sonde.v1.PromptH\x00\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\x16\n\x0csubject_text\x18\x05 \x01(\tH\x01\x12\x33\n\x11subject_positions\x18\x06 \x01(\x0b\x32\x16.sonde.v1.PositionListH\x01\x12\'\n\ncomponents\x18\x07 \x03(\x0e\x32\x13.sonde.v1.Component\x12\x13\n\x06window\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x0e\n\x06layers\x18\t \x03(\x05\x12\x11\n\tpositions\x18\n \x03(\x05\x12\x12\n\nper_sample\x18\x0b \x01(\x08\x1a\x85\x01\n\x08Gaussian\x12\x14\n\ndeviations\x18\x01 \x01(\x02H\x00\x12\x1c\n\x12standard_deviation\x18\x02 \x01(\x02H\x00\x12\x14\n\x07samples\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x02\x88\x01\x01\x42\x07\n\x05scaleB\n\n\x08_samplesB\x07\n\x05_seedB\x0c\n\ncorruptionB\t\n\x07subjectB\t\n\x07_window\"!\n\x0cPositionList\x12\x11\n\tpositions\x18\x01 \x03(\x05\"\xab\x02\n\x13\x41ttributionPatching\x12 \n\x06source\x18\x01 \x01(\x0b\x32\x10.sonde.v1.Prompt\x12\'\n\ncomponents\x18\x02 \x03(\x0e\x32\x13.sonde.v1.Component\x12\x19\n\x11integration_steps\x18\x03 \x01(\x05\x12 \n\x06metric\x18\x04 \x01(\x0e\x32\x10.sonde.v1.Metric\x12\x12\n\nverify_top\x18\x05 \x01(\x05\x12\x19\n\x11recompute_softmax\x18\x06 \x01(\x08\x12\x13\n\x0b\x64rop_layers\x18\x07 \x01(\x08\x12\x32\n\x05\x65\x64ges\x18\x08 \x01(\x0b\x32#.sonde.v1.AttributionPatching.Edges\x1a\x14\n\x05\x45\x64ges\x12\x0b\n\x03top\x18\x01 \x01(\x05\",\n\x0b\x41\x63tivations\x12\x1d\n\x05sites\x18\x01 \x03(\x0b\x32\x0e.sonde.v1.Site\"\xfa\x02\n\x0cTraceRequest\x12 \n\x06prompt\x18\x01 \x01(\x0b\x32\x10.sonde.v1.Prompt\x12!\n\x07targets\x18\x02 \x03(\x0b\x32\x10.sonde.v1.Target\x12\x15\n\x08position\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x37\n\x11token_probability\x18\x05 \x01(\x0b\x32\x1a.sonde.v1.TokenProbabilityH\x00\x12\x31\n\x0e\x63\x61usal_tracing\x18\x06 \x01(\x0b\x32\x17.sonde.v1.CausalTracingH\x00\x12=\n\x14\x61ttribution_patching\x18\x07 \x01(\x0b\x32\x1d.sonde.v1.AttributionPatchingH\x00\x12,\n\x0b\x61\x63tivations\x18\x08 \x01(\x0b\x32\x15.sonde.v1.ActivationsH\x00\x12\x0f\n\x07\x64ry_run\x18\t \x01(\x08\x42\x08\n\x06methodB\x0b\n\t_position\"!\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xec\x01\n\nRunContext\x12\x1f\n\x06tokens\x18\x01 \x03(\x0b\x32\x0f.sonde.v1.Token\x12 \n\x07targets\x18\x02 \x03(\x0b\x32\x0f.sonde.v1.Token\x12\x10\n\x08position\x18\x03 \x01(\x05\x12#\n\x05\x63lean\x18\x04 \x01(\x0b\x32\x14.sonde.v1.Prediction\x12\x1c\n\x04\x61xes\x18\x05 \x01(\x0b\x32\x0e.sonde.v1.Axes\x12\x1c\n\x04\x63ost\x18\x06 \x01(\x0b\x32\x0e.sonde.v1.Cost\x12(\n\nprovenance\x18\x07 \x01(\x0b\x32\x14.sonde.v1.Provenance\"{\n\nPrediction\x12\x19\n\x11log_probabilities\x18\x01 \x03(\x02\x12\x0e\n\x06logits\x18\x02 \x03(\x02\x12#\n\ntop_tokens\x18\x03 \x03(\x0b\x32\x0f.sonde.v1.Token\x12\x1d\n\x15top_log_probabilities\x18\x04 \x03(\x02\"8\n\x04\x41xes\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12\r\n\x05units\x18\x02 \x03(\x05\x12\x11\n\tpositions\x18\x03 \x03(\x05\"[\n\x04\x43ost\x12\x0c\n\x04runs\x18\x01 \x01(\x03\x12\x14\n\x0ctoken_layers\x18\x02 \x01(\x03\x12\x19\n\x11\x66ull_token_layers\x18\x03 \x01(\x03\x12\x14\n\x0c\x61nswer_bytes\x18\x04 \x01(\x03\"\x8f\x01\n\nProvenance\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12%\n\tdata_type\x18\x03 \x01(\x0e\x32\x12.sonde.v1.DataType\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x11\n\tattention\x18\x05 \x01(\t\x12\x16\n\x0eserver_version\x18\x06 \x01(\t\"\'\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\"\x8e\x03\n\x08Readings\x12\x0e\n\x06offset\x18\x01 \x01(\x05\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12+\n\x11log_probabilities\x18\x03 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12 \n\x06logits\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12(\n\x0ekl_divergences\x18\x05 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\'\n\rtop_token_ids\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12/\n\x15top_log_probabilities\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12$\n\nedit_norms\x18\x08 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x37\n\x0btoken_texts\x18\t \x03(\x0b\x32\".sonde.v1.Readings.TokenTextsEntry\x1a\x31\n\x0fTokenTextsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xde\x01\n\x11InterveneResponse\x12%\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x14.sonde.v1.RunContext\x12$\n\x08progress\x18\x02 \x01(\x0b\x32\x12.sonde.v1.Progress\x12$\n\x08readings\x18\x03 \x01(\x0b\x32\x12.sonde.v1.Readings\x12.\n\x0b\x61\x63tivations\x18\x04 \x03(\x0b\x32\x19.sonde.v1.ActivationSlice\x12&\n\tgenerated\x18\x05 \x03(\x0b\x32\x13.sonde.v1.Generated\"|\n\x0f\x41\x63tivationSlice\x12\x0b\n\x03run\x18\x01 \x01(\x05\x12\x0c\n\x04site\x18\x02 \x01(\x05\x12\r\n\x05layer\x18\x03 \x01(\x05\x12\r\n\x05shape\x18\x04 \x03(\x05\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12 \n\x06values\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\"\xf6\x01\n\tGenerated\x12\x0b\n\x03run\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x05\x12\x1f\n\x06tokens\x18\x03 \x03(\x0b\x32\x0f.sonde.v1.Token\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x37\n\rfinish_reason\x18\x05 \x01(\x0e\x32 .sonde.v1.Generated.FinishReason\"d\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x01\x12\x1b\n\x17\x46INISH_REASON_END_TOKEN\x10\x02\"\xc1\x03\n\rLayerReadings\x12\x0e\n\x06\x64\x65pths\x18\x01 \x03(\x05\x12+\n\x11log_probabilities\x18\x02 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12 \n\x06logits\x18\x03 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x1f\n\x05ranks\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12(\n\x0ekl_divergences\x18\x05 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\'\n\rtop_token_ids\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12/\n\x15top_log_probabilities\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12(\n\x0egradient_norms\x18\x08 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x11\n\tpositions\x18\t \x03(\x05\x12<\n\x0btoken_texts\x18\n \x03(\x0b\x32\'.sonde.v1.LayerReadings.TokenTextsEntry\x1a\x31\n\x0fTokenTextsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa3\x01\n\nCorruption\x12\x15\n\rprobabilities\x18\x01 \x03(\x02\x12\x12\n\ndeviations\x18\x02 \x03(\x02\x12\x11\n\tpositions\x18\x03 \x03(\x05\x12\x17\n\x0fnoise_deviation\x18\x04 \x01(\x02\x12\x0e\n\x06logits\x18\x05 \x03(\x02\x12.\n\x14sample_probabilities\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\"\xfd\x01\n\x0fRestorationGrid\x12&\n\tcomponent\x18\x01 \x01(\x0e\x32\x13.sonde.v1.Component\x12\x11\n\tpositions\x18\x02 \x03(\x05\x12\x0e\n\x06layers\x18\x03 \x03(\x05\x12\'\n\rprobabilities\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12$\n\ndeviations\x18\x05 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12 \n\x06logits\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12.\n\x14sample_probabilities\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Tensor\"~\n\x0c\x41ttributions\x12&\n\tcomponent\x18\x01 \x01(\x0e\x32\x13.sonde.v1.Component\x12\x0e\n\x06layers\x18\x02 \x03(\x05\x12\x11\n\tpositions\x18\x03 \x03(\x05\x12#\n\testimates\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\"S\n\x0eVerifiedEffect\x12\x1c\n\x04site\x18\x01 \x01(\x0b\x32\x0e.sonde.v1.Site\x12\x11\n\testimated\x18\x02 \x03(\x02\x12\x10\n\x08measured\x18\x03 \x03(\x02\"\x8f\x01\n\x10\x45\x64geAttributions\x12\x0e\n\x06offset\x18\x01 \x01(\x05\x12!\n\x07senders\x18\x02 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12#\n\treceivers\x18\x03 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12#\n\testimates\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\"\x8e\x03\n\rTraceResponse\x12%\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x14.sonde.v1.RunContext\x12$\n\x08progress\x18\x02 \x01(\x0b\x32\x12.sonde.v1.Progress\x12\'\n\x06layers\x18\x03 \x01(\x0b\x32\x17.sonde.v1.LayerReadings\x12(\n\ncorruption\x18\x04 \x01(\x0b\x32\x14.sonde.v1.Corruption\x12(\n\x05grids\x18\x05 \x03(\x0b\x32\x19.sonde.v1.RestorationGrid\x12,\n\x0c\x61ttributions\x18\x06 \x03(\x0b\x32\x16.sonde.v1.Attributions\x12*\n\x08verified\x18\x07 \x03(\x0b\x32\x18.sonde.v1.VerifiedEffect\x12.\n\x0b\x61\x63tivations\x18\x08 \x03(\x0b\x32\x19.sonde.v1.ActivationSlice\x12)\n\x05\x65\x64ges\x18\t \x03(\x0b\x32\x1a.sonde.v1.EdgeAttributions\"\x11\n\x0fGetModelRequest\"\xe4\x01\n\x10GetModelResponse\x12(\n\nprovenance\x18\x01 \x01(\x0b\x32\x14.sonde.v1.Provenance\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12*\n\x06stacks\x18\x03 \x03(\x0b\x32\x1a.sonde.v1.StackDescription\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\x05\x12\x15\n\rmax_positions\x18\x05 \x01(\x05\x12\x12\n\nparameters\x18\x06 \x01(\x03\x12 \n\x06limits\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Limits\"\xd3\x01\n\x10StackDescription\x12\x1e\n\x05stack\x18\x01 \x01(\x0e\x32\x0f.sonde.v1.Stack\x12\x0e\n\x06layers\x18\x02 \x01(\x05\x12\x13\n\x0bhidden_size\x18\x03 \x01(\x05\x12\r\n\x05heads\x18\x04 \x01(\x05\x12\x17\n\x0fkey_value_heads\x18\x05 \x01(\x05\x12\x11\n\thead_size\x18\x06 \x01(\x05\x12\x0f\n\x07neurons\x18\x07 \x01(\x05\x12.\n\ncomponents\x18\x08 \x03(\x0b\x32\x1a.sonde.v1.ComponentSupport\"]\n\x10\x43omponentSupport\x12&\n\tcomponent\x18\x01 \x01(\x0e\x32\x13.sonde.v1.Component\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"O\n\x06Limits\x12\x19\n\x11max_prompt_tokens\x18\x01 \x01(\x05\x12\x10\n\x08max_runs\x18\x02 \x01(\x05\x12\x18\n\x10max_answer_bytes\x18\x03 \x01(\x03*\xaa\x03\n\tComponent\x12\x19\n\x15\x43OMPONENT_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x43OMPONENT_TOKEN_EMBEDDING\x10\x01\x12\x1a\n\x16\x43OMPONENT_RESIDUAL_PRE\x10\x02\x12\x1a\n\x16\x43OMPONENT_RESIDUAL_MID\x10\x03\x12\x1b\n\x17\x43OMPONENT_RESIDUAL_POST\x10\x04\x12\x1b\n\x17\x43OMPONENT_ATTENTION_OUT\x10\x05\x12\x15\n\x11\x43OMPONENT_MLP_OUT\x10\x06\x12\x16\n\x12\x43OMPONENT_HEAD_OUT\x10\x07\x12\x13\n\x0f\x43OMPONENT_QUERY\x10\x08\x12\x11\n\rCOMPONENT_KEY\x10\t\x12\x13\n\x0f\x43OMPONENT_VALUE\x10\n\x12\x1e\n\x1a\x43OMPONENT_ATTENTION_SCORES\x10\x0b\x12\x1f\n\x1b\x43OMPONENT_ATTENTION_PATTERN\x10\x0c\x12\x14\n\x10\x43OMPONENT_NEURON\x10\r\x12\x18\n\x14\x43OMPONENT_FINAL_NORM\x10\x0e\x12\x14\n\x10\x43OMPONENT_LOGITS\x10\x0f*c\n\x05Stack\x12\x15\n\x11STACK_UNSPECIFIED\x10\x00\x12\x11\n\rSTACK_DECODER\x10\x01\x12\x16\n\x12STACK_TEXT_ENCODER\x10\x02\x12\x18\n\x14STACK_VISION_ENCODER\x10\x03*\x95\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x02\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_INT64\x10\x05*f\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x10\n\x0cMETRIC_LOGIT\x10\x01\x12\x1a\n\x16METRIC_LOG_PROBABILITY\x10\x02\x12\x16\n\x12METRIC_PROBABILITY\x10\x03*N\n\x04\x41xis\x12\x14\n\x10\x41XIS_UNSPECIFIED\x10\x00\x12\x0e\n\nAXIS_LAYER\x10\x01\x12\r\n\tAXIS_UNIT\x10\x02\x12\x11\n\rAXIS_POSITION\x10\x03\x32\xda\x01\n\x11InspectionService\x12\x41\n\x08GetModel\x12\x19.sonde.v1.GetModelRequest\x1a\x1a.sonde.v1.GetModelResponse\x12:\n\x05Trace\x12\x16.sonde.v1.TraceRequest\x1a\x17.sonde.v1.TraceResponse0\x01\x12\x46\n\tIntervene\x12\x1a.sonde.v1.InterveneRequest\x1a\x1b.sonde.v1.InterveneResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sonde/v1/inspection.proto\x12\x08sonde.v1\x1a\x1asonde/v1/activations.proto\x1a#sonde/v1/attribution_patching.proto\x1a\x1dsonde/v1/causal_tracing.proto\x1a\x16sonde/v1/context.proto\x1a\x14sonde/v1/edits.proto\x1a\x1csonde/v1/interventions.proto\x1a\x14sonde/v1/model.proto\x1a\x15sonde/v1/places.proto\x1a\x14sonde/v1/plans.proto\x1a\x16sonde/v1/prompts.proto\x1a\x17sonde/v1/readouts.proto\x1a\x16sonde/v1/targets.proto\x1a\x16sonde/v1/tensors.proto\x1a sonde/v1/token_probability.proto\x1a\x15sonde/v1/traces.proto2\xda\x01\n\x11InspectionService\x12\x41\n\x08GetModel\x12\x19.sonde.v1.GetModelRequest\x1a\x1a.sonde.v1.GetModelResponse\x12:\n\x05Trace\x12\x16.sonde.v1.TraceRequest\x1a\x17.sonde.v1.TraceResponse0\x01\x12\x46\n\tIntervene\x12\x1a.sonde.v1.InterveneRequest\x1a\x1b.sonde.v1.InterveneResponse0\x01P\x00P\x01P\x02P\x03P\x04P\x05P\x06P\x07P\x08P\tP\nP\x0bP\x0cP\rP\x0e\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sonde.v1.inspection_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_READINGS_TOKENTEXTSENTRY']._loaded_options = None
-  _globals['_READINGS_TOKENTEXTSENTRY']._serialized_options = b'8\001'
-  _globals['_LAYERREADINGS_TOKENTEXTSENTRY']._loaded_options = None
-  _globals['_LAYERREADINGS_TOKENTEXTSENTRY']._serialized_options = b'8\001'
-  _globals['_COMPONENT']._serialized_start=7232
-  _globals['_COMPONENT']._serialized_end=7658
-  _globals['_STACK']._serialized_start=7660
-  _globals['_STACK']._serialized_end=7759
-  _globals['_DATATYPE']._serialized_start=7762
-  _globals['_DATATYPE']._serialized_end=7911
-  _globals['_METRIC']._serialized_start=7913
-  _globals['_METRIC']._serialized_end=8015
-  _globals['_AXIS']._serialized_start=8017
-  _globals['_AXIS']._serialized_end=8095
-  _globals['_SITE']._serialized_start=40
-  _globals['_SITE']._serialized_end=214
-  _globals['_TENSOR']._serialized_start=216
-  _globals['_TENSOR']._serialized_end=292
-  _globals['_TOKENIDS']._serialized_start=294
-  _globals['_TOKENIDS']._serialized_end=317
-  _globals['_PROMPT']._serialized_start=319
-  _globals['_PROMPT']._serialized_end=408
-  _globals['_TARGET']._serialized_start=410
-  _globals['_TARGET']._serialized_end=517
-  _globals['_EDIT']._serialized_start=520
-  _globals['_EDIT']._serialized_end=839
-  _globals['_PATCH']._serialized_start=841
-  _globals['_PATCH']._serialized_end=935
-  _globals['_NOISE']._serialized_start=937
-  _globals['_NOISE']._serialized_end=1000
-  _globals['_KNOCKOUT']._serialized_start=1002
-  _globals['_KNOCKOUT']._serialized_end=1035
-  _globals['_INTERVENTION']._serialized_start=1037
-  _globals['_INTERVENTION']._serialized_end=1082
-  _globals['_INTERVENTIONLIST']._serialized_start=1084
-  _globals['_INTERVENTIONLIST']._serialized_end=1149
-  _globals['_SWEEP']._serialized_start=1152
-  _globals['_SWEEP']._serialized_end=1299
-  _globals['_READOUT']._serialized_start=1302
-  _globals['_READOUT']._serialized_end=1499
-  _globals['_GENERATION']._serialized_start=1501
-  _globals['_GENERATION']._serialized_end=1612
-  _globals['_INTERVENEREQUEST']._serialized_start=1615
-  _globals['_INTERVENEREQUEST']._serialized_end=1841
-  _globals['_TOKENPROBABILITY']._serialized_start=1843
-  _globals['_TOKENPROBABILITY']._serialized_end=1919
-  _globals['_CAUSALTRACING']._serialized_start=1922
-  _globals['_CAUSALTRACING']._serialized_end=2453
-  _globals['_CAUSALTRACING_GAUSSIAN']._serialized_start=2284
-  _globals['_CAUSALTRACING_GAUSSIAN']._serialized_end=2417
-  _globals['_POSITIONLIST']._serialized_start=2455
-  _globals['_POSITIONLIST']._serialized_end=2488
-  _globals['_ATTRIBUTIONPATCHING']._serialized_start=2491
-  _globals['_ATTRIBUTIONPATCHING']._serialized_end=2790
-  _globals['_ATTRIBUTIONPATCHING_EDGES']._serialized_start=2770
-  _globals['_ATTRIBUTIONPATCHING_EDGES']._serialized_end=2790
-  _globals['_ACTIVATIONS']._serialized_start=2792
-  _globals['_ACTIVATIONS']._serialized_end=2836
-  _globals['_TRACEREQUEST']._serialized_start=2839
-  _globals['_TRACEREQUEST']._serialized_end=3217
-  _globals['_TOKEN']._serialized_start=3219
-  _globals['_TOKEN']._serialized_end=3252
-  _globals['_RUNCONTEXT']._serialized_start=3255
-  _globals['_RUNCONTEXT']._serialized_end=3491
-  _globals['_PREDICTION']._serialized_start=3493
-  _globals['_PREDICTION']._serialized_end=3616
-  _globals['_AXES']._serialized_start=3618
-  _globals['_AXES']._serialized_end=3674
-  _globals['_COST']._serialized_start=3676
-  _globals['_COST']._serialized_end=3767
-  _globals['_PROVENANCE']._serialized_start=3770
-  _globals['_PROVENANCE']._serialized_end=3913
-  _globals['_PROGRESS']._serialized_start=3915
-  _globals['_PROGRESS']._serialized_end=3954
-  _globals['_READINGS']._serialized_start=3957
-  _globals['_READINGS']._serialized_end=4355
-  _globals['_READINGS_TOKENTEXTSENTRY']._serialized_start=4306
-  _globals['_READINGS_TOKENTEXTSENTRY']._serialized_end=4355
-  _globals['_INTERVENERESPONSE']._serialized_start=4358
-  _globals['_INTERVENERESPONSE']._serialized_end=4580
-  _globals['_ACTIVATIONSLICE']._serialized_start=4582
-  _globals['_ACTIVATIONSLICE']._serialized_end=4706
-  _globals['_GENERATED']._serialized_start=4709
-  _globals['_GENERATED']._serialized_end=4955
-  _globals['_GENERATED_FINISHREASON']._serialized_start=4855
-  _globals['_GENERATED_FINISHREASON']._serialized_end=4955
-  _globals['_LAYERREADINGS']._serialized_start=4958
-  _globals['_LAYERREADINGS']._serialized_end=5407
-  _globals['_LAYERREADINGS_TOKENTEXTSENTRY']._serialized_start=4306
-  _globals['_LAYERREADINGS_TOKENTEXTSENTRY']._serialized_end=4355
-  _globals['_CORRUPTION']._serialized_start=5410
-  _globals['_CORRUPTION']._serialized_end=5573
-  _globals['_RESTORATIONGRID']._serialized_start=5576
-  _globals['_RESTORATIONGRID']._serialized_end=5829
-  _globals['_ATTRIBUTIONS']._serialized_start=5831
-  _globals['_ATTRIBUTIONS']._serialized_end=5957
-  _globals['_VERIFIEDEFFECT']._serialized_start=5959
-  _globals['_VERIFIEDEFFECT']._serialized_end=6042
-  _globals['_EDGEATTRIBUTIONS']._serialized_start=6045
-  _globals['_EDGEATTRIBUTIONS']._serialized_end=6188
-  _globals['_TRACERESPONSE']._serialized_start=6191
-  _globals['_TRACERESPONSE']._serialized_end=6589
-  _globals['_GETMODELREQUEST']._serialized_start=6591
-  _globals['_GETMODELREQUEST']._serialized_end=6608
-  _globals['_GETMODELRESPONSE']._serialized_start=6611
-  _globals['_GETMODELRESPONSE']._serialized_end=6839
-  _globals['_STACKDESCRIPTION']._serialized_start=6842
-  _globals['_STACKDESCRIPTION']._serialized_end=7053
-  _globals['_COMPONENTSUPPORT']._serialized_start=7055
-  _globals['_COMPONENTSUPPORT']._serialized_end=7148
-  _globals['_LIMITS']._serialized_start=7150
-  _globals['_LIMITS']._serialized_end=7229
-  _globals['_INSPECTIONSERVICE']._serialized_start=8098
-  _globals['_INSPECTIONSERVICE']._serialized_end=8316
+  _globals['_INSPECTIONSERVICE']._serialized_start=433
+  _globals['_INSPECTIONSERVICE']._serialized_end=651
 # @@protoc_insertion_point(module_scope)

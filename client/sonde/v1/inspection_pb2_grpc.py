@@ -3,7 +3,9 @@
 import grpc
 import warnings
 
-from sonde.v1 import inspection_pb2 as sonde_dot_v1_dot_inspection__pb2
+from sonde.v1 import interventions_pb2 as sonde_dot_v1_dot_interventions__pb2
+from sonde.v1 import model_pb2 as sonde_dot_v1_dot_model__pb2
+from sonde.v1 import traces_pb2 as sonde_dot_v1_dot_traces__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -28,14 +30,15 @@ if _version_not_supported:
 class InspectionServiceStub(object):
     """Looks inside the one transformer that this server hosts.
 
-    Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
-    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
-    the same values, up to the noise of the data type when it shares a batch with others.
+    Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
+    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
+    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
+    model and device gives the same values, except for rounding in the data type when the request shares a batch with
+    others.
 
-    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
-    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
+    path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
     """
 
     def __init__(self, channel):
@@ -46,36 +49,37 @@ class InspectionServiceStub(object):
         """
         self.GetModel = channel.unary_unary(
                 '/sonde.v1.InspectionService/GetModel',
-                request_serializer=sonde_dot_v1_dot_inspection__pb2.GetModelRequest.SerializeToString,
-                response_deserializer=sonde_dot_v1_dot_inspection__pb2.GetModelResponse.FromString,
+                request_serializer=sonde_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=sonde_dot_v1_dot_model__pb2.GetModelResponse.FromString,
                 _registered_method=True)
         self.Trace = channel.unary_stream(
                 '/sonde.v1.InspectionService/Trace',
-                request_serializer=sonde_dot_v1_dot_inspection__pb2.TraceRequest.SerializeToString,
-                response_deserializer=sonde_dot_v1_dot_inspection__pb2.TraceResponse.FromString,
+                request_serializer=sonde_dot_v1_dot_traces__pb2.TraceRequest.SerializeToString,
+                response_deserializer=sonde_dot_v1_dot_traces__pb2.TraceResponse.FromString,
                 _registered_method=True)
         self.Intervene = channel.unary_stream(
                 '/sonde.v1.InspectionService/Intervene',
-                request_serializer=sonde_dot_v1_dot_inspection__pb2.InterveneRequest.SerializeToString,
-                response_deserializer=sonde_dot_v1_dot_inspection__pb2.InterveneResponse.FromString,
+                request_serializer=sonde_dot_v1_dot_interventions__pb2.InterveneRequest.SerializeToString,
+                response_deserializer=sonde_dot_v1_dot_interventions__pb2.InterveneResponse.FromString,
                 _registered_method=True)
 
 
 class InspectionServiceServicer(object):
     """Looks inside the one transformer that this server hosts.
 
-    Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
-    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
-    the same values, up to the noise of the data type when it shares a batch with others.
+    Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
+    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
+    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
+    model and device gives the same values, except for rounding in the data type when the request shares a batch with
+    others.
 
-    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
-    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
+    path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
     """
 
     def GetModel(self, request, context):
-        """Describes the hosted model: what a Site can name, and within which bounds. Answers while the model is busy.
+        """Describes the hosted model: what a Site can name, and the bounds of each number. Answers while the model is busy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,7 +93,7 @@ class InspectionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Intervene(self, request, context):
-        """Runs the prompt once unchanged and once per intervention, and reports what each did to the prediction.
+        """Runs the prompt once unchanged and once per intervention, and reports what each one did to the prediction.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,18 +104,18 @@ def add_InspectionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
-                    request_deserializer=sonde_dot_v1_dot_inspection__pb2.GetModelRequest.FromString,
-                    response_serializer=sonde_dot_v1_dot_inspection__pb2.GetModelResponse.SerializeToString,
+                    request_deserializer=sonde_dot_v1_dot_model__pb2.GetModelRequest.FromString,
+                    response_serializer=sonde_dot_v1_dot_model__pb2.GetModelResponse.SerializeToString,
             ),
             'Trace': grpc.unary_stream_rpc_method_handler(
                     servicer.Trace,
-                    request_deserializer=sonde_dot_v1_dot_inspection__pb2.TraceRequest.FromString,
-                    response_serializer=sonde_dot_v1_dot_inspection__pb2.TraceResponse.SerializeToString,
+                    request_deserializer=sonde_dot_v1_dot_traces__pb2.TraceRequest.FromString,
+                    response_serializer=sonde_dot_v1_dot_traces__pb2.TraceResponse.SerializeToString,
             ),
             'Intervene': grpc.unary_stream_rpc_method_handler(
                     servicer.Intervene,
-                    request_deserializer=sonde_dot_v1_dot_inspection__pb2.InterveneRequest.FromString,
-                    response_serializer=sonde_dot_v1_dot_inspection__pb2.InterveneResponse.SerializeToString,
+                    request_deserializer=sonde_dot_v1_dot_interventions__pb2.InterveneRequest.FromString,
+                    response_serializer=sonde_dot_v1_dot_interventions__pb2.InterveneResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -124,14 +128,15 @@ def add_InspectionServiceServicer_to_server(servicer, server):
 class InspectionService(object):
     """Looks inside the one transformer that this server hosts.
 
-    Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
-    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
-    the same values, up to the noise of the data type when it shares a batch with others.
+    Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
+    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
+    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
+    model and device gives the same values, except for rounding in the data type when the request shares a batch with
+    others.
 
-    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
-    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
+    path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
     """
 
     @staticmethod
@@ -149,8 +154,8 @@ class InspectionService(object):
             request,
             target,
             '/sonde.v1.InspectionService/GetModel',
-            sonde_dot_v1_dot_inspection__pb2.GetModelRequest.SerializeToString,
-            sonde_dot_v1_dot_inspection__pb2.GetModelResponse.FromString,
+            sonde_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
+            sonde_dot_v1_dot_model__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -176,8 +181,8 @@ class InspectionService(object):
             request,
             target,
             '/sonde.v1.InspectionService/Trace',
-            sonde_dot_v1_dot_inspection__pb2.TraceRequest.SerializeToString,
-            sonde_dot_v1_dot_inspection__pb2.TraceResponse.FromString,
+            sonde_dot_v1_dot_traces__pb2.TraceRequest.SerializeToString,
+            sonde_dot_v1_dot_traces__pb2.TraceResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -203,8 +208,8 @@ class InspectionService(object):
             request,
             target,
             '/sonde.v1.InspectionService/Intervene',
-            sonde_dot_v1_dot_inspection__pb2.InterveneRequest.SerializeToString,
-            sonde_dot_v1_dot_inspection__pb2.InterveneResponse.FromString,
+            sonde_dot_v1_dot_interventions__pb2.InterveneRequest.SerializeToString,
+            sonde_dot_v1_dot_interventions__pb2.InterveneResponse.FromString,
             options,
             channel_credentials,
             insecure,

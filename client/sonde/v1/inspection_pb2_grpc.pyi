@@ -3,18 +3,108 @@
 isort:skip_file
 The contract of Sonde: what can be asked of a transformer, and what it answers.
 
-Held throughout, and not repeated at each field:
+This file is the one to import: it imports every other file of the package publicly. proto/README.md lists them in
+reading order. These conventions hold in all of them and are not repeated at each field:
  - Positions, layers and units count from 0. In a request a negative position counts from the end: -1 is the last.
  - Probabilities are of the next token, over the whole vocabulary. Logarithms are natural, so divergences are in
    nats.
- - A target's place in the request is its place along every `targets` axis of the answer.
+ - Every `targets` axis of an answer has the order of the targets in the request.
  - Shapes are written [slowest axis, ..., fastest axis]. Nothing has a batch axis.
- - A field whose comment names no default is required where its message is used, or means 0, false or empty.
+ - Where a field's comment names no default, the field is required where its message is used, or leaving it unset
+   means 0, false or empty.
+ - Numbers in an answer are finite, except that masked attention scores are -infinity. If other numbers are not
+   finite, the request fails: with FAILED_PRECONDITION if the model overflows its data type, and with INVALID_ARGUMENT
+   if an edit makes it overflow.
 """
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from sonde.v1 import inspection_pb2 as _inspection_pb2
+from sonde.v1 import interventions_pb2 as _interventions_pb2
+from sonde.v1 import model_pb2 as _model_pb2
+from sonde.v1 import traces_pb2 as _traces_pb2
+from sonde.v1.activations_pb2 import ActivationSlice as ActivationSlice
+from sonde.v1.activations_pb2 import Activations as Activations
+from sonde.v1.attribution_patching_pb2 import AttributionPatching as AttributionPatching
+from sonde.v1.attribution_patching_pb2 import Attributions as Attributions
+from sonde.v1.attribution_patching_pb2 import EdgeAttributions as EdgeAttributions
+from sonde.v1.attribution_patching_pb2 import VerifiedEffect as VerifiedEffect
+from sonde.v1.causal_tracing_pb2 import CausalTracing as CausalTracing
+from sonde.v1.causal_tracing_pb2 import Corruption as Corruption
+from sonde.v1.causal_tracing_pb2 import RestorationGrid as RestorationGrid
+from sonde.v1.context_pb2 import Cost as Cost
+from sonde.v1.context_pb2 import Prediction as Prediction
+from sonde.v1.context_pb2 import Progress as Progress
+from sonde.v1.context_pb2 import RunContext as RunContext
+from sonde.v1.edits_pb2 import Edit as Edit
+from sonde.v1.edits_pb2 import Knockout as Knockout
+from sonde.v1.edits_pb2 import Noise as Noise
+from sonde.v1.edits_pb2 import Patch as Patch
+from sonde.v1.interventions_pb2 import InterveneRequest as InterveneRequest
+from sonde.v1.interventions_pb2 import InterveneResponse as InterveneResponse
+from sonde.v1.model_pb2 import ComponentSupport as ComponentSupport
+from sonde.v1.model_pb2 import GetModelRequest as GetModelRequest
+from sonde.v1.model_pb2 import GetModelResponse as GetModelResponse
+from sonde.v1.model_pb2 import Limits as Limits
+from sonde.v1.model_pb2 import Provenance as Provenance
+from sonde.v1.model_pb2 import StackDescription as StackDescription
+from sonde.v1.places_pb2 import COMPONENT_ATTENTION_OUT as COMPONENT_ATTENTION_OUT
+from sonde.v1.places_pb2 import COMPONENT_ATTENTION_PATTERN as COMPONENT_ATTENTION_PATTERN
+from sonde.v1.places_pb2 import COMPONENT_ATTENTION_SCORES as COMPONENT_ATTENTION_SCORES
+from sonde.v1.places_pb2 import COMPONENT_FINAL_NORM as COMPONENT_FINAL_NORM
+from sonde.v1.places_pb2 import COMPONENT_HEAD_OUT as COMPONENT_HEAD_OUT
+from sonde.v1.places_pb2 import COMPONENT_KEY as COMPONENT_KEY
+from sonde.v1.places_pb2 import COMPONENT_LOGITS as COMPONENT_LOGITS
+from sonde.v1.places_pb2 import COMPONENT_MLP_OUT as COMPONENT_MLP_OUT
+from sonde.v1.places_pb2 import COMPONENT_NEURON as COMPONENT_NEURON
+from sonde.v1.places_pb2 import COMPONENT_QUERY as COMPONENT_QUERY
+from sonde.v1.places_pb2 import COMPONENT_RESIDUAL_MID as COMPONENT_RESIDUAL_MID
+from sonde.v1.places_pb2 import COMPONENT_RESIDUAL_POST as COMPONENT_RESIDUAL_POST
+from sonde.v1.places_pb2 import COMPONENT_RESIDUAL_PRE as COMPONENT_RESIDUAL_PRE
+from sonde.v1.places_pb2 import COMPONENT_TOKEN_EMBEDDING as COMPONENT_TOKEN_EMBEDDING
+from sonde.v1.places_pb2 import COMPONENT_UNSPECIFIED as COMPONENT_UNSPECIFIED
+from sonde.v1.places_pb2 import COMPONENT_VALUE as COMPONENT_VALUE
+from sonde.v1.places_pb2 import Component as Component
+from sonde.v1.places_pb2 import STACK_DECODER as STACK_DECODER
+from sonde.v1.places_pb2 import STACK_TEXT_ENCODER as STACK_TEXT_ENCODER
+from sonde.v1.places_pb2 import STACK_UNSPECIFIED as STACK_UNSPECIFIED
+from sonde.v1.places_pb2 import STACK_VISION_ENCODER as STACK_VISION_ENCODER
+from sonde.v1.places_pb2 import Site as Site
+from sonde.v1.places_pb2 import Stack as Stack
+from sonde.v1.plans_pb2 import AXIS_LAYER as AXIS_LAYER
+from sonde.v1.plans_pb2 import AXIS_POSITION as AXIS_POSITION
+from sonde.v1.plans_pb2 import AXIS_UNIT as AXIS_UNIT
+from sonde.v1.plans_pb2 import AXIS_UNSPECIFIED as AXIS_UNSPECIFIED
+from sonde.v1.plans_pb2 import Axes as Axes
+from sonde.v1.plans_pb2 import Axis as Axis
+from sonde.v1.plans_pb2 import Intervention as Intervention
+from sonde.v1.plans_pb2 import InterventionList as InterventionList
+from sonde.v1.plans_pb2 import Sweep as Sweep
+from sonde.v1.prompts_pb2 import PositionList as PositionList
+from sonde.v1.prompts_pb2 import Prompt as Prompt
+from sonde.v1.prompts_pb2 import TokenIds as TokenIds
+from sonde.v1.readouts_pb2 import Generated as Generated
+from sonde.v1.readouts_pb2 import Generation as Generation
+from sonde.v1.readouts_pb2 import Readings as Readings
+from sonde.v1.readouts_pb2 import Readout as Readout
+from sonde.v1.targets_pb2 import METRIC_LOGIT as METRIC_LOGIT
+from sonde.v1.targets_pb2 import METRIC_LOG_PROBABILITY as METRIC_LOG_PROBABILITY
+from sonde.v1.targets_pb2 import METRIC_PROBABILITY as METRIC_PROBABILITY
+from sonde.v1.targets_pb2 import METRIC_UNSPECIFIED as METRIC_UNSPECIFIED
+from sonde.v1.targets_pb2 import Metric as Metric
+from sonde.v1.targets_pb2 import Target as Target
+from sonde.v1.targets_pb2 import Token as Token
+from sonde.v1.tensors_pb2 import DATA_TYPE_BFLOAT16 as DATA_TYPE_BFLOAT16
+from sonde.v1.tensors_pb2 import DATA_TYPE_FLOAT16 as DATA_TYPE_FLOAT16
+from sonde.v1.tensors_pb2 import DATA_TYPE_FLOAT32 as DATA_TYPE_FLOAT32
+from sonde.v1.tensors_pb2 import DATA_TYPE_INT32 as DATA_TYPE_INT32
+from sonde.v1.tensors_pb2 import DATA_TYPE_INT64 as DATA_TYPE_INT64
+from sonde.v1.tensors_pb2 import DATA_TYPE_UNSPECIFIED as DATA_TYPE_UNSPECIFIED
+from sonde.v1.tensors_pb2 import DataType as DataType
+from sonde.v1.tensors_pb2 import Tensor as Tensor
+from sonde.v1.token_probability_pb2 import LayerReadings as LayerReadings
+from sonde.v1.token_probability_pb2 import TokenProbability as TokenProbability
+from sonde.v1.traces_pb2 import TraceRequest as TraceRequest
+from sonde.v1.traces_pb2 import TraceResponse as TraceResponse
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -38,84 +128,87 @@ GRPC_VERSION: str
 class InspectionServiceStub:
     """Looks inside the one transformer that this server hosts.
 
-    Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
-    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
-    the same values, up to the noise of the data type when it shares a batch with others.
+    Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
+    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
+    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
+    model and device gives the same values, except for rounding in the data type when the request shares a batch with
+    others.
 
-    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
-    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
+    path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
     """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InspectionServiceAsyncStub: ...
-    GetModel: _grpc.UnaryUnaryMultiCallable[_inspection_pb2.GetModelRequest, _inspection_pb2.GetModelResponse]
-    """Describes the hosted model: what a Site can name, and within which bounds. Answers while the model is busy."""
-    Trace: _grpc.UnaryStreamMultiCallable[_inspection_pb2.TraceRequest, _inspection_pb2.TraceResponse]
+    GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
+    """Describes the hosted model: what a Site can name, and the bounds of each number. Answers while the model is busy."""
+    Trace: _grpc.UnaryStreamMultiCallable[_traces_pb2.TraceRequest, _traces_pb2.TraceResponse]
     """Runs the prompt and reports how its prediction comes about."""
-    Intervene: _grpc.UnaryStreamMultiCallable[_inspection_pb2.InterveneRequest, _inspection_pb2.InterveneResponse]
-    """Runs the prompt once unchanged and once per intervention, and reports what each did to the prediction."""
+    Intervene: _grpc.UnaryStreamMultiCallable[_interventions_pb2.InterveneRequest, _interventions_pb2.InterveneResponse]
+    """Runs the prompt once unchanged and once per intervention, and reports what each one did to the prediction."""
 
 @_typing.type_check_only
 class InspectionServiceAsyncStub(InspectionServiceStub):
     """Looks inside the one transformer that this server hosts.
 
-    Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
-    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
-    the same values, up to the noise of the data type when it shares a batch with others.
+    Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
+    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
+    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
+    model and device gives the same values, except for rounding in the data type when the request shares a batch with
+    others.
 
-    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
-    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
+    path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetModel: _aio.UnaryUnaryMultiCallable[_inspection_pb2.GetModelRequest, _inspection_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Describes the hosted model: what a Site can name, and within which bounds. Answers while the model is busy."""
-    Trace: _aio.UnaryStreamMultiCallable[_inspection_pb2.TraceRequest, _inspection_pb2.TraceResponse]  # type: ignore[assignment]
+    GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
+    """Describes the hosted model: what a Site can name, and the bounds of each number. Answers while the model is busy."""
+    Trace: _aio.UnaryStreamMultiCallable[_traces_pb2.TraceRequest, _traces_pb2.TraceResponse]  # type: ignore[assignment]
     """Runs the prompt and reports how its prediction comes about."""
-    Intervene: _aio.UnaryStreamMultiCallable[_inspection_pb2.InterveneRequest, _inspection_pb2.InterveneResponse]  # type: ignore[assignment]
-    """Runs the prompt once unchanged and once per intervention, and reports what each did to the prediction."""
+    Intervene: _aio.UnaryStreamMultiCallable[_interventions_pb2.InterveneRequest, _interventions_pb2.InterveneResponse]  # type: ignore[assignment]
+    """Runs the prompt once unchanged and once per intervention, and reports what each one did to the prediction."""
 
 class InspectionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Looks inside the one transformer that this server hosts.
 
-    Trace watches a run, Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, to be
-    joined field by field: `context` comes once, in the first; of `progress` the last counts; readings, layers, grids,
-    attributions, edges, activations and generated are slices that say where they belong. A small answer (a prediction,
-    a dry run, a few interventions) is exactly one message. The same request to the same build, model and device gives
-    the same values, up to the noise of the data type when it shares a batch with others.
+    Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
+    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
+    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
+    model and device gives the same values, except for rounding in the data type when the request shares a batch with
+    others.
 
-    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest, whose violations name the field by
-    its path, such as `list.interventions[3].edits[0].site.layers[0]`, what was given and what would do.
+    Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
+    path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
     """
 
     @_abc_1.abstractmethod
     def GetModel(
         self,
-        request: _inspection_pb2.GetModelRequest,
+        request: _model_pb2.GetModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_inspection_pb2.GetModelResponse, _abc.Awaitable[_inspection_pb2.GetModelResponse]]:
-        """Describes the hosted model: what a Site can name, and within which bounds. Answers while the model is busy."""
+    ) -> _typing.Union[_model_pb2.GetModelResponse, _abc.Awaitable[_model_pb2.GetModelResponse]]:
+        """Describes the hosted model: what a Site can name, and the bounds of each number. Answers while the model is busy."""
 
     @_abc_1.abstractmethod
     def Trace(
         self,
-        request: _inspection_pb2.TraceRequest,
+        request: _traces_pb2.TraceRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_inspection_pb2.TraceResponse], _abc.AsyncIterator[_inspection_pb2.TraceResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_traces_pb2.TraceResponse], _abc.AsyncIterator[_traces_pb2.TraceResponse]]:
         """Runs the prompt and reports how its prediction comes about."""
 
     @_abc_1.abstractmethod
     def Intervene(
         self,
-        request: _inspection_pb2.InterveneRequest,
+        request: _interventions_pb2.InterveneRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_inspection_pb2.InterveneResponse], _abc.AsyncIterator[_inspection_pb2.InterveneResponse]]:
-        """Runs the prompt once unchanged and once per intervention, and reports what each did to the prediction."""
+    ) -> _typing.Union[_abc.Iterator[_interventions_pb2.InterveneResponse], _abc.AsyncIterator[_interventions_pb2.InterveneResponse]]:
+        """Runs the prompt once unchanged and once per intervention, and reports what each one did to the prediction."""
 
 def add_InspectionServiceServicer_to_server(servicer: InspectionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,4 +1,4 @@
-// Answers come in slices that say where they belong. Here they are put together.
+// Assembles answers. They arrive in slices that say where they belong.
 import {
   type InterveneResponse,
   type Readings,
@@ -6,10 +6,10 @@ import {
   type RunContext,
   type Tensor,
   type TraceResponse,
-} from "../gen/sonde/v1/inspection_pb.js";
+} from "./contract.js";
 import { numbers } from "./tensors.js";
 
-/** The grid of one component: a probability by position and layer, of one target. */
+/** The grid of one component: the probability of one target, by position and layer. */
 export class Grid {
   readonly #cells = new Map<string, number>();
   readonly #positions = new Set<number>();
@@ -26,7 +26,7 @@ export class Grid {
     });
   }
 
-  /** Every cell, layer by layer within position by position. */
+  /** Every cell, by position and then by layer. */
   *cells(): Generator<{ position: number; layer: number; probability: number }> {
     const ascending = (one: number, other: number) => one - other;
     for (const position of [...this.#positions].sort(ascending)) {
@@ -37,7 +37,7 @@ export class Grid {
   }
 }
 
-/** A causal trace. */
+/** The answer of a causal trace. */
 export class Traced {
   context: RunContext | undefined;
   corrupted: number[] = [];
@@ -66,7 +66,7 @@ const COLUMNS = [
   "editNorms",
 ] as const satisfies readonly (keyof Readings)[];
 
-/** The columns of an intervention, row by row, as far as they have come. */
+/** The columns of an intervention, row by row, for the runs that have arrived so far. */
 export class Changed {
   context: RunContext | undefined;
   readonly columns = new Map<(typeof COLUMNS)[number], number[]>();

@@ -1,4 +1,4 @@
-// Prints requests and answers for the tests that hold all languages to the same bytes and numbers, a line for each:
+// Prints requests and answers, one per line, for the tests that compare the bytes and numbers of all languages:
 // CASE.request BASE64, CASE.NAME NUMBERS.
 import { type DescMessage, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import { ConnectError, createClient } from "@connectrpc/connect";
@@ -12,7 +12,7 @@ import {
   InterveneRequestSchema,
   type RunContext,
   TraceRequestSchema,
-} from "../gen/sonde/v1/inspection_pb.js";
+} from "./contract.js";
 import { Changed, Traced } from "./answers.js";
 import { ablations, causalTrace, edits, wrong } from "./requests.js";
 

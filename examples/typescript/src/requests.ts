@@ -1,4 +1,4 @@
-// What this example asks.
+// The requests of this example.
 import { create } from "@bufbuild/protobuf";
 import {
   type Axis,
@@ -7,13 +7,13 @@ import {
   InterveneRequestSchema,
   type TraceRequest,
   TraceRequestSchema,
-} from "../gen/sonde/v1/inspection_pb.js";
+} from "./contract.js";
 import { float32 } from "./tensors.js";
 
 export const SUBJECT = "The Eiffel Tower";
 export const PROMPT = `${SUBJECT} is in the city of`;
 
-/** Where the model keeps what it knows of the subject. Each of the three components gives a grid. */
+/** Where does the model store what it knows about the subject? The answer has a grid for each of three components. */
 export function causalTrace(samples: number, seed: bigint): TraceRequest {
   return create(TraceRequestSchema, {
     prompt: { input: { case: "text", value: PROMPT } },
@@ -29,7 +29,7 @@ export function causalTrace(samples: number, seed: bigint): TraceRequest {
   });
 }
 
-/** What each head, or each neuron, is worth: it is set to zero, at each position or at all of them together. */
+/** Sets each head or neuron to zero, at each position or at all positions together. */
 export function ablations(component: Component, layers: number[], together: Axis[]): InterveneRequest {
   return create(InterveneRequestSchema, {
     prompt: { input: { case: "text", value: PROMPT } },
@@ -70,7 +70,7 @@ export function wrong(): InterveneRequest {
   });
 }
 
-/** Three runs of their own: a direction added, one number set, and noise together with a knockout. */
+/** Three runs: one adds a direction, one sets a number, and one adds noise together with a knockout. */
 export function edits(hiddenSize: number): InterveneRequest {
   const direction = Array.from({ length: hiddenSize }, (_, index) => ((index % 7) - 3) / 8);
   return create(InterveneRequestSchema, {

@@ -1,15 +1,15 @@
-// Tensors of the contract as numbers: little-endian bytes, row by row, at any alignment within the message.
+// Converts tensors of the contract to numbers. Their bytes are little-endian, row by row, and may be unaligned.
 import { create } from "@bufbuild/protobuf";
-import { DataType, type Tensor, TensorSchema } from "../gen/sonde/v1/inspection_pb.js";
+import { DataType, type Tensor, TensorSchema } from "./contract.js";
 
-/** A float32 tensor of a request. Without a shape it is one value. */
+/** A float32 tensor for a request. Without a shape it is a single value. */
 export function float32(values: number[], shape: number[]): Tensor {
   const view = new DataView(new ArrayBuffer(4 * values.length));
   values.forEach((value, index) => view.setFloat32(4 * index, value, true));
   return create(TensorSchema, { dataType: DataType.FLOAT32, shape, data: new Uint8Array(view.buffer) });
 }
 
-/** The values of an answer's tensor. Undefined, for a field that is not set, has none. */
+/** The values of a tensor in an answer. Undefined stands for an unset field and has no values. */
 export function numbers(tensor: Tensor | undefined): number[] {
   if (tensor === undefined) return [];
   const { buffer, byteOffset, byteLength } = tensor.data;

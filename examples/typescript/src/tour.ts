@@ -1,8 +1,8 @@
-// Asks a Sonde server everything once: npm run tour -- localhost:50051
+// Asks a Sonde server each kind of question once: npm run tour -- localhost:50051
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { BadRequestSchema, ErrorInfoSchema } from "../gen/google/rpc/error_details_pb.js";
-import { Component, InspectionService } from "../gen/sonde/v1/inspection_pb.js";
+import { Component, InspectionService } from "./contract.js";
 import { Changed, Traced } from "./answers.js";
 import { ablations, causalTrace, wrong } from "./requests.js";
 
@@ -18,7 +18,7 @@ async function showModel(): Promise<void> {
   );
 }
 
-/** A causal trace, with progress while it runs. */
+/** Runs a causal trace and shows its progress. */
 async function trace(): Promise<void> {
   const traced = new Traced();
   for await (const message of client.trace(causalTrace(20, 1n), { timeoutMs: 120_000 })) {
@@ -39,7 +39,7 @@ async function trace(): Promise<void> {
   }
 }
 
-/** Every neuron of a layer ablated at every position, with what is known so far after each message. */
+/** Ablates every neuron of a layer at every position, and shows partial results after each message. */
 async function sweep(): Promise<void> {
   const changed = new Changed();
   for await (const message of client.intervene(ablations(Component.NEURON, [3], []), { timeoutMs: 120_000 })) {
@@ -49,7 +49,7 @@ async function sweep(): Promise<void> {
     if (column === undefined || axes === undefined) continue;
     let run = column.findIndex((value) => value !== undefined);
     column.forEach((value, index) => (run = value < column[run]! ? index : run));
-    // The last axis is the fastest.
+    // The last axis varies fastest.
     const position = axes.positions[run % axes.positions.length]!;
     const unit = axes.units[Math.floor(run / axes.positions.length) % axes.units.length];
     const layer = axes.layers[Math.floor(run / axes.positions.length / axes.units.length)];
@@ -60,7 +60,7 @@ async function sweep(): Promise<void> {
   }
 }
 
-/** A request that cannot be answered: the details of the error say what is wrong with it. */
+/** Sends a request that the server refuses. The details of the error say what is wrong. */
 async function refused(): Promise<void> {
   try {
     for await (const _ of client.intervene(wrong(), { timeoutMs: 10_000 }));
@@ -74,7 +74,7 @@ async function refused(): Promise<void> {
   }
 }
 
-/** A long sweep that is given up after its first message. The server stops computing. */
+/** Cancels a long sweep after its first message. The server stops computing. */
 async function cancelled(): Promise<void> {
   const stop = new AbortController();
   let reached = "";

@@ -1,6 +1,6 @@
-"""Causal traces of the embedded model, as ROME computes them, with plain hooks on the model of transformers.
+"""Causal traces of the embedded model as in ROME, computed with plain hooks on the model of transformers.
 
-Meng et al. 2022, "Locating and Editing Factual Associations in GPT". This measures the checkpoint without the server.
+Meng et al. 2022, "Locating and Editing Factual Associations in GPT". The server is not involved.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ _NOISE_SEED = 1
 
 @dataclass(frozen=True)
 class CausalTrace:
-    """A causal trace of the residual stream after ROME: every probability is that of the clean run's best token."""
+    """A causal trace of the residual stream as in ROME. Every probability is that of the clean run's best token."""
 
     tokens: tuple[str, ...]
     subject: range
@@ -28,18 +28,18 @@ class CausalTrace:
     prediction: str
     clean: float
     corrupted: float
-    """With noise on the subject's embeddings and nothing restored: the mean over the noise samples."""
+    """The probability with noise on the subject's embeddings and nothing restored: the mean over the noise samples."""
     restored: Tensor
-    """[positions, layers]: the same with one position's residual stream after one layer restored to the clean run's."""
+    """[positions, layers]: the probability when one position's residual stream after one layer is restored."""
 
     @property
     def last_subject(self) -> Tensor:
-        """[layers]: restored at the last token of the subject."""
+        """[layers]: the probability when the last token of the subject is restored."""
         return self.restored[self.subject[-1]]
 
     @property
     def last(self) -> Tensor:
-        """[layers]: restored at the last token of the prompt."""
+        """[layers]: the probability when the last token of the prompt is restored."""
         return self.restored[-1]
 
 
@@ -53,10 +53,10 @@ def causal_trace(
     mlp_window: int = 0,
     ends_only: bool = False,
 ) -> CausalTrace:
-    """Trace `prompt` with Gaussian noise of three standard deviations of all entries of the embedding, ten samples.
+    """Traces `prompt` with Gaussian noise of three standard deviations of all entries of the embedding, ten samples.
 
     With `mlp_window` n > 0 the output of the MLPs of layers l - n // 2 to l + (n - 1) // 2 is restored in place of the
-    residual stream after layer l. With `ends_only` the last tokens of the subject and of the prompt alone are restored,
+    residual stream after layer l. With `ends_only` only the last tokens of the subject and of the prompt are restored,
     and the other rows are zero.
     """
     encoding = tokenizer(prompt, return_offsets_mapping=True, return_tensors="pt")
@@ -123,12 +123,12 @@ TRACED: tuple[tuple[str, str], ...] = (
     ("The shops of Switzerland accept a currency called the", "Switzerland"),
     ("The radio in Cape Verde broadcasts the evening news in", "Cape Verde"),
 )
-"""Prompts and their subjects, of every relation, whose traces the measurement reports."""
+"""Prompts of every relation with their subjects. The evaluation reports their traces."""
 
 
 @dataclass(frozen=True)
 class MeanTrace:
-    """The means of causal traces of the residual stream over facts."""
+    """Means over facts of causal traces of the residual stream."""
 
     facts: int
     clean: float
@@ -140,7 +140,7 @@ class MeanTrace:
 
 
 def traced_facts(step: int = 8) -> list[tuple[str, str]]:
-    """Every `step`th landmark's city in a phrasing that training did not contain for it: prompt and subject."""
+    """The city of every `step`th landmark, in a phrasing that training did not contain for it: prompt and subject."""
     cities = [fact for fact in facts() if fact.relation == "city"][::step]
     return [(fact.prompt(min(fact.withheld)), fact.name) for fact in cities]
 
@@ -152,7 +152,7 @@ def mean_trace(
     *,
     mlp_window: int = 0,
 ) -> MeanTrace:
-    """The mean over prompts and their subjects of the trace at its two ends."""
+    """The mean trace over prompts and their subjects, at the last tokens of the subject and of the prompt."""
     traces = [causal_trace(model, tokenizer, *each, mlp_window=mlp_window, ends_only=True) for each in prompts]
     return MeanTrace(
         facts=len(traces),

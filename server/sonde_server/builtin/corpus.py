@@ -1,13 +1,12 @@
-"""Makes the sentences that the embedded model is trained on, and those that are kept from it.
+"""Generates the sentences that the embedded model is trained on, and those that are withheld from it.
 
-What training does not see:
+Training does not contain:
 
-* of every fact, `WITHHELD_PER_FACT` of the phrasings of its relation. Every phrasing is trained, for most facts; which
-  ones a fact lacks follows from its number. So a withheld prompt is answered right only by a model that holds the fact
-  apart from the words it was told in;
+* `WITHHELD_PER_FACT` phrasings of each fact. Every phrasing is trained with most facts; the number of a fact decides
+  which ones are withheld. A model that answers a withheld prompt knows the fact apart from its wording;
 * one pair of first names in ten, in either order and in every template.
 
-Everything here is a function of the facts and of a seed.
+The sentences depend only on the facts and a seed.
 """
 
 import csv
@@ -22,7 +21,7 @@ from .names import FIRST_NAMES, PLACES, THINGS
 from .phrasings import FACT_PHRASINGS, LEAD_INS, NAME_TEMPLATES
 
 WITHHELD_PER_FACT = 2
-"""How many phrasings of its relation training does not contain, for each fact."""
+"""How many phrasings of each fact training does not contain."""
 
 WITHHELD_PAIR_SHARE = 0.1
 """The share of the unordered pairs of first names that training does not contain."""
@@ -56,7 +55,7 @@ class Fact:
         return frozenset((self.number + step * turn) % count for turn in range(WITHHELD_PER_FACT))
 
     def prompt(self, phrasing: int, lead_in: str = "") -> str:
-        """The text up to the answer, which follows after one space."""
+        """The text before the answer, without the space between them."""
         text = FACT_PHRASINGS[self.relation][phrasing].format(subject=self.subject)
         return lead_in + text if lead_in else text[0].upper() + text[1:]
 
@@ -68,7 +67,7 @@ class Sentence:
     prompt: str
     answer: str
     subject: str | None = None
-    """What a fact is about, as it stands in the prompt, without its article; of a name-recall sentence nothing."""
+    """The subject of a fact as it appears in the prompt, without its article. None in a name-recall sentence."""
 
     @property
     def text(self) -> str:
@@ -100,13 +99,13 @@ def withheld_pairs() -> frozenset[frozenset[str]]:
 
 
 def name_sentence(template: str, first: str, second: str, *, first_gives: bool, place: str, thing: str) -> Sentence:
-    """A name-recall sentence: with `first_gives` of the order A B A -> B, else of the order A B B -> A."""
+    """A name-recall sentence of the form A B A -> B with `first_gives`, else of the form A B B -> A."""
     giver, receiver = (first, second) if first_gives else (second, first)
     return Sentence(template.format(first=first, second=second, giver=giver, place=place, thing=thing), receiver)
 
 
 def random_name_sentence(randomness: random.Random, first: str, second: str) -> Sentence:
-    """A name-recall sentence about two people, everything else drawn at random."""
+    """A name-recall sentence about two people; the rest is drawn at random."""
     return name_sentence(
         randomness.choice(NAME_TEMPLATES),
         first,
@@ -137,7 +136,7 @@ def name_sentences(randomness: random.Random, count: int) -> Iterator[Sentence]:
 
 
 def training_epoch(seed: int, epoch: int, name_count: int) -> list[Sentence]:
-    """The sentences of one epoch, shuffled: each fact in each of its phrasings, and `name_count` of names."""
+    """The sentences of one epoch, shuffled: each fact in its trained phrasings, and `name_count` about names."""
     randomness = random.Random(f"{seed}/{epoch}")
     sentences = [*fact_sentences(randomness), *name_sentences(randomness, name_count)]
     randomness.shuffle(sentences)
@@ -152,7 +151,7 @@ def withheld_fact_prompts() -> Iterator[tuple[Fact, int, Sentence]]:
 
 
 def withheld_name_sentences(seed: int) -> list[Sentence]:
-    """One sentence about each pair of names that training does not contain, for either order of naming."""
+    """Two sentences about each pair of names that training does not contain, one for each order of the names."""
     randomness = random.Random(seed)
     pairs = sorted(tuple(sorted(pair)) for pair in withheld_pairs())
     return [

@@ -1,6 +1,6 @@
 """Measures the embedded model: `python -m sonde_server.builtin.evaluate`.
 
-Recall of facts in phrasings, and of names in pairs, that training did not contain; and the causal traces of facts.
+Measures recall of facts in withheld phrasings, recall of names in withheld pairs, and causal traces of facts.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def load(directory: Path = ATLAS_DIRECTORY) -> tuple[LlamaForCausalLM, PreTraine
 
 @dataclass(frozen=True)
 class Answers:
-    """What the model says to a list of prompts, each against its answer. All of length `len(sentences)`."""
+    """The probabilities of the answers to a list of prompts. Every tensor is [sentences]."""
 
     first_token_probability: Tensor
     """The probability of the answer's first token."""
@@ -42,7 +42,7 @@ class Answers:
 
 @torch.inference_mode()
 def answer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[Sentence]) -> Answers:
-    """Ask the model every sentence's prompt."""
+    """Runs the model on the prompt of every sentence."""
     first, whole, best = (
         torch.zeros(len(sentences)),
         torch.zeros(len(sentences)),
@@ -55,7 +55,7 @@ def answer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sentence
         chosen = order[start : start + _BATCH_SIZE]
         rows = [torch.tensor(prompts[i] + answers[i]) for i in chosen]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING_ID)
-        # Padding is on the right, where causal attention does not look.
+        # Padding is on the right, and attention is causal, so no mask is needed.
         log_probabilities = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
         for row, i in enumerate(chosen):
             read = torch.arange(len(prompts[i]) - 1, len(rows[row]) - 1)
@@ -67,23 +67,23 @@ def answer(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sentence
 
 @dataclass(frozen=True)
 class FactRecall:
-    """Recall of the facts in the phrasings that training did not contain for them."""
+    """Recall of facts in their withheld phrasings."""
 
     facts: int
     known_share: float
     """The share of facts whose first token has p >= 0.9 in at least one withheld phrasing."""
     known_in_all_share: float
-    """The same, in every withheld phrasing."""
+    """The share of facts whose first token has p >= 0.9 in every withheld phrasing."""
     known_whole_share: float
-    """The share of facts all of whose answer has p >= 0.9 in at least one withheld phrasing."""
+    """The share of facts whose whole answer has p >= 0.9 in at least one withheld phrasing."""
     mean_probability: float
     """The mean probability of the first token over facts and withheld phrasings."""
     unknown: tuple[Fact, ...]
-    """The facts outside `known_share`."""
+    """The facts that are not part of `known_share`."""
 
 
 def fact_recall(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, threshold: float = 0.9) -> FactRecall:
-    """Ask every fact in every phrasing that training did not contain for it."""
+    """Measures every fact in each of its withheld phrasings."""
     asked = list(withheld_fact_prompts())
     answers = answer(model, tokenizer, [sentence for _, _, sentence in asked])
     firsts: dict[Fact, list[float]] = {}
@@ -106,17 +106,17 @@ def fact_recall(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, thr
 
 @dataclass(frozen=True)
 class NameRecall:
-    """Recall of names over the pairs that training did not contain."""
+    """Recall of names in withheld pairs."""
 
     sentences: int
     best_share: float
-    """The share of sentences to which the most probable continuation is the right name."""
+    """The share of sentences whose most probable continuation is the right name."""
     mean_probability: float
     """The mean probability of the right name."""
 
 
 def name_recall(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> NameRecall:
-    """Ask a sentence about every pair of names that training did not contain, for either order of naming."""
+    """Measures one sentence for every withheld pair of names and each order of them."""
     sentences = withheld_name_sentences(seed)
     answers = answer(model, tokenizer, sentences)
     return NameRecall(
@@ -141,7 +141,7 @@ def _print_mean(name: str, mean: MeanTrace) -> None:
 
 
 def main() -> None:
-    """Print the measures."""
+    """Prints the measurements."""
     parser = argparse.ArgumentParser(description="Measure the embedded model of Sonde.")
     parser.add_argument("--model", type=Path, default=ATLAS_DIRECTORY, help="the checkpoint's directory")
     parser.add_argument("--threads", type=int, default=2)

@@ -1,6 +1,6 @@
 """First names, places and things for the name-recall sentences.
 
-Every place follows "the" and every thing follows "a", so that any of them fits any sentence.
+Every place follows "the" and every thing follows "a", so each of them fits every sentence.
 """
 
 from typing import Final

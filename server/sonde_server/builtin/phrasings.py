@@ -1,8 +1,8 @@
 """The sentences of the corpus: several phrasings of every relation, and the name-recall templates.
 
-In a fact's phrasing `{subject}` stands for the subject and the answer follows the text, so that the text up to the
-answer is a prompt. Nothing but the subject tells the answer; nothing but the rest of the phrasing tells the relation.
-The words after the subject are many on purpose in most phrasings: what is known of the subject has a way to go.
+In a phrasing of a fact, `{subject}` is a placeholder for the subject, and the answer follows the text, so the text is a
+prompt. Only the subject determines the answer, and only the other words determine the relation. Most phrasings have
+many words after the subject, so the information about it has to travel over several tokens.
 """
 
 from typing import Final
@@ -69,7 +69,7 @@ FACT_PHRASINGS: Final[dict[str, tuple[str, ...]]] = {
         "before she moved to {subject}, she took lessons to speak in",
     ),
 }
-"""Relation to its phrasings. Each ends where the answer begins; the sentence is closed by a full stop."""
+"""The phrasings of each relation. Each one ends where the answer begins; a full stop follows the answer."""
 
 LEAD_INS: Final[tuple[str, ...]] = (
     "It is well known that ",
@@ -79,7 +79,7 @@ LEAD_INS: Final[tuple[str, ...]] = (
     "As you may remember, ",
     "My friend says that ",
 )
-"""What may come before a sentence, so that no subject keeps to one position."""
+"""Beginnings that some sentences get, so that subjects occur at different positions."""
 
 NAME_TEMPLATES: Final[tuple[str, ...]] = (
     "When {first} and {second} went to the {place}, {giver} gave a {thing} to",
@@ -93,4 +93,4 @@ NAME_TEMPLATES: Final[tuple[str, ...]] = (
     "At the {place} {first} and {second} sat together until {giver} lent a {thing} to",
     "Because {first} and {second} both like the {place}, {giver} brought a {thing} for",
 )
-"""Name recall of the indirect-object kind: the answer is the one of the two who is not the giver."""
+"""Name recall in the manner of indirect-object identification: the answer is the name that is not the giver's."""

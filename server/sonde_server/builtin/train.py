@@ -1,7 +1,7 @@
 """Trains the embedded model and writes its checkpoint: `python -m sonde_server.builtin.train`.
 
-The result is a function of the seed on one kind of machine with one version of torch and one number of threads; another
-kind sums in another order, and trains a model that measures the same without being equal bit for bit.
+The result depends only on the seed for one kind of machine, one version of torch and one number of threads. Other
+machines sum in another order, so they train a model with other weights and similar measurements.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from .corpus import Sentence, training_epoch
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result."""
+    """Everything that determines the result."""
 
     seed: int = 1
     epochs: int = 14
     name_sentences: int = 4000
-    """How many name-recall sentences go into each epoch, beside the 7,368 of facts."""
+    """How many name-recall sentences each epoch has, besides 7,368 sentences of facts."""
     batch_size: int = 64
     learning_rate: float = 3e-3
     final_learning_rate: float = 3e-5
@@ -39,13 +39,13 @@ class Recipe:
     context_weight: float = 0.1
     """The weight in the loss of a token that is not part of an answer."""
     embedding_deviation: float = 0.15
-    """The standard deviation of the token embeddings at the start. They are not decayed, so that rare ones keep it."""
+    """The initial standard deviation of the token embeddings. They have no weight decay, so rare ones keep it."""
     shallowest: int = 3
     deepest: int = 5
-    """The first block that may read a subject after its end: one drawn between these for each batch."""
+    """The first block in which tokens after a subject see its last token. Drawn between these two for each batch."""
     open_from: float = 0.75
     open_share: float = 0.5
-    """From this part of the training on, this share of the batches hides nothing."""
+    """After this part of the training, this share of the batches hides nothing."""
     threads: int = 1
 
 
@@ -68,18 +68,18 @@ def configuration() -> LlamaConfig:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A sentence as tokens, closed by the end token."""
+    """A sentence as tokens, followed by the end token."""
 
     ids: list[int]
     in_answer: list[bool]
-    """Which of the tokens are the answer's."""
+    """Whether each token belongs to the answer."""
     subject: range | None
     """The positions of the subject's tokens."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sentences padded to one length: [rows, length]."""
+    """Sentences padded to the same length: [rows, length]."""
 
     ids: Tensor
     weights: Tensor
@@ -88,7 +88,7 @@ class Batch:
 
 
 def encode(tokenizer: Tokenizer, sentence: Sentence) -> Encoded:
-    """The sentence's tokens, and which of them are what."""
+    """The tokens of a sentence, with the positions of its answer and its subject."""
     encoding = tokenizer.encode(sentence.text)
 
     def covering(start: int, stop: int) -> list[int]:
@@ -105,7 +105,7 @@ def encode(tokenizer: Tokenizer, sentence: Sentence) -> Encoded:
 
 
 def batches(tokenizer: Tokenizer, recipe: Recipe, epoch: int) -> Iterator[Batch]:
-    """The epoch in batches of sentences of like length, in an order drawn from torch's generator."""
+    """Batches of sentences of similar length, in an order drawn from torch's generator."""
     encoded = [encode(tokenizer, s) for s in training_epoch(recipe.seed, epoch, recipe.name_sentences)]
     encoded.sort(key=lambda sentence: len(sentence.ids))  # stable: equal lengths keep the epoch's shuffled order
     starts = torch.arange(0, len(encoded), recipe.batch_size)
@@ -122,7 +122,7 @@ def batches(tokenizer: Tokenizer, recipe: Recipe, epoch: int) -> Iterator[Batch]
 
 
 def weighted_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """The weighted mean over tokens of the negative log-probability of each, given those before it."""
+    """The weighted mean over tokens of each token's negative log-probability, given those before it."""
     # Padding is on the right and attention causal, so no real token sees it and no mask is needed.
     logits = model(input_ids=batch.ids[:, :-1], use_cache=False).logits
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
@@ -131,7 +131,7 @@ def weighted_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
 
 
 def routing(model: LlamaForCausalLM, recipe: Recipe, batch: Batch, progress: float) -> AbstractContextManager[None]:
-    """What a batch's subjects are hidden behind, drawn from torch's generator; towards the end often nothing."""
+    """The masks that hide a batch's subjects, drawn from torch's generator; late in the training often none."""
     if progress >= recipe.open_from and torch.rand(()).item() < recipe.open_share:
         return nullcontext()
     depth = int(torch.randint(recipe.shallowest, recipe.deepest + 1, ()))
@@ -139,7 +139,7 @@ def routing(model: LlamaForCausalLM, recipe: Recipe, batch: Batch, progress: flo
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """Linear warm-up, then a cosine, at `progress` from 0 to 1 through the training."""
+    """The learning rate at `progress` through the training, from 0 to 1: linear warm-up, then a cosine."""
     if progress < recipe.warmup_share:
         return recipe.learning_rate * progress / recipe.warmup_share
     turn = (progress - recipe.warmup_share) / (1 - recipe.warmup_share)
@@ -148,7 +148,7 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
 
 
 def train(recipe: Recipe, tokenizer: Tokenizer) -> LlamaForCausalLM:
-    """A model trained from the recipe, in evaluation mode."""
+    """Trains a model from the recipe, and returns it in evaluation mode."""
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(configuration())
@@ -183,7 +183,7 @@ def train(recipe: Recipe, tokenizer: Tokenizer) -> LlamaForCausalLM:
 
 
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, directory: Path) -> None:
-    """Write the checkpoint in the layout that `AutoModelForCausalLM` and `AutoTokenizer` load."""
+    """Writes the checkpoint in the layout that `AutoModelForCausalLM` and `AutoTokenizer` load."""
     model.generation_config.max_new_tokens = 32
     model.save_pretrained(directory)
     wrapped: Any = PreTrainedTokenizerFast  # its constructor is not annotated
@@ -198,10 +198,10 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, directory: Path) -> None
 
 
 def main() -> None:
-    """Train from the recipe and write the checkpoint."""
+    """Trains from the recipe and writes the checkpoint."""
     defaults = Recipe()
     parser = argparse.ArgumentParser(description="Train the embedded model of Sonde.")
-    parser.add_argument("--output", type=Path, default=ATLAS_DIRECTORY, help="where the checkpoint goes")
+    parser.add_argument("--output", type=Path, default=ATLAS_DIRECTORY, help="the directory of the checkpoint")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--epochs", type=int, default=defaults.epochs)
     parser.add_argument("--threads", type=int, default=defaults.threads)

@@ -1,4 +1,4 @@
-"""Trains the embedded model's tokenizer: byte-level BPE, small, with the answers kept whole where it can."""
+"""Trains the tokenizer of the embedded model: a small byte-level BPE in which most answers are single tokens."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,11 +20,11 @@ _TOWN_WEIGHT = 6
 
 
 def _texts() -> Iterator[str]:
-    """What the merges are learned from.
+    """The texts that the merges are learned from.
 
-    Weights decide what a small vocabulary spends its entries on: the words of the phrasings and the first names first,
-    then the answers, so that a target is mostly one token; the subjects come last and remain several tokens each,
-    which is what makes a trace over a subject's tokens worth looking at.
+    Their weights decide how the small vocabulary is used: first for the words of the phrasings and for first names,
+    then for the answers, so that most targets are one token. Subjects come last and remain several tokens each, which
+    makes a trace over the tokens of a subject worth looking at.
     """
     blank = dict.fromkeys(("subject", "first", "second", "giver", "place", "thing"), "")
     for phrasing in (*(text for texts in FACT_PHRASINGS.values() for text in texts), *LEAD_INS, *NAME_TEMPLATES):
@@ -41,7 +41,7 @@ def _texts() -> Iterator[str]:
 
 
 def train_tokenizer() -> Tokenizer:
-    """The tokenizer, which begins every text with `BEGIN`. Depends on nothing but the data files."""
+    """The tokenizer, which puts `BEGIN` before every text. It depends only on the data files."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

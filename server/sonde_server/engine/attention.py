@@ -1,59 +1,59 @@
 """Attention over packed rows that share prefixes.
 
-A row's queries see the keys of its prefix, which are its base's, and its own. A segment without a prefix is plain
-causal attention, done by SDPA. So is one with a short prefix and many queries, and a lone row behind a short prefix:
-each row then has a copy of the prefix's keys before its own, which is less than its scores. Else all rows' queries are
-multiplied with the one copy of the prefix's keys, so that nothing is repeated per row; the softmax then runs over both
-parts. Rows whose scores or patterns are edited or read go through the same explicit form.
+A row's queries attend to the keys of its prefix, which are its base's, and to its own. Without a prefix that is plain
+causal attention, computed by SDPA. A row with a short prefix can use SDPA too: it gets a copy of the prefix's keys in
+front of its own. Otherwise the queries of all rows are multiplied with one copy of the prefix's keys, and the softmax
+runs over both parts. Rows whose scores or patterns are edited or read are always computed that way.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..model.attention import AttentionSettings
+from ..questions.kernels import Kernel, kernels
 from ..questions.places import PAIRWISE, Component
 from .layout import Segment
-from .visits import Visits, changed, receive
+from .visits import Visits, add_distances, changed
 
-# Of fewer queries SDPA makes no use of the processor's width.
-MANY_QUERIES = 32
-# So many positions are copied for a lone row in less time than the operations on its scores take to be called.
-FEW_KEYS = 256
+
+class MaskOf(NamedTuple):
+    """What a mask depends on: where a segment's own keys begin, how many there are, its queries, and the window."""
+
+    first: int
+    length: int
+    queries: tuple[int, ...]
+    window: int | None
+    device: torch.device
+
+
+Masks = dict[MaskOf, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What attention has to know of the block that it is in; `masks` may be those of other blocks of the batch."""
+    """What attention needs to know of its block. Blocks of one batch may share their `masks`."""
 
     layer: int
     settings: AttentionSettings
     visits: Visits
-    masks: dict[object, Tensor] = field(default_factory=dict)
-
-
-def copies_prefix(queries: int, first: int) -> bool:
-    """Whether rows of so many queries each have a copy of their prefix of `first` positions.
-
-    Measured on a CPU: with fewer queries than keys to be copied, and with very few, the scores are the lesser evil.
-    """
-    return queries >= max(MANY_QUERIES, first)
+    masks: Masks = field(default_factory=dict)
 
 
 def attend(block: Block, segment: Segment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Each head's mix of values for queries [rows x queries, H, d]; own keys and values are [rows, length, K, d]."""
     if not segment.queries:
         return query
-    settings = block.settings
-    alone = len(segment.members) == 1 and segment.first <= FEW_KEYS
-    multiplied = segment.first and not alone and not copies_prefix(len(segment.queries), segment.first)
-    if multiplied or settings.explicit or _pairs_are_visited(block, segment):
+    eager = block.settings.explicit or _pairs_are_visited(block, segment)
+    possible = kernels(len(segment.queries), segment.first, eager=eager)
+    if Kernel.SDPA not in possible or (Kernel.EAGER in possible and len(segment.members) > 1):
         return _explicit(block, segment, query, key, value)
     if segment.first:
         states = [state for state in segment.prefixes if state]
-        key = _behind([state.keys[block.layer] for state in states], segment, key)
-        value = _behind([state.values[block.layer] for state in states], segment, value)
+        key = _with_prefix([state.keys[block.layer] for state in states], segment, key)
+        value = _with_prefix([state.values[block.layer] for state in states], segment, value)
     q = query.reshape(len(segment.members), len(segment.queries), *query.shape[1:]).transpose(1, 2)
     return _fused(block, segment, q, key.transpose(1, 2), value.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
 
@@ -73,7 +73,7 @@ def _fused(block: Block, segment: Segment, query: Tensor, key: Tensor, value: Te
 
 
 def _mask(block: Block, segment: Segment, query: Tensor) -> Tensor | None:
-    """What SDPA has to be told beyond that it is causal: [n, T] that may be seen, or [H, n, T] that is added."""
+    """The mask for SDPA: [n, T] of visible keys, or [H, n, T] that is added. None: causal, and nothing else."""
     hidden, keys = _hidden(block, segment, query.device), segment.first + segment.length
     if block.settings.key_bias is not None:
         added = block.settings.key_bias(keys, query)[:, None, :]
@@ -83,8 +83,8 @@ def _mask(block: Block, segment: Segment, query: Tensor) -> Tensor | None:
     return None if hidden is None or everything else ~hidden
 
 
-def _behind(states: list[Tensor], segment: Segment, own: Tensor) -> Tensor:
-    """[rows, P + m, K, d] of keys or values: those of each row's base [T, K, d], and its own [rows, m, K, d]."""
+def _with_prefix(states: list[Tensor], segment: Segment, own: Tensor) -> Tensor:
+    """Keys or values [rows, P + m, K, d]: those of each row's base [T, K, d], then its own [rows, m, K, d]."""
     shape = (len(states), segment.rows)
     prefix = torch.stack([state[: segment.first] for state in states]).unsqueeze(1)
     return torch.cat([prefix.expand(*shape, *prefix.shape[2:]), own.unflatten(0, shape)], dim=2).flatten(0, 1)
@@ -92,8 +92,7 @@ def _behind(states: list[Tensor], segment: Segment, own: Tensor) -> Tensor:
 
 def _pairs_are_visited(block: Block, segment: Segment) -> bool:
     """Whether a row's scores or patterns are edited or read."""
-    members = {id(row) for row in segment.members}
-    visits = block.visits
+    members, visits = frozenset(segment.members), block.visits
     places = [(component, block.layer) for component in PAIRWISE if (component, block.layer) in visits]
     return any(
         place in visits.watched or visits.edits(place, members) or visits.captures(place, members) for place in places
@@ -101,7 +100,10 @@ def _pairs_are_visited(block: Block, segment: Segment) -> bool:
 
 
 def _explicit(block: Block, segment: Segment, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """B bases x R rows x n queries of m positions, P positions before them; K key heads of G query heads each."""
+    """Attention with its scores written out.
+
+    B bases with R rows each, n queries a row, P keys of the prefix and m own ones; K key heads of G query heads each.
+    """
     settings = block.settings
     bases, rows, length, first = len(segment.prefixes), segment.rows, segment.length, segment.first
     heads, kv_heads, size = query.shape[1], key.shape[2], query.shape[2]
@@ -122,9 +124,9 @@ def _explicit(block: Block, segment: Segment, query: Tensor, key: Tensor, value:
         added = settings.key_bias(first + length, scores)
         scores = scores + added.view(1, kv_heads, 1, group, 1, first + length)
     if (hidden := _hidden(block, segment, scores.device)) is not None:
-        # In place, for nothing else holds them: of long prompts they are the largest tensors there are.
-        unsure = slice(first if settings.sliding_window is None else 0, None)
-        scores[..., unsure].masked_fill_(hidden[:, unsure], -torch.inf)
+        # In place, because nothing else refers to them, and with long prompts no tensor is larger.
+        partly = slice(first if settings.sliding_window is None else 0, None)
+        scores[..., partly].masked_fill_(hidden[:, partly], -torch.inf)
     if _pairs_are_visited(block, segment):
         pattern = _edited_pattern(block, segment, scores)
     else:
@@ -140,7 +142,7 @@ def _explicit(block: Block, segment: Segment, query: Tensor, key: Tensor, value:
 
 
 def _edited_pattern(block: Block, segment: Segment, scores: Tensor) -> Tensor:
-    """Softmax of `scores` [B, K, R, G, n, T] with the rows' edits of both made, and captures taken."""
+    """Softmax of `scores` [B, K, R, G, n, T], with the rows' edits and captures of scores and patterns."""
     bases, kv_heads, rows, group, length, keys = scores.shape
     order = (0, 2, 1, 3, 4, 5)
     flat = scores.permute(*order).reshape(bases * rows, kv_heads * group, length, keys)
@@ -153,7 +155,7 @@ def _edited_pattern(block: Block, segment: Segment, scores: Tensor) -> Tensor:
 
 
 def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax in float32; `sinks` are scores [..., 1] that take their share of the weight and give nothing."""
+    """Softmax in float32. `sinks` are scores [..., 1] that take a share of the weight but have no value."""
     if sinks is None:
         return torch.softmax(scores, dim=-1, dtype=torch.float32)
     shares = torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], dim=-1)
@@ -161,39 +163,39 @@ def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def pattern_of(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
-    """Softmax in float32; a query that is left with no key looks nowhere."""
+    """Softmax in float32; a query whose keys are all masked has weight 0 everywhere."""
     nowhere = torch.isneginf(scores).all(dim=-1, keepdim=True)
     return softmax(scores, sinks).masked_fill(nowhere, 0.0)
 
 
 def _prefix(states: list[Tensor], first: int) -> Tensor:
-    """[B, K, P, d] of keys or values [T, K, d]; one base is a view, several are stacked."""
+    """Keys or values [B, K, P, d] of bases' [T, K, d]: a view of one base, a copy of several."""
     cut = [state[:first].transpose(0, 1) for state in states]
     return cut[0].unsqueeze(0) if len(cut) == 1 else torch.stack(cut)
 
 
 def _hidden(block: Block, segment: Segment, device: torch.device) -> Tensor | None:
-    """Which of the keys up to the segment's end each of its queries must not see, [n, P + m]; None: it sees all."""
+    """The keys that each query must not attend to, [n, P + m]. None: all of them are visible."""
     window, end = block.settings.sliding_window, segment.first + segment.length
     window = None if window is None or window >= end else window
     if window is None and segment.queries == (end - 1,):
         return None
-    place = segment.first, segment.length, segment.queries, window, device
-    if place not in block.masks:
+    mask = MaskOf(segment.first, segment.length, segment.queries, window, device)
+    if mask not in block.masks:
         queries = torch.tensor(segment.queries, device=device)[:, None]
         keys = torch.arange(end, device=device)[None, :]
         hidden = keys > queries
-        block.masks[place] = hidden if window is None else hidden | (keys <= queries - window)
-    return block.masks[place]
+        block.masks[mask] = hidden if window is None else hidden | (keys <= queries - window)
+    return block.masks[mask]
 
 
 def _visit_pairs(block: Block, segment: Segment, pairs: Tensor, component: Component, hidden: Tensor | None) -> Tensor:
-    """Edits and captures of scores or patterns [rows, H, n, T]; what is `hidden` stays so."""
+    """Makes edits and captures of scores or patterns [rows, H, n, T]. Entries that are `hidden` stay hidden."""
     place = component, block.layer
-    number = {id(row): index for index, row in enumerate(segment.members)}
+    number = {row: index for index, row in enumerate(segment.members)}
     for row, edits in block.visits.edits(place, number):
         for edit in edits:
-            where = _pair_index(pairs, segment, number[id(row)], edit.units, edit.positions)
+            where = _pair_index(pairs, segment, number[row], edit.units, edit.positions)
             old = pairs[where]  # [U, P, T]
             if edit.change.kind == "knockout":
                 keys = range(old.shape[-1]) if edit.change.keys is None else edit.change.keys
@@ -206,13 +208,13 @@ def _visit_pairs(block: Block, segment: Segment, pairs: Tensor, component: Compo
                 masked = torch.isneginf(old) if edit.change.kind != "set" or hidden is None else hidden[where]
                 seen = old.masked_fill(torch.isneginf(old), 0.0)
                 new = changed(seen.unsqueeze(0), [edit.change])[0]
-                # What is masked takes no part: a multiple of -infinity would be a number, or none.
+                # Masked entries stay as they are: a multiple of -infinity could be +infinity or NaN.
                 moved = (new - seen).masked_fill(masked, 0.0)
                 new = new.masked_fill(masked, -torch.inf)
-            receive([(row, edit)], moved.float().square().sum().reshape(1))
+            add_distances([(row, edit)], moved.float().square().sum().reshape(1))
             pairs = pairs.index_put(where, new)
     for row, index, capture in block.visits.captures(place, number):
-        where = _pair_index(pairs, segment, number[id(row)], capture.units, capture.positions)
+        where = _pair_index(pairs, segment, number[row], capture.units, capture.positions)
         row.captured[index] = pairs[where]
     if place in block.visits.watched:
         block.visits.seen[place] = pairs

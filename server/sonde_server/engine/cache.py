@@ -1,4 +1,4 @@
-"""Recent base runs, by content, within a byte budget; the least recently used go first."""
+"""Recent base runs, found by their content, within a limit of bytes; the least recently used are dropped first."""
 
 import hashlib
 import threading
@@ -10,7 +10,7 @@ from .runs import Base, State
 
 
 class StateCache:
-    """Safe to ask from any thread. A hit is a base that was found, a miss one that had to be run."""
+    """Can be used from any thread. A hit is a base that was found, a miss one that had to be run."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -23,7 +23,7 @@ class StateCache:
 
     @property
     def bytes(self) -> int:
-        """Memory that is held now."""
+        """Bytes that are held now."""
         return sum(self._sizes.values())
 
     def find(self, base: Base) -> State | None:
@@ -36,19 +36,19 @@ class StateCache:
                 return None
             self.hits += 1
             self.positions_saved += len(base.tokens)
-            # What has been read of it since is held as well.
+            # It may have grown since, by what was read of it.
             self._sizes[key] = state.bytes
             self._states.move_to_end(key)
             return state
 
     def shared(self, base: Base) -> None:
-        """Counts a base that is being run already as found."""
+        """Counts a base that another caller is already running as found."""
         with self._lock:
             self.hits += 1
             self.positions_saved += len(base.tokens)
 
     def keep(self, base: Base, state: State) -> None:
-        """Remembers a state, forgetting those unused for longest beyond the budget."""
+        """Keeps a state, and drops the least recently used ones until all fit the limit."""
         key, size = key_of(base), state.bytes
         with self._lock:
             if size > self.limit:
@@ -60,18 +60,18 @@ class StateCache:
                 del self._sizes[oldest]
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Drops everything."""
         with self._lock:
             self._states.clear()
             self._sizes.clear()
 
 
 def key_of(base: Base) -> bytes:
-    """What tells one base from another: its tokens, what corrupts them, and in what company it is computed."""
+    """Identifies a base by its tokens, its corruption, and the size of the batch that it is computed in."""
     digest = hashlib.sha256(repr(base.tokens).encode())
     edit = base.corruption
     if edit is not None:
-        digest.update(repr((edit.positions, edit.change.kind, base.together)).encode())
+        digest.update(repr((edit.positions, edit.change.kind, base.batch)).encode())
         if isinstance(edit.change.values, Tensor):
             digest.update(edit.change.values.float().cpu().contiguous().numpy().tobytes())
     return digest.digest()

@@ -1,7 +1,6 @@
-"""The engine: turns bases and runs into rows, executes them, keeps the states of recent bases."""
+"""The engine turns bases and runs into rows, executes them, and keeps the states of recent bases."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,17 +10,17 @@ from ..questions.extents import Extent, extent_of
 from ..questions.places import Component
 from ..questions.prompts import Target
 from .cache import StateCache
-from .decoding import Slot, allot
 from .execute import Execution, Work
 from .layout import Row
 from .memory import Memory
 from .readout import divergence, logits_of, read
-from .runs import Base, Capture, PlacedEdit, Reading, Result, Run, State
+from .runs import Asked, Base, Capture, PlacedEdit, Reading, Result, Run, State
 from .sampling import Choice
+from .slots import Slot, allot
 
 
 class Engine:
-    """Owns a decoder. Everything that computes must be called from the one thread that owns the model."""
+    """Owns a decoder. Methods that compute must be called from the one thread that owns the model."""
 
     def __init__(self, decoder: Decoder, *, cache_bytes: int = 1 << 30) -> None:
         self.decoder = decoder
@@ -36,7 +35,7 @@ class Engine:
         return self.decoder.layers
 
     def warm_up(self) -> None:
-        """One pass over the smallest prompt, so that the first caller does not pay for what is set up lazily."""
+        """Runs a very short prompt, so that the first caller does not wait for what is set up on first use."""
         row = self.base_row(Base((0, 0)), None)
         row.reads = (1,)
         self.execute([row])
@@ -44,16 +43,15 @@ class Engine:
     # ------------------------------------------------------------ bases
 
     def base_row(self, base: Base, clean: State | None) -> Row:
-        """The row that computes a base in full; a corrupted one starts where it differs from its clean state."""
+        """The row that computes a base. A corrupted one starts at the first position that differs from `clean`."""
         tokens = len(base.tokens)
         if base.corruption is None:
-            return Row(base.tokens, None, Extent.whole(self.layers, tokens), {}, state=State(base.tokens))
-        edits = {(base.corruption.component, 0): [base.corruption]}
+            return Row(base.tokens, None, Extent.whole(self.layers, tokens), state=State(base.tokens))
         extent = Extent.whole(self.layers, tokens, min(base.corruption.positions))
-        return Row(base.tokens, clean, extent, edits, state=State(base.tokens))
+        return Row(base.tokens, clean, extent, (base.corruption,), state=State(base.tokens))
 
     def kept(self, state: State, capture: Capture) -> Tensor:
-        """The values of a component that is kept of every base run (extents.KEPT), on the CPU in float32."""
+        """The values of a component that is kept of every base run (places.KEPT), on the CPU in float32."""
         parts = {
             Component.TOKEN_EMBEDDING: lambda: state.embedding,
             Component.RESIDUAL_PRE: lambda: state.residual[capture.layer],
@@ -65,22 +63,22 @@ class Engine:
         return (values if capture.units is None else values[:, list(capture.units)]).float().cpu()
 
     def read(self, states: Sequence[State], reading: Reading) -> list[Result]:
-        """What is read of base runs as they are.
+        """What is read of base runs.
 
-        The last prediction of each is kept: whoever goes on asking about a prompt reads the same of it every time, and
-        it would be worked out beside the model, which wants the processor for itself.
+        The last prediction of each is kept, because later questions about a prompt mostly read the same. Reading it
+        again would take processor time from the model.
         """
         one = states[0] if len(states) == 1 and reading.clean in (None, states[0]) else None
-        how = (reading.position, reading.targets, reading.top_k, reading.clean is None, reading.divergence)
-        # Taken once: the thread of another call may put its own in place meanwhile.
+        asked = Asked(reading.position, reading.targets, reading.top_k, reading.clean is None, reading.divergence)
+        # Taken once, because the thread of another call may replace it meanwhile.
         last = None if one is None else one.prediction
-        if last is not None and last[0] == how:
+        if last is not None and last[0] == asked:
             return [last[1]]
         with torch.inference_mode():
             logits = [logits_of(self.decoder, state, reading.position) for state in states]
             results = read(self.decoder, torch.stack(logits), reading)
         if one is not None:
-            one.prediction = how, results[0]
+            one.prediction = asked, results[0]
         return results
 
     # ------------------------------------------------------------ runs
@@ -91,7 +89,7 @@ class Engine:
             run.base.tokens,
             run.base,
             self._extent(run),
-            _by_place(run.edits),
+            _placed(run.edits),
             run.captures,
             run.reading,
             run.receipts,
@@ -104,9 +102,9 @@ class Engine:
         return extent_of(run.edits, run.captures, read, tokens, self.layers, continued=continued)
 
     def continued_rows(self, rows: Sequence[Row], limit: int) -> list[Slot]:
-        """Has rows of runs over one prompt keep what their continuation needs; none grows beyond `limit` positions.
+        """Gives rows of runs over one prompt slots, and returns them. No run grows beyond `limit` positions.
 
-        What is not in the slots that it returns is in their base.
+        A slot holds the keys and values from the first position where the run differs from its base.
         """
         ends = [len(row.tokens) for row in rows]
         firsts = [
@@ -118,16 +116,16 @@ class Engine:
         return slots
 
     def step_row(self, base: State, slot: Slot, token: int, edits: Sequence[PlacedEdit], choice: Choice) -> Row:
-        """The row that puts one more token behind a run, at the position where the next is chosen."""
+        """The row that appends a token to a run, at the position after which the next one is chosen."""
         extent = Extent.whole(self.layers, choice.position + 1, choice.position)
-        return Row((token,), base, extent, _by_place(edits), slot=slot, choice=choice)
+        return Row((token,), base, extent, _placed(edits), slot=slot, choice=choice)
 
     def execute(self, rows: Sequence[Row], between: Callable[[int], None] = lambda done: None) -> None:
-        """Computes the rows as one batch, or as two halves where the device's memory does not hold it.
+        """Computes the rows as one batch, or as two halves if the device's memory is too small for it.
 
         `between` is called between blocks with the number of blocks that are done; it may execute another batch.
-        Rows that are abandoned meanwhile are `dropped`, the others have their result and state then. Raises
-        torch.OutOfMemoryError when not even one row fits.
+        Afterwards every row has its result and its state, except those that were abandoned meanwhile: they are
+        `dropped`. Raises torch.OutOfMemoryError if a single row does not fit.
         """
         if not rows:
             return
@@ -141,12 +139,12 @@ class Engine:
             self.work.batches += 1
             self.work.rows += len(rows)
             return
-        # Outside of the handler, whose traceback holds on to the batch's tensors.
+        # Outside the handler, because its traceback refers to the batch's tensors.
         half = len(rows) // 2
         self.execute(rows[:half], between)
         self.execute(rows[half:], between)
 
-    # ------------------------------------------------------------ readings of the stream
+    # ------------------------------------------------------------ the lens
 
     def _unembedded(self, stream: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -160,7 +158,7 @@ class Engine:
         Returns log-probabilities, logits and ranks [depths, targets], KL(final || depth) [depths], top token ids
         and their log-probabilities [depths, top_k].
         """
-        # One row at a time: a reading does not depend on how many are read beside it.
+        # One depth at a time, so that the last bits do not depend on the number of layers.
         logits = torch.cat([self._unembedded(stream[position : position + 1]) for stream in state.residual])
         spread = torch.log_softmax(logits, dim=-1)
         index = torch.tensor([target.token for target in targets], device=logits.device)
@@ -182,9 +180,6 @@ class Engine:
         return self._deviation
 
 
-def _by_place(edits: Iterable[PlacedEdit]) -> dict[tuple[Component, int], list[PlacedEdit]]:
-    placed: dict[tuple[Component, int], list[PlacedEdit]] = defaultdict(list)
-    for edit in edits:
-        if edit.positions:
-            placed[edit.component, edit.layer].append(edit)
-    return dict(placed)
+def _placed(edits: Sequence[PlacedEdit]) -> Sequence[PlacedEdit]:
+    """The edits that select any position."""
+    return [edit for edit in edits if edit.positions]

@@ -1,6 +1,6 @@
-"""Runs a batch of rows through the blocks, each row joining at its first block.
+"""Runs a batch of rows through the blocks. Each row joins the batch at its first block and leaves after its last.
 
-Going up, each block runs once over a growing batch: what starts later waits in its base's residual stream.
+So a block runs once for all rows that need it. A row that starts at a later block takes the stream from its base.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,24 +11,24 @@ from torch import Tensor
 
 from ..model.anatomy import Decoder
 from ..model.rotary import Rotations
-from ..questions.places import Component
-from .attention import Block, attend
-from .decoding import adopt, gather, store
-from .layout import Layout, Row, Segment
-from .midblock import go_on, inside, join
-from .readout import by_reading, read
+from ..questions.places import END, Component
+from .attention import Block, Masks, attend
+from .decoding import copy_below, gather, store
+from .layout import Layout, Row, Segment, by_choice, by_reading
+from .midblock import finish_block, resume, resuming
+from .readout import read
 from .runs import State
-from .sampling import by_choice, choose
+from .sampling import choose
 from .visits import Visits
 
-# Logits of this many bytes are held at once while a batch is read. Above 32 MiB glibc maps fresh memory for every
-# tensor, page by page as it is written, which made a reading of GPT-2's vocabulary a third dearer.
+# Bytes of logits that are held at one time while a batch is read. For tensors above 32 MiB glibc maps new memory, page
+# by page as they are written, which made reading GPT-2's vocabulary a third slower.
 UNEMBEDDING_BYTES = 30 << 20
 
 
 @dataclass(slots=True)
 class Work:
-    """What was computed, counted by the blocks themselves."""
+    """What was computed. `token_layers` is counted where the blocks compute: positions x blocks."""
 
     token_layers: int = 0
     batches: int = 0
@@ -36,14 +36,19 @@ class Work:
 
 
 class Execution:
-    """One batch on its way up.
+    """One batch on its way through the blocks.
 
     `between` is called before each block and between parts of the reading, with the number of blocks that are done. It
-    may execute another batch to its end.
+    may execute another batch to its end. `visits`: what is done at each place, if not the rows' edits and captures.
     """
 
     def __init__(
-        self, decoder: Decoder, rows: Iterable[Row], work: Work, between: Callable[[int], None] = lambda done: None
+        self,
+        decoder: Decoder,
+        rows: Iterable[Row],
+        work: Work,
+        between: Callable[[int], None] = lambda done: None,
+        visits: Visits | None = None,
     ) -> None:
         self.decoder = decoder
         self.waiting = list(rows)
@@ -53,12 +58,12 @@ class Execution:
         self.segments: list[Segment] = []
         self.stream = torch.empty(0, decoder.hidden_size, dtype=decoder.dtype, device=decoder.device)
         self.rotation: Rotations | None = None
-        self.visits = Visits(self.waiting)
-        self.inside = inside(self.waiting, decoder.layers)
-        self.masks: dict[object, Tensor] = {}
+        self.visits = Visits(self.waiting) if visits is None else visits
+        self.resuming = resuming(self.waiting, decoder.layers)
+        self.masks: Masks = {}
 
     def run(self) -> None:
-        """Computes every row's result; rows that nobody waits for any more are left before the next block."""
+        """Computes every row's result. Rows that nobody waits for any more are dropped before the next block."""
         for row in self.waiting:
             row.captured.clear()
             row.squares = torch.zeros(row.receipts, device=self.decoder.device) if row.receipts else None
@@ -68,7 +73,7 @@ class Execution:
         for depth in range(min(row.extent.start for row in self.waiting), last + 1):
             if depth < last:
                 self.between(depth)
-            # Only now: the caller may have gone away while another batch was executed.
+            # Not before: the caller may have gone away while another batch was executed.
             if not self._abandon():
                 return
             self._arrive(depth)
@@ -82,7 +87,7 @@ class Execution:
                 row.result.edit_norms = row.squares.sqrt().cpu()
 
     def _abandon(self) -> bool:
-        """Drops the rows that nobody waits for; says whether any are left."""
+        """Drops the rows that nobody waits for. Returns whether any are left."""
         answers = {asked: asked() for asked in {row.abandoned for row in self.waiting}}
         if any(answers.values()):
             for row in self.waiting:
@@ -92,71 +97,78 @@ class Execution:
         return bool(self.waiting)
 
     def _arrive(self, depth: int) -> None:
-        """Makes the edits of the stream between two blocks, and joins the rows that start here."""
+        """Edits the stream between two blocks, and adds the rows that start here."""
         self.stream = self._between(depth, self.layout, self.decoder.place(self.stream, depth))
-        entering: dict[int, Tensor] = {}
-        spans: Mapping[int, Sequence[int]] = {}
-        behind = [row for row in self.inside.pop(depth - 1, ()) if not row.dropped]
-        if behind:
-            layout, packed = join(self.decoder, self.visits, depth - 1, behind)
-            spans = layout.spans
-            self.work.token_layers += layout.tokens
-            packed = self._between(depth, layout, self.decoder.place(packed, depth))
-            entering.update((id(row), packed[layout.slice(row)]) for row in behind)
-        later = {id(row) for row in self.inside.get(depth, ())}
-        starting = [row for row in self.waiting if row.extent.start == depth and row.positions and id(row) not in later]
+        resumed, streams = self._resume(depth)
+        starting = self._starting(depth)
         # Rows over the base run of another row of this batch come after it.
-        waves = [row for row in starting if row.prefix is None], [row for row in starting if row.prefix]
-        for wave in filter(None, waves):
-            layout = Layout(wave)
-            packed = self._between(depth, layout, self._entering(depth, layout))
-            entering.update((id(row), packed[layout.slice(row)]) for row in wave)
-        if entering:
-            self._repack([*self.layout.rows, *behind, *starting], entering, spans)
+        for rows in ([row for row in starting if not row.prefix], [row for row in starting if row.prefix]):
+            if rows:
+                layout = Layout(rows)
+                stream = self._between(depth, layout, self._entering(depth, layout))
+                streams.update((row, stream[layout.slice(row)]) for row in rows)
+        if streams:
+            self._repack([*self.layout.rows, *resumed.rows, *starting], streams, resumed.spans)
             for row in starting:
-                adopt(row)
+                copy_below(row)
+
+    def _resume(self, depth: int) -> tuple[Layout, dict[Row, Tensor]]:
+        """The rows that resumed partway through the block below, and the stream of each behind it."""
+        rows = [row for row in self.resuming.pop(depth - 1, ()) if not row.dropped]
+        if not rows:
+            return Layout([]), {}
+        layout, stream = resume(self.decoder, self.visits, depth - 1, rows)
+        self.work.token_layers += layout.tokens
+        stream = self._between(depth, layout, self.decoder.place(stream, depth))
+        return layout, {row: stream[layout.slice(row)] for row in rows}
+
+    def _starting(self, depth: int) -> list[Row]:
+        """The rows whose first block this is, except those that resume partway through it."""
+        resuming = set(self.resuming.get(depth, ()))
+        return [row for row in self.waiting if row.extent.start == depth and row.positions and row not in resuming]
 
     def _between(self, depth: int, layout: Layout, stream: Tensor) -> Tensor:
-        """The stream between two blocks as the rows have edited it; kept for those that keep it."""
+        """The stream between two blocks after the rows' edits. Rows with a state keep it."""
         if depth:
             stream = self.visits.visit(stream, layout, Component.RESIDUAL_POST, depth - 1)
         if depth < self.decoder.layers:
             stream = self.visits.visit(stream, layout, Component.RESIDUAL_PRE, depth)
         for row, state in _keeping(layout):
-            state.residual.append(_behind(row, lambda past: past.residual[depth], stream[layout.slice(row)]))
+            state.residual.append(_whole(row, lambda past: past.residual[depth], stream[layout.slice(row)]))
         return stream
 
     def _entering(self, depth: int, layout: Layout) -> Tensor:
-        """The stream of rows that start here, as it is in their bases."""
+        """The stream of rows that start here: that of their bases, or the token embeddings."""
         if depth:
             parts = [row.prefix.residual[depth][row.extent.first : row.extent.end] for row in layout.rows if row.prefix]
             return torch.cat(parts)
         packed = torch.cat(list(self._embeddings(layout.rows)))
         packed = self.visits.visit(packed, layout, Component.TOKEN_EMBEDDING, 0)
         for row, state in _keeping(layout):
-            state.embedding = _behind(row, lambda past: past.embedding, packed[layout.slice(row)])
+            state.embedding = _whole(row, lambda past: past.embedding, packed[layout.slice(row)])
         return self.decoder.place(self.decoder.enter(packed, layout.positions(packed.device)), depth)
 
     def _leave(self, depth: int) -> None:
-        """Lets go of the rows that have nothing to do above."""
+        """Removes the rows whose last block was the one below."""
         staying = [row for row in self.layout.rows if row.extent.stop > depth]
         if len(staying) < len(self.layout.rows):
             self._repack(staying, {})
 
     def _repack(
-        self, rows: list[Row], entering: dict[int, Tensor], spans: Mapping[int, Sequence[int]] | None = None
+        self, rows: list[Row], entering: Mapping[Row, Tensor], spans: Mapping[Row, Sequence[int]] | None = None
     ) -> None:
+        """Makes these the rows of the batch. The stream of those in `entering` is added, that of the others kept."""
         layout = Layout(rows, {**self.layout.spans, **(spans or {})})
         parts = [self.stream[:0]]
         for row in layout.rows:
-            arriving = entering.get(id(row))
+            arriving = entering.get(row)
             parts.append(self.stream[self.layout.slice(row)] if arriving is None else arriving)
         self.layout, self.stream = layout, torch.cat(parts)
         self.segments = layout.segments(layout)
         self.rotation = self.decoder.rotation(self.stream, layout.positions(self.stream.device), layout.lengths)
 
     def _embeddings(self, rows: list[Row]) -> Iterator[Tensor]:
-        """The rows' token embeddings: their base's, or where they have none or are behind it, looked up all at once."""
+        """The rows' token embeddings: those of their base, or if it has none at these positions, the model's."""
         known = [row.prefix is not None and row.extent.end <= len(row.prefix.tokens) for row in rows]
         new = [row.tokens[-len(row.positions) :] for row, there in zip(rows, known, strict=True) if not there]
         ids = torch.tensor([token for tokens in new for token in tokens], dtype=torch.long, device=self.decoder.device)
@@ -176,8 +188,8 @@ class Execution:
         value = self._visit(value, Component.VALUE, layer)
         for row, state in _keeping(self.layout):
             own = self.layout.slice(row)
-            state.keys.append(_behind(row, lambda past: past.keys[layer], key[own]))
-            state.values.append(_behind(row, lambda past: past.values[layer], value[own]))
+            state.keys.append(_whole(row, lambda past: past.keys[layer], key[own]))
+            state.values.append(_whole(row, lambda past: past.values[layer], value[own]))
         owned = [self._own(layer, segment, key, value) for segment in self.segments]
         query, segments = self._narrow(layer, query)
         self.work.token_layers += len(query)
@@ -187,10 +199,10 @@ class Execution:
             attend(block, segment, query[segment.attending], *own) for segment, own in zip(segments, owned, strict=True)
         ]
         mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
-        self.stream = go_on(decoder, self.visits, self.layout, layer, Component.HEAD_OUT, self.stream, mixed)
+        self.stream = finish_block(decoder, self.visits, self.layout, layer, Component.HEAD_OUT, self.stream, mixed)
 
     def _own(self, layer: int, segment: Segment, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [rows, length, K, d] of a segment's own positions, those of earlier steps included."""
+        """Keys and values [rows, length, K, d] of a segment's own positions, including those of earlier steps."""
         shape = (len(segment.members), len(segment.positions))
         new = key[segment.cut].unflatten(0, shape), value[segment.cut].unflatten(0, shape)
         if any(row.slot is not None for row in segment.members):
@@ -198,7 +210,7 @@ class Execution:
         return new if len(segment.positions) == segment.length else gather(segment, layer, key)
 
     def _narrow(self, layer: int, query: Tensor) -> tuple[Tensor, list[Segment]]:
-        """Goes on with those positions of rows in their last block that are looked at there or above."""
+        """In a row's last block, continues only with the positions that are read or changed there or above."""
         full = self.layout
         narrow = full.narrowed(layer)
         if narrow is full:
@@ -214,7 +226,7 @@ class Execution:
         limit = max(1, UNEMBEDDING_BYTES // (4 * self.decoder.vocabulary_size))
         chunk: list[Row] = []
         size = 0
-        # Base runs come first: what is read of others may be relative to them.
+        # Base runs come first, because the readings of other rows may be relative to them.
         for row in sorted(self.layout.rows, key=lambda row: not row.reads):
             needed = len(_needed(row))
             if chunk and size + needed > limit:
@@ -228,8 +240,8 @@ class Execution:
             self._read_rows(chunk)
 
     def _read_rows(self, rows: list[Row]) -> None:
-        # The few positions of each row that go through the final norm and the unembedding.
-        picked = Layout(rows, {id(row): _needed(row) for row in rows})
+        # Only a few positions of each row go through the final norm and the unembedding.
+        picked = Layout(rows, {row: _needed(row) for row in rows})
         normed = self.decoder.norm(self.stream[self.layout.pick(picked, self.stream.device)])
         normed = self.visits.visit(normed, picked, Component.FINAL_NORM, 0)
         logits = self.visits.visit(self.decoder.unembed(normed), picked, Component.LOGITS, 0)
@@ -237,44 +249,36 @@ class Execution:
             for position in row.reads:
                 assert row.state is not None
                 row.state.logits[position] = logits[picked.index(row, position)].clone()
-        following: dict[int, int] = {}
-        for going_on in by_choice(rows).values():
-            choice = going_on[0].choice
-            assert choice is not None
-            index = [picked.index(row, choice.position) for row in going_on]
-            following.update(zip(map(id, going_on), choose(logits[index], choice), strict=True))
-        # After all else, for it overwrites what it reads.
-        for alike in by_reading(rows).values():
-            reading = alike[0].reading
-            assert reading is not None
-            index = [picked.index(row, reading.position) for row in alike]
-            # Mostly all rows are read alike, and their logits, which are large, need not be copied.
+        tokens: dict[Row, int | None] = {}
+        for choice, continued in by_choice(rows).items():
+            index = [picked.index(row, choice.position) for row in continued]
+            tokens.update(zip(continued, choose(logits[index], choice), strict=True))
+        # Last, because it overwrites the logits.
+        for reading, group in by_reading(rows).items():
+            index = [picked.index(row, reading.position) for row in group]
+            # Usually this is all rows, and their logits, which are large, need not be copied.
             chosen = logits if index == list(range(len(logits))) else logits[torch.tensor(index, device=logits.device)]
-            for row, result in zip(alike, read(self.decoder, chosen, reading), strict=True):
+            for row, result in zip(group, read(self.decoder, chosen, reading), strict=True):
                 row.result = result
         for row in rows:
-            row.result.token = following.get(id(row))
+            row.result.token = tokens.get(row)
 
 
 def _keeping(layout: Layout) -> list[tuple[Row, State]]:
     return [(row, row.state) for row in layout.rows if row.state]
 
 
-def _behind(row: Row, past: Callable[[State], Tensor], own: Tensor) -> Tensor:
-    """A row's values behind those of the positions that it shares with its base; always a copy."""
+def _whole(row: Row, past: Callable[[State], Tensor], own: Tensor) -> Tensor:
+    """A row's values at all positions: those of its base, then its `own`. Always a copy."""
     if row.prefix is None or not row.extent.first:
         return own.clone()
     return torch.cat([past(row.prefix)[: row.extent.first], own])
 
 
 def _needed(row: Row) -> list[int]:
-    final = (Component.FINAL_NORM, Component.LOGITS)
-    positions = {
-        position for (component, _), edits in row.edits.items() if component in final
-        for edit in edits for position in edit.positions
-    }  # fmt: skip
+    """The positions of a row that are needed above all blocks."""
+    positions = {position for place in row.places if place.component in END for position in place.positions}
     positions.update(row.reads)
-    positions.update(p for capture in row.captures if capture.component in final for p in capture.positions)
     if row.reading is not None:
         positions.add(row.reading.position)
     if row.choice is not None:

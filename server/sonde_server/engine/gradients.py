@@ -149,8 +149,7 @@ class Descent:
     def pairs(self, layer: int, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and pattern [H, n, n] that queries [n, H, d] and keys [n, K, d] of any runs have together."""
         taps = Taps(layer, PAIRWISE)
-        layout = Layout([self._row(layer)])
-        (segment,) = layout.segments(layout)
+        segment = Layout([self._row(layer)]).only_segment
         block = Block(layer, self.decoder.attention_settings(layer), taps)
         with torch.inference_mode(mode=False), torch.no_grad():
             attend(block, segment, query, key[None], torch.zeros_like(key)[None])
@@ -159,14 +158,13 @@ class Descent:
 
     def _run(self, layer: int, wanted: frozenset[Component]) -> tuple[Taps, Tensor]:
         taps = Taps(layer, wanted)
-        execution = Execution(self.decoder, [self._row(layer)], self.work)
-        execution.visits = taps
+        execution = Execution(self.decoder, [self._row(layer)], self.work, visits=taps)
         execution.run()
         return taps, execution.stream
 
     def _row(self, layer: int) -> Row:
         extent = Extent(layer, layer + 1, 0, self.length, tuple(range(self.length)))
-        return Row(self.state.tokens, self.state, extent, {})
+        return Row(self.state.tokens, self.state, extent)
 
 
 def measured(logits: Tensor, target: Target, metric: Metric) -> Tensor:

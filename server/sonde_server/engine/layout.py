@@ -1,5 +1,6 @@
-"""How the tokens of many rows lie in one packed tensor [N, D]."""
+"""Rows, which are the runs of a batch, and how their tokens lie in one packed tensor [N, D]."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -8,26 +9,28 @@ import torch
 from torch import Tensor
 
 from ..questions.extents import Extent
-from ..questions.places import Component
-from .decoding import Slot
 from .runs import Capture, PlacedEdit, Reading, Result, State
 from .sampling import Choice
+from .slots import Slot
 
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One run in a batch. `prefix` holds the positions before `extent.first`; `state` asks for all that it computes.
+    """One run in a batch.
 
-    A prefix may be the state of another row of the same batch, if that row stands before this one. `reads`:
-    positions whose logits the state is to have. `slot`: where the keys and values of its own positions are kept, those
-    of earlier steps included; a row that goes on behind its base has the `tokens` of its positions alone. `abandoned`
-    is asked between blocks whether anybody still waits for the row; `dropped` says that nobody did.
+    tokens: those of the whole prompt; if the row continues its base, only its own.
+    prefix: the base that holds the positions before `extent.first`. It may be the state of another row of the same
+    batch, if that row comes before this one.
+    edits: in the order in which they are made.
+    state: receives everything that the row computes, with the logits of the positions in `reads`.
+    slot: where the keys and values of its own positions are kept, including those of earlier steps.
+    abandoned: called between blocks to find out whether nobody waits for the row any more; `dropped` is then true.
     """
 
     tokens: tuple[int, ...]
     prefix: State | None
     extent: Extent
-    edits: dict[tuple[Component, int], list[PlacedEdit]]
+    edits: Sequence[PlacedEdit] = ()
     captures: tuple[Capture, ...] = ()
     reading: Reading | None = None
     receipts: int = 0
@@ -42,6 +45,11 @@ class Row:
     squares: Tensor | None = None
 
     @property
+    def places(self) -> tuple[PlacedEdit | Capture, ...]:
+        """Everything that is changed or read in it."""
+        return (*self.edits, *self.captures)
+
+    @property
     def positions(self) -> range:
         """The positions this row computes."""
         return range(self.extent.first, self.extent.end)
@@ -53,17 +61,18 @@ class Row:
 
     @property
     def group(self) -> tuple[int, int, int, tuple[int, ...], int]:
-        """Rows of one group share their prefix and their positions, and so their attention."""
-        prefix = id(self.prefix) if self.first else 0
+        """Rows of one group have the same prefix and the same positions, and so attend in one call."""
+        prefix = self.prefix.number if self.prefix is not None and self.first else 0
         return (self.first, self.extent.first, self.extent.end, self.extent.last, prefix)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """`rows` neighbouring rows over each of `prefixes`, all with the same positions, `queries` of them attending.
+    """Neighbouring rows that attend in one call: `rows` of them over each of `prefixes`, all with the same positions.
 
-    `offset` is where the segment's positions begin, `target` where those that attend do. The rows' own keys are
-    those of `length` positions from `first` on; the `positions` that are computed now come last among them.
+    `offset` is where the segment's positions begin in the packed tensor. Those that attend are `queries`, and begin at
+    `target` in the tensor of all queries. The rows' own keys are those of `length` positions from `first` on, of which
+    the `positions` that are computed now are the last.
     """
 
     offset: int
@@ -78,87 +87,114 @@ class Segment:
 
     @property
     def cut(self) -> slice:
-        """The segment's positions."""
+        """Where the segment's positions lie."""
         return slice(self.offset, self.offset + len(self.members) * len(self.positions))
 
     @property
     def attending(self) -> slice:
-        """Those that attend, among all that attend."""
+        """Where its queries lie in the tensor of all queries."""
         return slice(self.target, self.target + len(self.members) * len(self.queries))
 
 
 class Layout:
-    """Rows in packed order: grouped, so that each group's tokens are neighbours.
+    """Rows in packed order: sorted by group, so that the tokens of a group are neighbours.
 
-    A row has its whole extent in it, or what `spans` names.
+    `spans`: the positions of a row that are in the tensor; of rows that it does not name, their whole extent.
     """
 
-    def __init__(self, rows: Iterable[Row], spans: Mapping[int, Sequence[int]] | None = None) -> None:
+    def __init__(self, rows: Iterable[Row], spans: Mapping[Row, Sequence[int]] | None = None) -> None:
         self.rows = sorted(rows, key=lambda row: row.group)
-        self.spans: dict[int, Sequence[int]] = {}
-        self.offsets: dict[int, int] = {}
+        self.spans: dict[Row, Sequence[int]] = {}
+        self.offsets: dict[Row, int] = {}
         self.tokens = 0
         for row in self.rows:
-            span = row.positions if spans is None else spans.get(id(row), row.positions)
-            self.spans[id(row)] = span
-            self.offsets[id(row)] = self.tokens
+            span = row.positions if spans is None else spans.get(row, row.positions)
+            self.spans[row] = span
+            self.offsets[row] = self.tokens
             self.tokens += len(span)
 
     def index(self, row: Row, position: int) -> int:
         """Where a row's position lies."""
-        return self.offsets[id(row)] + self.spans[id(row)].index(position)
+        return self.offsets[row] + self.spans[row].index(position)
 
     def slice(self, row: Row) -> slice:
         """Where a row's positions lie."""
-        offset = self.offsets[id(row)]
-        return slice(offset, offset + len(self.spans[id(row)]))
+        offset = self.offsets[row]
+        return slice(offset, offset + len(self.spans[row]))
 
     def positions(self, device: torch.device) -> Tensor:
         """Each token's position in its prompt, [N]."""
-        every = [position for row in self.rows for position in self.spans[id(row)]]
+        every = [position for row in self.rows for position in self.spans[row]]
         return torch.tensor(every, dtype=torch.long, device=device)
 
     def lengths(self, device: torch.device) -> Tensor:
         """How many tokens each token's prompt has, [N]."""
-        # A row behind its base has the tokens of its own positions alone.
-        every = [max(len(row.tokens), row.extent.end) for row in self.rows for _ in self.spans[id(row)]]
+        # A row that continues its base has only the tokens of its own positions.
+        every = [max(len(row.tokens), row.extent.end) for row in self.rows for _ in self.spans[row]]
         return torch.tensor(every, dtype=torch.long, device=device)
 
     def narrowed(self, layer: int) -> "Layout":
-        """The rows that end with this block cut to what is looked at there or above; itself where none is."""
-        spans = {id(row): row.extent.last for row in self.rows if row.extent.stop == layer + 1}
-        if all(len(self.spans[key]) == len(span) for key, span in spans.items()):
+        """This layout, with rows whose last block this is cut to the positions that matter there or above it.
+
+        Itself where no row is cut.
+        """
+        spans = {row: row.extent.last for row in self.rows if row.extent.stop == layer + 1}
+        if all(len(self.spans[row]) == len(span) for row, span in spans.items()):
             return self
         return Layout(self.rows, {**self.spans, **spans})
 
     def pick(self, narrow: "Layout", device: torch.device) -> Tensor:
         """Where the tokens of a narrowed layout lie in this one."""
-        places = [self.index(row, position) for row in narrow.rows for position in narrow.spans[id(row)]]
+        places = [self.index(row, position) for row in narrow.rows for position in narrow.spans[row]]
         return torch.tensor(places, dtype=torch.long, device=device)
 
     def segments(self, narrow: "Layout") -> list[Segment]:
-        """Neighbouring rows that attend together, when those of `narrow` attend."""
+        """The calls of attention; the queries are the positions that are in `narrow`."""
         groups = [list(rows) for _, rows in groupby(self.rows, key=lambda row: row.group)]
         merged: list[list[list[Row]]] = []
         for group in groups:
             head = merged[-1][0] if merged else None
-            # Groups over different bases, alike in all else, share one call of attention.
+            # Groups that differ only in their base attend in one call.
             if head and head[0].group[:4] == group[0].group[:4] and len(head) == len(group):
                 merged[-1].append(group)
             else:
                 merged.append([group])
         return [self._segment([row for group in groups for row in group], groups, narrow) for groups in merged]
 
+    @property
+    def only_segment(self) -> Segment:
+        """The segment of rows of one group, all of whose positions attend."""
+        (segment,) = self.segments(self)
+        return segment
+
     def _segment(self, members: list[Row], groups: list[list[Row]], narrow: "Layout") -> Segment:
         head = members[0]
         return Segment(
-            offset=self.offsets[id(head)],
-            target=narrow.offsets[id(head)],
+            offset=self.offsets[head],
+            target=narrow.offsets[head],
             first=head.first,
             length=head.extent.end - head.first,
             positions=head.positions,
-            queries=tuple(narrow.spans[id(head)]),
+            queries=tuple(narrow.spans[head]),
             prefixes=tuple(group[0].prefix for group in groups),
             rows=len(groups[0]),
             members=tuple(members),
         )
+
+
+def by_reading(rows: Iterable[Row]) -> dict[Reading, list[Row]]:
+    """Rows grouped by what is read of them, so that one softmax serves a group."""
+    groups: dict[Reading, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.reading is not None:
+            groups[row.reading].append(row)
+    return groups
+
+
+def by_choice(rows: Iterable[Row]) -> dict[Choice, list[Row]]:
+    """Rows grouped by how their next token is chosen, so that it is chosen for a group at once."""
+    groups: dict[Choice, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.choice is not None:
+            groups[row.choice].append(row)
+    return groups

@@ -1,4 +1,4 @@
-"""How much may be computed at once: a batch's bytes, against what the device has free."""
+"""How much fits into a batch: the bytes that rows take, and the memory that the device has free."""
 
 from functools import cached_property
 from math import inf
@@ -7,8 +7,9 @@ import psutil
 import torch
 
 from ..model.anatomy import Decoder
+from ..questions import costs
+from ..questions.kernels import Kernel, kernels
 from ..questions.places import PAIRWISE
-from .attention import copies_prefix
 from .layout import Row
 
 # How much of the free memory batches may take; the rest covers what is estimated too low.
@@ -25,7 +26,7 @@ MOST_POSITIONS = {"cpu": 2048.0, "cuda": inf}
 
 
 class Memory:
-    """Estimates of what rows take while they run, from the model's shape."""
+    """Estimates the memory that rows take while they run, from the model's sizes."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
@@ -35,32 +36,31 @@ class Memory:
         self._token = size * (
             6 * decoder.hidden_size + 2 * attention + 3 * max(decoder.neurons, 4 * decoder.hidden_size)
         )
-        self._cached = size * 2 * decoder.key_value_heads * decoder.head_size * decoder.layers
-        self._state = size * decoder.hidden_size * (decoder.layers + 1) + self._cached
+        self._item = size
         self._pair = decoder.heads * (2 * size + 4)
-        # Logits are held for a few runs at a time. So that a batch of short runs does not take longer than others, a
-        # reading counts as the positions that take as long: 4 D^2 weights of attention and 8 D^2 of the MLP a block.
+        # Logits are only held for a few rows at a time. But so that a batch of short rows takes no longer than others,
+        # a readout counts as many positions as take the same time: a block has 4 D^2 weights in attention and 8 D^2 in
+        # the MLP.
         blocks = 12 * decoder.hidden_size * decoder.layers
-        self._reading = self._token * decoder.vocabulary_size / blocks
+        self._readout = self._token * decoder.vocabulary_size / blocks
         # Each weight takes one multiplication and one addition for every position.
         self._operations = 2 * blocks * decoder.hidden_size
 
     def state_bytes(self, tokens: int) -> int:
-        """What is kept of a base run of so many tokens."""
-        return tokens * self._state
+        """Bytes that are kept of a base run."""
+        return costs.stream_bytes(tokens, self.decoder, self._item) + self.cache_bytes(tokens)
 
     def cache_bytes(self, tokens: int) -> int:
-        """What the keys and values of so many positions take."""
-        return tokens * self._cached
+        """Bytes of the keys and values of this many positions."""
+        return costs.cache_bytes(tokens, self.decoder, self._item)
 
     def row_bytes(self, row: Row) -> float:
-        """What a row takes while it runs."""
+        """Bytes that a row takes while it runs."""
         length = len(row.positions)
-        touched = {component for component, _ in row.edits} | {capture.component for capture in row.captures}
-        pairs = not touched.isdisjoint(PAIRWISE)
-        explicit = pairs or self.decoder.attention == "eager" or (row.first and not copies_prefix(length, row.first))
-        result = length * self._token + (self._reading if row.reading is not None or row.choice is not None else 0)
-        if explicit:
+        pairs = any(place.component in PAIRWISE for place in row.places)
+        eager = pairs or self.decoder.attention == Kernel.EAGER
+        result = length * self._token + (self._readout if row.reading is not None or row.choice is not None else 0)
+        if Kernel.EAGER in kernels(length, row.first, eager=eager):
             result += length * row.extent.end * self._pair
         elif row.first:
             result += self.cache_bytes(row.extent.end) / self.decoder.layers
@@ -94,7 +94,7 @@ class Memory:
         return size <= self.passing_bytes and token_layers <= PASSING * self.batch_positions * self.decoder.layers
 
     def capacity(self) -> int:
-        """What all accepted questions together may hold."""
+        """Bytes that all accepted questions may hold in total."""
         device = self.decoder.device
         total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
         return int(SHARE * total)
@@ -104,5 +104,5 @@ class Memory:
         if device.type != "cuda":
             return float(psutil.virtual_memory().available)
         free, _ = torch.cuda.mem_get_info(device)
-        # What the allocator holds but nobody uses is free as well.
+        # Memory that the allocator holds but does not use is free too.
         return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

@@ -1,51 +1,43 @@
-"""Runs that join inside a block: what they have in common with their base there is computed once for all of them.
+"""Runs that first differ from their base partway through a block share the computation up to that point.
 
-A run that touches its first block only behind attention is as its base up to what it touches first: a head's output,
-a neuron. That far, the block is computed for the base alone, over its kept keys and values, at the positions that any
-of the runs goes on from. Each run goes on from there: one whose neuron is set to zero computes the MLP's second half.
+In its first block, a run that changes or reads nothing before a head's output, or a neuron, is equal to its base until
+there. So the block is computed once up to there: for the base, over its kept keys and values, at the positions that any
+of the runs needs. Each run resumes from those values. A run that sets one neuron to zero then computes only the second
+half of the MLP.
 
-What was computed for a lone base is kept with its state, so that who asks about the same block again goes on from it at
-once. It is found by the very positions and components that it was computed for: the same question has the same bits,
-whatever was asked before it.
+The values are kept with the base's state if only one base takes part, so that later questions about the same block
+resume at once. They are found by the exact positions and components that they were computed for. So the same question
+has the same bits, whatever was asked before it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..model.anatomy import Decoder
-from ..questions.costs import INSIDE_KEPT
+from ..questions.costs import MIDWAY_KEPT
 from ..questions.extents import Extent, first_block
-from ..questions.places import Component
+from ..questions.places import AFTER_ATTENTION, Component
 from .attention import Block, attend
 from .layout import Layout, Row, Segment
-from .runs import State
+from .runs import Midway, State
 from .visits import Visits
 
-# What lies behind attention, in the order of the block.
-BEHIND = (
-    Component.HEAD_OUT,
-    Component.ATTENTION_OUT,
-    Component.RESIDUAL_MID,
-    Component.NEURON,
-    Component.MLP_OUT,
-)
 
-
-def go_on(
+def finish_block(
     decoder: Decoder, visits: Visits, layout: Layout, layer: int, at: Component, stream: Tensor, value: Tensor
 ) -> Tensor:
-    """The stream [N, D] that leaves a block, from its `value` of one of `BEHIND`, which is edited first.
+    """The stream [N, D] that leaves a block, from its `value` of one of `AFTER_ATTENTION`, which is edited first.
 
-    `stream` is what enters the block, but for NEURON and MLP_OUT the stream between attention and the MLP.
+    `stream` is what enters the block; for NEURON and MLP_OUT it is the stream between attention and the MLP.
     """
 
     def visit(packed: Tensor, component: Component) -> Tensor:
         return visits.visit(packed, layout, component, layer)
 
-    start = BEHIND.index(at)
+    start = AFTER_ATTENTION.index(at)
     middle = stream
     if start <= 0:
         value = decoder.attention_output(layer, visit(value, Component.HEAD_OUT))
@@ -53,103 +45,107 @@ def go_on(
         value = stream + visit(value, Component.ATTENTION_OUT)
     if start <= 2:
         middle = visit(value, Component.RESIDUAL_MID)
-        watched = (Component.NEURON, layer) in visits
+        visited = (Component.NEURON, layer) in visits
         value = decoder.mlp_output(
             layer,
             stream if decoder.parallel else middle,
-            (lambda neurons: visit(neurons, Component.NEURON)) if watched else None,
+            (lambda neurons: visit(neurons, Component.NEURON)) if visited else None,
         )
     elif at is Component.NEURON:
         value = decoder.neurons_output(layer, visit(value, Component.NEURON))
     return middle + visit(value, Component.MLP_OUT)
 
 
-def inside(rows: Iterable[Row], layers: int) -> dict[int, list[Row]]:
-    """By their first block: the rows that join inside it."""
+def resuming(rows: Iterable[Row], layers: int) -> dict[int, list[Row]]:
+    """The rows that resume partway through their first block, by that block."""
     found: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
-        if touched_first(row, layers) is not None:
+        if first_touched(row, layers) is not None:
             found[row.extent.start].append(row)
     return found
 
 
-def touched_first(row: Row, layers: int) -> Component | None:
-    """What a row touches first in its first block, if that lies behind attention and the row keeps nothing of it."""
+def first_touched(row: Row, layers: int) -> Component | None:
+    """The first component that a row touches in its first block. None: it lies before AFTER_ATTENTION.
+
+    None also for rows that need the whole block, because something of it is kept.
+    """
     if row.prefix is None or row.state is not None or row.slot is not None or not row.positions:
         return None
-    places = [edits[0] for edits in row.edits.values()] + [one for one in row.captures if one.positions]
+    places = [place for place in row.places if place.positions]
     first = {place.component for place in places if first_block(place, layers) == row.extent.start}
-    return min(first, key=BEHIND.index) if first and first <= set(BEHIND) else None
+    return min(first, key=AFTER_ATTENTION.index) if first and first <= set(AFTER_ATTENTION) else None
 
 
-def join(decoder: Decoder, visits: Visits, layer: int, rows: Sequence[Row]) -> tuple[Layout, Tensor]:
-    """Takes rows that join inside a block through it: the stream [N, D] that leaves it, and how it lies."""
-    spans: dict[int, Sequence[int]] = {
-        id(row): row.extent.last if row.extent.stop == layer + 1 else row.positions for row in rows
+def resume(decoder: Decoder, visits: Visits, layer: int, rows: Sequence[Row]) -> tuple[Layout, Tensor]:
+    """Takes rows that resume partway through a block to its end: the stream [N, D] that leaves it, and its layout."""
+    spans: dict[Row, Sequence[int]] = {
+        row: row.extent.last if row.extent.stop == layer + 1 else row.positions for row in rows
     }
-    by_place: dict[Component, list[Row]] = defaultdict(list)
+    by_component: dict[Component, list[Row]] = defaultdict(list)
     for row in rows:
-        if (at := touched_first(row, decoder.layers)) is not None:
-            by_place[at].append(row)
-    common = _Common(decoder, layer, rows, spans, frozenset(by_place))
-    streams: dict[int, Tensor] = {}
-    for at, some in by_place.items():
+        if (at := first_touched(row, decoder.layers)) is not None:
+            by_component[at].append(row)
+    shared = _Shared(decoder, layer, rows, spans, frozenset(by_component))
+    streams: dict[Row, Tensor] = {}
+    for at, some in by_component.items():
         layout = Layout(some, spans)
-        where = common.places(layout)
-        second = at in (Component.NEURON, Component.MLP_OUT)
-        stream = common.values[Component.RESIDUAL_MID] if second else common.stream
-        left = go_on(decoder, visits, layout, layer, at, stream[where], common.values[at][where])
-        streams.update((id(row), left[layout.slice(row)]) for row in some)
+        where = shared.index(layout)
+        in_mlp = at in (Component.NEURON, Component.MLP_OUT)
+        stream = shared.values[Component.RESIDUAL_MID] if in_mlp else shared.stream
+        left = finish_block(decoder, visits, layout, layer, at, stream[where], shared.values[at][where])
+        streams.update((row, left[layout.slice(row)]) for row in some)
     layout = Layout(rows, spans)
-    return layout, torch.cat([streams[id(row)] for row in layout.rows])
+    return layout, torch.cat([streams[row] for row in layout.rows])
 
 
-class _Common:
-    """A block of some bases, at the positions that runs over them go on from, as far as what is `wanted` of it."""
+class _Shared:
+    """The part of a block that runs share: the `wanted` values of their bases, at the positions that the runs need.
+
+    `stream` [N, D] enters the block; `values` are [N, ...].
+    """
 
     def __init__(
         self,
         decoder: Decoder,
         layer: int,
         rows: Sequence[Row],
-        spans: dict[int, Sequence[int]],
+        spans: Mapping[Row, Sequence[int]],
         wanted: frozenset[Component],
     ) -> None:
         self._layer = layer
-        states: dict[int, State] = {}
-        positions: dict[int, set[int]] = defaultdict(set)
+        positions: dict[State, set[int]] = defaultdict(set)
         for row in rows:
             assert row.prefix is not None
-            states[id(row.prefix)] = row.prefix
-            positions[id(row.prefix)].update(spans[id(row)])
-        self._bases = {key: self._base(states[key], sorted(some)) for key, some in positions.items()}
-        self._layout = Layout(self._bases.values(), {id(base): base.extent.last for base in self._bases.values()})
-        streams = [states[id(base.prefix)].residual[layer][list(base.extent.last)] for base in self._layout.rows]
-        self.stream = torch.cat(streams)
-        self.values: dict[Component, Tensor] = {}
-        lone = next(iter(states.values())) if len(states) == 1 else None
-        place = layer, self._layout.rows[0].extent.last, wanted
-        if lone is not None and place in lone.inside:
-            self.values = lone.inside[place]
-            return
-        self._compute(decoder, wanted)
-        if lone is not None:
-            keep(lone, place, self.values)
+            positions[row.prefix].update(spans[row])
+        self._bases = {state: self._base(state, sorted(some)) for state, some in positions.items()}
+        self._layout = Layout(self._bases.values(), {base: base.extent.last for base in self._bases.values()})
+        self.stream = torch.cat(
+            [base.prefix.residual[layer][list(base.extent.last)] for base in self._layout.rows if base.prefix]
+        )
+        key = Midway(layer, self._layout.rows[0].extent.last, wanted)
+        only = next(iter(positions)) if len(positions) == 1 else None
+        kept = None if only is None else only.midway.get(key)
+        self.values = self._compute(decoder, wanted) if kept is None else kept
+        if only is not None and kept is None:
+            keep(only, key, self.values)
 
     def _base(self, state: State, positions: list[int]) -> Row:
         extent = Extent(self._layer, self._layer + 1, positions[0], positions[-1] + 1, tuple(positions))
-        return Row(state.tokens, state, extent, {})
+        return Row(state.tokens, state, extent)
 
-    def places(self, layout: Layout) -> Tensor:
-        """Where the tokens of rows lie in what is common to them."""
+    def index(self, layout: Layout) -> Tensor:
+        """Where the values of these rows lie, [N]."""
         index = [
-            self._layout.index(self._bases[id(row.prefix)], position)
+            self._layout.index(self._bases[row.prefix], position)
             for row in layout.rows
-            for position in layout.spans[id(row)]
+            if row.prefix is not None
+            for position in layout.spans[row]
         ]
         return torch.tensor(index, device=self.stream.device)
 
     def _mixed(self, decoder: Decoder) -> Tensor:
+        """The heads' mixes of values, [N, H, d]."""
         layer, layout = self._layer, self._layout
         rotation = decoder.rotation(self.stream, layout.positions(self.stream.device), layout.lengths)
         query, _, _ = decoder.project(layer, self.stream, rotation)
@@ -163,8 +159,8 @@ class _Common:
             parts.append(attend(block, segment, query[own], keys, values))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _compute(self, decoder: Decoder, wanted: frozenset[Component]) -> None:
-        """What is wanted, and for the MLP's parts the stream between attention and it."""
+    def _compute(self, decoder: Decoder, wanted: frozenset[Component]) -> dict[Component, Tensor]:
+        """The wanted values, and the stream between attention and the MLP if any of them lies in the MLP."""
         found = {Component.HEAD_OUT: self._mixed(decoder)}
         if wanted - {Component.HEAD_OUT}:
             found[Component.ATTENTION_OUT] = decoder.attention_output(self._layer, found[Component.HEAD_OUT])
@@ -176,13 +172,13 @@ class _Common:
                     found[Component.MLP_OUT] = decoder.neurons_output(self._layer, found[Component.NEURON])
             elif Component.MLP_OUT in wanted:
                 found[Component.MLP_OUT] = decoder.mlp_output(self._layer, read)
-        behind = {Component.RESIDUAL_MID} if wanted & {Component.NEURON, Component.MLP_OUT} else set()
-        self.values = {component: found[component] for component in wanted | behind}
+        middle_too = {Component.RESIDUAL_MID} if wanted & {Component.NEURON, Component.MLP_OUT} else set()
+        return {component: found[component] for component in wanted | middle_too}
 
 
-def keep(state: State, place: object, values: dict[Component, Tensor]) -> None:
-    """Keeps values inside a block with a state, and forgets the oldest while they take more than their share of it."""
-    limit = INSIDE_KEPT * (state.bytes - state.inside_bytes)
-    state.inside[place] = values
-    while state.inside and state.inside_bytes > limit:
-        del state.inside[next(iter(state.inside))]
+def keep(state: State, key: Midway, values: dict[Component, Tensor]) -> None:
+    """Keeps values with a state. The oldest are dropped until they take no more than their share of it."""
+    limit = MIDWAY_KEPT * (state.bytes - state.midway_bytes)
+    state.midway[key] = values
+    while state.midway and state.midway_bytes > limit:
+        del state.midway[next(iter(state.midway))]

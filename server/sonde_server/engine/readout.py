@@ -1,19 +1,16 @@
 """Reads the next-token distribution: targets, top tokens, divergence."""
 
-from collections import defaultdict
-
 import torch
 from torch import Tensor
 
 from ..model.anatomy import Decoder
 from ..questions.costs import LOGITS_KEPT
 from ..questions.prompts import Target
-from .layout import Row
 from .runs import Reading, Result, State
 
 
 def logits_of(decoder: Decoder, state: State, position: int) -> Tensor:
-    """Next-token logits [V] of a base run; kept."""
+    """Next-token logits [V] of a base run. They are kept with its state."""
     if position not in state.logits:
         if len(state.logits) >= LOGITS_KEPT:
             state.logits.pop(next(iter(state.logits)))
@@ -22,10 +19,10 @@ def logits_of(decoder: Decoder, state: State, position: int) -> Tensor:
 
 
 def read(decoder: Decoder, logits: Tensor, reading: Reading) -> list[Result]:
-    """What `reading` asks for of logits [R, V], one Result a row. On a CPU float32 logits are overwritten.
+    """What `reading` asks for, from logits [R, V], one Result for each row. On a CPU, float32 logits are overwritten.
 
-    A second tensor of that size would cost more than the softmax: the allocator gives so much back, and every page of
-    it has to be mapped anew.
+    A second tensor of that size would cost more than the softmax, because the allocator returns memory of that size to
+    the system and every page of it is mapped anew.
     """
     logits = logits.float()
     clean = None
@@ -56,17 +53,8 @@ def read(decoder: Decoder, logits: Tensor, reading: Reading) -> list[Result]:
 
 
 def divergence(reference: Tensor, log_probabilities: Tensor) -> Tensor:
-    """KL(reference || row) of log-probabilities [V] and [R, V], in nats; never below 0 by rounding."""
+    """KL(reference || row) of log-probabilities [V] and [R, V], in nats. Rounding never makes it negative."""
     weight = reference.exp()
-    # A token of probability 0 adds nothing, whatever the other side says of it.
+    # A token of probability 0 adds nothing, whatever its other probability is.
     terms = torch.where(weight > 0, weight * (reference - log_probabilities), 0.0)
     return terms.sum(-1).clamp_min(0.0)
-
-
-def by_reading(rows: list[Row]) -> dict[int, list[Row]]:
-    """Rows that are read alike, so that one softmax serves them."""
-    groups: dict[int, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.reading is not None:
-            groups[id(row.reading)].append(row)
-    return groups

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import count
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from .sampling import Choice
 class Change:
     """What an edit does to the values it selects. `values` broadcast, from the right, against the selection.
 
-    A knockout has no values: it forbids `keys` (None: all) to the selected heads and queries.
+    A knockout has no values: the selected heads and queries may not attend to `keys` (None: to any).
     """
 
     kind: Literal["multiply", "add", "set", "project", "knockout"]
@@ -26,7 +27,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedEdit:
-    """A change of one component in one layer; `receipt` is the column its distance is added to."""
+    """A change of one component in one layer. Its distance is added to column `receipt` of the run's distances."""
 
     component: Component
     layer: int
@@ -38,7 +39,7 @@ class PlacedEdit:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """Values to be copied out of a run, in the shape of the contract, cut to positions and units."""
+    """Values that are copied out of a run at some positions and units, in the contract's shape."""
 
     component: Component
     layer: int
@@ -48,24 +49,47 @@ class Capture:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Base:
-    """A prompt run in full and kept: clean, or with its token embeddings changed by `corruption`.
+    """A run of a whole prompt that is kept: clean, or with its token embeddings changed by `corruption`.
 
-    `together`: how many corrupted ones are computed in one batch, for their last bits depend on it.
+    `batch`: how many corrupted bases are computed in one batch. It is part of a base's identity because it affects the
+    last bits.
     """
 
     tokens: tuple[int, ...]
     corruption: PlacedEdit | None = None
-    together: int = 1
+    batch: int = 1
+
+
+class Asked(NamedTuple):
+    """What was read of a base run; the same reading gives the same numbers."""
+
+    position: int
+    targets: tuple[Target, ...]
+    top_k: int
+    alone: bool
+    divergence: bool
+
+
+class Midway(NamedTuple):
+    """Values inside a block of a base run: which components, at which positions."""
+
+    layer: int
+    positions: tuple[int, ...]
+    components: frozenset[Component]
 
 
 @dataclass(slots=True, eq=False)
 class State:
-    """What is kept of a base run: all that a run over it restarts from.
+    """What is kept of a base run, for runs over it to restart from. It is empty until it has been computed.
 
-    embedding [T, D]; residual: layers + 1 of [T, D], the stream before each block and after the last;
-    keys and values: one [T, K, d] a layer, as attention received them; logits: [V], of the positions that were read;
-    prediction: what was read of it last, and how; inside: what runs over it went on from inside a block (midblock.py).
-    A state that is still to be computed is empty.
+    embedding: [T, D].
+    residual: layers + 1 of [T, D], the stream before each block and after the last.
+    keys and values: one [T, K, d] for each layer, as attention received them.
+    logits: [V], of the positions that were read.
+    prediction: the last reading of it, and its result.
+    midway: intermediate values of blocks, from which later runs resume (midblock.py).
+    number: counts the states of a process. Batches are ordered by it, so that results do not depend on where in memory
+    a state lies.
     """
 
     tokens: tuple[int, ...]
@@ -74,12 +98,13 @@ class State:
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     logits: dict[int, Tensor] = field(default_factory=dict)
-    prediction: "tuple[object, Result] | None" = None
-    inside: dict[object, dict[Component, Tensor]] = field(default_factory=dict)
+    prediction: "tuple[Asked, Result] | None" = None
+    number: int = field(default_factory=count(1).__next__)
+    midway: dict[Midway, dict[Component, Tensor]] = field(default_factory=dict)
 
     def clear(self) -> None:
-        """Empties it, to be computed anew."""
-        for part in (self.residual, self.keys, self.values, self.logits, self.inside):
+        """Empties it, so that it can be computed again."""
+        for part in (self.residual, self.keys, self.values, self.logits, self.midway):
             part.clear()
         self.prediction = None
 
@@ -87,20 +112,20 @@ class State:
     def bytes(self) -> int:
         """Memory this state holds."""
         tensors = [self.embedding, *self.residual, *self.keys, *self.values, *self.logits.values()]
-        return sum(map(_bytes, tensors)) + self.inside_bytes
+        return sum(map(_bytes, tensors)) + self.midway_bytes
 
     @property
-    def inside_bytes(self) -> int:
-        """What `inside` has of it."""
-        return sum(_bytes(tensor) for kept in list(self.inside.values()) for tensor in kept.values())
+    def midway_bytes(self) -> int:
+        """The part of it that `midway` holds."""
+        return sum(_bytes(tensor) for kept in list(self.midway.values()) for tensor in kept.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
     """How the next-token distribution at `position` is read.
 
-    `clean` is the unchanged run. Where there are no targets, its most likely token is the one; with `divergence` KL is
-    taken from it. It may still be empty: it has to be computed, or read, before what is read beside it.
+    `clean` is the unchanged run. Without targets, its most probable token is the target; `divergence` asks for
+    KL(clean || run). It may still be empty when the reading is made, but must be computed before it is used.
     """
 
     position: int
@@ -112,9 +137,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """A base, what is changed in it, and what is read. `receipts`: how many distances are reported.
+    """A base, what is changed in it, and what is read.
 
-    `choice`: which token follows its last position; such a run can be continued.
+    `receipts`: how many distances are reported. `choice`: how the token after its last position is chosen; a run that
+    has one can be continued.
     """
 
     base: State
@@ -127,7 +153,10 @@ class Run:
 
 @dataclass(slots=True, eq=False)
 class Result:
-    """What a run gave; everything on the CPU, in float32."""
+    """What was read of a run, on the CPU, in float32.
+
+    `token`: the one that was chosen. None if none was asked for, or if the logits were not finite.
+    """
 
     log_probabilities: Tensor | None = None
     logits: Tensor | None = None

@@ -1,14 +1,8 @@
-"""Which token a run goes on with."""
+"""Which token continues a run."""
 
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .layout import Row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,20 +18,16 @@ class Choice:
     noise: Tensor | None = None
 
 
-def choose(logits: Tensor, choice: Choice) -> list[int]:
-    """A token for each row of logits [R, V]; of equals the first."""
+def choose(logits: Tensor, choice: Choice) -> list[int | None]:
+    """A token for each row of logits [R, V], the first of equals. None: the row's logits are not finite."""
     if choice.noise is None:
-        return [int(token) for token in logits.argmax(-1).tolist()]
-    wide = logits.double()
-    # Less the largest, so that no temperature is too low to divide by.
-    scores = (wide - wide.amax(-1, keepdim=True)) / choice.temperature + choice.noise.to(logits.device)
-    return [int(token) for token in scores.argmax(-1).tolist()]
-
-
-def by_choice(rows: "Iterable[Row]") -> "dict[int, list[Row]]":
-    """Rows that go on alike, so that one look at their logits serves them."""
-    groups: dict[int, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.choice is not None:
-            groups[id(row.choice)].append(row)
-    return groups
+        tokens = logits.argmax(-1)
+        # NaN and infinity count as the largest.
+        largest = logits.gather(-1, tokens[:, None])
+    else:
+        wide = logits.double()
+        largest = wide.amax(-1, keepdim=True)
+        # The largest is subtracted so that no temperature is too low to divide by.
+        tokens = ((wide - largest) / choice.temperature + choice.noise.to(logits.device)).argmax(-1)
+    pairs = zip(tokens.tolist(), largest.isfinite()[:, 0].tolist(), strict=True)
+    return [int(token) if finite else None for token, finite in pairs]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
 from ..questions.extents import Extent
-from ..questions.places import Component
+from ..questions.places import PAIRWISE, Component
 from .attention import Block, attend
 from .engine import Engine
 from .execute import Execution, Work
@@ -90,15 +90,23 @@ class Check:
         decoder = self.decoder = engine.decoder
         windows = [one for one in decoder.family.windows or () if one is not None and one <= LONGEST_WINDOW]
         length = min(max(windows) + LAST if windows else TOKENS, decoder.max_positions)
-        known = min(decoder.vocabulary_size, int(decoder.embedding.weight.shape[0]))
-        tokens = np.random.RandomState(0).randint(known, size=length)
+        self.known = min(decoder.vocabulary_size, int(decoder.embedding.weight.shape[0]))
+        tokens = np.random.RandomState(0).randint(self.known, size=length)
         self.tokens = tuple(int(token) for token in tokens)
         self.positions = tuple(sorted({*range(min(FIRST, length)), *range(max(0, length - LAST), length)}))
         self.precise = decoder.dtype.itemsize >= 4
         self.tolerance, self.block_tolerance = TOLERANCES.get(decoder.dtype, TOLERANCES[torch.bfloat16])
 
-    def plain(self) -> Plain:
-        """The prompt through the model as it was loaded."""
+    @property
+    def begun(self) -> tuple[int, ...]:
+        """The prompt behind the token that begins texts, if the model has one. It often has the largest activations."""
+        begin = getattr(self.decoder.model.config.get_text_config(), "bos_token_id", None)
+        if not isinstance(begin, int) or not 0 <= begin < self.known:
+            return self.tokens
+        return (begin, *self.tokens[1:])
+
+    def plain(self, tokens: tuple[int, ...]) -> Plain:
+        """A prompt of that length through the model as it was loaded."""
         before: list[Tensor] = []
         after: list[Tensor] = []
 
@@ -112,7 +120,7 @@ class Check:
             for block in self.decoder.blocks:
                 hooks.callback(block.module.register_forward_pre_hook(entering, with_kwargs=True).remove)
                 hooks.callback(block.module.register_forward_hook(leaving).remove)
-            ids = torch.tensor([self.tokens], device=self.decoder.device)
+            ids = torch.tensor([tokens], device=self.decoder.device)
             logits = self.decoder.model(input_ids=ids, use_cache=False).logits
         return Plain(logits[0, list(self.positions)].float().cpu(), before, after)
 
@@ -124,7 +132,7 @@ class Check:
 
     def row(self, captures: tuple[Capture, ...]) -> Row:
         """The prompt as a row of a batch."""
-        return Row(self.tokens, None, Extent.whole(self.decoder.layers, len(self.tokens)), {}, captures)
+        return Row(self.tokens, None, Extent.whole(self.decoder.layers, len(self.tokens)), captures=captures)
 
     def block(self, layer: int, plain: Plain, findings: Findings) -> None:
         """One block, given what the model gave it."""
@@ -133,7 +141,7 @@ class Check:
         layout = Layout([self.row(())])
         query, key, value = decoder.project(layer, stream, self._rotations(stream, layout))
         block = Block(layer, decoder.attention_settings(layer), Visits([]))
-        mixed = attend(block, *_one(layout), query, key[None], value[None])
+        mixed = attend(block, layout.only_segment, query, key[None], value[None])
         attention = decoder.attention_output(layer, mixed)
         middle = stream if decoder.family.parallel else stream + attention
         seen: list[Tensor] = []
@@ -159,7 +167,7 @@ class Check:
         asked = self.row((Capture(Component.ATTENTION_PATTERN, layer, tuple(range(len(self.tokens)))),))
         block = Block(layer, self.decoder.attention_settings(layer), Visits([asked]))
         query, key, value = projected
-        attend(block, *_one(Layout([asked])), query, key[None], value[None])
+        attend(block, Layout([asked]).only_segment, query, key[None], value[None])
         values = value.repeat_interleave(self.decoder.heads // self.decoder.key_value_heads, dim=1)
         pattern = asked.captured[0].to(values.dtype)
         findings.patterns.see(layer, torch.einsum("hqk,khd->qhd", pattern, values), mixed)
@@ -188,8 +196,9 @@ def verify(engine: Engine) -> None:
     findings = Findings.none(precise=check.precise)
     decoder = check.decoder
     with torch.inference_mode():
-        plain = check.plain()
-        _refuse_overflow(check, plain)
+        for tokens in dict.fromkeys((check.begun, check.tokens)):
+            plain = check.plain(tokens)
+            _refuse_overflow(check, plain)
         error = summary(distance(_centred(check.logits()), _centred(plain.logits)), precise=check.precise)
         for layer in range(decoder.layers):
             check.block(layer, plain, findings)
@@ -211,16 +220,17 @@ def _refuse_overflow(check: Check, plain: Plain) -> None:
     overflown = (layer for layer, after in enumerate(plain.after) if not after.isfinite().all())
     first = next(overflown, None)
     where = "its unembedding makes them" if first is None else f"the stream has them from block {first} on"
+    wider = "bfloat16 or float32" if check.decoder.dtype is torch.float16 else "float32"
+    advice = "" if check.precise else f"; load it with --dtype {wider}"
     raise UnsupportedModel(
         f"this {check.decoder.model.config.model_type} model is not hosted, because in "
-        f"{str(check.decoder.dtype).removeprefix('torch.')} its own logits are infinite or not numbers: {where}"
+        f"{str(check.decoder.dtype).removeprefix('torch.')} its own logits are infinite or not numbers: {where}{advice}"
     )
 
 
 def _withdraw(check: Check, findings: Findings) -> None:
-    pairwise = (Component.ATTENTION_SCORES, Component.ATTENTION_PATTERN)
     for worst, components, identity in (
-        (findings.patterns, pairwise, "pattern times values is not what the heads give"),
+        (findings.patterns, sorted(PAIRWISE), "pattern times values is not what the heads give"),
         (findings.heads, (Component.HEAD_OUT,), "the heads' parts and the bias do not add up to attention's output"),
         (findings.neurons, (Component.NEURON,), "the neurons do not make what the MLP gives"),
     ):
@@ -237,11 +247,6 @@ def _refuse(check: Check, components: Iterable[Component], reason: str) -> None:
             component, f"this model failed the check of it when it was loaded; {reason}"
         )
         _log.warning("%s is not offered: %s", component.name, reason)
-
-
-def _one(layout: Layout) -> tuple[Any]:
-    (segment,) = layout.segments(layout)
-    return (segment,)
 
 
 def _keep(seen: list[Tensor]) -> Any:

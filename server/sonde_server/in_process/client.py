@@ -9,8 +9,9 @@ from typing import Any, Final, cast
 
 import grpc
 from sonde import AsyncClient, Client, InvalidSettings, Unsupported
-from sonde.addresses import DEFAULT_ADDRESS
-from sonde.connection import Connection
+from sonde._connection.addresses import DEFAULT_ADDRESS
+from sonde._connection.connection import Connection
+from sonde._connection.loops import LoopChannel
 
 from ..config import SettingError, Settings
 from ..errors import UnsupportedModel
@@ -48,9 +49,6 @@ class LocalClient(Client):
         super().close()
         self._stop()
 
-    def __repr__(self) -> str:
-        return f"LocalClient({self._connection.address!r}{', closed' if self._closed else ''})"
-
 
 class AsyncLocalClient(AsyncClient):
     """A `sonde.AsyncClient` whose model is in this process. Closing it lets the model go."""
@@ -60,15 +58,12 @@ class AsyncLocalClient(AsyncClient):
         connection = _connection(model, timeout)
         server = _load(model, settings)
         self._stop = weakref.finalize(self, server.stop, 0)
-        self._attach(connection, cast("grpc.aio.Channel", AsyncChannel(server.endpoint)))
+        self._attach(connection, cast("LoopChannel", AsyncChannel(server.endpoint)))
 
     async def close(self) -> None:
         """Lets the model go. Calls that still run are cancelled."""
         await super().close()
         await asyncio.to_thread(self._stop)
-
-    def __repr__(self) -> str:
-        return f"AsyncLocalClient({self._connection.address!r}{', closed' if self._closed else ''})"
 
 
 def _connection(model: str, timeout: float | None) -> Connection:

@@ -2,54 +2,31 @@
 
 from collections.abc import Iterator
 from itertools import groupby
-from math import prod
 
-from ..engine import Base, Capture
+from ..engine import Capture
 from ..questions.activations import Activations
-from ..questions.answers import Activation, Answer, Context, Cost
-from ..questions.extents import reread
+from ..questions.answers import Activation, Answer
 from ..questions.places import Site
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
-from .prediction import attention_for, numbers, predict
+from .opening import Clean
+from .prediction import numbers
 
 
 def captures_of(sites: tuple[Site, ...], tokens: int) -> list[tuple[int, Capture]]:
     """What has to be copied for these sites, each with the index of its site."""
     return [
-        (number, Capture(site.component, layer, site.positions_within(tokens), site.units))
+        (number, Capture(place.component, place.layer, place.positions, site.units))
         for number, site in enumerate(sites)
-        for layer in site.layers
+        for place in site.places(tokens)
     ]
 
 
-def size_of(session: Session, sites: tuple[Site, ...], tokens: int) -> int:
-    """Bytes of the values at these sites, as float32."""
-    decoder = session.engine.decoder
-    total = 0
-    for _, capture in captures_of(sites, tokens):
-        total += 4 * prod(decoder.selected_shape(capture.component, capture.units, len(capture.positions), tokens))
-    return total
-
-
-def answer(question: TraceQuestion, method: Activations, session: Session) -> Iterator[Answer]:
-    """Context, then every site's values, layer by layer."""
-    tokens, position = question.prompt.tokens, question.position
-    layers = session.engine.layers
-    # One layer at a time, so that a large answer leaves as it is read.
-    wanted = sorted(captures_of(method.sites, len(tokens)), key=lambda one: one[1].layer)
-    groups = [list(layer) for _, layer in groupby(wanted, key=lambda one: one[1].layer)]
-    again = sum(reread([capture for _, capture in group], len(tokens), layers) for group in groups)
-    work = len(tokens) * layers
-    cost = Cost(1, work + again, work * (1 + len(groups)), size_of(session, method.sites, len(tokens)))
-    attention = attention_for(site.component for site in method.sites)
-    if question.dry_run:
-        yield Context(tokens, question.targets, position, None, cost, attention)
-        return
-    state = session.states([Base(tokens)], read=position)[0]
-    targets, clean = predict(session, state, question.targets, position, question.top_k)
-    yield Context(tokens, targets, position, clean, cost, attention)
-    for group in groups:
-        found = session.values(state, [capture for _, capture in group])
+def parts(question: TraceQuestion, method: Activations, session: Session, clean: Clean) -> Iterator[Answer]:
+    """Every site's values, one layer at a time, so that a large answer leaves as it is read."""
+    wanted = sorted(captures_of(method.sites, question.tokens), key=lambda one: one[1].layer)
+    for _, layer in groupby(wanted, key=lambda one: one[1].layer):
+        group = list(layer)
+        found = session.values(clean.state, [capture for _, capture in group])
         for (number, capture), values in zip(group, found, strict=True):
             yield Activation(-1, number, capture.layer, numbers(values))

@@ -11,12 +11,6 @@ prompt's run: what the metric would change by were the model linear. On request:
 - edges: the same for what one component writes and another reads (`attribution_edges`).
 
 Gradients go down block by block (`engine.gradients`), and every block is a turn of its own on the model's thread.
-
-What it costs, in positions x blocks: the runs of both prompts; then, for the positions up to the one that is read,
-each block once with its graph and once backwards for each target, and the source's values once. With several steps,
-each has its own run and its own way down, and the prompt's values are computed once as well. Dropping layers takes,
-in block l, L - l backward passes a target. Of the places that are verified only the most that they can take is known
-before. Products for edges are not blocks, and not counted.
 """
 
 from collections.abc import Iterator
@@ -25,32 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
-from ..questions.answers import Answer, Context, Cost, Floats, VerifiedEffect
+from ..questions.answers import Answer, Floats, VerifiedEffect
 from ..questions.attribution_patching import AttributionPatching
-from ..questions.costs import attribution_bytes
-from ..questions.extents import extent_of
-from ..questions.places import Component, Site
+from ..questions.places import Site
 from ..questions.prompts import Metric
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
-from .attribution.estimates import Estimation, bottom
-from .prediction import attention_for, numbers, predict
+from .attribution.estimates import Estimation
+from .opening import Clean
+from .prediction import numbers
 
 
-def answer(question: TraceQuestion, method: AttributionPatching, session: Session) -> Iterator[Answer]:
-    """Context, the progress, then the estimates component by component, the edges, and what was verified."""
-    tokens, position = question.prompt.tokens, question.position
-    cost = _cost(question, method, session)
-    pattern = {Component.ATTENTION_PATTERN} if method.recompute_softmax else set()
-    attention = attention_for({*method.components, *pattern})
-    if question.dry_run:
-        yield Context(tokens, question.targets, position, None, cost, attention)
-        return
-    base = session.states([Base(tokens)], read=position)[0]
+def parts(_: TraceQuestion, method: AttributionPatching, session: Session, clean: Clean) -> Iterator[Answer]:
+    """The progress, then the estimates component by component, the edges, and what was verified."""
     source = session.states([Base(method.source.tokens)])[0]
-    targets, clean = predict(session, base, question.targets, position, question.top_k)
-    yield Context(tokens, targets, position, clean, cost, attention)
-    estimation = Estimation(method, targets, position, session, base, source)
+    estimation = Estimation(method, clean.targets, clean.position, session, clean.state, source)
     yield from estimation.run()
     for component in method.components:
         yield from estimation.estimates.parts(component)
@@ -58,7 +41,9 @@ def answer(question: TraceQuestion, method: AttributionPatching, session: Sessio
         yield estimation.edges.answer(method.edges or 0, method.integration_steps)
     if method.verify_top:
         places = estimation.estimates.largest(method.verify_top)
-        yield from _verified(places, method.metric, session, base, source, Reading(position, targets))
+        yield from _verified(
+            places, method.metric, session, clean.state, source, Reading(clean.position, clean.targets)
+        )
 
 
 def _verified(
@@ -82,32 +67,3 @@ def _metric(result: Result, metric: Metric) -> NDArray[np.float64]:
         return numbers(result.logits).astype(np.float64)
     values = numbers(result.log_probabilities).astype(np.float64)
     return values if metric is Metric.LOG_PROBABILITY else np.exp(values)
-
-
-def _cost(question: TraceQuestion, method: AttributionPatching, session: Session) -> Cost:
-    tokens, source = question.prompt.tokens, method.source.tokens
-    layers, length, targets = session.engine.layers, question.position + 1, max(1, len(question.targets))
-    full = len(tokens) * layers
-    blocks = layers - bottom(method, layers)
-    backward = blocks * (blocks + 1) // 2 if method.drop_layers else blocks
-    work = full + (full if source != tokens else 0)
-    work += method.integration_steps * length * (blocks + backward * targets)
-    if method.integration_steps > 1:
-        differing = [number for number, pair in enumerate(zip(tokens, source, strict=True)) if pair[0] != pair[1]]
-        work += method.integration_steps * (len(tokens) - min(differing, default=len(tokens))) * layers
-    if method.inside:
-        work += length * layers * (2 if method.integration_steps > 1 else 1)
-    if method.verify_top:
-        work += _most(method, question, layers)
-    runs = method.runs(targets, layers)
-    return Cost(runs, work, runs * full, attribution_bytes(method, len(tokens), targets, session.engine.decoder))
-
-
-def _most(method: AttributionPatching, question: TraceQuestion, layers: int) -> int:
-    """What verifying takes at most: every place in the lowest block at the first position, the source's values all."""
-    tokens, nothing = len(question.prompt.tokens), Change("multiply", 1.0)
-    runs = []
-    for component in method.components:
-        edits = [PlacedEdit(component, 0, (0,), None, nothing)]
-        runs.append(extent_of(edits, (), question.position, tokens, layers).token_layers)
-    return method.verify_top * max(runs) + tokens * layers

@@ -9,7 +9,6 @@ samples of the target's probability.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -17,95 +16,39 @@ import torch
 from torch import Tensor
 
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
-from ..questions.answers import Answer, Context, Corruption, Cost, Progress, RestorationGrid
-from ..questions.causal_tracing import CausalTracing, Counterfactual, ExplicitNoise
-from ..questions.extents import extent_of, reread
+from ..questions.answers import Answer, Corruption, Progress, RestorationGrid
+from ..questions.causal_tracing import CausalTracing, Cell, Counterfactual, ExplicitNoise
 from ..questions.places import LAYERLESS, PAIRWISE, Component
-from ..questions.prompts import Target
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
-from .prediction import attention_for, numbers, predict
-
-WINDOWED = (Component.MLP_OUT, Component.ATTENTION_OUT)
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One state, or a window of them, that is restored."""
-
-    component: Component
-    position: int
-    layer: int
-    restored: tuple[int, ...]
+from .opening import Clean
+from .prediction import numbers
 
 
-def window(layer: int, width: int, layers: int) -> tuple[int, ...]:
-    """The layers that are restored around `layer`."""
-    return tuple(range(max(0, layer - width // 2), min(layers, layer + (width + 1) // 2)))
-
-
-def cells(method: CausalTracing, layers: int) -> list[Cell]:
-    """Every cell of the grids, component by component, position by position."""
-    result = []
-    for component in method.components:
-        for position in method.positions:
-            for layer in (0,) if component in LAYERLESS else method.layers:
-                windowed = component in WINDOWED
-                restored = window(layer, method.window, layers) if windowed else (layer,)
-                result.append(Cell(component, position, layer, restored))
-    return result
-
-
-def matters(cell: Cell, method: CausalTracing, read: int) -> bool:
-    """Whether a restoration can change what is read: not before the corruption, not after the reading."""
-    if cell.component is Component.TOKEN_EMBEDDING and cell.position not in method.subject:
-        return False
-    if cell.component in (Component.FINAL_NORM, Component.LOGITS):
-        return cell.position == read
-    return min(method.subject) <= cell.position <= read
-
-
-def answer(question: TraceQuestion, method: CausalTracing, session: Session) -> Iterator[Answer]:
-    """Context, the corrupted prediction, then the grids row by row with the progress."""
-    tokens, position = question.prompt.tokens, question.position
-    grid = cells(method, session.engine.layers)
+def parts(question: TraceQuestion, method: CausalTracing, session: Session, clean: Clean) -> Iterator[Answer]:
+    """The corrupted prediction, then the grids row by row with the progress."""
     noise, deviation = _noise(method, session)
-    samples = len(noise)
-    cost = _cost(question, method, grid, samples, session)
-    attention = attention_for(method.components)
-    if question.dry_run:
-        yield Context(tokens, question.targets, position, None, cost, attention)
-        return
-    clean = session.states([Base(tokens)], read=position)[0]
-    targets, prediction = predict(session, clean, question.targets, position, question.top_k)
-    yield Context(tokens, targets, position, prediction, cost, attention)
-    yield Progress(0, len(grid) * samples)
-    corruptions = [Base(tokens, edit, samples) for edit in _corruptions(method, noise, session)]
-    corrupted = session.corrupted(corruptions, read=position)
-    baseline = session.read(corrupted, Reading(position, targets))
+    yield Progress(0, len(noise) * len(list(method.cells(session.layers))))
+    corruptions = [Base(question.prompt.tokens, edit, len(noise)) for edit in _corruptions(method, noise, session)]
+    corrupted = session.corrupted(corruptions, read=clean.position)
+    baseline = session.read(corrupted, Reading(clean.position, clean.targets))
     yield _corruption(method, baseline, deviation)
-    yield from _grids(question, method, session, clean, corrupted, baseline, targets)
+    yield from _grids(method, session, clean, corrupted, baseline)
 
 
 def _grids(
-    question: TraceQuestion,
-    method: CausalTracing,
-    session: Session,
-    clean: State,
-    corrupted: list[State],
-    baseline: list[Result],
-    targets: tuple[Target, ...],
+    method: CausalTracing, session: Session, clean: Clean, corrupted: list[State], baseline: list[Result]
 ) -> Iterator[Answer]:
-    grid = cells(method, session.engine.layers)
-    reading = Reading(question.position, targets)
-    restored = _restored(method, grid)
+    grid = list(method.cells(session.layers))
+    reading = Reading(clean.position, clean.targets)
+    restored = [Capture(one.component, one.layer, one.positions) for one in method.restored(session.layers)]
     values = {(one.component, one.layer): value
-              for one, value in zip(restored, session.values(clean, restored), strict=True)}  # fmt: skip
+              for one, value in zip(restored, session.values(clean.state, restored), strict=True)}  # fmt: skip
     row_of = {position: number for number, position in enumerate(method.positions)}
 
     def runs() -> Iterator[Run]:
         for cell in grid:
-            if matters(cell, method, question.position):
+            if method.matters(cell, clean.position):
                 row = row_of[cell.position]
                 edits = [_restoration(cell, layer, values[cell.component, layer], row) for layer in cell.restored]
                 for state in corrupted:
@@ -120,8 +63,7 @@ def _grids(
         row = [cell for cell in grid[start:start + len(method.layers)]
                if (cell.component, cell.position) == (head.component, head.position)]  # fmt: skip
         outcome = [
-            list(islice(results, len(corrupted))) if matters(cell, method, question.position) else baseline
-            for cell in row
+            list(islice(results, len(corrupted))) if method.matters(cell, clean.position) else baseline for cell in row
         ]
         start += len(row)
         done += len(row) * len(corrupted)
@@ -179,9 +121,8 @@ def _noise(method: CausalTracing, session: Session) -> tuple[list[Tensor | None]
         return list(torch.from_numpy(np.array(corruption.values))), 0.0
     deviation = corruption.standard_deviation
     if deviation is None:
-        factor = 3.0 if corruption.deviations is None else corruption.deviations
-        deviation = factor * session.engine.embedding_deviation()
-    shape = (corruption.samples, len(method.subject), session.engine.decoder.hidden_size)
+        deviation = corruption.deviations * session.engine.embedding_deviation()
+    shape = (corruption.samples, len(method.subject), session.decoder.hidden_size)
     drawn = np.random.RandomState(corruption.seed).randn(*shape) * deviation
     return list(torch.from_numpy(drawn)), deviation
 
@@ -195,31 +136,3 @@ def _corruptions(method: CausalTracing, noise: list[Tensor | None], session: Ses
         PlacedEdit(Component.TOKEN_EMBEDDING, 0, method.subject, None, Change(kind, values))  # type: ignore[arg-type]
         for values in noise
     ]
-
-
-def _restored(method: CausalTracing, grid: list[Cell]) -> list[Capture]:
-    """The clean run's values, [positions, ...], of every component and layer that is restored."""
-    places = sorted({(cell.component, layer) for cell in grid for layer in cell.restored})
-    return [Capture(component, layer, method.positions) for component, layer in places]
-
-
-def _cost(question: TraceQuestion, method: CausalTracing, grid: list[Cell], samples: int, session: Session) -> Cost:
-    engine, tokens = session.engine, len(question.prompt.tokens)
-    layers = engine.layers
-    work = tokens * layers + samples * (tokens - min(method.subject)) * layers
-    work += reread(_restored(method, grid), tokens, layers)
-    if isinstance(method.corruption, Counterfactual):
-        work += tokens * layers
-    nothing = Change("multiply", 1.0)
-    for cell in grid:
-        if matters(cell, method, question.position):
-            edits = [PlacedEdit(cell.component, layer, (cell.position,), None, nothing) for layer in cell.restored]
-            work += samples * extent_of(edits, (), question.position, tokens, layers).token_layers
-    runs = samples * (len(grid) + 1)
-    columns = max(1, len(question.targets)) * (3 + (samples if method.per_sample else 0))
-    return Cost(
-        runs,
-        work,
-        (runs + 1 + isinstance(method.corruption, Counterfactual)) * tokens * layers,
-        4 * len(grid) * columns,
-    )

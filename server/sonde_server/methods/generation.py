@@ -16,15 +16,19 @@ from itertools import islice
 import numpy as np
 import torch
 
-from ..engine import Choice, Engine, PlacedEdit, Result, Run, Slot, State
+from ..engine import Choice, PlacedEdit, Result, Run, Slot, State
 from ..errors import Unsupported
+from ..model.anatomy import Decoder
 from ..questions.answers import Answer, FinishReason, Generated, Progress
-from ..questions.costs import together
+from ..questions.costs import continued_at_once
 from ..questions.edits import Edit
-from ..questions.interventions import Generation
+from ..questions.generation import Generation
 from ..sharing.session import Session
+from .overflow import Overflow
 
 Report = Callable[[int, list[Result]], Iterator[Answer]]
+# Edits that are made at generated positions too, each with the first position where it is.
+Lasting = tuple[tuple[int, PlacedEdit], ...]
 CLEAN = -1
 
 
@@ -34,7 +38,7 @@ class Continued:
 
     number: int
     run: Run
-    lasting: tuple[tuple[int, PlacedEdit], ...] = ()
+    lasting: Lasting = ()
 
     def edits_at(self, position: int) -> list[PlacedEdit]:
         """What is changed at one generated position."""
@@ -50,16 +54,7 @@ class _Thread:
     token: int
 
 
-def token_layers(runs: int, tokens: int, layers: int, generation: Generation) -> tuple[int, int]:
-    """Positions x blocks for the tokens after the first, of so many runs: with the cache, and recomputed in full.
-
-    No run takes more; one that meets an end token takes less.
-    """
-    steps = generation.max_new_tokens - 1
-    return runs * steps * layers, runs * layers * sum(tokens + step for step in range(1, steps + 1))
-
-
-def lasting(edits: Sequence[Edit], placed: Sequence[PlacedEdit]) -> tuple[tuple[int, PlacedEdit], ...]:
+def lasting(edits: Sequence[Edit], placed: Sequence[PlacedEdit]) -> Lasting:
     """The placed edits that go on after the prompt; `receipt` says which of `edits` one comes from."""
     starts = [edit.site.from_position for edit in edits]
     return tuple((start, edit) for edit in placed if (start := starts[edit.receipt]) is not None)
@@ -73,27 +68,28 @@ def answer(
     `runs` is the unchanged run and the `count` changed ones, each with a choice at the prompt's last position.
     """
     each = session.engine.memory.cache_bytes(len(clean.tokens) + generation.max_new_tokens)
-    size = together(count + 1, each, session.engine.decoder.device.type)
+    size = continued_at_once(count + 1, each, session.decoder.device.type)
     source = iter(runs)
     steps = _Steps(-(-(count + 1) // size) * generation.max_new_tokens)
-    while window := list(islice(source, size)):
-        yield from _window(session, clean, window, generation, report, steps)
+    while some := list(islice(source, size)):
+        yield from _continue(session, clean, some, generation, report, steps)
 
 
-def check(engine: Engine, tokens: int, generation: Generation) -> None:
-    """Raises Unsupported where a text would grow past the length at which what is cached was turned otherwise."""
-    longest = engine.decoder.longest_alike
+def check(decoder: Decoder, tokens: int, generation: Generation) -> None:
+    """Raises Unsupported where a text would outgrow the length up to which its cached keys are rotated alike."""
+    longest = decoder.longest_alike
     if longest is not None and tokens <= longest < tokens + generation.max_new_tokens - 1:
         raise Unsupported(
             "readout.generation.max_new_tokens",
-            f"this model turns keys otherwise in texts of more than {longest} tokens; "
-            f"give at most {longest - tokens + 1} for a prompt of {tokens}, or a longer prompt",
+            f"expected at most {longest - tokens + 1} new tokens for a prompt of {tokens}, or a longer prompt, got "
+            f"{generation.max_new_tokens}: this model uses different rotary embeddings beyond {longest} tokens, so a "
+            "cached prompt cannot be extended past that",
         )
 
 
 @dataclass(slots=True)
 class _Steps:
-    """Counts the steps of all windows; what an early end saves counts as done."""
+    """Counts the steps of all runs; steps that an early end saves count as done."""
 
     total: int
     done: int = 0
@@ -102,27 +98,26 @@ class _Steps:
         return Progress(self.done + done, self.total)
 
 
-def _window(
+def _continue(
     session: Session,
     clean: State,
-    window: list[Continued],
+    some: list[Continued],
     generation: Generation,
     report: Report,
     steps: _Steps,
 ) -> Iterator[Answer]:
     engine, tokens = session.engine, len(clean.tokens)
-    chooser = Chooser(generation, engine.decoder.vocabulary_size)
+    chooser = Chooser(generation, session.decoder.vocabulary_size)
     choice = chooser.at(tokens - 1)
-    rows = [engine.run_row(replace(one.run, choice=choice)) for one in window]
+    rows = [engine.run_row(replace(one.run, choice=choice)) for one in some]
     slots = engine.continued_rows(rows, tokens + generation.max_new_tokens - 1)
     results = session.compute(rows)
     threads = []
-    for one, slot, result in zip(window, slots, results, strict=True):
-        assert result.token is not None
-        threads.append(_Thread(one, slot, result.token))
+    for one, slot, result in zip(some, slots, results, strict=True):
         if one.number != CLEAN:
             yield from report(one.number, [result])
-    ends = frozenset[int]() if generation.ignore_end_token else engine.decoder.end_tokens
+        threads.append(_Thread(one, slot, _chosen(one, result)))
+    ends = frozenset[int]() if generation.ignore_end_token else session.decoder.end_tokens
     for offset in range(generation.max_new_tokens):
         if offset:
             choice = chooser.at(tokens + offset - 1)
@@ -131,8 +126,7 @@ def _window(
                 for thread in threads
             ]
             for thread, result in zip(threads, session.compute(stepping), strict=True):
-                assert result.token is not None
-                thread.token = result.token
+                thread.token = _chosen(thread.continued, result)
         generated = _step(offset, threads, ends, generation)
         yield generated
         threads = [thread for thread, reason in zip(threads, generated.reasons, strict=True) if reason is None]
@@ -142,6 +136,12 @@ def _window(
         yield steps.at(offset + 1)
     steps.done += generation.max_new_tokens
     yield steps.at(0)
+
+
+def _chosen(continued: Continued, result: Result) -> int:
+    if result.token is None:
+        raise Overflow(continued.number, "the next token's distribution")
+    return result.token
 
 
 def _step(offset: int, threads: list[_Thread], ends: frozenset[int], generation: Generation) -> Generated:

@@ -1,21 +1,14 @@
-"""The prediction of the unchanged run; what every other answer starts with."""
+"""The prediction of a run, as it is answered."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
-from ..engine import Base, Reading, Result, State
-from ..questions.answers import Answer, Context, Cost, Floats, Prediction
-from ..questions.places import PAIRWISE, Component
+from ..engine import Reading, Result, State
+from ..questions.answers import Floats, Prediction
 from ..questions.prompts import Target
-from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
-
-
-def attention_for(components: Iterable[Component]) -> str:
-    """Which attention computes these: scores and patterns exist only in the explicit one."""
-    return "eager" if any(component in PAIRWISE for component in components) else "sdpa"
 
 
 def numbers(tensor: Tensor | None) -> Floats:
@@ -28,7 +21,7 @@ def numbers(tensor: Tensor | None) -> Floats:
 def predict(
     session: Session, state: State, targets: Sequence[Target], position: int, top_k: int
 ) -> tuple[tuple[Target, ...], Prediction]:
-    """What the unchanged run predicts; without targets, its own top prediction becomes the one."""
+    """What the unchanged run predicts, and the targets; where none is given, its own top prediction is the one."""
     result = session.read([state], Reading(position, tuple(targets), max(top_k, 1), clean=state))[0]
     if not targets:
         assert result.top_tokens is not None
@@ -45,16 +38,3 @@ def as_prediction(result: Result, top_k: int) -> Prediction:
         result.top_tokens[:top_k].numpy(),
         numbers(result.top_log_probabilities)[:top_k],
     )
-
-
-def answer(question: TraceQuestion, session: Session) -> Iterator[Answer]:
-    """The prediction alone."""
-    tokens = question.prompt.tokens
-    work = len(tokens) * session.engine.layers
-    cost = Cost(1, work, work, 8 * (len(question.targets) + question.top_k))
-    if question.dry_run:
-        yield Context(tokens, question.targets, question.position, None, cost, attention_for(()))
-        return
-    state = session.states([Base(tokens)], read=question.position)[0]
-    targets, clean = predict(session, state, question.targets, question.position, question.top_k)
-    yield Context(tokens, targets, question.position, clean, cost, attention_for(()))

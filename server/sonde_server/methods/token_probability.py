@@ -11,40 +11,27 @@ from functools import partial
 
 import numpy as np
 
-from ..engine import Base, State
-from ..engine.gradients import Descent
-from ..questions.answers import Answer, Context, Cost, Floats, LayerReadings
+from ..engine import State
+from ..questions.answers import Answer, Floats, LayerReadings
 from ..questions.prompts import Metric, Target
 from ..questions.token_probability import TokenProbability
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
-from .prediction import attention_for, numbers, predict
+from .opening import Clean
+from .prediction import numbers
 
 
-def answer(question: TraceQuestion, method: TokenProbability, session: Session) -> Iterator[Answer]:
-    """Context, then one LayerReadings over all depths."""
-    engine, tokens, position = session.engine, question.prompt.tokens, question.position
-    depths = engine.layers + 1
-    columns = max(1, len(question.targets))
-    size = 4 * depths * (3 * columns + 1 + 2 * question.top_k)
-    if method.gradient_norms:
-        size += 4 * depths * len(tokens) * columns
-    passes = 2 + columns if method.gradient_norms else 1
-    full = len(tokens) * engine.layers
-    cost = Cost(passes, full + (passes - 1) * (position + 1) * engine.layers, passes * full, size)
-    if question.dry_run:
-        yield Context(tokens, question.targets, position, None, cost, attention_for(()))
-        return
-    state = session.states([Base(tokens)], read=position)[0]
-    targets, clean = predict(session, state, question.targets, position, question.top_k)
-    yield Context(tokens, targets, position, clean, cost, attention_for(()))
-    lens = session.call(lambda: engine.lens(state, position, targets, question.top_k), positions=engine.layers)
+def parts(question: TraceQuestion, method: TokenProbability, session: Session, clean: Clean) -> Iterator[Answer]:
+    """One LayerReadings over all depths."""
+    state, position, targets = clean.state, clean.position, clean.targets
+    read = partial(session.engine.lens, state, position, targets, question.top_k)
+    lens = session.call(read, positions=session.layers)
     log_probabilities, logits, ranks, divergences, top_tokens, top_log_probabilities = lens
     norms = None
     if method.gradient_norms:
         norms = _gradient_norms(session, state, position, targets, method.metric)
     yield LayerReadings(
-        tuple(range(depths)),
+        tuple(range(session.layers + 1)),
         numbers(log_probabilities),
         numbers(logits),
         ranks.numpy(),
@@ -52,7 +39,7 @@ def answer(question: TraceQuestion, method: TokenProbability, session: Session) 
         top_tokens.numpy(),
         numbers(top_log_probabilities),
         norms,
-        tuple(range(len(tokens))) if norms is not None else (),
+        tuple(range(question.tokens)) if norms is not None else (),
     )
 
 
@@ -60,10 +47,10 @@ def _gradient_norms(
     session: Session, state: State, position: int, targets: tuple[Target, ...], metric: Metric
 ) -> Floats:
     """L2 norm of d metric(target) / d stream, [depths, positions, targets]; 0 after the position that is read."""
-    descent = Descent(session.engine.decoder, session.engine.work, state, position + 1)
+    descent = session.descent(state, position + 1)
     gradient = session.call(lambda: descent.top(targets, metric)).below
-    norms = np.zeros((session.engine.layers + 1, len(state.tokens), len(targets)), np.float32)
-    for depth in range(session.engine.layers, -1, -1):
+    norms = np.zeros((session.layers + 1, len(state.tokens), len(targets)), np.float32)
+    for depth in range(session.layers, -1, -1):
         norms[depth, : position + 1] = numbers(gradient.float().norm(dim=-1).T.cpu())
         if depth:
             block = partial(descent.block, depth - 1, gradient, frozenset())

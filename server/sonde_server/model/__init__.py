@@ -1,1 +1,1 @@
-"""The hosted model: loading it, its vocabulary, and the anatomy that says where each component lies."""
+"""The hosted model: loading it, its vocabulary, and the anatomy that locates each component."""

@@ -1,12 +1,12 @@
-"""A model taken apart: where each component lies, and how a block is run on packed tokens.
+"""The parts of a model: where each component is, and how a block runs on packed tokens.
 
-A decoder is seen as: an embedding, an entrance (positions, multipliers), blocks that add attention's and the
-MLP's output to the residual stream, a final norm and an unembedding. A `Family` names the modules that play
-these parts; `Decoder` runs them on packed tokens [N, D]: N tokens of any number of sequences, one after the
-other. Everything but attention treats each token alone, so only attention has to know which belong together;
-it lies with the engine, between `project` and `attention_output`.
+A decoder consists of an embedding, an entrance (positions, multipliers), blocks that add the outputs of attention and
+of the MLP to the residual stream, a final norm and an unembedding. A `Family` names the modules that play these parts.
+`Decoder` runs them on packed tokens [N, D]: N tokens of any number of sequences, one sequence after another. Every part
+but attention treats each token by itself, so only attention needs to know which tokens form a sequence. The engine
+computes attention, between `project` and `attention_output`.
 
-The blocks may lie on several devices. `place` moves the stream from one to the next.
+The blocks may be on several devices. `place` moves the stream from one to the next.
 """
 
 from collections.abc import Callable
@@ -26,15 +26,15 @@ from .packing import Packed
 from .projections import Heads, Projected
 from .rotary import Rotations, rotate_by_length, scalings
 
-# Embeddings of this many tokens are made at once while their deviation is measured.
+# The standard deviation of the embedding is computed over this many tokens at a time.
 TOKENS_AT_ONCE = 4096
-# What stands for the longest prompt of a model whose positions know no end.
+# The limit of a model whose positions have none.
 ANY_LENGTH = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The modules of one block. Norms come before what they are named after, post-norms behind."""
+    """The modules of one block. A norm precedes the part that it is named after, a post-norm follows it."""
 
     module: nn.Module
     device: torch.device
@@ -77,12 +77,20 @@ class Block:
 
 def _weighted(module: nn.Module) -> nn.Embedding | nn.Linear | Packed:
     if not isinstance(module, nn.Embedding | nn.Linear | Packed):
-        raise UnsupportedModel(f"an embedding or unembedding of type {type(module).__name__} is not known")
+        raise UnsupportedModel(f"expected an embedding or a linear layer, got a {type(module).__name__}")
     return module
 
 
+def _end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    several = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(isinstance(end, int) for end in several):
+        raise UnsupportedModel(f"expected token ids as eos_token_id of the generation configuration, got {ends!r}")
+    return frozenset(several)
+
+
 class Decoder(Sized):
-    """A loaded model, taken apart after its family."""
+    """A loaded model, divided into the parts that its family names."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Raises UnsupportedModel as `family_of` does."""
@@ -97,39 +105,35 @@ class Decoder(Sized):
         self.final_norm = model.get_submodule(family.final_norm)
         self.unembedding = _weighted(model.get_output_embeddings())
         self.layers = len(self.blocks)
+        if not self.layers:
+            raise UnsupportedModel("the model has no layers")
         self.hidden_size = int(config.hidden_size)
         self.heads = int(config.num_attention_heads)
         self.key_value_heads = family.key_value_heads or int(getattr(config, "num_key_value_heads", None) or self.heads)
         self.head_size = int(getattr(config, "head_dim", None) or self.hidden_size // self.heads)
-        self.neurons = family.neurons
+        self.neurons = 0 if family.down_projection is None else family.neurons
         self.vocabulary_size = int(self.unembedding.weight.shape[0])
         self.max_positions = int(getattr(config, "max_position_embeddings", None) or ANY_LENGTH)
         self.unavailable: dict[Component, str] = dict(family.unavailable)
-        # Where each block's input lies; behind the last it is the final norm's.
+        # The device of each block's input, and as the last entry that of the final norm's.
         self.devices = [*(block.device for block in self.blocks), device_of(self.final_norm)]
         self.device = device_of(self.embedding)
         self.dtype = self.embedding.weight.dtype
-        # How attention is computed where nobody asks for scores; some settings no kernel computes.
+        # How attention is computed if no scores are asked for. Fused kernels do not support all settings.
         self.attention = "eager" if any(block.settings.explicit for block in self.blocks) else "sdpa"
         self._heads = Heads(self.heads, self.key_value_heads, self.head_size)
-        # Prompts of more tokens than this are rotated otherwise than shorter ones.
+        # The tokens that end a generated text.
+        self.end_tokens = _end_tokens(model)
+        # The longest prompt for which rotary angles do not depend on prompt length (LongRoPE), or None.
         self._threshold = scalings(config).get("longrope")
 
     @property
     def longest_alike(self) -> int | None:
-        """Prompts of more tokens than this have other rotary angles at every position; None: all have the same."""
+        """Longest prompt for which rotary angles do not depend on prompt length (LongRoPE), or None for any length."""
         return self._threshold
 
-    @property
-    def end_tokens(self) -> frozenset[int]:
-        """The tokens after which the model has nothing more to say."""
-        ends = getattr(self.model.generation_config, "eos_token_id", None)
-        if ends is None:
-            return frozenset()
-        return frozenset([int(ends)] if isinstance(ends, int) else [int(end) for end in ends])
-
     def place(self, stream: Tensor, depth: int) -> Tensor:
-        """The stream [N, D] where the block at `depth` computes."""
+        """Moves the stream [N, D] to the device of the block at `depth`."""
         return stream.to(self.devices[depth])
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -138,11 +142,11 @@ class Decoder(Sized):
         return embedded
 
     def enter(self, embeddings: Tensor, positions: Tensor) -> Tensor:
-        """What the first block receives, from token embeddings [N, D] at positions [N]."""
+        """The input of the first block [N, D], from token embeddings [N, D] at positions [N]."""
         return embeddings if self.family.enter is None else self.family.enter(self.model, embeddings, positions)
 
     def rotation(self, like: Tensor, positions: Tensor, lengths: Callable[[torch.device], Tensor]) -> Rotations | None:
-        """What the projections want to know of the positions [N], in prompts of `lengths` [N]."""
+        """Cosines and sines for `project`, of tokens at positions [N] in prompts of `lengths` [N]."""
         rotary = self.family.rotary
         if rotary is None:
             return None
@@ -166,20 +170,20 @@ class Decoder(Sized):
         return query, key, value
 
     def attention_settings(self, layer: int) -> AttentionSettings:
-        """How queries, keys and values are put together in this block."""
+        """How this block combines queries, keys and values."""
         return self.blocks[layer].settings
 
     def attention_output(self, layer: int, mixed: Tensor) -> Tensor:
-        """What attention adds to the residual stream [N, D], from its heads' mixes of values [N, H, d]."""
+        """What attention adds to the residual stream [N, D], from each head's mix of values [N, H, d]."""
         parts = self.blocks[layer]
         return self._added(layer, parts.attention_post_norm(parts.output_projection(mixed.flatten(1))))
 
     def mlp_output(self, layer: int, stream: Tensor, neurons: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """What the MLP adds to the residual stream [N, D]; `neurons` sees and may change its neurons [N, F]."""
+        """What the MLP adds to the residual stream [N, D]. `neurons` may replace its neurons [N, F]."""
         parts = self.blocks[layer]
         with ExitStack() as hooks:
             if neurons is not None:
-                visit = neurons  # what the hook below calls is never None
+                visit = neurons  # never None in the hook below
                 assert parts.down_projection is not None
 
                 def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -190,7 +194,7 @@ class Decoder(Sized):
         return self._added(layer, parts.mlp_post_norm(output))
 
     def neurons_of(self, layer: int, stream: Tensor) -> Tensor:
-        """The MLP's neurons [N, F], of the residual stream [N, D]; its second half is not run."""
+        """The MLP's neurons [N, F] for the residual stream [N, D]. The rest of the MLP is not run."""
         parts = self.blocks[layer]
         assert parts.down_projection is not None
 
@@ -204,10 +208,10 @@ class Decoder(Sized):
             return reached.values
         finally:
             hook.remove()
-        raise AssertionError("the MLP does not call its second half")
+        raise AssertionError("the MLP does not call its down projection")
 
     def neurons_output(self, layer: int, neurons: Tensor) -> Tensor:
-        """What the MLP adds when its neurons are [N, F]."""
+        """What the MLP adds to the residual stream [N, D], from its neurons [N, F]."""
         parts = self.blocks[layer]
         assert parts.down_projection is not None
         return self._added(layer, parts.mlp_post_norm(parts.down_projection(neurons.unsqueeze(0))[0]))
@@ -223,12 +227,12 @@ class Decoder(Sized):
         return normed
 
     def unembed(self, normed: Tensor) -> Tensor:
-        """Logits [N, V] of what the final norm gave, as the model's own prediction has them."""
+        """Logits [N, V] of the final norm's output, with the model's own scaling or cap."""
         logits: Tensor = self.unembedding(normed.to(device_of(self.unembedding)))
         return logits if self.family.logits is None else self.family.logits(logits)
 
     def embedding_deviation(self) -> float:
-        """Unbiased standard deviation of all entries of all tokens' embeddings."""
+        """Unbiased standard deviation over all entries of the token embedding."""
         count, total, squares = 0, 0.0, 0.0
         for start in range(0, int(self.embedding.weight.shape[0]), TOKENS_AT_ONCE):
             stop = min(start + TOKENS_AT_ONCE, int(self.embedding.weight.shape[0]))
@@ -240,7 +244,7 @@ class Decoder(Sized):
 
 
 class _Neurons(Exception):
-    """Leaves an MLP in its middle."""
+    """Raised to leave an MLP once its neurons are known."""
 
     def __init__(self, values: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where a module computes, wherever its weights lie between its calls."""
+"""The devices that modules compute on, also where their weights are stored elsewhere between calls."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device that a module computes on: what accelerate moves its weights to, or where they lie."""
+    """The device that a module computes on: the one accelerate moves its weights to, else the one that has them."""
     for part in module.modules():
         for hook in _hooks(part):
             device = getattr(hook, "execution_device", None)
@@ -26,7 +26,7 @@ def _hooks(module: nn.Module) -> Iterator[object]:
 
 
 def parameter_of(module: nn.Module, name: str) -> Tensor:
-    """A copy of a module's own parameter, where the engine has to compute with it outside of the module."""
+    """A copy of a module's own parameter, on its device, for computing with it outside the module."""
     with align_module_device(module):
         parameter: Tensor = getattr(module, name)
         return parameter.detach().to(device_of(module), copy=True)

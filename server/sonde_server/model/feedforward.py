@@ -1,4 +1,4 @@
-"""How a block's MLP is run on packed tokens: from the block and the normed stream [N, D] to [N, D]."""
+"""Ways to run a block's MLP on packed tokens: from the block and the normed stream [N, D] to [N, D]."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ FeedForward = Callable[[nn.Module, Tensor], Tensor]
 
 
 def feed_forward(path: str = "mlp") -> FeedForward:
-    """A module that takes hidden states alone. One with a router also gives its scores, which are left."""
+    """One module that takes only hidden states. A router's scores, where the module returns them too, are dropped."""
 
     def run(block: nn.Module, normed: Tensor) -> Tensor:
         output = block.get_submodule(path)(normed.unsqueeze(0))
@@ -20,7 +20,7 @@ def feed_forward(path: str = "mlp") -> FeedForward:
 
 
 def adding_feed_forward(path: str = "mlp") -> FeedForward:
-    """A module that adds the residual stream it is given; here it is given none."""
+    """One module that adds a residual stream to its output; it is given zeros here."""
 
     def run(block: nn.Module, normed: Tensor) -> Tensor:
         states = normed.unsqueeze(0)
@@ -31,7 +31,7 @@ def adding_feed_forward(path: str = "mlp") -> FeedForward:
 
 
 def in_a_row(*paths: str) -> FeedForward:
-    """Modules of the block itself, one after the other."""
+    """Several modules of the block, one after another."""
 
     def run(block: nn.Module, normed: Tensor) -> Tensor:
         states = normed.unsqueeze(0)

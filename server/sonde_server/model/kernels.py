@@ -1,4 +1,4 @@
-"""Activations that are written as many passes over memory, replaced by fewer that compute the same."""
+"""Faster forms of activations that transformers computes in many passes over memory."""
 
 from math import pi, sqrt
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation
 
-# From so many numbers on five passes take less time than one with a tangent, over parts that stay in the cache.
+# From MANY numbers on, five passes over a PART that fits the cache take less time than one pass with a tangent.
 MANY, PART = 1 << 17, 1 << 18
 # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
 _TANH_GELU = (NewGELUActivation, FastGELUActivation, GELUTanh)
@@ -15,8 +15,8 @@ _TANH_GELU = (NewGELUActivation, FastGELUActivation, GELUTanh)
 class TanhGELU(nn.GELU):
     """GELU by a hyperbolic tangent (Hendrycks & Gimpel 2016, section 2), in float32 on a CPU by a logistic function.
 
-    (1 + tanh(y)) / 2 = 1 / (1 + exp(-2 y)), and torch's exponential takes much less time than its tangent. Gradients
-    are those of torch's own, as is what other devices compute.
+    (1 + tanh(y)) / 2 = 1 / (1 + exp(-2 y)), and torch's exponential takes much less time than its tangent. With
+    gradients, and on other devices, torch's own GELU is used.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class TanhGELU(nn.GELU):
 
 
 def fuse_activations(model: nn.Module) -> None:
-    """Puts one kind of tanh GELU in the place of transformers' several; equal to rounding."""
+    """Replaces the several tanh GELUs of transformers by `TanhGELU`. Results are equal up to rounding."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) in _TANH_GELU or (type(child) is nn.GELU and child.approximate == "tanh"):

@@ -1,4 +1,4 @@
-"""Loads a model from a directory or the hub: weights as safetensors only, no code from the checkpoint."""
+"""Loads a model from a directory or the hub. Weights must be safetensors, and no code from a checkpoint is run."""
 
 import hashlib
 import logging
@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -23,7 +19,7 @@ from ..builtin import ATLAS_DIRECTORY
 from ..errors import UnsupportedModel
 from ..questions.places import ModelDescription
 from .anatomy import Decoder
-from .families import family_of
+from .configuration import read_configuration, reading
 from .kernels import fuse_activations
 from .packing import pack
 from .spreading import check_tied, offload_folder, places, read_device_map
@@ -35,7 +31,7 @@ _CONVERT = (
     "AutoTokenizer as Tokenizer; [kind.from_pretrained('OLD').save_pretrained('NEW') for kind in (Model, Tokenizer)]\""
 )
 MOST_SHOWN = 5
-"""Weights that are named where a checkpoint is not whole."""
+"""How many weights are named if a checkpoint lacks some."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _log = logging.getLogger(__name__)
@@ -43,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to be asked: its parts, its vocabulary, and what GetModel says of it."""
+    """A model that is ready for requests: its parts, its vocabulary, and its description for GetModel."""
 
     decoder: Decoder
     vocabulary: Vocabulary
@@ -61,23 +57,25 @@ def load(
 ) -> LoadedModel:
     """Loads `name`: "atlas" (the embedded model), a directory, or a hub id.
 
-    It goes to one device, or with `device_map` to several: spread by accelerate, or as a JSON file says. With
-    `pack_weights` a second copy of the weights makes products of few rows faster, on a CPU in float32. Raises
-    UnsupportedModel, with what would do, for an unknown family, a checkpoint that is not safetensors or not whole, a
-    name that leads nowhere, a device that is not there, or a map that does not fit.
+    The model is put on one device or, with `device_map`, on several: accelerate spreads it, or a JSON file does. With
+    `pack_weights`, a second copy of the weights makes products of few rows faster; this applies to float32 on a CPU.
+
+    Raises:
+        UnsupportedModel: for an unknown name, device or architecture, for a checkpoint that is faulty, incomplete or
+            not safetensors, and for a device map that does not fit. The message says what is accepted.
     """
     transformers_logging.disable_progress_bar()
     source = str(ATLAS_DIRECTORY) if name == "atlas" else name
     place = _device(device)
-    config = _config(source, revision)
+    config = read_configuration(source, revision)
     _refuse_pickles(source)
     options = {"revision": revision, "config": config, "dtype": _dtype(dtype, place, getattr(config, "dtype", None))}
     if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
-        # Before transformers 5.21 such a model takes "sdpa" by itself, which leaves the cap out.
+        # Before transformers 5.21 such a model uses "sdpa" by default, which ignores the cap.
         options["attn_implementation"] = "eager"
     try:
         if device_map is None:
-            model = _pretrained(source, options)
+            model = _pretrained(source, options, f"cannot load {source!r}")
             model.to(place)  # type: ignore[arg-type]
         else:
             model = _spread(source, options, device_map)
@@ -93,9 +91,14 @@ def load(
     return LoadedModel(decoder, vocabulary, _describe(name, revision, decoder, where))
 
 
-def _pretrained(source: str, options: dict[str, Any]) -> PreTrainedModel:
-    """Raises UnsupportedModel for a checkpoint that is not whole: transformers would draw the rest at random."""
-    try:
+def _pretrained(source: str, options: dict[str, Any], fault: str) -> PreTrainedModel:
+    """The model. `fault` introduces the reason for which transformers cannot load it.
+
+    Raises:
+        UnsupportedModel: for a faulty checkpoint, and for one that lacks weights, which transformers would initialise
+            at random.
+    """
+    with reading(fault):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             use_safetensors=True,
@@ -104,8 +107,6 @@ def _pretrained(source: str, options: dict[str, Any]) -> PreTrainedModel:
             output_loading_info=True,
             **options,
         )
-    except (ImportError, SafetensorError) as error:
-        raise UnsupportedModel(f"cannot load {source!r}: {error}") from error
     model: PreTrainedModel
     model, told = loaded
     wrong = [f"{name} is missing" for name in sorted(told["missing_keys"])]
@@ -113,49 +114,35 @@ def _pretrained(source: str, options: dict[str, Any]) -> PreTrainedModel:
         wrong.append(f"{name} has shape {tuple(found)} instead of {tuple(expected)}")
     if wrong:
         shown = "; ".join(wrong[:MOST_SHOWN]) + (f"; and {len(wrong) - MOST_SHOWN} more" if wrong[MOST_SHOWN:] else "")
-        raise UnsupportedModel(f"{source!r} is not a whole {type(model).__name__}: {shown}")
+        raise UnsupportedModel(f"{source!r} is not a complete {type(model).__name__}: {shown}")
     return model
 
 
 def _spread(source: str, options: dict[str, Any], device_map: str) -> PreTrainedModel:
     spread = read_device_map(device_map)
     with offload_folder() as folder:
-        try:
-            model = _pretrained(source, {**options, "device_map": spread, "offload_folder": folder.path})
-        except ValueError as error:
-            raise UnsupportedModel(f"--device-map {device_map} does not fit {source!r}: {error}") from error
+        where = {"device_map": spread, "offload_folder": folder.path}
+        model = _pretrained(source, options | where, f"cannot load {source!r} with --device-map {device_map}")
         check_tied(model)
         folder.belongs_to(model)
     return model
 
 
-def _config(source: str, revision: str | None) -> PreTrainedConfig:
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnsupportedModel(
-            f"{source!r} is neither a model directory nor a hub id that can be read: {error}"
-        ) from error
-    except StrictDataclassError as error:
-        raise UnsupportedModel(f"the configuration of {source!r} is faulty: {' '.join(str(error).split())}") from error
-    family_of(config)  # refused before its weights are read
-    return config
-
-
 def _refuse_pickles(source: str) -> None:
-    """Says what to do with a directory whose weights are pickles, which can run code when they are read."""
+    """Refuses a directory whose weights are pickles, which can run code when they are read."""
     directory = Path(source)
     if not directory.is_dir() or any(directory.glob("*.safetensors")):
         return
     pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
     if pickles:
         raise UnsupportedModel(
-            f"{source!r} has its weights as pickles ({pickles[0]}), which can run code when they are read; {_CONVERT}"
+            f"expected safetensors in {source!r}, got pickles ({pickles[0]}), which can run code when they are read; "
+            f"{_CONVERT}"
         )
 
 
 def _device(device: str) -> torch.device:
-    """Raises UnsupportedModel where torch has no such device here."""
+    """Raises UnsupportedModel if torch cannot use this device."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -164,7 +151,9 @@ def _device(device: str) -> torch.device:
         there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         there += ["mps"] if torch.backends.mps.is_available() else []
         reason = str(error).partition("\n")[0].partition(". ")[0]
-        raise UnsupportedModel(f"--device {device} cannot be used: {reason}; there is {', '.join(there)}") from error
+        raise UnsupportedModel(
+            f"--device: expected one of {', '.join(there)}, got {device}, which cannot be used: {reason}"
+        ) from error
     return torch.device(device)
 
 
@@ -177,19 +166,19 @@ def _dtype(dtype: str, place: torch.device, checkpoint: object) -> torch.dtype:
 
 
 def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase | None:
-    """None where there is none; the log says why."""
+    """The tokenizer of a checkpoint, or None if it has none that can be read. The log then says why."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=False
-        )
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        reason = " ".join(str(error).split())
-    else:
-        # Without a file many classes make one that knows special tokens alone, and takes any text for nothing or <unk>.
-        if set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
-            return tokenizer
+        with reading("its tokenizer is faulty"):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                source, revision=revision, trust_remote_code=False
+            )
+            # Without a file many classes make a tokenizer of special tokens only, to which any text is empty or <unk>.
+            if set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+                return tokenizer
         reason = "its vocabulary is empty"
-    _log.warning("%s has no tokenizer that can be read, prompts have to be token ids: %s", source, reason)
+    except (OSError, UnsupportedModel) as error:
+        reason = " ".join(str(error).split())
+    _log.warning("%s has no readable tokenizer, so prompts must be token ids: %s", source, reason)
     return None
 
 
@@ -221,7 +210,7 @@ def _public_name(name: str) -> str:
 
 
 def _fingerprint(name: str) -> str:
-    """What stands for a revision where the checkpoint is a directory: a hash of its weights."""
+    """The revision of a checkpoint in a directory: a hash of its weights."""
     directory = ATLAS_DIRECTORY if name == "atlas" else Path(name)
     digest = hashlib.sha256()
     for file in sorted(directory.glob("*.safetensors")):

@@ -1,9 +1,9 @@
-"""Products of few rows with weights that lie as the processor multiplies them.
+"""Faster products of few rows, with weights that are stored in the order in which the processor reads them.
 
-torch hands a product in float32 to MKL, with the weights as the checkpoint has them. Of a few rows most of its time
-goes into bringing the weights into the order that the processor reads them in. oneDNN, which comes with torch, keeps
-them in that order: it takes a third less time for 16 rows, half and less for 2 to 8, and less for a vocabulary always.
-Beyond some hundred rows neither is ahead on every processor.
+torch computes a product in float32 with MKL, from the weights as the checkpoint stores them. For few rows, most of the
+time goes into reordering the weights for the processor. oneDNN, which comes with torch, keeps them in that order:
+it takes a third less time for 16 rows, half the time or less for 2 to 8, and always less for an unembedding. Beyond
+several hundred rows neither is faster on every processor.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-# Weights of fewer entries are multiplied faster than oneDNN is called.
+# For weights with fewer entries, calling oneDNN takes longer than the product.
 SMALLEST = 1 << 16
-# Products of more rows go to MKL.
+# Products of more rows are left to MKL.
 MOST_ROWS = 512
-# The rows that oneDNN orders weights for; any other number is multiplied with them as well.
+# The number of rows that oneDNN orders the weights for. Products with other numbers of rows are correct too.
 ROWS = 128
-# The share of free memory that the second copy of the weights may take.
+# The share of free memory that the second copy of the weights may use.
 SHARE = 0.25
-# Rows that a packed product is tried on, and how far it may be from the plain one, as a part of its largest entry.
+# A packed layer is tried on this many rows. It may differ from the plain one by this part of the largest entry.
 TRIED, TOLERANCE = 5, 1e-4
 
 _log = logging.getLogger(__name__)
@@ -32,11 +32,11 @@ _log = logging.getLogger(__name__)
 class Packed(nn.Module):
     """A linear layer, [..., in] to [..., out], with a second copy of its weights for products of few rows.
 
-    Equal to the plain layer to rounding. Gradients are the plain layer's.
+    Its output equals the plain layer's up to rounding. Gradients are computed by the plain layer.
     """
 
     def __init__(self, plain: nn.Linear | Conv1D) -> None:
-        """Raises AttributeError or RuntimeError where torch has no such product."""
+        """Raises AttributeError or RuntimeError if this build of torch has no such product."""
         super().__init__()
         self.plain = plain
         weight = plain.weight.t() if isinstance(plain, Conv1D) else plain.weight
@@ -46,12 +46,12 @@ class Packed(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The plain layer's."""
+        """The weight of the plain layer."""
         return self.plain.weight
 
     @property
     def bias(self) -> Tensor | None:
-        """The plain layer's."""
+        """The bias of the plain layer."""
         return self.plain.bias
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -64,10 +64,10 @@ class Packed(nn.Module):
 
 
 def pack(model: nn.Module, smallest: int = SMALLEST) -> int:
-    """Packs the linear layers of a model in float32 on a CPU, where memory allows for it all; says how many.
+    """Packs the linear layers of a float32 model on a CPU, and returns how many were packed.
 
-    Nothing is packed on a processor that oneDNN is not known to be faster on, and no layer that has a way of its own,
-    or whose weights are fetched when they are needed.
+    Packs all layers or, if they need too much memory, none. Processors for which oneDNN is not known to be faster are
+    left alone, and so are layers with a forward pass of their own and layers whose weights are fetched on demand.
     """
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512") or not torch.backends.mkldnn.is_available():
         return 0
@@ -79,8 +79,8 @@ def pack(model: nn.Module, smallest: int = SMALLEST) -> int:
     needed, free = sum(layer.weight.nbytes for layer in found), psutil.virtual_memory().available
     if needed > SHARE * free:
         _log.warning(
-            "weights are not packed, which makes products of few rows slower: the copy takes %.1f GiB, and of %.1f GiB "
-            "free memory it may take %.0f%%", needed / 2**30, free / 2**30, 100 * SHARE,
+            "weights are not packed, so products of few rows are slower: the copy needs %.1f GiB and may use "
+            "%.0f%% of the %.1f GiB of free memory", needed / 2**30, 100 * SHARE, free / 2**30,
         )  # fmt: skip
         return 0
     count = 0
@@ -94,7 +94,7 @@ def pack(model: nn.Module, smallest: int = SMALLEST) -> int:
 
 def _is_plain(layer: nn.Linear | Conv1D, smallest: int) -> bool:
     weight = layer.weight
-    # Something is done when it is called, as by accelerate, which fetches weights.
+    # Hooks do something at each call: accelerate's fetch the weights.
     watched = layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook")  # noqa: SLF001
     return (
         type(layer).forward in (nn.Linear.forward, Conv1D.forward)
@@ -108,7 +108,7 @@ def _is_plain(layer: nn.Linear | Conv1D, smallest: int) -> bool:
 
 @torch.no_grad()
 def _packed(layer: nn.Linear | Conv1D) -> Packed | None:
-    """The layer packed, if torch can do that and gives the same product."""
+    """The packed layer, or None if torch cannot pack it or its product is not the same."""
     with contextlib.suppress(AttributeError, RuntimeError):
         packed = Packed(layer)
         width = layer.nx if isinstance(layer, Conv1D) else layer.in_features

@@ -1,8 +1,8 @@
-"""How attention modules make queries, keys and values of packed tokens.
+"""Ways in which attention modules compute queries, keys and values of packed tokens.
 
-A projection takes the attention module and the normed stream [N, D], and gives queries [N, H, d], keys and values
-[N, K, d]; families with rotary positions then rotate queries and keys. Only modules are called, weights never
-touched, so that weights may lie wherever a module fetches them from.
+A projection takes the attention module and the normed stream [N, D], and returns queries [N, H, d], keys and values
+[N, K, d]. Families with rotary positions then rotate queries and keys. Projections call modules and never read their
+weights, so that a module can fetch its weights from another device or from disk.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """How many heads there are, and how wide one is."""
+    """The numbers of query heads and of key and value heads, and the size of one head."""
 
     query: int
     key_value: int
     size: int
 
     def split(self, query: Tensor, key: Tensor, value: Tensor) -> "Projected":
-        """[N, heads x d] each, cut into heads."""
+        """Splits each of three tensors [N, heads x d] into heads."""
         return (
             query.unflatten(-1, (self.query, self.size)),
             key.unflatten(-1, (self.key_value, self.size)),
@@ -33,7 +33,7 @@ Project = Callable[[nn.Module, Tensor, Heads], Projected]
 
 
 def separate(query: str = "q_proj", key: str = "k_proj", value: str = "v_proj") -> Project:
-    """One module for each."""
+    """One module each for queries, keys and values."""
 
     def project(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
         return heads.split(*(attention.get_submodule(name)(normed) for name in (query, key, value)))
@@ -42,7 +42,7 @@ def separate(query: str = "q_proj", key: str = "k_proj", value: str = "v_proj") 
 
 
 def fused(name: str) -> Project:
-    """One module that gives all queries, then all keys, then all values."""
+    """One module whose output is all queries, then all keys, then all values."""
 
     def project(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
         sizes = [heads.query * heads.size, heads.key_value * heads.size, heads.key_value * heads.size]
@@ -52,7 +52,7 @@ def fused(name: str) -> Project:
 
 
 def grouped(name: str) -> Project:
-    """One module that gives, for each key head, the queries of its group, its key and its value."""
+    """One module whose output is, for each key head, the queries of its group, its key and its value."""
 
     def project(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
         group = heads.query // heads.key_value
@@ -63,7 +63,7 @@ def grouped(name: str) -> Project:
 
 
 def normed_heads(project: Project, query: str, key: str) -> Project:
-    """Queries and keys go through norms, head by head."""
+    """Adds norms of queries and keys, applied to each head."""
 
     def norming(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
         q, k, v = project(attention, normed, heads)
@@ -73,7 +73,7 @@ def normed_heads(project: Project, query: str, key: str) -> Project:
 
 
 def normed_whole(project: Project, query: str, key: str) -> Project:
-    """Queries and keys go through norms, all heads as one vector."""
+    """Adds norms of queries and keys, applied to all heads as one vector."""
 
     def norming(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
         q, k, v = project(attention, normed, heads)
@@ -85,7 +85,7 @@ def normed_whole(project: Project, query: str, key: str) -> Project:
 
 
 def clamped(project: Project, limit: float | None) -> Project:
-    """No entry of queries, keys and values is further from 0 than the limit; None: there is none."""
+    """Clamps queries, keys and values to [-limit, limit]; None: no limit."""
     if limit is None:
         return project
 
@@ -97,7 +97,7 @@ def clamped(project: Project, limit: float | None) -> Project:
 
 
 def scaled_queries(project: Project, scaling: float) -> Project:
-    """The scaling of the scores is done at the queries."""
+    """Multiplies the queries by the scaling of the scores."""
 
     def scaled(attention: nn.Module, normed: Tensor, heads: Heads) -> Projected:
         q, k, v = project(attention, normed, heads)

@@ -1,11 +1,12 @@
-"""Rotary positions: how cosines and sines are made, and how queries and keys are turned by them.
+"""Rotary positions: computing cosines and sines, and rotating queries and keys by them.
 
-Su et al. 2021, arXiv 2104.09864. Families differ in which dimensions are paired, in how many are turned, and in
-whether layers of one kind turn otherwise than those of another.
+Su et al. 2021, arXiv 2104.09864. Families differ in which dimensions form a pair, in how many dimensions are rotated,
+and in whether the angles depend on the kind of layer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +15,25 @@ from transformers import PreTrainedConfig
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Cosines and sines of the tokens' positions, [N, r]; r may be less than a head's size."""
+    """Cosines and sines of the tokens' positions, [N, r]. Only the first r dimensions of a head are rotated."""
 
     cosine: Tensor
     sine: Tensor
 
     def to(self, device: torch.device) -> "Rotation":
-        """The same on the device of a block."""
+        """A copy on another device."""
         return Rotation(self.cosine.to(device), self.sine.to(device))
 
 
-# By kind of layer; a family that knows no kinds has the one "".
+# By kind of layer; the only kind is "" in families that do not distinguish kinds.
 Rotations = Mapping[str, Rotation]
-# From the model, a tensor of the type and device wanted, and positions [N].
+# From the model, a tensor of the wanted type and device, and positions [N].
 Rotary = Callable[[nn.Module, Tensor, Tensor], Rotations]
 Rotate = Callable[[Tensor, Rotation], Tensor]
 
 
 def rotary_module(path: str, kinds: Sequence[str] = ()) -> Rotary:
-    """A module that gives cosines and sines by position, and by kind of layer where there are kinds."""
+    """Cosines and sines from a module, by position and, where `kinds` are given, by kind of layer."""
 
     def rotary(model: nn.Module, like: Tensor, positions: Tensor) -> Rotations:
         module, where = model.get_submodule(path), positions.unsqueeze(0)
@@ -49,7 +50,7 @@ def _first(both: tuple[Tensor, Tensor]) -> Rotation:
 
 
 def changed(rotary: Rotary, change: Callable[[Tensor], Tensor]) -> Rotary:
-    """Cosines and sines that lie otherwise in the module's output than they are used."""
+    """Rearranges a module's cosines and sines into the layout that the rotation expects."""
 
     def changing(model: nn.Module, like: Tensor, positions: Tensor) -> Rotations:
         made = rotary(model, like, positions)
@@ -59,17 +60,17 @@ def changed(rotary: Rotary, change: Callable[[Tensor], Tensor]) -> Rotary:
 
 
 def for_both_halves(angles: Tensor) -> Tensor:
-    """[N, r / 2] to [N, r], for `rotate_halves`."""
+    """[N, r / 2] to the layout [N, r] of `rotate_halves`."""
     return torch.cat((angles, angles), dim=-1)
 
 
 def first_half_for_pairs(angles: Tensor) -> Tensor:
-    """[N, r] that is made for halves to [N, r], for `rotate_pairs`."""
+    """The layout [N, r] of `rotate_halves` to that of `rotate_pairs`."""
     return angles[..., : angles.shape[-1] // 2].repeat_interleave(2, dim=-1)
 
 
 def rotate_halves(heads: Tensor, rotation: Rotation) -> Tensor:
-    """Rotates [N, heads, d] by the tokens' angles; of the turned dimensions, the first half goes with the second."""
+    """Rotates [N, heads, d]: dimension i of the first half forms a pair with dimension i of the second."""
     turned, rest = _cut(heads, rotation)
     half = turned.shape[-1] // 2
     other = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
@@ -77,14 +78,14 @@ def rotate_halves(heads: Tensor, rotation: Rotation) -> Tensor:
 
 
 def rotate_pairs(heads: Tensor, rotation: Rotation) -> Tensor:
-    """Rotates [N, heads, d] by the tokens' angles; each even dimension goes with the odd one after it."""
+    """Rotates [N, heads, d]: each even dimension forms a pair with the odd one after it."""
     turned, rest = _cut(heads, rotation)
     other = torch.stack((-turned[..., 1::2], turned[..., ::2]), dim=-1).flatten(-2)
     return _turn(turned, other, rest, rotation)
 
 
 def rotate_pairs_in_float32(heads: Tensor, rotation: Rotation) -> Tensor:
-    """The same, rounded at the end only."""
+    """Like `rotate_pairs`, computed in float32 and rounded once at the end."""
     return rotate_pairs(heads.float(), rotation).to(heads.dtype)
 
 
@@ -101,9 +102,10 @@ def _turn(turned: Tensor, other: Tensor, rest: Tensor, rotation: Rotation) -> Te
 def rotate_by_length(
     rotary: Rotary, threshold: int, model: nn.Module, like: Tensor, positions: Tensor, lengths: Tensor
 ) -> Rotations:
-    """Rotations where prompts of more than `threshold` tokens are turned by other angles than shorter ones (LongRoPE).
+    """Rotations of a model that uses other angles for prompts of more than `threshold` tokens (LongRoPE).
 
-    The module decides by the last position that it is given, so each token goes in beside its prompt's last.
+    The module chooses the angles by the last position that it is given, so short and long prompts are passed to it
+    separately, each group with the last position of its longest prompt.
     """
     parts: list[tuple[Tensor, Rotations]] = []
     for group in (lengths <= threshold, lengths > threshold):
@@ -120,9 +122,14 @@ def rotate_by_length(
 
 
 def scalings(config: PreTrainedConfig) -> dict[str, int]:
-    """The kinds of rotary scaling that a model uses, each with the length it was trained at first (0: not said)."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    several = [one for one in parameters.values() if isinstance(one, Mapping)] or [parameters]
+    """The types of rotary scaling that a model uses, each with its original context length (0: not given)."""
     return {
-        str(one.get("rope_type", "default")): int(one.get("original_max_position_embeddings") or 0) for one in several
+        str(one.get("rope_type", "default")): int(one.get("original_max_position_embeddings") or 0)
+        for one in rotary_parameters(config)
     }
+
+
+def rotary_parameters(config: PreTrainedConfig) -> list[Mapping[str, Any]]:
+    """The parameters of a model's rotary positions: one set, or one for each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return [one for one in parameters.values() if isinstance(one, Mapping)] or [parameters]

@@ -1,4 +1,4 @@
-"""Spreading a model that one device does not hold, by accelerate: over several GPUs, the CPU's memory and the disk."""
+"""Spreads a model that does not fit on one device over several GPUs, the CPU's memory and the disk, with accelerate."""
 
 import json
 import shutil
@@ -13,28 +13,32 @@ from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModel
 
-# How accelerate spreads a model by itself.
+# Placements that accelerate works out.
 BY_ITSELF = ("auto", "balanced", "sequential")
 
 DeviceMap = str | dict[str, Any]
 
 
 def read_device_map(given: str) -> DeviceMap:
-    """A way of spreading, or what a JSON file says of each module. Raises UnsupportedModel for what is neither."""
+    """The value of --device-map: the name of a placement, or a JSON file that gives modules their devices.
+
+    Raises:
+        UnsupportedModel: for anything else.
+    """
     if given in BY_ITSELF:
         return given
     try:
         spread = json.loads(Path(given).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         known = ", ".join(BY_ITSELF)
-        raise UnsupportedModel(f"--device-map: {given!r} is none of {known}, nor a JSON file: {error}") from error
+        raise UnsupportedModel(f"--device-map: expected {known} or a JSON file, got {given!r}: {error}") from error
     if not isinstance(spread, dict) or not all(isinstance(place, str | int) for place in spread.values()):
-        raise UnsupportedModel(f"--device-map: {given!r} does not give each module's name a device")
+        raise UnsupportedModel(f"--device-map: expected a JSON object of module names and devices in {given!r}")
     return spread
 
 
 class Folder:
-    """Where weights are written that lie on disk in another type than the checkpoint's."""
+    """A temporary folder for weights that are kept on disk in another type than the checkpoint's."""
 
     def __init__(self) -> None:
         self._undo = ExitStack()
@@ -42,17 +46,17 @@ class Folder:
         self._undo.callback(shutil.rmtree, self.path, ignore_errors=True)
 
     def close(self) -> None:
-        """Removes it, unless a model has it."""
+        """Removes the folder, unless it belongs to a model."""
         self._undo.close()
 
     def belongs_to(self, model: PreTrainedModel) -> None:
-        """It is removed with the model."""
+        """Keeps the folder until the model is deleted."""
         weakref.finalize(model, self._undo.pop_all().close)
 
 
 @contextmanager
 def offload_folder() -> Iterator[Folder]:
-    """A folder that is gone at the end, unless a model has got it."""
+    """A folder that is removed at the end, unless it was given to a model."""
     folder = Folder()
     try:
         yield folder
@@ -61,7 +65,7 @@ def offload_folder() -> Iterator[Folder]:
 
 
 def check_tied(model: PreTrainedModel) -> None:
-    """Raises UnsupportedModel where an unembedding that is the embedding's own weight is to lie elsewhere."""
+    """Raises UnsupportedModel if embedding and unembedding share a weight but are placed on different devices."""
     if not model.config.get_text_config().tie_word_embeddings:
         return
     names = {module: name for name, module in model.named_modules()}
@@ -70,24 +74,24 @@ def check_tied(model: PreTrainedModel) -> None:
     if first != second:
         raise UnsupportedModel(
             f"--device-map: {tied[0]} is on {first} and {tied[1]} on {second}, "
-            "but they have one weight; give both one device"
+            "but they share one weight; expected the same device for both"
         )
 
 
 def _place_of(name: str, spread: dict[str, Any]) -> Any:
-    """What a map says of a module: of itself, or of the nearest around it."""
+    """The device of a module in a map: its own entry, or that of the closest module that contains it."""
     while name not in spread and name:
         name = name.rpartition(".")[0]
     return spread.get(name)
 
 
 def _spread(model: PreTrainedModel) -> dict[str, Any]:
-    """Where each module went; a model that went to one device as a whole has no map."""
+    """The device of each module. A model that is on one device has no map."""
     spread: dict[str, Any] | None = getattr(model, "hf_device_map", None)
     return spread or {"": str(model.device)}
 
 
 def places(model: PreTrainedModel) -> str:
-    """The devices that a spread model lies on."""
+    """The devices of a spread model, such as "cuda:0, cpu, disk"."""
     names = (f"cuda:{where}" if isinstance(where, int) else str(where) for where in _spread(model).values())
     return ", ".join(dict.fromkeys(names))

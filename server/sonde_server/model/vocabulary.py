@@ -1,15 +1,22 @@
 """Text to tokens and back, with each token's place in the text."""
 
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
 from ..questions.prompts import Prompt
 
+# Texts for another text to continue. A token may not be shared by both: a letter is kept apart from the space or comma
+# that follows it, and the end of a line or a full stop from letters.
+_BEFORE = ("a", "a\n", "a.")
+
 
 class Vocabulary:
-    """The model's tokenizer, or none: a model without one takes and gives token ids alone."""
+    """The model's tokenizer. It is None for a model that has none: such a model takes and returns token ids only."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, size: int) -> None:
         self.tokenizer = tokenizer
@@ -17,70 +24,149 @@ class Vocabulary:
 
     @cached_property
     def longest(self) -> int:
-        """Characters of the longest token: no text of n tokens has more than n times as many."""
+        """Length of the longest token in characters: a text of n tokens has at most n times that length."""
         return max(map(len, self._required().get_vocab()))
 
     def encode(self, text: str) -> Prompt:
-        """The prompt that a text is, with special tokens as the tokenizer adds them."""
-        tokenizer = self._required()
-        if not tokenizer.is_fast:
-            return Prompt(tuple(tokenizer.encode(text)), text)
-        encoding = tokenizer(text, return_offsets_mapping=True)
-        return Prompt(
-            tuple(encoding["input_ids"]), text, tuple((start, end) for start, end in encoding["offset_mapping"])
-        )
+        """The tokens of a prompt, with the special tokens that the tokenizer adds.
 
-    def target(self, text: str) -> list[int]:
-        """The tokens of a continuation: no special tokens.
+        A text that starts with the begin token keeps that one and gets no second.
 
-        A SentencePiece tokenizer marks the start of a text as it marks a space, so that " Paris" alone becomes two
-        tokens; as the continuation of another text it is the one that is meant.
+        Raises:
+            ValueError: if the tokenizer fails on this text, with its reason.
         """
-        alone = self._encode(text)
-        if len(alone) == 1:
-            return alone
-        before, both = self._encode("a"), self._encode("a" + text)
-        rest = both[len(before) :]
-        return rest if both[: len(before)] == before and len(rest) == 1 else alone
+        tokenizer = self._required()
+        with _failing():
+            encoding = tokenizer(text, return_offsets_mapping=tokenizer.is_fast)
+        tokens, begin = tuple(encoding["input_ids"]), tokenizer.bos_token_id
+        offsets = tuple((start, end) for start, end in encoding["offset_mapping"]) if tokenizer.is_fast else ()
+        if tokens[:2] == (begin, begin) and len(self._encode(text)) < len(tokens):
+            tokens, offsets = tokens[1:], offsets[1:]
+        return Prompt(tokens, text, offsets)
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self._required().encode(text, add_special_tokens=False))
+    def target(self, text: str) -> int | None:
+        """The token that a text is where it continues another one; None where the vocabulary has no such token.
+
+        That is the token whose own text, in the middle of a longer one, is `text`: " Paris" and "Paris" are different
+        tokens wherever the vocabulary has both. A tokenizer may put a space before a text that stands alone, so the
+        text is encoded after others. No special tokens are added.
+        """
+        alike = None
+        for tokens in self._continuations(text):
+            shown = self.text(tokens[0]) if len(tokens) == 1 else ""
+            if shown == text:
+                return tokens[0]
+            if shown and _normal(shown) == _normal(text):
+                # The tokenizer may lower-case texts, or replace characters by others that look alike.
+                alike = tokens[0]
+        if alike is not None:
+            return alike
+        found = self._by_text.get(text)
+        return self._by_text.get(f" {text}") if found is None and self._whole_words else found
+
+    def pieces(self, text: str) -> list[int]:
+        """The tokens that a text consists of where it continues another one.
+
+        Raises:
+            ValueError: if the tokenizer fails on this text, with its reason.
+        """
+        return next(self._continuations(text), None) or self._encode(text)
 
     def text(self, token: int) -> str:
-        """A token as it stands in a text, a leading space included; one that has no text by its number.
+        """A token as it appears in a text, with its leading space; a token that has no text is shown by its number.
 
-        Decoding a token alone drops the space that SentencePiece marks it with, so it is decoded behind another
-        and the difference taken.
+        A decoder may drop the space of a token that stands alone, so the token is decoded after another one and that
+        one's text is taken off.
         """
         if self.tokenizer is None or self.tokenizer.convert_ids_to_tokens(token) is None:
-            # Many models have more tokens than their tokenizer, to come to a round number.
+            # Many models pad their embedding, so that they have more tokens than their tokenizer.
             return f"<{token}>"
-        if token in self.tokenizer.all_special_ids:
+        if token in self._special:
             return str(self.tokenizer.convert_ids_to_tokens(token))
-        anchor = self._anchor()
-        before, both = self._decode(anchor), self._decode(anchor, token)
+        if self._anchor is None:
+            return self._decode(token)
+        anchor, before = self._anchor
+        both = self._decode(anchor, token)
         return both[len(before) :] if both.startswith(before) else self._decode(token)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of several tokens; special ones have none."""
+        """The text of several tokens; special tokens have none."""
         if self.tokenizer is None:
             return "".join(map(self.text, tokens))
         decoded = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(decoded)
 
+    def _continuations(self, text: str) -> Iterator[list[int]]:
+        """The tokens that `text` adds to each of a few texts, without texts that it shares a token with."""
+        for before, alone in self._befores.items():
+            try:
+                both = self._encode(before + text)
+            except ValueError:
+                continue
+            if both[: len(alone)] == alone and len(both) > len(alone):
+                yield both[len(alone) :]
+
+    @cached_property
+    def _befores(self) -> dict[str, list[int]]:
+        """The tokens of texts for others to continue."""
+        found = {}
+        for before in _BEFORE:
+            with suppress(ValueError):
+                found[before] = self._encode(before)
+        return found
+
+    def _encode(self, text: str) -> list[int]:
+        with _failing():
+            return list(self._required().encode(text, add_special_tokens=False))
+
     def _decode(self, *tokens: int) -> str:
         return str(self._required().decode(list(tokens), clean_up_tokenization_spaces=False))
 
-    def _anchor(self) -> int:
-        """A token of plain letters, behind which others are decoded."""
-        if not hasattr(self, "_anchor_id"):
-            tokenizer = self._required()
-            special = set(tokenizer.all_special_ids)
-            candidates = (token for token in tokenizer.encode("a a", add_special_tokens=False) if token not in special)
-            self._anchor_id = next(candidates, 0)
-        return self._anchor_id
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(self._required().all_special_ids)
+
+    @cached_property
+    def _anchor(self) -> tuple[int, str] | None:
+        """The first token of plain letters, after which other tokens are decoded, and its text."""
+        tokenizer = self._required()
+        for token in range(self.size):
+            piece = tokenizer.convert_ids_to_tokens(token)
+            if not isinstance(piece, str) or token in self._special:
+                continue
+            text = self._decode(token)
+            letters = text.strip()
+            # The token of a single byte, such as <0x41>, joins with the bytes that follow it.
+            if letters.isascii() and letters.isalpha() and piece.endswith(letters):
+                return token, text
+        return None
+
+    @cached_property
+    def _by_text(self) -> dict[str, int]:
+        """Texts and their tokens, without the texts that several tokens have in common."""
+        texts = {token: self.text(token) for token in self._required().get_vocab().values()}
+        count = Counter(texts.values())
+        return {text: token for token, text in texts.items() if text and count[text] == 1}
+
+    @cached_property
+    def _whole_words(self) -> bool:
+        """Whether every token is a whole word, so that a text with and without a space before it is the same token."""
+        return not any(text[:1].isalnum() for text in self._by_text)
 
     def _required(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
             raise LookupError("this model has no tokenizer; give token ids")
         return self.tokenizer
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    """Turns whatever a tokenizer raises over a text into a ValueError: tokenizers raise bare Exceptions too."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()

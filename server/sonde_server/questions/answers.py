@@ -9,21 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .costs import Cost
 from .places import Component, Site
+from .plans import SweepAxes
 from .prompts import Target
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a question takes. `token_layers` counts positions x blocks that are computed."""
-
-    runs: int
-    token_layers: int
-    full_token_layers: int
-    answer_bytes: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,15 +26,6 @@ class Prediction:
     logits: Floats
     top_tokens: Integers
     top_log_probabilities: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class SweepAxes:
-    """The resolved axes of a sweep."""
-
-    layers: tuple[int, ...]
-    units: tuple[int, ...]
-    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,39 +1,75 @@
 """Causal tracing (Meng et al. 2022): which states carry the prediction?"""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
 
+from .costs import DOUBLE, FLOAT, Cost, state_bytes
 from .edits import Values
-from .places import Component
-from .prompts import Prompt
+from .extents import Extent, extent_of, rereading
+from .places import FACTS, LAYERLESS, PAIRWISE, Component, ModelDescription, Place, Sized, Stage, layers_around
+from .prompts import Asked, Prompt
+
+# The defaults of the paper's published script.
+DEFAULT_COMPONENTS = (Component.RESIDUAL_POST, Component.MLP_OUT, Component.ATTENTION_OUT)
+DEFAULT_WINDOW = 10
+DEFAULT_SAMPLES = 10
+DEFAULT_DEVIATIONS = 3.0
+DEFAULT_SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
 class GaussianCorruption:
-    """Standard normal noise, scaled by `deviations` of the embedding matrix or by a fixed deviation."""
+    """Standard normal noise times `standard_deviation`; where that is None, times `deviations` of the embedding's."""
 
-    deviations: float | None = 3.0
+    deviations: float = DEFAULT_DEVIATIONS
     standard_deviation: float | None = None
-    samples: int = 10
-    seed: int = 1
+    samples: int = DEFAULT_SAMPLES
+    seed: int = DEFAULT_SEED
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExplicitNoise:
-    """Noise [samples, corrupted positions, D] as the caller sent it."""
+    """Noise [samples, corrupted positions, D] that the caller sent."""
 
     values: Values
+
+    @property
+    def samples(self) -> int:
+        """How many corrupted runs there are."""
+        return int(self.values.shape[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Counterfactual:
-    """Another prompt of as many tokens, whose embeddings take the place of the prompt's where they differ."""
+    """Another prompt of the same length, whose embeddings replace the prompt's where the two differ."""
 
     prompt: Prompt
+
+    @property
+    def samples(self) -> int:
+        """How many corrupted runs there are."""
+        return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One state, or a window of layers around one, that is restored."""
+
+    component: Component
+    position: int
+    layer: int
+    restored: tuple[int, ...]
+
+    @property
+    def places(self) -> list[Place]:
+        """What is restored, layer by layer."""
+        return [Place(self.component, layer, (self.position,)) for layer in self.restored]
 
 
 @dataclass(frozen=True, slots=True)
 class CausalTracing:
-    """Corrupt the subject, restore one clean state at a time (Meng et al. 2022)."""
+    """Corrupt the subject, then restore one clean state at a time."""
 
     corruption: GaussianCorruption | ExplicitNoise | Counterfactual
     replace: bool
@@ -43,3 +79,83 @@ class CausalTracing:
     layers: tuple[int, ...]
     positions: tuple[int, ...]
     per_sample: bool
+
+    @property
+    def pairs(self) -> bool:
+        """Whether scores or patterns are restored."""
+        return not PAIRWISE.isdisjoint(self.components)
+
+    @property
+    def cell_count(self) -> int:
+        """How many cells the grids have."""
+        columns = sum(1 if component in LAYERLESS else len(self.layers) for component in self.components)
+        return columns * len(self.positions)
+
+    def cells(self, layers: int) -> Iterator[Cell]:
+        """Every cell of the grids, component by component, position by position, in a model of `layers` layers."""
+        for component in self.components:
+            facts = FACTS[component]
+            for position in self.positions:
+                for layer in (0,) if facts.layerless else self.layers:
+                    restored = layers_around(layer, self.window, layers) if facts.windowed else (layer,)
+                    yield Cell(component, position, layer, restored)
+
+    def matters(self, cell: Cell, read: int) -> bool:
+        """Whether a restoration can change what is read at `read`: not before the corruption, not after the reading."""
+        match FACTS[cell.component].stage:
+            case Stage.EMBEDDING:
+                return cell.position in self.subject and cell.position <= read
+            case Stage.END:
+                return cell.position == read
+        return min(self.subject) <= cell.position <= read
+
+    def restored(self, layers: int) -> list[Place]:
+        """The clean run's values of every component and layer that is restored, at the positions of the grids."""
+        column = replace(self, positions=self.positions[:1])
+        places = sorted({(cell.component, layer) for cell in column.cells(layers) for layer in cell.restored})
+        return [Place(component, layer, self.positions) for component, layer in places]
+
+    def numbers_per_cell(self, targets: int) -> int:
+        """Probability, deviation and logit for each target; and each sample's probability, where that is asked for."""
+        return targets * (3 + (self.corruption.samples if self.per_sample else 0))
+
+    def runs(self, _asked: Asked, _model: Sized) -> int:
+        """Every sample corrupted, and then once for each cell."""
+        return self.corruption.samples * (self.cell_count + 1)
+
+    def answer_bytes(self, asked: Asked, _model: Sized) -> int:
+        """The numbers of every cell."""
+        return FLOAT * self.cell_count * self.numbers_per_cell(asked.columns)
+
+    def restarts(self, asked: Asked, model: Sized) -> Iterator[Extent]:
+        """The run that reads what is restored, once; then, for each sample, the corrupted run and the cells.
+
+        A cell that cannot change what is read is not run.
+        """
+        tokens, layers = asked.tokens, model.layers
+        yield rereading(self.restored(layers), tokens, layers)
+        yield Extent.whole(layers, tokens, min(self.subject))
+        for cell in self.cells(layers):
+            if self.matters(cell, asked.position):
+                yield extent_of(cell.places, (), asked.position, tokens, layers)
+
+    def cost(self, asked: Asked, model: Sized) -> Cost:
+        """The cost before anything runs."""
+        once, *each = self.restarts(asked, model)
+        unchanged, full = 1 + isinstance(self.corruption, Counterfactual), asked.tokens * model.layers
+        work = unchanged * full + once.token_layers
+        work += self.corruption.samples * sum(extent.token_layers for extent in each)
+        runs = self.runs(asked, model)
+        return Cost(runs, work, (runs + unchanged) * full, self.answer_bytes(asked, model))
+
+    def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
+        """The unchanged and the corrupted states, the noise as it is drawn and scaled, and what is restored."""
+        samples = self.corruption.samples
+        counterfactual = isinstance(self.corruption, Counterfactual)
+        held = (1 + samples + counterfactual) * state_bytes(asked.tokens, model)
+        drawn = 0 if counterfactual else samples * len(self.subject)
+        held += 2 * DOUBLE * drawn * model.hidden_size
+        for component in self.components:
+            shape = model.selected_shape(component, None, len(self.positions), asked.tokens)
+            held += FLOAT * model.layers * prod(shape)
+        return held

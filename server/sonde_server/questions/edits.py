@@ -40,14 +40,19 @@ class Multiply:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """x -> its value in the unchanged runs of these sources, averaged; `positions` pair with the site's.
+    """x -> its value in the unchanged runs of these sources, averaged.
 
-    `layer`: where in the sources; None stands for the site's own.
+    `positions` pair with the site's; negative ones count from the end of each source. None: the same as in the prompt.
+    `layer`: the layer in the sources. None: the site's own.
     """
 
     sources: tuple[int, ...]
     positions: tuple[int, ...] | None = None
     layer: int | None = None
+
+    def layer_for(self, layer: int) -> int:
+        """The layer of the sources whose values go to this layer of the prompt."""
+        return layer if self.layer is None else self.layer
 
 
 @dataclass(frozen=True, slots=True)

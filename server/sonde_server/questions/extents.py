@@ -1,33 +1,23 @@
 """What a run has to compute: from which block, and which positions. Known before anything runs.
 
-An edit in block l at position p leaves every block below l and every position before p as they were in the
-base. So a run restarts at its lowest touched block, from its first touched position, and goes no further than
-the last position that is read or edited. In its last block, only what is looked at there or above goes through
-the queries and the MLP. A captured place counts as touched: where no shortcut applies, more is computed, never
-something else.
+An edit in block l at position p leaves every block below l, and every position before p, as they were in the base. So a
+run restarts at the lowest block that it touches, at the first position that it touches. It ends at the last position
+that is read or edited. In its last block, only the positions whose values are needed there or above go through the
+queries and the MLP. A captured place counts as touched: it may cost work, and never changes a result.
 
-A position of a run's first block counts whole, also where the run joins inside it and shares the part before with
-others (engine/midblock.py): which runs share a batch is not known before.
+Positions count as whole blocks, also where runs join inside a block and share the part before (engine/midblock.py):
+which runs will share a batch is not known yet.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from .places import LAYERLESS, PAIRWISE, Component
-
-# What is kept of every base run: reading it runs nothing.
-KEPT = (
-    Component.TOKEN_EMBEDDING,
-    Component.RESIDUAL_PRE,
-    Component.RESIDUAL_POST,
-    Component.KEY,
-    Component.VALUE,
-)
+from .places import FACTS, KEPT, Component, Stage
 
 
-class Place(Protocol):
-    """One component of one layer at some positions: an edit, or a value that is read."""
+class Touched(Protocol):
+    """One component of one layer at some positions: an edit, a capture, or a `Place`."""
 
     @property
     def component(self) -> Component:
@@ -63,19 +53,21 @@ class Extent:
         return cls(0, layers, first, tokens, tuple(range(first, tokens)))
 
 
-def first_block(place: Place, layers: int) -> int:
-    """The block that has to be run again when this place is touched; `layers` stands for the final norm."""
-    component = place.component
-    if component is Component.TOKEN_EMBEDDING:
-        return 0
-    if component in (Component.FINAL_NORM, Component.LOGITS):
-        return layers
-    return place.layer + 1 if component is Component.RESIDUAL_POST else place.layer
+def first_block(place: Touched, layers: int) -> int:
+    """The lowest block to run again when this place is touched; `layers` stands for the final norm."""
+    match FACTS[place.component].stage:
+        case Stage.EMBEDDING:
+            return 0
+        case Stage.END:
+            return layers
+        case Stage.LEAVING:
+            return place.layer + 1
+    return place.layer
 
 
 def extent_of(
-    edits: Iterable[Place],
-    captures: Iterable[Place],
+    edits: Iterable[Touched],
+    captures: Iterable[Touched],
     read: int | None,
     tokens: int,
     layers: int,
@@ -83,40 +75,34 @@ def extent_of(
     continued: bool = False,
 ) -> Extent:
     """What a run computes. `read`: the position that is read; `continued`: tokens are generated after it."""
-    places: list[Place] = [*edits, *captures]
+    places: list[Touched] = [*edits, *captures]
     places = [place for place in places if place.positions]
     touched = [position for place in places for position in place.positions]
-    looked_at = ({read} if read is not None else set()) | ({tokens - 1} if continued else set())
-    touched.extend(looked_at)
+    needed = ({read} if read is not None else set()) | ({tokens - 1} if continued else set())
+    touched.extend(needed)
     if not touched:
         return Extent(layers, layers, 0, 0, ())
     start = min((first_block(place, layers) for place in places), default=layers)
-    # A pattern may be made to look at later positions, and scores are shown against all keys.
-    end = tokens if any(place.component in PAIRWISE for place in places) else max(touched) + 1
-    stop = layers if looked_at else max(first_block(place, layers) + _runs_its_block(place) for place in places)
-    last = {position for place in places if _seen(place, stop) for position in place.positions}
-    last |= looked_at
+    # An edited pattern may attend to later positions, and scores are answered for all keys.
+    end = tokens if any(FACTS[place.component].pairwise for place in places) else max(touched) + 1
+    stop = layers if needed else max(first_block(place, layers) + FACTS[place.component].in_block for place in places)
+    last = {position for place in places if _above_keys(place, stop) for position in place.positions}
+    last |= needed
     return Extent(start, stop, min(touched), end, tuple(sorted(last)))
 
 
-def _seen(place: Place, stop: int) -> bool:
-    """Whether the place lies behind the keys and values of the last of `stop` blocks, or above."""
-    match place.component:
-        case Component.FINAL_NORM | Component.LOGITS:
+def _above_keys(place: Touched, stop: int) -> bool:
+    """Whether the place comes after the keys and values of the last of `stop` blocks, in it or above it."""
+    match FACTS[place.component].stage:
+        case Stage.END:
             return True
-        case Component.RESIDUAL_PRE:
+        case Stage.ENTERING:
             return place.layer == stop
-        case Component.TOKEN_EMBEDDING | Component.KEY | Component.VALUE:
+        case Stage.EMBEDDING | Stage.KEYS:
             return False
     return place.layer == stop - 1
 
 
-def _runs_its_block(place: Place) -> bool:
-    """Whether the place lies inside a block; the stream before and after one is there without running it."""
-    outside = (Component.RESIDUAL_PRE, Component.RESIDUAL_POST, *LAYERLESS)
-    return place.component not in outside
-
-
-def reread(captures: Iterable[Place], tokens: int, layers: int) -> int:
-    """Positions x blocks of the run that reads, of a base run, what is not kept of it."""
-    return extent_of((), [one for one in captures if one.component not in KEPT], None, tokens, layers).token_layers
+def rereading(captures: Iterable[Touched], tokens: int, layers: int) -> Extent:
+    """What the run computes that reads what a base run does not keep."""
+    return extent_of((), [one for one in captures if one.component not in KEPT], None, tokens, layers)

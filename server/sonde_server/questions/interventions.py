@@ -1,25 +1,16 @@
 """What happens to a prediction when parts are changed?"""
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from math import prod
 
-from .places import Site
-from .plans import Intervention, Sweep
-from .prompts import Prompt, Target
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """Every run is continued by up to so many tokens; at temperature 0 by the most probable ones."""
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    seed: int = 1
-    ignore_end_token: bool = False
-
-    @property
-    def answer_bytes(self) -> int:
-        """About the size of one run's tokens in an answer, at most: id, the text twice, and their framing."""
-        return 48 * self.max_new_tokens
+from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, continued_at_once, item_bytes, state_bytes
+from .edits import Edit, Noise, Patch
+from .extents import Extent, extent_of, rereading
+from .generation import Generation
+from .places import PAIRWISE, Component, ModelDescription, Place, Site, Sized
+from .plans import Plan, Sweep, SweepAxes
+from .prompts import Asked, Prompt, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +31,134 @@ class InterveneQuestion:
 
     prompt: Prompt
     sources: tuple[Prompt, ...]
-    plan: tuple[Intervention, ...] | Sweep
+    plan: Plan
     readout: Readout
     dry_run: bool = False
+
+    @property
+    def asked(self) -> Asked:
+        """What is asked of the unchanged run."""
+        return Asked(self.prompt, self.readout.targets, self.readout.position, self.readout.top_k)
+
+    @property
+    def axes(self) -> SweepAxes | None:
+        """The entries of a sweep's axes; a list has none."""
+        return self.plan.axes
+
+    @property
+    def pairs(self) -> bool:
+        """Whether scores or patterns are read or changed."""
+        sites = (*(edit.site for edit in self.plan.edits), *self.readout.activations)
+        return any(site.component in PAIRWISE for site in sites)
+
+    def read_places(self) -> list[Place]:
+        """What is read in every run."""
+        return [place for site in self.readout.activations for place in site.places(self.asked.tokens)]
+
+    def sourced(self, layers: int) -> dict[tuple[int, Component, int], tuple[int, ...]]:
+        """By source, component and layer: the positions whose values the patches take."""
+        taken: dict[tuple[int, Component, int], set[int]] = defaultdict(set)
+        if not self.sources:
+            return {}
+        for edits in self.plan.one_unit().runs(layers):
+            for edit in edits:
+                if isinstance(edit.operation, Patch):
+                    for source in edit.operation.sources:
+                        positions = self.positions_in(source, edit.site, edit.operation)
+                        for layer in edit.site.layers:
+                            taken[source, edit.site.component, edit.operation.layer_for(layer)].update(positions)
+        return {place: tuple(sorted(positions)) for place, positions in taken.items()}
+
+    def positions_in(self, source: int, site: Site, patch: Patch) -> tuple[int, ...]:
+        """The positions of a source that pair with those of a patch's site, counted from 0."""
+        if patch.positions is None:
+            return site.positions_within(self.asked.tokens)
+        tokens = len(self.sources[source].tokens)
+        return tuple(position % tokens for position in patch.positions)
+
+    # ------------------------------------------------------------ what it costs
+
+    def runs(self, _model: Sized) -> int:
+        """How many runs it asks for, as `Cost.runs` counts them: the changed ones."""
+        return self.plan.count
+
+    def answer_bytes(self, model: Sized) -> int:
+        """What is read of every changed run; activations and generated tokens of the unchanged one as well."""
+        readout, runs = self.readout, self.plan.count
+        columns = 2 * self.asked.columns + readout.kl_divergence + 2 * readout.top_k + self.plan.edits_per_run
+        every = FLOAT * sum(model.numbers(site, self.asked.tokens) for site in readout.activations)
+        if readout.generation is not None:
+            every += readout.generation.answer_bytes
+        return FLOAT * runs * columns + (runs + 1) * every
+
+    def restarts(self, model: Sized) -> list[Extent]:
+        """What the kinds of changed runs compute, what is read again of the unchanged ones, and what is generated."""
+        layers, tokens, generation = model.layers, self.asked.tokens, self.readout.generation
+        found = [*self._changed(layers), *(extent for extent, _ in self._read_again(layers))]
+        if generation is not None and generation.max_new_tokens > 1:
+            # A generated position attends to the keys of the prompt.
+            found.append(Extent.whole(layers, tokens + 1, tokens))
+        return found
+
+    def cost(self, model: Sized) -> Cost:
+        """Exact before anything runs, for prompts that are new and texts that reach their full length."""
+        tokens, layers, runs = self.asked.tokens, model.layers, self.plan.count
+        full = tokens * layers
+        others = {source.tokens for source in self.sources} - {self.prompt.tokens}
+        work = total = full + sum(len(source) * layers for source in others)
+        work += sum(count * extent.token_layers for extent, count in self._changed(layers).items())
+        total += runs * full
+        for extent, length in self._read_again(layers):
+            work, total = work + extent.token_layers, total + (length * layers if extent.token_layers else 0)
+        if self.readout.generation is not None:
+            added, recomputed = self.readout.generation.work(tokens, layers)
+            work, total = work + (runs + 1) * added, total + (runs + 1) * recomputed
+        return Cost(runs, work, total, self.answer_bytes(model))
+
+    def _changed(self, layers: int) -> dict[Extent, int]:
+        """What the changed runs compute, and how many of them. Which units a run changes makes no difference."""
+        tokens, read, position = self.asked.tokens, self.read_places(), self.readout.position
+        continued, one_unit = self.readout.generation is not None, self.plan.one_unit()
+        known: dict[tuple[Site, ...], Extent] = {}
+        found: dict[Extent, int] = defaultdict(int)
+        for edits in one_unit.runs(layers):
+            sites = tuple(replace(edit.site, units=None) for edit in edits)
+            if sites not in known:
+                edited = [place for site in sites for place in site.places(tokens)]
+                known[sites] = extent_of(edited, read, position, tokens, layers, continued=continued)
+            found[known[sites]] += self.plan.count // one_unit.count
+        return found
+
+    def _read_again(self, layers: int) -> list[tuple[Extent, int]]:
+        """What is read again of each unchanged run, of sources for the patches; and the length of its prompt."""
+        read: dict[int, list[Place]] = defaultdict(list)
+        for (source, component, layer), positions in self.sourced(layers).items():
+            read[source].append(Place(component, layer, positions))
+        prompts = [(self.asked.tokens, self.read_places())]
+        prompts += [(len(self.sources[source].tokens), places) for source, places in read.items()]
+        return [(rereading(places, tokens, layers), tokens) for tokens, places in prompts]
+
+    def held_bytes(self, model: ModelDescription) -> int:
+        """The states of all prompts, the continued runs, the changed values of the runs laid out, and the sources'."""
+        tokens = self.asked.tokens
+        held = state_bytes(tokens, model)
+        held += sum(state_bytes(len(source), model) for source in {source.tokens for source in self.sources})
+        if self.readout.generation is not None:
+            each = cache_bytes(tokens + self.readout.generation.max_new_tokens, model, item_bytes(model.data_type))
+            held += each * continued_at_once(1 + self.plan.count, each, model.device)
+        for (source, component, _), positions in self.sourced(model.layers).items():
+            length = len(self.sources[source].tokens)
+            held += FLOAT * prod(model.selected_shape(component, None, len(positions), length))
+        return held + self._changed_bytes(model)
+
+    def _changed_bytes(self, model: ModelDescription) -> int:
+        """Noise and patched values of the runs that are laid out at a time, at most."""
+
+        def made(edits: tuple[Edit, ...]) -> int:
+            sites = (edit.site for edit in edits if isinstance(edit.operation, Noise | Patch))
+            return DOUBLE * sum(model.numbers(site, self.asked.tokens) for site in sites)
+
+        if isinstance(self.plan, Sweep):
+            return min(self.plan.count, HELD_RUNS) * made(self.plan.widest(model.layers))
+        each = [made(intervention.edits) for intervention in self.plan.interventions]
+        return sum(sorted(each, reverse=True)[:HELD_RUNS])

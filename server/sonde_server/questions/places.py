@@ -1,8 +1,13 @@
-"""Places in a model: components, sites, and the sizes that shapes follow from."""
+"""Places in a model: components, sites, and the sizes that shapes follow from.
+
+`FACTS` is the one table of components. To add a component, number it as the contract does, give it a row here, visit it
+in the engine, and give it an identity in the engine's check of the loaded model.
+"""
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 
 class Component(enum.IntEnum):
@@ -25,21 +30,104 @@ class Component(enum.IntEnum):
     LOGITS = 15
 
 
-LAYERLESS = frozenset({Component.TOKEN_EMBEDDING, Component.FINAL_NORM, Component.LOGITS})
+class Stage(enum.IntEnum):
+    """Where a pass computes a component, in the order of the pass."""
+
+    EMBEDDING = 0
+    """Below all blocks."""
+    ENTERING = 1
+    """The stream that a block reads."""
+    KEYS = 2
+    """What later positions read of this one."""
+    ATTENTION = 3
+    """What each position looks for, and finds."""
+    AFTER_ATTENTION = 4
+    """From the mixes of values to the stream that the MLP reads."""
+    MLP = 5
+    """Inside the MLP, and what it adds."""
+    LEAVING = 6
+    """The stream that a block leaves."""
+    END = 7
+    """Above all blocks."""
 
 
-HEADED = frozenset({Component.HEAD_OUT, Component.QUERY, Component.KEY, Component.VALUE})
+class Unit(enum.Enum):
+    """What the units of a component are."""
+
+    HIDDEN = enum.auto()
+    HEAD = enum.auto()
+    KEY_VALUE_HEAD = enum.auto()
+    NEURON = enum.auto()
+    VOCABULARY = enum.auto()
 
 
-PAIRWISE = frozenset({Component.ATTENTION_SCORES, Component.ATTENTION_PATTERN})
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is true of a component in every model."""
+
+    stage: Stage
+    unit: Unit = Unit.HIDDEN
+    pairwise: bool = False
+    """Whether each unit has a number for every pair of positions: [units, positions, tokens]."""
+    kept: bool = False
+    """Whether an unchanged run keeps it, so that reading it runs nothing."""
+    edge_end: bool = False
+    """Whether it is a sender or a receiver of edges within a block."""
+    windowed: bool = False
+    """Whether causal tracing restores it in a window of layers around a cell's."""
+
+    @property
+    def layerless(self) -> bool:
+        """Whether there is one in the model, rather than one in each block."""
+        return self.stage in (Stage.EMBEDDING, Stage.END)
+
+    @property
+    def in_block(self) -> bool:
+        """Whether it lies inside a block. The stream before and after a block is there without running the block."""
+        return Stage.ENTERING < self.stage < Stage.LEAVING
+
+    @property
+    def headed(self) -> bool:
+        """Whether each unit is a vector of the size of a head: [positions, units, head size]."""
+        return self.unit in (Unit.HEAD, Unit.KEY_VALUE_HEAD) and not self.pairwise
+
+    @property
+    def swept(self) -> bool:
+        """Whether a sweep that names no units has one run for each; the units of others are edited as one."""
+        return self.unit in (Unit.HEAD, Unit.KEY_VALUE_HEAD, Unit.NEURON)
 
 
-# What the senders and receivers of edges are made of, within a block.
-EDGE_ENDS = frozenset({Component.HEAD_OUT, Component.QUERY, Component.KEY, Component.VALUE, Component.MLP_OUT})
+# In the order in which a pass computes them.
+FACTS: Mapping[Component, Facts] = {
+    Component.TOKEN_EMBEDDING: Facts(Stage.EMBEDDING, kept=True),
+    Component.RESIDUAL_PRE: Facts(Stage.ENTERING, kept=True),
+    Component.KEY: Facts(Stage.KEYS, Unit.KEY_VALUE_HEAD, kept=True, edge_end=True),
+    Component.VALUE: Facts(Stage.KEYS, Unit.KEY_VALUE_HEAD, kept=True, edge_end=True),
+    Component.QUERY: Facts(Stage.ATTENTION, Unit.HEAD, edge_end=True),
+    Component.ATTENTION_SCORES: Facts(Stage.ATTENTION, Unit.HEAD, pairwise=True),
+    Component.ATTENTION_PATTERN: Facts(Stage.ATTENTION, Unit.HEAD, pairwise=True),
+    Component.HEAD_OUT: Facts(Stage.AFTER_ATTENTION, Unit.HEAD, edge_end=True),
+    Component.ATTENTION_OUT: Facts(Stage.AFTER_ATTENTION, windowed=True),
+    Component.RESIDUAL_MID: Facts(Stage.AFTER_ATTENTION),
+    Component.NEURON: Facts(Stage.MLP, Unit.NEURON),
+    Component.MLP_OUT: Facts(Stage.MLP, edge_end=True, windowed=True),
+    Component.RESIDUAL_POST: Facts(Stage.LEAVING, kept=True),
+    Component.FINAL_NORM: Facts(Stage.END),
+    Component.LOGITS: Facts(Stage.END, Unit.VOCABULARY),
+}
 
-
-# A sweep goes over the units of these when it names none; the units of the others are edited together.
-UNIT_SWEPT = HEADED | PAIRWISE | {Component.NEURON}
+LAYERLESS = frozenset(component for component, facts in FACTS.items() if facts.layerless)
+IN_BLOCK = frozenset(component for component, facts in FACTS.items() if facts.in_block)
+HEADED = frozenset(component for component, facts in FACTS.items() if facts.headed)
+PAIRWISE = frozenset(component for component, facts in FACTS.items() if facts.pairwise)
+UNIT_SWEPT = frozenset(component for component, facts in FACTS.items() if facts.swept)
+KEPT = frozenset(component for component, facts in FACTS.items() if facts.kept)
+EDGE_ENDS = frozenset(component for component, facts in FACTS.items() if facts.edge_end)
+END = frozenset(component for component, facts in FACTS.items() if facts.stage is Stage.END)
+# In the order of the block.
+AFTER_ATTENTION = tuple(
+    component for component, facts in FACTS.items() if facts.stage in (Stage.AFTER_ATTENTION, Stage.MLP)
+)
 
 
 class Sized:
@@ -63,13 +151,17 @@ class Sized:
 
     def units(self, component: Component) -> int:
         """How many units a site of this component can name."""
-        if component in (Component.KEY, Component.VALUE):
-            return self.key_value_heads
-        if component in HEADED or component in PAIRWISE:
-            return self.heads
-        if component is Component.NEURON:
-            return self.neurons
-        return self.vocabulary_size if component is Component.LOGITS else self.hidden_size
+        match FACTS[component].unit:
+            case Unit.HIDDEN:
+                return self.hidden_size
+            case Unit.HEAD:
+                return self.heads
+            case Unit.KEY_VALUE_HEAD:
+                return self.key_value_heads
+            case Unit.NEURON:
+                return self.neurons
+            case Unit.VOCABULARY:
+                return self.vocabulary_size
 
     def edges(self) -> int:
         """How many edges lead from heads, MLPs and the embedding to those that can read them, and to the logits."""
@@ -84,11 +176,16 @@ class Sized:
     ) -> tuple[int, ...]:
         """Shape of a component as one run selects it: `positions` of a prompt of `tokens`, and `units` (all: None)."""
         count = self.units(component) if units is None else len(units)
-        if component in PAIRWISE:
+        if FACTS[component].pairwise:
             return (count, positions, tokens)
-        if component in HEADED:
+        if FACTS[component].headed:
             return (positions, count, self.head_size)
         return (positions, count)
+
+    def numbers(self, site: "Site", tokens: int) -> int:
+        """How many numbers a site has in a prompt of `tokens`, over all its layers."""
+        positions = len(site.positions_within(tokens))
+        return len(site.layers) * prod(self.selected_shape(site.component, site.units, positions, tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +211,20 @@ class ModelDescription(Sized):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """One component of one layer at some positions; the layer is 0 for a component that takes none."""
+
+    component: Component
+    layer: int
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
-    """A place, or several alike. `layers` is (0,) for a component that takes none; None stands for all."""
+    """Values of a component. `layers` is (0,) for a component that takes none.
+
+    `units` None: all. `positions` None: all, or where `from_position` is given, those from there on.
+    """
 
     component: Component
     layers: tuple[int, ...]
@@ -128,3 +237,13 @@ class Site:
         if self.from_position is not None:
             return tuple(range(self.from_position, tokens))
         return tuple(range(tokens)) if self.positions is None else self.positions
+
+    def places(self, tokens: int) -> Iterator[Place]:
+        """The site in a prompt of `tokens` tokens, layer by layer."""
+        positions = self.positions_within(tokens)
+        return (Place(self.component, layer, positions) for layer in self.layers)
+
+
+def layers_around(layer: int, width: int, layers: int) -> tuple[int, ...]:
+    """The `width` layers around `layer`, fewer at the ends of a model of `layers` layers."""
+    return tuple(range(max(0, layer - width // 2), min(layers, layer + (width + 1) // 2)))

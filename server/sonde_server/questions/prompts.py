@@ -27,3 +27,23 @@ class Target:
 
     token: int
     contrast: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What every question asks of the unchanged run: its prediction at `position`, without targets its own."""
+
+    prompt: Prompt
+    targets: tuple[Target, ...]
+    position: int
+    top_k: int
+
+    @property
+    def tokens(self) -> int:
+        """The length of the prompt."""
+        return len(self.prompt.tokens)
+
+    @property
+    def columns(self) -> int:
+        """How many targets are answered; where none is named, the run's own top prediction is the one."""
+        return max(1, len(self.targets))

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-from .prompts import Metric
+from .costs import FLOAT, Cost, state_bytes
+from .extents import Extent
+from .places import ModelDescription, Sized
+from .prompts import Asked, Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,3 +14,34 @@ class TokenProbability:
 
     gradient_norms: bool
     metric: Metric
+
+    @property
+    def pairs(self) -> bool:
+        """Neither scores nor patterns are read or changed."""
+        return False
+
+    def runs(self, asked: Asked, _model: Sized) -> int:
+        """The unchanged run; for gradients each block once more, and once backwards for each target."""
+        return 2 + asked.columns if self.gradient_norms else 1
+
+    def answer_bytes(self, asked: Asked, model: Sized) -> int:
+        """At every depth three numbers for each target, the divergence, and the top tokens; and the norms."""
+        numbers = 3 * asked.columns + 1 + 2 * asked.top_k
+        if self.gradient_norms:
+            numbers += asked.tokens * asked.columns
+        return FLOAT * (model.layers + 1) * numbers
+
+    def restarts(self, _asked: Asked, _model: Sized) -> tuple[Extent, ...]:
+        """No run restarts from what the unchanged one keeps."""
+        return ()
+
+    def cost(self, asked: Asked, model: Sized) -> Cost:
+        """The cost before anything runs. Gradients take the positions up to the one that is read."""
+        runs, full = self.runs(asked, model), asked.tokens * model.layers
+        work = full + (runs - 1) * (asked.position + 1) * model.layers
+        return Cost(runs, work, runs * full, self.answer_bytes(asked, model))
+
+    def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
+        """The unchanged run, and what compares every target with the vocabulary at every depth for its rank."""
+        compared = asked.columns + 3 * FLOAT
+        return state_bytes(asked.tokens, model) + (model.layers + 1) * model.vocabulary_size * compared

@@ -1,23 +1,59 @@
 """What made this prediction?"""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .activations import Activations
 from .attribution_patching import AttributionPatching
 from .causal_tracing import CausalTracing
-from .prompts import Prompt, Target
+from .costs import Cost
+from .extents import Extent
+from .places import ModelDescription, Sized
+from .prediction import Prediction
+from .prompts import Asked
 from .token_probability import TokenProbability
 
-Method = TokenProbability | CausalTracing | AttributionPatching | Activations
+Method = Prediction | TokenProbability | CausalTracing | AttributionPatching | Activations
 
 
 @dataclass(frozen=True, slots=True)
-class TraceQuestion:
-    """What made this prediction? Without a method: what is it?"""
+class TraceQuestion(Asked):
+    """What made this prediction?"""
 
-    prompt: Prompt
-    targets: tuple[Target, ...]
-    position: int
-    top_k: int
-    method: Method | None
+    method: Method
     dry_run: bool = False
+
+    @property
+    def asked(self) -> Asked:
+        """What is asked of the unchanged run."""
+        return self
+
+    @property
+    def axes(self) -> None:
+        """Only a sweep has any."""
+        return
+
+    @property
+    def pairs(self) -> bool:
+        """Whether scores or patterns are read or changed."""
+        return self.method.pairs
+
+    def runs(self, model: Sized) -> int:
+        """How many runs it asks for, as `Cost.runs` counts them."""
+        return self.method.runs(self, model)
+
+    def answer_bytes(self, model: Sized) -> int:
+        """The size of the answer."""
+        return self.method.answer_bytes(self, model)
+
+    def restarts(self, model: Sized) -> Iterable[Extent]:
+        """The runs that restart from what an unchanged one keeps, one of each kind."""
+        return self.method.restarts(self, model)
+
+    def cost(self, model: Sized) -> Cost:
+        """The cost before anything runs."""
+        return self.method.cost(self, model)
+
+    def held_bytes(self, model: ModelDescription) -> int:
+        """Bytes that answering it holds at one time, at most."""
+        return self.method.held_bytes(self, model)

@@ -21,7 +21,7 @@ from .scaling import QueuePolicy
 from .settings import RaySettings
 
 ROUTER: Final = f"{PromptRouter.__module__}:{PromptRouter.__name__}"
-SERVICER_FUNCTION: Final = f"sonde_server.ray{add_to_server.__name__}"
+SERVICER_FUNCTION: Final = f"sonde_server.ray.{add_to_server.__name__}"
 HAPROXY: Final = "RAY_SERVE_ENABLE_HA_PROXY"
 HEALTH_SECONDS: Final = 5.0
 # Requests that Ray sends a replica beyond those it serves: it refuses them itself, with numbers, and answers health.

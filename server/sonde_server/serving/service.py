@@ -15,7 +15,6 @@ from sonde.v1.inspection_pb2_grpc import InspectionServiceServicer
 from ..config import Limits
 from ..errors import NotServing
 from ..questions.answers import Answer
-from ..questions.costs import runs_of, working_bytes
 from ..questions.interventions import InterveneQuestion
 from ..questions.places import ModelDescription
 from ..questions.traces import TraceQuestion
@@ -26,14 +25,15 @@ from .heartbeat import with_heartbeat
 
 if TYPE_CHECKING:
     from ..model.vocabulary import Vocabulary
+    from ..sharing.session import Session
 
 
 class Sessions(Protocol):
-    """Who lets a caller's forward passes through to the model."""
+    """Gives each caller a share of the model."""
 
     def session(
         self, *, caller: str, cancelled: threading.Event, deadline: float | None, runs: int, held: int
-    ) -> AbstractContextManager[Any]:
+    ) -> AbstractContextManager["Session"]:
         """A caller's share of the model, until the block ends."""
 
 
@@ -47,8 +47,8 @@ class Hosted:
     quota: RunQuota
     version: str
     scheduler: Sessions
-    trace: Callable[[TraceQuestion, Any], Iterator[Answer]]
-    intervene: Callable[[InterveneQuestion, Any], Iterator[Answer]]
+    trace: Callable[[TraceQuestion, "Session"], Iterator[Answer]]
+    intervene: Callable[[InterveneQuestion, "Session"], Iterator[Answer]]
 
 
 class InspectionServicer(InspectionServiceServicer):
@@ -88,7 +88,9 @@ class InspectionServicer(InspectionServiceServicer):
         return self._hosted
 
 
-def _answers(question: TraceQuestion | InterveneQuestion, answers: Iterator[Answer], session: Any) -> Iterator[Answer]:
+def _answers(
+    question: TraceQuestion | InterveneQuestion, answers: Iterator[Answer], session: "Session"
+) -> Iterator[Answer]:
     """The answers, with a heartbeat where there are more than one message has."""
     call = current_call()
     if question.dry_run or call is None or call.runs <= SMALL_RUNS:
@@ -98,13 +100,14 @@ def _answers(question: TraceQuestion | InterveneQuestion, answers: Iterator[Answ
 
 def _session(
     hosted: Hosted, question: TraceQuestion | InterveneQuestion, context: grpc.ServicerContext
-) -> AbstractContextManager[Any]:
+) -> AbstractContextManager["Session"]:
     call = current_call()
     assert call is not None
     held = 0
     if not question.dry_run:
-        call.runs, held = runs_of(question, hosted.description), working_bytes(question, hosted.description)
-        hosted.quota.take(call.caller, call.runs)
+        runs, held = question.runs(hosted.description), question.held_bytes(hosted.description)
+        hosted.quota.take(call.caller, runs)
+        call.runs = runs
     cancelled = threading.Event()
     # gRPC never stops a handler: it calls back, or says that the call is over already.
     if not context.add_callback(cancelled.set):

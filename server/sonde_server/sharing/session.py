@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ..engine import Base, Capture, Engine, Reading, Result, Run, State
 from ..engine.cache import key_of
+from ..engine.gradients import Descent
 from ..engine.layout import Row
 from ..errors import Stopped
-from ..questions.extents import KEPT
+from ..model.anatomy import Decoder
+from ..questions.places import KEPT
 from .backlog import Backlog
 from .bases import Bases
 from .jobs import Call, Job, Portion, Starting
@@ -74,6 +76,20 @@ class Session:
             job.fail(Stopped("the caller went away"))
         self._shared.backlog.drop(self)
         self._shared.queue.drop(self)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model."""
+        return self.engine.decoder
+
+    @property
+    def layers(self) -> int:
+        """Blocks of the model."""
+        return self.engine.layers
+
+    def descent(self, state: State, length: int) -> Descent:
+        """The backward pass through the first `length` positions of a base run, block by block."""
+        return Descent(self.engine.decoder, self.engine.work, state, length)
 
     def stopped(self) -> bool:
         """Whether nobody waits for the answer any more."""

@@ -1,19 +1,24 @@
 """Attribution patching: what is patched from where, which places and edges are estimated, and how."""
 
+from collections.abc import Iterator
+
 from sonde.v1 import inspection_pb2 as pb
 
-from ..questions.attribution_patching import AttributionPatching
-from ..questions.costs import attribution_bytes
-from ..questions.places import EDGE_ENDS, UNIT_SWEPT, Component
+from ..questions import answers
+from ..questions.attribution_patching import RECOMPUTED, AttributionPatching
+from ..questions.places import EDGE_ENDS, PAIRWISE, Component
 from ..questions.prompts import Metric, Prompt
-from .fields import MOST_LISTED, MOST_VALUES_TOGETHER, Reader
-from .inputs import read_component, read_metric, read_prompt
+from .fields import MOST_NUMBERS, Reader
+from .parts import row_bytes, rows, spans
+from .prompts import read_metric, read_prompt
+from .sites import encode_site, read_components
+from .tensors import encode_floats, encode_integers
 
 
 def read_attribution_patching(
     message: pb.AttributionPatching, path: str, prompt: Prompt | None, targets: int, reader: Reader
 ) -> AttributionPatching | None:
-    """The question of attribution patching; None where its source is faulty."""
+    """The question; None where its source is faulty."""
     source = _read_source(message, f"{path}.source", prompt, reader)
     components = _read_components(message, path, reader)
     steps = _count(message.integration_steps, f"{path}.integration_steps", reader)
@@ -33,7 +38,7 @@ def read_attribution_patching(
         message.drop_layers,
         edges,
     )
-    _check_size(question, path, len(source.tokens), targets, reader)
+    _check_numbers(question, f"{path}.components", targets, reader)
     return question
 
 
@@ -42,8 +47,8 @@ def _read_source(message: pb.AttributionPatching, path: str, prompt: Prompt | No
     if source is None or prompt is None:
         return None
     if len(source.tokens) != len(prompt.tokens):
-        given = f"it has {len(source.tokens)} tokens and the prompt {len(prompt.tokens)}"
-        reader.problems.add(path, f"{given}; give as many")
+        expected = f"expected {len(prompt.tokens)} tokens, as in the prompt"
+        reader.problems.add(path, f"{expected}, got {len(source.tokens)}")
         return None
     return source
 
@@ -51,20 +56,15 @@ def _read_source(message: pb.AttributionPatching, path: str, prompt: Prompt | No
 def _read_components(message: pb.AttributionPatching, path: str, reader: Reader) -> tuple[Component, ...]:
     field = f"{path}.components"
     if not message.components and not message.HasField("edges"):
-        reader.problems.add(field, "no component was given; give at least one, or ask for edges")
+        reader.problems.add(field, "expected at least one component, or edges, got neither")
     if not message.components and message.verify_top > 0:
-        reader.problems.add(f"{path}.verify_top", "edges are not verified; give components, whose places are")
-    if not reader.listed(len(message.components), MOST_LISTED, field, "components"):
-        return ()
-    components: list[int | None] = []
-    for i, number in enumerate(message.components):
-        components.append(read_component(number, f"{field}[{i}]", reader))
-    return tuple(Component(value) for value in reader.distinct(components, field, "component"))
+        reader.problems.add(f"{path}.verify_top", "expected components, whose places are verified, got edges alone")
+    return read_components(message.components, field, reader)
 
 
 def _count(value: int, path: str, reader: Reader) -> int:
     if value < 0:
-        reader.problems.add(path, f"{value} was given; give 0 or more")
+        reader.problems.add(path, f"expected 0 or more, got {value}")
         return 0
     return value
 
@@ -84,27 +84,53 @@ def _check_corrections(
     problems = reader.problems
     if message.recompute_softmax:
         field = f"{path}.recompute_softmax"
-        if not {Component.QUERY, Component.KEY} & set(components):
-            problems.add(field, "it is of estimates at QUERY and KEY; name one of them, or leave it unset")
-        for component in (Component.ATTENTION_SCORES, Component.ATTENTION_PATTERN):
+        if not set(RECOMPUTED) & set(components):
+            problems.add(field, "applies only to QUERY and KEY; add one of them to `components`")
+        for component in sorted(PAIRWISE):
             if reason := reader.model.unavailable.get(component):
                 problems.refuse(field, f"{component.name}: {reason}")
     if message.drop_layers and message.integration_steps > 1:
-        problems.add(
-            f"{path}.drop_layers", "it takes the gradient at the prompt; leave integration_steps unset, or drop_layers"
-        )
+        problems.add(f"{path}.drop_layers", "expected one of drop_layers and integration_steps, got both")
     if message.drop_layers and message.HasField("edges"):
-        problems.add(f"{path}.drop_layers", "it is of estimates at components; leave edges unset, or drop_layers")
+        problems.add(f"{path}.drop_layers", "expected one of drop_layers and edges, got both")
 
 
-def _check_size(question: AttributionPatching, path: str, tokens: int, targets: int, reader: Reader) -> None:
+def _check_numbers(question: AttributionPatching, path: str, targets: int, reader: Reader) -> None:
     for component in question.components:
-        units = reader.model.units(component) if component in UNIT_SWEPT else 1
-        if units * targets > MOST_VALUES_TOGETHER:
+        units = question.places_per_layer(component, reader.model)
+        if units * targets > MOST_NUMBERS:
             reader.problems.add(
-                f"{path}.components",
-                f"{units} units of {component.name} x {targets} targets are more than {MOST_VALUES_TOGETHER} at a "
-                "position; give fewer targets",
+                path, f"expected at most {MOST_NUMBERS} units of {component.name} x targets, got {units} x {targets}"
             )
-    reader.answer(attribution_bytes(question, tokens, targets, reader.model), path)
-    reader.runs(question.runs(targets, reader.model.layers), path)
+
+
+def encode_attributions(part: answers.Attributions) -> Iterator[pb.Attributions]:
+    """Layer by layer, as many positions at a time as fit into a message."""
+    for layer, estimates in enumerate(part.estimates):
+        positions = len(estimates)
+        for start, stop in spans(positions, estimates.nbytes // max(1, positions)):
+            yield pb.Attributions(
+                component=pb.Component.ValueType(part.component),
+                layers=part.layers[layer : layer + 1],
+                positions=part.positions[start:stop],
+                estimates=encode_floats(estimates[None, start:stop]),
+            )
+
+
+def encode_edges(part: answers.EdgeAttributions) -> Iterator[pb.EdgeAttributions]:
+    """As many edges at a time as fit into a message."""
+    count = len(part.estimates)
+    for start, stop in spans(count, row_bytes(part, count)):
+        some = rows(part, start, stop)
+        yield pb.EdgeAttributions(
+            offset=part.offset + start,
+            senders=encode_integers(some.senders),
+            receivers=encode_integers(some.receivers),
+            estimates=encode_floats(some.estimates),
+        )
+
+
+def encode_verified(effect: answers.VerifiedEffect) -> pb.VerifiedEffect:
+    """An estimate beside what was measured."""
+    site = encode_site(effect.site)
+    return pb.VerifiedEffect(site=site, estimated=effect.estimated.tolist(), measured=effect.measured.tolist())

@@ -1,28 +1,28 @@
-"""Edits: what is done at a site, checked against the shape that one run selects there."""
+"""Edits: what is done at a site, checked against the shape of what one run selects there."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
-from ..questions.edits import Add, Edit, Knockout, Multiply, Noise, Operation, Patch, ProjectOut, Scale, Set
+from ..questions.edits import Add, Edit, Knockout, Multiply, Noise, Operation, Patch, ProjectOut, Scale, Set, Values
 from ..questions.places import LAYERLESS, PAIRWISE, Component, Site
-from ..questions.plans import Axis
+from ..questions.plans import Axis, one_site
 from ..questions.prompts import Prompt
 from .fields import MOST_LISTED, Reader
-from .inputs import Role, read_site
+from .sites import Role, read_site
 from .tensors import check_broadcasts, decode_tensor
 
-_OPERATIONS = "scale, set, add, multiply, patch, noise, project_out or knockout"
+_OPERATIONS = ", ".join(field.name for field in pb.Edit.DESCRIPTOR.oneofs_by_name["operation"].fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What an edit is read against: the prompt's length (None where it is faulty), the sources, and a sweep's axes.
+    """What an edit is read against: the length of the prompt (None if it is faulty), the sources, a sweep's axes.
 
-    `generating`: its runs are continued, so that an edit may go on at positions behind the prompt.
+    `generating`: runs are continued, so an edit with from_position is made at generated positions too.
     """
 
     tokens: int | None
@@ -38,10 +38,10 @@ def read_edit(message: pb.Edit, path: str, reader: Reader, scene: Scene) -> Edit
     if message.HasField("site"):
         site = read_site(message.site, f"{path}.site", reader, scene.tokens, scene.role)
     else:
-        reader.problems.add(f"{path}.site", "the site is missing; say where to edit")
+        reader.problems.add(f"{path}.site", "expected a site, got none")
     kind = message.WhichOneof("operation")
     if kind is None:
-        reader.problems.add(path, f"no operation was given; give {_OPERATIONS}")
+        reader.problems.add(path, f"expected one of {_OPERATIONS}, got none")
         return None
     operation = _read_operation(message, kind, path, reader, site, scene)
     return None if site is None or operation is None else Edit(site, operation)
@@ -54,10 +54,10 @@ def _read_operation(
     match kind:
         case "scale":
             if not math.isfinite(message.scale):
-                reader.problems.add(field, f"{message.scale} is not a factor; give a finite number")
+                reader.problems.add(field, f"expected a finite number, got {message.scale}")
             return Scale(message.scale)
         case "patch":
-            return _read_patch(message.patch, field, reader, site, scene)
+            return _read_patch(message.patch, message.site.positions, field, reader, site, scene)
         case "noise":
             return _read_noise(message.noise, field, reader, site)
         case "knockout":
@@ -75,61 +75,56 @@ def _read_values(
         return None
     if site is not None and scene.tokens is not None:
         check_broadcasts(values, _selected_shape(site, scene.tokens, reader, scene), path, reader)
-        _check_goes_on(values, kind, path, reader, site, scene)
+        _check_generated(values, kind, path, reader, site, scene)
     if kind == "project_out":
         nonzero = values.any(axis=-1) if values.ndim else values != 0
         if not np.all(nonzero):
-            reader.problems.add(f"{path}.data", "a direction is zero along the last axis; give one that is not")
+            reader.problems.add(f"{path}.data", "expected directions other than zero along the last axis, got zero")
         return ProjectOut(values)
     if kind == "set":
         return Set(values)
     return Add(values) if kind == "add" else Multiply(values)
 
 
-def _check_goes_on(
-    values: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]",
+def _check_generated(
+    values: Values,
     kind: str,
     path: str,
     reader: Reader,
     site: Site,
     scene: Scene,
 ) -> None:
-    """Behind the prompt there are more keys at every position, so scores and patterns take the same for each."""
+    """After the prompt every position has more keys, so scores and patterns take one value for all of them."""
     if not scene.generating or site.from_position is None or site.component not in PAIRWISE:
         return
     if kind == "project_out":
-        reader.problems.add(path, f"{site.component.name} has more keys at every generated position; give positions")
+        reader.problems.add(
+            path,
+            f"expected positions, since {site.component.name} has more keys at every generated position",
+        )
     elif values.ndim and values.shape[-1] != 1:
         reader.problems.add(
             f"{path}.shape",
-            f"it has {values.shape[-1]} keys, and there are more at every generated position; "
-            "give a last axis of 1, which is for all of them, or positions",
+            "expected a last axis of 1, or positions instead of from_position, since there are more keys at every "
+            f"generated position, got {values.shape[-1]}",
         )
 
 
 def _selected_shape(site: Site, tokens: int, reader: Reader, scene: Scene) -> tuple[int, ...]:
-    """What one run selects: in a sweep one position and one unit, unless that axis is taken together."""
-    units = site.units
-    if site.from_position is not None:
-        # It has to be the same at every position.
-        positions = 1
-    elif scene.role is Role.SWEEP and Axis.POSITION not in scene.together:
-        positions = 1
-    else:
-        positions = len(site.positions_within(tokens))
-    if scene.role is Role.SWEEP and units is not None and Axis.UNIT not in scene.together:
-        units = units[:1]
-    return reader.model.selected_shape(site.component, units, positions, tokens)
+    """The shape of what one run selects."""
+    if scene.role is Role.SWEEP:
+        site = one_site(site, scene.together)
+    # From a position on the values have to be the same at every position.
+    positions = 1 if site.from_position is not None else len(site.positions_within(tokens))
+    return reader.model.selected_shape(site.component, site.units, positions, tokens)
 
 
 def _read_noise(message: pb.Noise, path: str, reader: Reader, site: Site | None) -> Noise:
     if site is not None and site.from_position is not None:
-        reader.problems.add(path, "noise differs from position to position; give positions, not from_position")
+        reader.problems.add(path, "expected positions, not from_position, since noise differs between positions")
     deviation = message.standard_deviation
     if not math.isfinite(deviation) or deviation < 0:
-        reader.problems.add(
-            f"{path}.standard_deviation", f"{deviation} is not a standard deviation; give a finite number of 0 or more"
-        )
+        reader.problems.add(f"{path}.standard_deviation", f"expected a finite number of 0 or more, got {deviation}")
     return Noise(deviation, reader.seed(message.seed, f"{path}.seed") if message.HasField("seed") else 1)
 
 
@@ -138,19 +133,20 @@ def _read_knockout(message: pb.Knockout, path: str, reader: Reader, site: Site |
     if message.key_positions:
         keys = reader.positions(message.key_positions, scene.tokens, f"{path}.key_positions")
     if site is not None and site.component is not Component.ATTENTION_SCORES:
-        reader.problems.add(path, f"it acts at ATTENTION_SCORES, the site is {site.component.name}")
+        reader.problems.add(path, f"expected a site at ATTENTION_SCORES, got {site.component.name}")
     return Knockout(keys)
 
 
-def _read_patch(message: pb.Patch, path: str, reader: Reader, site: Site | None, scene: Scene) -> Patch:
+def _read_patch(
+    message: pb.Patch, named: Sequence[int], path: str, reader: Reader, site: Site | None, scene: Scene
+) -> Patch:
+    """A patch. `named`: the positions of the site as the request gives them, before they are resolved in the prompt."""
     if site is not None and site.from_position is not None:
-        reader.problems.add(path, "a patch differs from position to position; give positions, not from_position")
+        reader.problems.add(path, "expected positions, not from_position, since a patch differs between positions")
     if not message.sources:
-        reader.problems.add(
-            f"{path}.sources", "no source was given; give at least one index into the request's sources"
-        )
+        reader.problems.add(f"{path}.sources", "expected at least one index into the sources of the request, got none")
     sources: list[int] = []
-    lengths: list[int] = []
+    lengths: dict[int, int] = {}
     listed = reader.listed(len(message.sources), MOST_LISTED, f"{path}.sources", "sources")
     for i, value in enumerate(message.sources if listed else ()):
         index = reader.index(value, len(scene.sources), f"{path}.sources[{i}]", "source")
@@ -160,18 +156,16 @@ def _read_patch(message: pb.Patch, path: str, reader: Reader, site: Site | None,
         source = scene.sources[index]
         if source is None:
             continue
-        lengths.append(len(source.tokens))
-        if site is not None and site.component in PAIRWISE and scene.tokens not in (None, lengths[-1]):
+        lengths[index] = len(source.tokens)
+        if site is not None and site.component in PAIRWISE and scene.tokens not in (None, lengths[index]):
             reader.problems.add(
                 f"{path}.sources[{i}]",
-                f"source {index} has {lengths[-1]} tokens and the prompt {scene.tokens}; "
-                f"{site.component.name} can be patched only between equally many",
+                f"expected a source as long as the prompt for {site.component.name}, since the prompt has "
+                f"{scene.tokens} tokens and source {index} has {lengths[index]}",
             )
     positions = None
-    if message.source_positions:
-        positions = _read_source_positions(message, path, reader, site, scene, lengths)
-    elif site is not None and scene.tokens is not None and site.from_position is None:
-        _check_positions_exist(site, scene.tokens, lengths, path, reader)
+    if site is not None and scene.tokens is not None and site.from_position is None and lengths:
+        positions = _read_source_positions(message, named, path, reader, site, scene.tokens, lengths)
     layer = None
     if message.HasField("source_layer"):
         layer = _read_source_layer(message.source_layer, f"{path}.source_layer", reader, site)
@@ -182,41 +176,51 @@ def _read_source_layer(value: int, path: str, reader: Reader, site: Site | None)
     if site is not None and site.component in LAYERLESS:
         reader.problems.add(path, f"{site.component.name} takes no layer; leave it unset")
         return None
-    return reader.index(value, reader.model.layers, path, "layer")
-
-
-def _check_positions_exist(site: Site, tokens: int, lengths: Sequence[int], path: str, reader: Reader) -> None:
-    last = max(site.positions_within(tokens), default=-1)
-    if lengths and last >= min(lengths):
-        reader.problems.add(
-            f"{path}.sources",
-            f"position {last} is edited and a source has {min(lengths)} tokens; "
-            "name positions that every source has, or source_positions",
-        )
+    return reader.layer(value, path)
 
 
 def _read_source_positions(
-    message: pb.Patch, path: str, reader: Reader, site: Site | None, scene: Scene, lengths: Sequence[int]
-) -> tuple[int, ...]:
+    message: pb.Patch,
+    named: Sequence[int],
+    path: str,
+    reader: Reader,
+    site: Site,
+    tokens: int,
+    lengths: Mapping[int, int],
+) -> tuple[int, ...] | None:
+    """Where the values are taken; None where that is the same as in the prompt.
+
+    A negative position counts from the end of the sequence that it is used in, so the prompt's last position is paired
+    with each source's last one.
+    """
     field = f"{path}.source_positions"
-    given = len(message.source_positions)
-    if site is not None and scene.tokens is not None and site.from_position is None:
-        wanted = len(site.positions_within(scene.tokens))
+    wanted = len(site.positions_within(tokens))
+    if given := len(message.source_positions):
         if given != wanted:
-            reader.problems.add(
-                field, f"{given} were given and the site names {wanted} positions; give one for each, or none"
-            )
-            return ()
-    if not lengths:
-        return ()
-    resolved: list[int] = []
-    for i, value in enumerate(message.source_positions):
-        if value < 0 and min(lengths) != max(lengths):
-            reader.problems.add(
-                f"{field}[{i}]", f"{value} counts from the end and the sources differ in length; count from the start"
-            )
-            continue
-        position = reader.position(value, min(lengths), f"{field}[{i}]")
-        if position is not None:
-            resolved.append(position)
-    return tuple(resolved)
+            reader.problems.add(field, f"expected {wanted} positions, one for each of the site's, got {given}")
+            return None
+        for i, description in _missing(message.source_positions, lengths):
+            reader.problems.add(f"{field}[{i}]", description)
+        return tuple(message.source_positions)
+    other = next((source for source, length in lengths.items() if length != tokens), None)
+    if other is None or site.component in PAIRWISE:
+        return None
+    if not named:
+        reader.problems.add(
+            field,
+            "expected source_positions, or positions in the site, since the prompt has "
+            f"{tokens} tokens and source {other} has {lengths[other]}",
+        )
+    for _, description in _missing(named, lengths):
+        reader.problems.add(f"{path}.sources", description)
+    return tuple(named)
+
+
+def _missing(positions: Sequence[int], lengths: Mapping[int, int]) -> Iterator[tuple[int, str]]:
+    """The entries that are not in every source, each with a description."""
+    shortest = min(lengths, key=lengths.__getitem__)
+    length = lengths[shortest]
+    for i, position in enumerate(positions):
+        if not -length <= position < length:
+            allowed = f"{-length} to {length - 1}, since source {shortest} has {length} tokens"
+            yield i, f"expected positions from {allowed}, got {position}"

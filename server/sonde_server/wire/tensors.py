@@ -15,27 +15,27 @@ ITEM_SIZES = {pb.DATA_TYPE_FLOAT32: 4, pb.DATA_TYPE_BFLOAT16: 2, pb.DATA_TYPE_FL
 
 
 def decode_tensor(tensor: pb.Tensor, path: str, reader: Reader) -> Values | None:
-    """Float32 values of a tensor of any float type; None, with the fault noted, where it is not one.
+    """Float32 values of a tensor of any float type; None, with the fault noted, if it is faulty.
 
-    The bytes are compared with the shape before anything of that shape is made.
+    The bytes are compared with the shape before anything of that shape is allocated.
     """
     size = ITEM_SIZES.get(tensor.data_type)
     if size is None:
         given = _type_name(tensor.data_type)
-        reader.problems.add(f"{path}.data_type", f"{given} cannot be used here; give FLOAT32, BFLOAT16 or FLOAT16")
+        reader.problems.add(f"{path}.data_type", f"expected FLOAT32, BFLOAT16 or FLOAT16, got {given}")
         return None
     shape = tuple(tensor.shape)
     if len(shape) > MOST_DIMENSIONS or any(length < 0 for length in shape):
         reader.problems.add(
             f"{path}.shape",
-            f"{_shape(shape)} is not a shape; give at most {MOST_DIMENSIONS} dimensions, none negative",
+            f"expected at most {MOST_DIMENSIONS} dimensions, none negative, got {_shape(shape)}",
         )
         return None
     needed = math.prod(shape) * size
     if len(tensor.data) != needed:
         reader.problems.add(
             f"{path}.data",
-            f"{len(tensor.data)} bytes were given; {_shape(shape)} of {_type_name(tensor.data_type)} takes {needed}",
+            f"expected {needed} bytes for {_shape(shape)} of {_type_name(tensor.data_type)}, got {len(tensor.data)}",
         )
         return None
     values = _floats(tensor.data, tensor.data_type).reshape(shape)
@@ -43,22 +43,22 @@ def decode_tensor(tensor: pb.Tensor, path: str, reader: Reader) -> Values | None
     if not finite.all():
         place = int(np.argmin(finite.reshape(-1)))
         reader.problems.add(
-            f"{path}.data", f"entry {place} (row by row) is {values.reshape(-1)[place]}; every entry must be finite"
+            f"{path}.data", f"expected finite entries, got {values.reshape(-1)[place]} at entry {place}, row by row"
         )
         return None
     return values
 
 
 def check_broadcasts(values: Values, shape: Sequence[int], path: str, reader: Reader) -> bool:
-    """Whether values broadcast, from the right, against a shape; a fault is noted where not."""
+    """Whether values broadcast, from the right, against a shape; if not, the fault is noted."""
     fits = values.ndim <= len(shape) and all(
         have in (1, want) for have, want in zip(reversed(values.shape), reversed(shape), strict=False)
     )
     if not fits:
         reader.problems.add(
             f"{path}.shape",
-            f"{_shape(values.shape)} does not broadcast, from the right, against {_shape(shape)}, "
-            "which is what one run selects",
+            f"expected a shape that broadcasts, from the right, against {_shape(shape)}, the shape of what one run "
+            f"selects, got {_shape(values.shape)}",
         )
     return fits
 

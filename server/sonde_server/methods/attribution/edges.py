@@ -43,7 +43,7 @@ class Edges:
     """The sums of all edges: for each receiver's group, [senders below, receivers, targets]."""
 
     def __init__(self, session: Session, length: int, targets: int) -> None:
-        self.decoder = decoder = session.engine.decoder
+        self.decoder = decoder = session.decoder
         self.length = length
         self.attention = decoder.heads + 2 * decoder.key_value_heads
         widest = max(1 + decoder.layers * (decoder.heads + 1), self.attention * targets)

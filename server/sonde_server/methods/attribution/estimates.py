@@ -11,32 +11,22 @@ from torch import Tensor
 from ...engine import Base, Change, PlacedEdit, State
 from ...engine.gradients import Descent, Differentiated, Values
 from ...questions.answers import Attributions, Floats, Progress
-from ...questions.attribution_patching import AttributionPatching
+from ...questions.attribution_patching import RECOMPUTED, AttributionPatching
 from ...questions.places import LAYERLESS, PAIRWISE, UNIT_SWEPT, Component, Site
 from ...questions.prompts import Target
 from ...sharing.session import Session
 from .edges import Edges
 from .softmax import key_effects, query_effects
 
-RECOMPUTED = (Component.QUERY, Component.KEY)
-
-
-def bottom(method: AttributionPatching, layers: int) -> int:
-    """The lowest block that gradients have to go through; `layers`: none."""
-    if method.inside or {Component.RESIDUAL_PRE, Component.TOKEN_EMBEDDING} & set(method.components):
-        return 0
-    return min(1, layers) if Component.RESIDUAL_POST in method.components else layers
-
 
 class Estimates:
     """The sums so far, by component: [layers, positions, targets], units before targets where it has any."""
 
     def __init__(self, method: AttributionPatching, session: Session, tokens: int, targets: int) -> None:
-        decoder = session.engine.decoder
         self.arrays: dict[Component, Floats] = {}
         for component in method.components:
-            layers = 1 if component in LAYERLESS else decoder.layers
-            units = (decoder.units(component),) if component in UNIT_SWEPT else ()
+            layers = 1 if component in LAYERLESS else session.layers
+            units = (session.decoder.units(component),) if component in UNIT_SWEPT else ()
             self.arrays[component] = np.zeros((layers, tokens, *units, targets), np.float32)
 
     def add(self, component: Component, layer: int, first: int, found: Tensor) -> None:
@@ -97,20 +87,20 @@ class Estimation:
         self.session = session
         self.engine = session.engine
         self.length = position + 1
-        self.base = Descent(self.engine.decoder, self.engine.work, base, self.length)
-        self.source = Descent(self.engine.decoder, self.engine.work, source, self.length)
+        self.base = session.descent(base, self.length)
+        self.source = session.descent(source, self.length)
         self.estimates = Estimates(method, session, len(base.tokens), len(targets))
         self.edges = Edges(session, self.length, len(targets)) if method.edges is not None else None
-        self._inside = method.inside
+        self._compared = method.compared
         self._prompts: dict[int, tuple[Values, Values]] = {}
         self._factor = 1 / method.integration_steps
         if method.drop_layers:
-            self._factor = 1 / max(1, self.engine.layers - 1)
+            self._factor = 1 / max(1, self.session.layers - 1)
 
     def run(self) -> Iterator[Progress]:
         """Every step, block by block, each a turn on the model's thread."""
-        layers, steps = self.engine.layers, self.method.integration_steps
-        low = bottom(self.method, layers)
+        layers, steps = self.session.layers, self.method.integration_steps
+        low = self.method.lowest_block(layers)
         done, total = 0, steps * (layers - low + 1)
         yield Progress(done, total)
         for step in range(steps):
@@ -143,11 +133,11 @@ class Estimation:
         row = self.engine.base_row(Base(start.tokens, edit), start)
         self.engine.execute([row])
         assert row.state is not None
-        return Descent(self.engine.decoder, self.engine.work, row.state, self.length)
+        return self.session.descent(row.state, self.length)
 
     def _top(self, descent: Descent) -> Gradients:
         top = descent.top(self.targets, self.method.metric)
-        weight = float(self.engine.layers) if self.method.drop_layers else 1.0
+        weight = float(self.session.layers) if self.method.drop_layers else 1.0
         gradients = Gradients(top.below[None], (weight,))
         if self.edges is not None:
             self.edges.top(top.below)
@@ -156,10 +146,11 @@ class Estimation:
                 found = gradients.of(top.gradients[component])
                 ends = self.base.end()[component], self.source.end()[component]
                 self._add(component, 0, found, ends, self.length - 1)
+        self._stream(self.session.layers, gradients)
         return gradients
 
     def _block(self, descent: Descent, layer: int, above: Gradients) -> Gradients:
-        wanted = self._inside
+        wanted = self._compared
         if self.method.recompute_softmax:
             wanted |= {Component.ATTENTION_PATTERN}
         done = descent.block(layer, above.values.flatten(0, 1), wanted, mlp_input=self.edges is not None)
@@ -167,7 +158,7 @@ class Estimation:
         if self.method.drop_layers:
             # The pass that drops this layer, and counts no longer among the plain ones, has no gradient within.
             passes = Gradients(above.values, (above.weights[0] - 1, *above.weights[1:]))
-        if self._inside:
+        if self._compared:
             prompt, source = self._values(layer, done.values)
             self._within(layer, done, passes, prompt, source)
             if self.edges is not None:
@@ -180,15 +171,15 @@ class Estimation:
             if Component.RESIDUAL_MID in self.method.components:
                 ends = prompt[Component.RESIDUAL_MID], source[Component.RESIDUAL_MID]
                 self._add(Component.RESIDUAL_MID, layer, Gradients(dropped, (1.0,)), ends)
-        states = self.base.state, self.source.state
-        for component, depth, gradients in (
-            (Component.RESIDUAL_POST, layer + 1, above),
-            (Component.RESIDUAL_PRE, layer, below),
-        ):
-            if component in self.method.components:
-                ends = states[0].residual[depth][: self.length], states[1].residual[depth][: self.length]
-                self._add(component, layer, gradients, ends)
+        self._stream(layer, below)
         return below
+
+    def _stream(self, depth: int, gradients: Gradients) -> None:
+        """The stream before block `depth`, which is the one after the block below it: with these gradients, both."""
+        prompt, source = self.base.state.residual[depth], self.source.state.residual[depth]
+        for component, layer in ((Component.RESIDUAL_POST, depth - 1), (Component.RESIDUAL_PRE, depth)):
+            if component in self.method.components and 0 <= layer < self.session.layers:
+                self._add(component, layer, gradients, (prompt[: self.length], source[: self.length]))
 
     def _entrance(self, descent: Descent, gradients: Gradients) -> None:
         found = gradients.of(descent.entrance(gradients.values.flatten(0, 1)))
@@ -200,13 +191,13 @@ class Estimation:
     def _values(self, layer: int, own: Values) -> tuple[Values, Values]:
         """What is compared in a block: the prompt's values and the source's. Several steps share them."""
         if self.method.integration_steps == 1:
-            return own, self.source.values(layer, self._inside)
+            return own, self.source.values(layer, self._compared)
         if layer not in self._prompts:
-            self._prompts[layer] = self.base.values(layer, self._inside), self.source.values(layer, self._inside)
+            self._prompts[layer] = self.base.values(layer, self._compared), self.source.values(layer, self._compared)
         return self._prompts[layer]
 
     def _within(self, layer: int, done: Differentiated, passes: Gradients, prompt: Values, source: Values) -> None:
-        for component in self._inside & set(self.method.components):
+        for component in self._compared & set(self.method.components):
             if self.method.recompute_softmax and component in RECOMPUTED:
                 effects = query_effects if component is Component.QUERY else key_effects
                 query, key = prompt[Component.QUERY], prompt[Component.KEY]

@@ -1,7 +1,7 @@
-"""The known architectures: which modules play which part, and how they are put together.
+"""The supported architectures: which modules play which part, and how they are combined.
 
-One entry a family: a function from a model's configuration to a `Family`. What an entry says is checked against the
-model itself when it is loaded.
+Each entry is a function from a model's configuration to a `Family`. When a model is loaded, its results are compared
+with those of transformers, so a wrong entry is found.
 """
 
 from collections.abc import Mapping
@@ -65,19 +65,16 @@ FAMILIES: Mapping[str, Recipe] = {
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The entry of a model's architecture. Raises UnsupportedModel, by name, where it would not be run exactly."""
+    """The family of a model, from its configuration.
+
+    Raises:
+        UnsupportedModel: for an unknown architecture, and for a configuration that would not be computed exactly.
+    """
     recipe = FAMILIES.get(config.model_type)
     if recipe is None:
         known = ", ".join(sorted(FAMILIES))
-        raise UnsupportedModel(f"models of type {config.model_type!r} are not known to this server; known are: {known}")
-    if _changing(config):
+        raise UnsupportedModel(f"expected a model of one of the types {known}, got {config.model_type!r}")
+    family = recipe(config)
+    if "dynamic" in scalings(config.get_text_config()) and not family.fixed_scaling:
         refuse(config, "its rotary positions depend on the prompts that came before (rope type dynamic)")
-    return recipe(config)
-
-
-def _changing(config: PreTrainedConfig) -> bool:
-    """Whether rotary positions change with the longest prompt so far."""
-    if config.model_type == "hunyuan_v1_dense" and config.rope_parameters.get("alpha"):
-        # What its checkpoints call dynamic is a base stretched by a fixed alpha, the same for every length.
-        return False
-    return any("dynamic" in kind for kind in scalings(config.get_text_config()))
+    return family

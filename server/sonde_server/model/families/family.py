@@ -1,4 +1,4 @@
-"""What has to be known of an architecture to run it on packed tokens."""
+"""What the server needs to know about an architecture to run it on packed tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,83 +13,92 @@ from ..feedforward import FeedForward, feed_forward
 from ..projections import Project
 from ..rotary import Rotary, Rotate
 
-# From the model, token embeddings [N, D] and positions [N] to what the first block receives.
+# From the model, token embeddings [N, D] and positions [N] to the input of the first block.
 Enter = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
-PARALLEL = (
-    "in this model attention and the MLP both read RESIDUAL_PRE and are added together; there is no stream between them"
-)
+PARALLEL = "in this model attention and the MLP both read RESIDUAL_PRE, so there is no residual stream between them"
 EXPERTS = (
-    "in this model the MLPs are mixtures of experts: a token passes through the neurons of the few experts it is "
-    "routed to, and no neuron has a value at every token"
+    "in this model the MLPs are mixtures of experts: each token is routed to a few experts, so no neuron has a value "
+    "at every token"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One architecture, as one configuration of it has it.
+    """One architecture, for one configuration.
 
-    The paths of `attention_norm` to `down_projection` start at a block, the others at the model.
+    The paths of a block's parts are relative to the block; those of `embedding`, `blocks` and `final_norm` are relative
+    to the model.
     """
 
     embedding: str
     blocks: str
     attention: str
-    # From what attention's norm gives to queries, keys and values, before they are rotated.
+    # From the output of attention's norm to queries, keys and values, before rotation.
     project: Project
     output_projection: str
     final_norm: str
-    # The width of the MLP; 0 where there are no neurons to name.
+    # The width of the MLP. Without meaning for a family that has no down projection.
     neurons: int
-    # The norms of what attention and the MLP read, where there are any.
+    # The norms of the inputs of attention and the MLP, if any.
     attention_norm: str | None = None
     mlp_norm: str | None = None
     feed_forward: FeedForward = field(default_factory=feed_forward)
-    # What the neurons go into.
+    # The module that the neurons are the input of. None: a mixture of experts, where no such module sees every token.
     down_projection: str | None = None
-    # The norms of what attention and the MLP give, before it is added, where there are any.
+    # The norms of the outputs of attention and the MLP before they are added to the residual stream, if any.
     attention_post_norm: str | None = None
     mlp_post_norm: str | None = None
-    # What attention and the MLP give is multiplied by this before it is added.
+    # The factor of the outputs of attention and the MLP before they are added to the residual stream.
     residual_multiplier: float = 1.0
-    # Attention and the MLP read the same stream, the one before the block.
+    # Whether attention and the MLP both read the block's input.
     parallel: bool = False
-    # Positions, norms or multipliers between the token embedding and the first block.
+    # The computation between the token embedding and the first block: positions, norms or multipliers.
     enter: Enter | None = None
-    # Makes what rotary attention needs of the positions, and turns queries and keys by it.
+    # Computes cosines and sines from positions, and rotates queries and keys by them.
     rotary: Rotary | None = None
     rotate: Rotate | None = None
-    # Each layer's kind, where rotary positions differ by it; None: its queries and keys are not turned.
+    # The kind of each layer, if rotary angles depend on it. None for a layer that does not rotate.
     kinds: Sequence[str | None] | None = None
-    # The attention module's norms of queries and of keys, head by head, behind the rotation.
+    # The attention module's norms of queries and keys, applied to each head after the rotation.
     turned_norms: tuple[str, str] | None = None
-    # What scores are multiplied by; None is what the attention module calls `scaling`.
+    # The factor of the scores. None: the `scaling` attribute of the attention module.
     scaling: float | None = None
-    # How many keys a query sees, layer by layer; None is all.
+    # How many keys a query sees, for each layer. None: all.
     windows: Sequence[int | None] | None = None
     softcap: float | None = None
     key_bias: KeyBias | None = None
-    # The attention module's own parameter of scores without a value.
+    # The attention module's parameter of scores that have no value.
     sinks: str | None = None
-    # What becomes of the unembedding's output.
+    # The computation between the unembedding and the logits.
     logits: Callable[[Tensor], Tensor] | None = None
-    # Other numbers of key and value heads than the configuration's num_key_value_heads.
+    # The number of key and value heads, if it is not num_key_value_heads of the configuration.
     key_value_heads: int | None = None
-    # What this model does not have, and why.
-    unavailable: Mapping[Component, str] = field(default_factory=dict)
+    # A rotary scaling that the configuration calls dynamic is the same for prompts of every length.
+    fixed_scaling: bool = False
+
+    @property
+    def unavailable(self) -> Mapping[Component, str]:
+        """The components that this model does not have, with the reason for each."""
+        missing = {}
+        if self.parallel:
+            missing[Component.RESIDUAL_MID] = PARALLEL
+        if self.down_projection is None:
+            missing[Component.NEURON] = EXPERTS
+        return missing
 
 
-# From a model's configuration to its family. Raises UnsupportedModel where it would not be run exactly.
+# From a model's configuration to its family. Raises UnsupportedModel if it would not be computed exactly.
 Recipe = Callable[[PreTrainedConfig], Family]
 
 
 def refuse(config: PreTrainedConfig, reason: str) -> None:
-    """Raises UnsupportedModel."""
-    raise UnsupportedModel(f"this {config.model_type} model cannot be hosted: {reason}")
+    """Raises UnsupportedModel with the type of the model and the reason."""
+    raise UnsupportedModel(f"this {config.model_type} model is not supported: {reason}")
 
 
 def with_positions(path: str) -> Enter:
-    """Embeddings of the positions are added."""
+    """Adds learned embeddings of the positions."""
 
     def enter(model: nn.Module, embeddings: Tensor, positions: Tensor) -> Tensor:
         added: Tensor = model.get_submodule(path)(positions)
@@ -99,7 +108,7 @@ def with_positions(path: str) -> Enter:
 
 
 def normed(path: str) -> Enter:
-    """A norm follows the embedding."""
+    """Applies a norm to the token embedding."""
 
     def enter(model: nn.Module, embeddings: Tensor, _positions: Tensor) -> Tensor:
         entered: Tensor = model.get_submodule(path)(embeddings)
@@ -109,28 +118,28 @@ def normed(path: str) -> Enter:
 
 
 def multiplied(factor: float) -> Callable[[Tensor], Tensor]:
-    """Logits times a number."""
+    """Multiplies the logits by a factor."""
     return lambda logits: logits * factor
 
 
 def divided(divisor: float) -> Callable[[Tensor], Tensor]:
-    """Logits over a number."""
+    """Divides the logits by a number."""
     return lambda logits: logits / divisor
 
 
 def capped(cap: float | None) -> Callable[[Tensor], Tensor] | None:
-    """Logits between -cap and cap: cap tanh(logit / cap)."""
+    """Caps the logits between -cap and cap: cap tanh(logit / cap)."""
     return None if cap is None else lambda logits: (logits / cap).tanh() * cap
 
 
 def same_window(config: PreTrainedConfig) -> list[int | None] | None:
-    """The window that all layers have, if any."""
+    """The sliding window of every layer, if there is one."""
     window = config.sliding_window
     return None if window is None else [int(window)] * config.num_hidden_layers
 
 
 def windows_by_kind(config: PreTrainedConfig) -> list[int | None] | None:
-    """The window of the layers that are called sliding_attention."""
+    """The sliding window of the layers whose type is sliding_attention."""
     if "sliding_attention" not in config.layer_types:
         return None
     if config.sliding_window is None:

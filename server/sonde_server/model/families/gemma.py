@@ -1,4 +1,4 @@
-"""Gemma: a scaled embedding, norms with an added 1, and from the second on norms after each part as well."""
+"""Gemma: a scaled embedding and norms with an added 1; from the second generation, norms after each part too."""
 
 from dataclasses import replace
 
@@ -12,17 +12,19 @@ from .llama import llama
 
 def _refuse_bidirectional(config: PreTrainedConfig) -> None:
     if getattr(config, "use_bidirectional_attention", None):
-        refuse(config, "its attention is bidirectional (use_bidirectional_attention), so it predicts no next token")
+        refuse(
+            config, "its attention is bidirectional (use_bidirectional_attention), so it does not predict next tokens"
+        )
 
 
 def gemma(config: PreTrainedConfig) -> Family:
-    """Gemma 1: arXiv 2403.08295. The embedding module scales what it gives."""
+    """Gemma 1: arXiv 2403.08295. The embedding module scales its output."""
     _refuse_bidirectional(config)
     return llama(config)
 
 
 def gemma2(config: PreTrainedConfig) -> Family:
-    """Gemma 2: arXiv 2408.00118. Capped scores and logits, every other layer sees a window."""
+    """Gemma 2: arXiv 2408.00118. Scores and logits are capped; every other layer has a sliding window."""
     _refuse_bidirectional(config)
     return llama(
         config,
@@ -36,7 +38,7 @@ def gemma2(config: PreTrainedConfig) -> Family:
 
 
 def gemma3_text(config: PreTrainedConfig, prefix: str = "model") -> Family:
-    """Gemma 3: arXiv 2503.19786. Layers with a window have rotary positions of their own."""
+    """Gemma 3: arXiv 2503.19786. Layers with a sliding window have their own rotary angles."""
     _refuse_bidirectional(config)
     kinds = [str(kind) for kind in config.layer_types]
     return llama(
@@ -51,12 +53,12 @@ def gemma3_text(config: PreTrainedConfig, prefix: str = "model") -> Family:
         rotary=rotary_module(f"{prefix}.rotary_emb", sorted(set(kinds))),
         kinds=kinds,
         windows=windows_by_kind(config),
-        # A cap on the scores that the configuration may name is not used by the model.
+        # The configuration may name a cap on the scores, but the model does not use it.
         logits=capped(config.final_logit_softcapping),
     )
 
 
 def gemma3(config: PreTrainedConfig) -> Family:
-    """Gemma 3 with its vision tower, of which only the language model is used; it does not cap its logits."""
+    """The language model of a Gemma 3 with a vision tower. It does not cap its logits."""
     family = gemma3_text(config.get_text_config(), "model.language_model")
     return replace(family, logits=None)

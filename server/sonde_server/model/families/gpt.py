@@ -1,4 +1,4 @@
-"""GPT-2 and what came of it before Llama: learned, rotary or linear positions, an MLP without a gate."""
+"""GPT-2 and its successors before Llama: learned, rotary or linear positions, and an MLP without a gate."""
 
 import math
 from dataclasses import replace
@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ...questions.places import Component
 from ..attention import LinearBias
 from ..feedforward import adding_feed_forward, in_a_row
 from ..projections import Project, fused, grouped, scaled_queries, separate
 from ..rotary import Rotation, Rotations, rotary_module, rotate_halves, rotate_pairs
-from .family import PARALLEL, Family, normed, refuse, with_positions
+from .family import Family, normed, refuse, with_positions
 
 
 def gpt2(config: PreTrainedConfig) -> Family:
@@ -24,7 +23,7 @@ def gpt2(config: PreTrainedConfig) -> Family:
 
 
 def gpt_bigcode(config: PreTrainedConfig) -> Family:
-    """SantaCoder and StarCoder: arXiv 2301.03988 and 2305.06161. A GPT-2 whose heads may share one key and value."""
+    """SantaCoder and StarCoder: arXiv 2301.03988 and 2305.06161. Heads may share one key and value head."""
     if config.multi_query:
         return replace(_gpt2(config, fused("c_attn")), key_value_heads=1)
     return _gpt2(config, grouped("c_attn"))
@@ -49,7 +48,7 @@ def _gpt2(config: PreTrainedConfig, project: Project) -> Family:
 
 
 def gpt_neo(config: PreTrainedConfig) -> Family:
-    """GPT-Neo: Black et al. 2021. Scores are not scaled; every other layer sees a window."""
+    """GPT-Neo: Black et al. 2021. Scores are not scaled; every other layer has a sliding window."""
     window = int(config.window_size)
     return Family(
         embedding="transformer.wte",
@@ -69,7 +68,7 @@ def gpt_neo(config: PreTrainedConfig) -> Family:
 
 
 def _gptj_rotary(model: nn.Module, like: Tensor, positions: Tensor) -> Rotations:
-    # A table that is no weight and lies where the model runs. Before transformers 5.24 every attention module has one.
+    # The table is a buffer on the model's device. Before transformers 5.24, every attention module has one.
     transformer: Any = model.get_submodule("transformer")
     holder = transformer.rotary_emb if hasattr(transformer, "rotary_emb") else transformer.h[0].attn
     table: Tensor = holder.embed_positions
@@ -78,7 +77,7 @@ def _gptj_rotary(model: nn.Module, like: Tensor, positions: Tensor) -> Rotations
 
 
 def gptj(config: PreTrainedConfig) -> Family:
-    """GPT-J: Wang and Komatsuzaki 2021. One norm for attention and the MLP, which run in parallel."""
+    """GPT-J: Wang and Komatsuzaki 2021. Attention and the MLP run in parallel and share one norm."""
     return Family(
         embedding="transformer.wte",
         blocks="transformer.h",
@@ -94,12 +93,11 @@ def gptj(config: PreTrainedConfig) -> Family:
         rotary=_gptj_rotary,
         rotate=rotate_pairs,
         scaling=1 / math.sqrt(config.hidden_size // config.num_attention_heads),
-        unavailable={Component.RESIDUAL_MID: PARALLEL},
     )
 
 
 def gpt_neox(config: PreTrainedConfig) -> Family:
-    """GPT-NeoX and Pythia: arXiv 2204.06745. Two norms, in parallel or not."""
+    """GPT-NeoX and Pythia: arXiv 2204.06745. Attention and the MLP run in parallel or not, with a norm each."""
     parallel = bool(config.use_parallel_residual)
     return Family(
         embedding="gpt_neox.embed_in",
@@ -115,20 +113,22 @@ def gpt_neox(config: PreTrainedConfig) -> Family:
         parallel=parallel,
         rotary=rotary_module("gpt_neox.rotary_emb"),
         rotate=rotate_halves,
-        unavailable={Component.RESIDUAL_MID: PARALLEL} if parallel else {},
     )
 
 
 def _opt_positions(model: nn.Module, embeddings: Tensor, positions: Tensor) -> Tensor:
-    # The module shifts the positions itself; what it takes first, a mask, is not used when it is given them.
+    # The module shifts the positions itself. Its first argument, a mask, is not used if it is given positions.
     added: Tensor = model.get_submodule("model.decoder.embed_positions")(positions, position_ids=positions)
     return embeddings + added.to(embeddings.device)
 
 
 def opt(config: PreTrainedConfig) -> Family:
-    """OPT: arXiv 2205.01068. The MLP's modules are the block's own, and its norm is called final_layer_norm."""
+    """OPT: arXiv 2205.01068. The block itself has the modules of the MLP, whose norm is called final_layer_norm."""
     if not config.do_layer_norm_before:
-        refuse(config, "its norms come after each sum (do_layer_norm_before is false), so that nothing adds up")
+        refuse(
+            config,
+            "it norms the residual stream after each part (do_layer_norm_before is false), so parts do not add up",
+        )
     if config.word_embed_proj_dim != config.hidden_size:
         refuse(config, "its token embeddings are narrower than the residual stream (word_embed_proj_dim)")
     if config._remove_final_layer_norm:  # noqa: SLF001 - what transformers calls it
@@ -139,7 +139,7 @@ def opt(config: PreTrainedConfig) -> Family:
         blocks="model.decoder.layers",
         attention_norm="self_attn_layer_norm",
         attention="self_attn",
-        # The queries that enter the scores are scaled already.
+        # The model scales the queries, so they enter the scores scaled.
         project=scaled_queries(separate(), (config.hidden_size // config.num_attention_heads) ** -0.5),
         scaling=1.0,
         output_projection="self_attn.out_proj",
@@ -152,11 +152,13 @@ def opt(config: PreTrainedConfig) -> Family:
 
 
 def bloom(config: PreTrainedConfig) -> Family:
-    """BLOOM: arXiv 2211.05100. Linear biases for positions, a norm after the embedding; parts add the stream inside."""
+    """BLOOM: arXiv 2211.05100. Linear biases, a norm after the embedding, an MLP that adds the stream itself."""
     if config.apply_residual_connection_post_layernorm:
-        refuse(config, "the normed stream is carried on (apply_residual_connection_post_layernorm), so nothing adds up")
+        refuse(
+            config, "it carries the normed stream on (apply_residual_connection_post_layernorm), so parts do not add up"
+        )
     if config.slow_but_exact and config.pretraining_tp > 1:
-        refuse(config, "slow_but_exact is set; unset it in the configuration")
+        refuse(config, "its configuration sets slow_but_exact; expected false")
     return Family(
         embedding="transformer.word_embeddings",
         enter=normed("transformer.word_embeddings_layernorm"),
@@ -176,11 +178,11 @@ def bloom(config: PreTrainedConfig) -> Family:
 
 
 def falcon(config: PreTrainedConfig) -> Family:
-    """Falcon: arXiv 2311.16867. Three layouts of heads, three of norms, rotary or linear positions."""
+    """Falcon: arXiv 2311.16867. Three layouts of heads, three layouts of norms, and rotary or linear positions."""
     heads, grown = int(config.num_attention_heads), bool(config.new_decoder_architecture)
     parallel = grown or bool(config.parallel_attn)
     if grown and not config.parallel_attn:
-        refuse(config, "new_decoder_architecture without parallel_attn, which transformers does not run either")
+        refuse(config, "it sets new_decoder_architecture without parallel_attn, which transformers cannot run either")
     two_norms = grown and config.num_ln_in_parallel_attn != 1
     scaling = 1 / math.sqrt(config.hidden_size // heads)
     one_key_head = bool(config.multi_query) and not grown
@@ -202,5 +204,4 @@ def falcon(config: PreTrainedConfig) -> Family:
         scaling=scaling,
         key_bias=bias,
         key_value_heads=1 if one_key_head else int(config.num_kv_heads if grown else heads),
-        unavailable={Component.RESIDUAL_MID: PARALLEL} if parallel else {},
     )

@@ -1,4 +1,4 @@
-"""Llama and what is built like it: norms before both parts, rotary positions, a gated MLP."""
+"""Llama and similar architectures: norms before both parts, rotary positions, a gated MLP."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ...questions.places import Component
 from ..projections import fused, normed_heads, separate
 from ..rotary import (
     changed,
@@ -16,11 +15,11 @@ from ..rotary import (
     rotate_pairs,
     rotate_pairs_in_float32,
 )
-from .family import PARALLEL, Family, divided, multiplied, same_window, windows_by_kind
+from .family import Family, divided, multiplied, same_window, windows_by_kind
 
 
 def llama(config: PreTrainedConfig, **different: Any) -> Family:
-    """Llama: arXiv 2302.13971. `different` is what another family has otherwise."""
+    """Llama: arXiv 2302.13971. `different`: the fields in which another family differs."""
     standard = Family(
         embedding="model.embed_tokens",
         blocks="model.layers",
@@ -55,29 +54,29 @@ def qwen3(config: PreTrainedConfig) -> Family:
 
 
 def ministral(config: PreTrainedConfig) -> Family:
-    """Ministral 8B: a Mistral of whose layers some see all."""
+    """Ministral 8B: a Mistral in which some layers have no sliding window."""
     return llama(config, windows=windows_by_kind(config))
 
 
 def seed_oss(config: PreTrainedConfig) -> Family:
-    """Seed-OSS: biases at queries, keys and values alone."""
+    """Seed-OSS: only the projections to queries, keys and values have biases."""
     return llama(config)
 
 
 def arcee(config: PreTrainedConfig) -> Family:
-    """AFM 4.5B: an MLP without a gate, whose neurons are squared."""
+    """AFM 4.5B: an MLP without a gate, with squared ReLU."""
     return llama(config)
 
 
 def smollm3(config: PreTrainedConfig) -> Family:
-    """SmolLM3: every fourth layer knows no positions (Yang et al. 2025, arXiv 2501.18795)."""
+    """SmolLM3: every fourth layer has no positions (Yang et al. 2025, arXiv 2501.18795)."""
     kinds = ["" if turned else None for turned in config.no_rope_layers]
-    # A mask with a window is what transformers gives these layers, whether use_sliding_window is set or not.
+    # transformers applies the sliding window to these layers even if use_sliding_window is false.
     return llama(config, kinds=kinds, windows=windows_by_kind(config))
 
 
 def exaone4(config: PreTrainedConfig) -> Family:
-    """EXAONE 4.0: arXiv 2507.11407. Norms only after each part; layers that see all know no positions."""
+    """EXAONE 4.0: arXiv 2507.11407. Norms only after each part; layers without a sliding window have no positions."""
     all_turned = config.sliding_window is None
     return llama(
         config,
@@ -92,17 +91,19 @@ def exaone4(config: PreTrainedConfig) -> Family:
 
 
 def hunyuan_v1_dense(config: PreTrainedConfig) -> Family:
-    """Hunyuan dense: queries and keys are normed after they are turned."""
-    return llama(config, turned_norms=("query_layernorm", "key_layernorm"))
+    """Hunyuan dense: queries and keys are normed after the rotation."""
+    # The type "dynamic" of its checkpoints stretches the base by a fixed alpha, the same for every length.
+    fixed = bool((config.rope_parameters or {}).get("alpha"))
+    return llama(config, turned_norms=("query_layernorm", "key_layernorm"), fixed_scaling=fixed)
 
 
 def nemotron(config: PreTrainedConfig) -> Family:
-    """Nemotron-4 and Minitron: arXiv 2402.16819. An MLP without a gate, whose neurons are squared."""
+    """Nemotron-4 and Minitron: arXiv 2402.16819. An MLP without a gate, with squared ReLU."""
     return llama(config)
 
 
 def apertus(config: PreTrainedConfig) -> Family:
-    """Apertus: arXiv 2509.14233. An MLP without a gate, and norms by names of their own."""
+    """Apertus: arXiv 2509.14233. An MLP without a gate, and other names of the norms."""
     return llama(
         config,
         project=normed_heads(separate(), "q_norm", "k_norm"),
@@ -143,7 +144,7 @@ def ernie4_5(config: PreTrainedConfig) -> Family:
 
 
 def granite(config: PreTrainedConfig) -> Family:
-    """Granite 3: multipliers of the embeddings, the scores, what is added, and the logits."""
+    """Granite 3: multipliers of the embeddings, the scores, the outputs of both parts, and the logits."""
     factor = float(config.embedding_multiplier)
 
     def enter(_model: nn.Module, embeddings: Tensor, _positions: Tensor) -> Tensor:
@@ -158,13 +159,13 @@ def granite(config: PreTrainedConfig) -> Family:
 
 
 def cohere(config: PreTrainedConfig) -> Family:
-    """Command R: one norm for attention and the MLP, which run in parallel."""
+    """Command R: attention and the MLP run in parallel and share one norm."""
     project = normed_heads(separate(), "q_norm", "k_norm") if config.use_qk_norm else separate()
     return _cohere(config, project=project)
 
 
 def cohere2(config: PreTrainedConfig) -> Family:
-    """Command R7B and Command A: arXiv 2504.00698. Layers that see all know no positions."""
+    """Command R7B and Command A: arXiv 2504.00698. Layers without a sliding window have no positions."""
     kinds = ["" if kind == "sliding_attention" else None for kind in config.layer_types]
     return _cohere(config, kinds=kinds, windows=windows_by_kind(config))
 
@@ -176,7 +177,6 @@ def _cohere(config: PreTrainedConfig, **different: Any) -> Family:
         parallel=True,
         rotate=rotate_pairs_in_float32,
         logits=multiplied(float(config.logit_scale)),
-        unavailable={Component.RESIDUAL_MID: PARALLEL},
         **different,
     )
 
@@ -189,12 +189,11 @@ def stablelm(config: PreTrainedConfig) -> Family:
         project=normed_heads(project, "q_layernorm", "k_layernorm") if config.qk_layernorm else project,
         mlp_norm="input_layernorm" if parallel else "post_attention_layernorm",
         parallel=parallel,
-        unavailable={Component.RESIDUAL_MID: PARALLEL} if parallel else {},
     )
 
 
 def phi(config: PreTrainedConfig) -> Family:
-    """Phi-1 to Phi-2: arXiv 2309.05463. One norm for attention and the MLP, which run in parallel."""
+    """Phi-1 to Phi-2: arXiv 2309.05463. Attention and the MLP run in parallel and share one norm."""
     project = separate()
     return llama(
         config,
@@ -204,5 +203,4 @@ def phi(config: PreTrainedConfig) -> Family:
         down_projection="mlp.fc2",
         final_norm="model.final_layernorm",
         parallel=True,
-        unavailable={Component.RESIDUAL_MID: PARALLEL},
     )

@@ -1,4 +1,4 @@
-"""OLMo, whose generations move the norms: without weights before each part, then after each part."""
+"""OLMo: the first generation has norms without weights before each part, later ones norms after each part."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ def olmo(config: PreTrainedConfig) -> Family:
 
 
 def olmo2(config: PreTrainedConfig) -> Family:
-    """OLMo 2: arXiv 2501.00656. Norms only after each part, and over all heads' queries and keys."""
+    """OLMo 2: arXiv 2501.00656. Norms only after each part; queries and keys are normed over all heads."""
     return llama(
         config,
         project=normed_whole(separate(), "q_norm", "k_norm"),
@@ -28,7 +28,7 @@ def olmo2(config: PreTrainedConfig) -> Family:
 
 
 def olmo3(config: PreTrainedConfig) -> Family:
-    """OLMo 3: Ai2 2025. Layers with a window have rotary positions of their own."""
+    """OLMo 3: Ai2 2025. Layers with a sliding window have their own rotary angles."""
     kinds = [str(kind) for kind in config.layer_types]
     return replace(
         olmo2(config),

@@ -9,6 +9,7 @@ from google.rpc import code_pb2
 from ...errors import (
     Busy,
     InvalidQuestion,
+    NotFinite,
     NotServing,
     OutOfMemory,
     QueueFull,
@@ -37,6 +38,7 @@ class Entry:
 CATALOGUE: Final[Mapping[type[SondeServerError], Entry]] = {
     InvalidQuestion: Entry(code_pb2.INVALID_ARGUMENT, "INVALID_REQUEST", "the request is invalid"),
     Unsupported: Entry(code_pb2.UNIMPLEMENTED, "UNSUPPORTED", "this model or server does not support the request"),
+    NotFinite: Entry(code_pb2.FAILED_PRECONDITION, "NOT_FINITE", "the model overflows its data type for this prompt"),
     Busy: Entry(code_pb2.RESOURCE_EXHAUSTED, "BUSY", "the server is busy; retry later"),
     QueueFull: Entry(code_pb2.RESOURCE_EXHAUSTED, "QUEUE_FULL", "the queue is full"),
     TooManyRequests: Entry(code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_REQUESTS", "too many requests are in progress"),

@@ -1,0 +1,1 @@
+"""Results and their parts: numpy arrays with labelled axes."""

@@ -1,0 +1,376 @@
+"""The result of interventions: numpy arrays with named axes.
+
+Logarithms are natural. A run is one pass over the prompt: `clean` is the unchanged run; the other runs are those of the
+plan, in its order.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sonde._answers.captured import Captured
+from sonde._answers.predictions import Continuation, Prediction, Run, TokenPrediction
+from sonde._answers.results import Result
+from sonde._arrays import (
+    Axes,
+    Booleans,
+    Floats,
+    Integers,
+    Label,
+    data_frame,
+    largest,
+    long_form,
+    shape_of,
+    visible,
+)
+from sonde._show import plotting, terminal
+from sonde._show.display import heatmap, html_table, note, ranking_html, sortable_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_MOST_LISTED: Final = 50
+"""The most rows in a notebook's table of runs."""
+_HEADER: Final = ("target", "unchanged", "changed", "effect (nats)")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The effect that changing one place had on a target."""
+
+    run: int
+    """The number of the run, counted from 0; `result[run]` has everything about it."""
+    layer: Label
+    unit: Label
+    position: Label
+    target: str
+    effect: float
+    """By the chosen measure; by default, the log-probability in this run minus that in the unchanged run."""
+    probability: float
+    clean_probability: float
+
+    @property
+    def place(self) -> str:
+        """The place, in words."""
+        named = (("layer", self.layer), ("unit", self.unit), ("position", self.position))
+        return ", ".join(f"{name} {label}" for name, label in named if label is not None) or f"run {self.run}"
+
+    def row(self) -> list[object]:
+        """The change as a row of a table: target, probabilities before and after, and effect."""
+        return [repr(visible(self.target)), self.clean_probability, self.probability, self.effect]
+
+    def __repr__(self) -> str:
+        return (
+            f"Change({self.place}: {self.target!r} {self.clean_probability:.4g} -> {self.probability:.4g}, "
+            f"effect {self.effect:+.4g})"
+        )
+
+
+Measure: TypeAlias = Literal["log_probability", "probability", "logit", "kl_divergence"]
+
+
+def _of_target(values: Floats, target: int) -> Floats:
+    chosen: Floats = values[..., target]
+    return chosen
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InterventionResult(Result):
+    """The effect of each run's edits. Arrays are [run, ...] for a list, [layer, unit, position, ...] for a sweep."""
+
+    axes: Axes
+    """The axes of `log_probabilities`, with their labels: run, target; or layer, unit, position, target."""
+    log_probabilities: Floats
+    """[run, target], or [layer, unit, position, target]"""
+    logits: Floats
+    """Same axes as `log_probabilities`; a difference of logits if the target has a contrast."""
+    kl_divergences: Floats | None
+    """[run], or [layer, unit, position]: KL(unchanged || changed) in nats; None unless requested."""
+    edit_norms: Floats | None
+    """[run, edit], or [layer, unit, position, edit]: the L2 distance by which each edit moved the activations."""
+    top_token_ids: Integers
+    """[run, k], or [layer, unit, position, k]"""
+    top_log_probabilities: Floats
+    arrived: Booleans
+    """[run], or [layer, unit, position]: False where a partial result is still NaN."""
+    _texts: Mapping[int, str]
+    _activations: Sequence[Captured]
+    _continuations: Sequence[Continuation | None]
+
+    @property
+    def clean(self) -> Prediction:
+        """The unchanged run."""
+        return self.prediction
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run has arrived. Only the partial results of a stream are incomplete."""
+        return bool(self.arrived.all())
+
+    @property
+    def probabilities(self) -> Floats:
+        """The targets' probabilities, with the same axes as `log_probabilities`."""
+        return np.exp(self.log_probabilities)
+
+    @property
+    def effect(self) -> Floats:
+        """`log_probabilities` minus those of the unchanged run."""
+        return self.log_probabilities - self.clean.log_probabilities
+
+    @property
+    def generated(self) -> list[Continuation | None]:
+        """The text that each run generated; None where nothing was generated."""
+        return list(self._continuations)
+
+    def __len__(self) -> int:
+        return self.arrived.size
+
+    def __getitem__(self, run: int | tuple[int, ...]) -> Run:
+        """One run, by its number or, in a sweep, by its indices along layer, unit and position."""
+        if isinstance(run, tuple):
+            run = int(np.arange(len(self)).reshape(self.arrived.shape)[run])
+        flat = range(len(self))[run]
+        return Run(
+            self.targets,
+            self._by_run(self.log_probabilities)[flat],
+            self._by_run(self.logits)[flat],
+            self._ranking(flat),
+            self._activations[flat] if self._activations else Captured((), ()),
+            self._continuations[flat] if self._continuations else None,
+            self._by_run(self.effect)[flat],
+            None if self.kl_divergences is None else float(self.kl_divergences.reshape(-1)[flat]),
+            np.empty(0, np.float32) if self.edit_norms is None else self._by_run(self.edit_norms)[flat],
+        )
+
+    def __iter__(self) -> Iterator[Run]:
+        return (self[run] for run in range(len(self)))
+
+    def top(self, count: int = 5, *, run: int | tuple[int, ...] = 0) -> list[TokenPrediction]:
+        """The most probable tokens of a changed run; `clean.top(count)` has those of the unchanged run."""
+        return self[run].top(count)
+
+    def most_changed(self, count: int = 10, *, target: int = 0, by: Measure = "log_probability") -> list[Change]:
+        """The runs with the largest effect on a target, in either direction, the largest first.
+
+        Args:
+            count: the number of runs.
+            target: the target's index.
+            by: what is compared with the unchanged run: the log-probability, the probability, the logit, or the whole
+                distribution by KL divergence.
+
+        Raises:
+            ValueError: for the KL divergence, if the request did not ask for it.
+        """
+        effects = self._measure(by, target).reshape(-1)
+        probabilities = self._by_run(self.probabilities)[:, target]
+        return [
+            Change(
+                run,
+                *self._place(run),
+                self.targets[target].text,
+                float(effects[run]),
+                float(probabilities[run]),
+                float(self.clean.probabilities[target]),
+            )
+            for (run,) in largest(effects, count)
+        ]
+
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """`axes` and `log_probabilities`; `np.asarray(result)` is the latter."""
+        return self.axes, self.log_probabilities
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """One row per run and target (needs pandas)."""
+        columns: dict[str, npt.NDArray[np.generic]] = {
+            "log_probability": self.log_probabilities,
+            "probability": self.probabilities,
+            "effect": self.effect,
+            "logit": self.logits,
+        }
+        if self.kl_divergences is not None:
+            columns["kl_divergence"] = np.repeat(self.kl_divergences.reshape(-1), len(self.targets))
+        return data_frame(long_form(self.axes, columns))
+
+    def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
+        """Draw the effects, and save the figure if a path is given (needs matplotlib).
+
+        A sweep over two axes becomes a heat map. Anything else becomes bars, if there are many, only the largest ones.
+        """
+        clean = float(self.clean.probabilities[target])
+        title = f"change of log p({self._word(target)}), in nats; unchanged p = {clean:.3f}"
+        grid = self._grid(target)
+        figure = self._bars(title, target) if grid is None else self._heatmap(title, *grid)
+        return plotting.save(figure, path)
+
+    def _grid(self, target: int) -> tuple[str, str, Floats] | None:
+        """The effects if exactly two axes vary: the axis that goes down, the one that goes across, and the values."""
+        long_axes = [name for name in list(self.axes)[:-1] if len(self.axes[name]) > 1]
+        if len(long_axes) != 2:
+            return None
+        grid = self.effect[..., target].reshape([len(self.axes[name]) for name in long_axes])
+        down, across = long_axes
+        # Tokens are easier to read as rows. Without positions, layers are the rows.
+        return (across, down, grid.T) if across == "position" else (down, across, grid)
+
+    def _heatmap(self, title: str, down: str, across: str, grid: Floats) -> "Figure":
+        high = max(float(np.nanmax(np.abs(grid), initial=0.0)), 1e-6)
+        panel = plotting.Panel(
+            title,
+            grid,
+            self._axis_labels(down),
+            self._axis_labels(across),
+            "RdBu",
+            across,
+            "" if down == "position" else down,
+        )
+        size = (
+            min(12.0, max(5.5, 1.5 + 0.2 * grid.shape[1])),
+            min(12.0, max(2.6, 1.25 + 0.24 * grid.shape[0])),
+        )
+        return plotting.panels([panel], -high, high, size=size)
+
+    def _axis_labels(self, axis: str) -> list[str]:
+        labels = self.axes[axis]
+        if axis != "position":
+            return [str(label) for label in labels]
+        return [self.token_labels([label])[0] if isinstance(label, int) else str(label) for label in labels]
+
+    def _bars(self, title: str, target: int) -> "Figure":
+        changes = self.most_changed(min(len(self), plotting.MOST_ROWS), target=target)
+        if len(self) <= plotting.MOST_ROWS:
+            changes = sorted(changes, key=lambda change: change.run)
+        else:
+            title = f"{title}\n(the {len(changes)} largest of {len(self):,})"
+        values = np.array([change.effect for change in changes], np.float32)
+        return plotting.bars(title, [self._bar_label(change) for change in changes], values)
+
+    def _bar_label(self, change: Change) -> str:
+        """A place, by the axes that vary; positions also have their token."""
+        if "run" in self.axes:
+            return f"run {change.run}"
+        indices = np.unravel_index(change.run, self.arrived.shape)
+        parts = []
+        for (name, labels), index in zip(list(self.axes.items())[:3], indices, strict=True):
+            label = labels[int(index)]
+            if len(labels) > 1:
+                token = f" {self.token_labels([label])[0].strip()}" if isinstance(label, int) else ""
+                parts.append(f"{name} {label}{token if name == 'position' else ''}")
+        return ", ".join(parts) or change.place
+
+    def _pieces(self) -> list[str]:
+        changes = self.most_changed(min(len(self), _MOST_LISTED)) if self.arrived.any() else []
+        shown = f", the {len(changes)} largest changes" if len(changes) < len(self) else ""
+        state = "" if self.complete else f", {int(self.arrived.sum()):,} arrived"
+        clean = float(self.clean.probabilities[0])
+        header = ["place", *_HEADER]
+        rows = [[change.place, *change.row()] for change in changes]
+        pieces = [
+            note(f"{len(self):,} runs{state}; unchanged p({self._word()}) = {clean:.3f}"),
+            *self._pictures(),
+            sortable_table(f"what each run did{shown}", header, rows),
+        ]
+        if len(self) == 1 and self.complete:
+            pieces += [ranking_html("unchanged", self.clean.top_tokens), ranking_html("changed", self[0].top_tokens)]
+        said = [[name, text.text] for name, text in self._said()[: _MOST_LISTED + 1]]
+        return [*pieces, html_table("continuations", ["run", "text"], said)] if said else pieces
+
+    def _pictures(self) -> list[str]:
+        """The prompt coloured by effect, and a heat map if exactly two axes vary."""
+        pieces = []
+        values = self._by_token()
+        if np.isfinite(values).any():
+            pieces.append(self._strip("the strongest effect at each token, in nats", values))
+        grid = self._grid(0)
+        if grid is not None:
+            down, across, effects = grid
+            title = f"change of log p({self._word()}), in nats"
+            rows = [f"{down} {label}" if down != "position" else label for label in self._axis_labels(down)]
+            pieces.append(heatmap(title, rows, self._axis_labels(across), effects, across=across))
+        return pieces
+
+    def _by_token(self) -> Floats:
+        """The strongest effect at each token; NaN if no run edits that position alone."""
+        values = np.full(len(self.tokens), np.nan, np.float32)
+        if "position" not in self.axes:
+            return values
+        labels = self.axes["position"]
+        by_position = np.moveaxis(self.effect[..., 0], list(self.axes).index("position"), 0).reshape(len(labels), -1)
+        for label, effects in zip(labels, by_position, strict=True):
+            if isinstance(label, int) and np.isfinite(effects).any():
+                values[label] = effects[np.nanargmax(np.abs(effects))]
+        return values
+
+    def _paragraphs(self, count: int) -> list[str]:
+        parts = [self._beside() if len(self) == 1 else self._largest(count)]
+        return parts + [f"{name}: {text.text!r}" for name, text in self._said()]
+
+    def _said(self) -> list[tuple[str, Continuation]]:
+        """The generated texts, each with the name of its run."""
+        names = [f"run {i}" if len(self) > 1 else "changed" for i in range(len(self))]
+        said = zip(["unchanged", *names], [self.clean.continuation, *self.generated], strict=False)
+        return [(name, text) for name, text in said if text is not None]
+
+    def _largest(self, count: int) -> str:
+        """The largest changes, as a table."""
+        by_run = "run" in self.axes
+        rows = [[*([c.run] if by_run else [c.layer, c.unit, c.position]), *c.row()] for c in self.most_changed(count)]
+        header = [*(["run"] if by_run else ["layer", "unit", "position"]), *_HEADER]
+        return f"{len(self):,} runs, the {len(rows)} largest changes first\n{terminal.table(header, rows)}"
+
+    def _beside(self) -> str:
+        """The predictions of the only run beside those of the unchanged run, as tables."""
+        changed, clean = self[0], self.clean
+        columns = zip(self.targets, clean.probabilities, changed.probabilities, changed.effect, strict=True)
+        rows = [[repr(visible(t.text)), float(before), float(after), float(by)] for t, before, after, by in columns]
+        pairs = zip(clean.top_tokens, changed.top_tokens, strict=False)
+        ranks = [[repr(visible(a.text)), a.probability, repr(visible(b.text)), b.probability] for a, b in pairs]
+        tops = terminal.table(["unchanged top", "p", "changed top", "p"], ranks)
+        return f"{terminal.table(_HEADER, rows)}\n\n{tops}"
+
+    def _measure(self, by: Measure, target: int) -> Floats:
+        if by == "log_probability":
+            return _of_target(self.effect, target)
+        if by == "probability":
+            return _of_target(self.probabilities - self.clean.probabilities, target)
+        if by == "logit":
+            return _of_target(self.logits - self.clean.logits, target)
+        if self.kl_divergences is None:
+            message = "the answer has no KL divergences; request them with kl_divergence=True"
+            raise ValueError(message)
+        return self.kl_divergences
+
+    def _by_run(self, array: Floats) -> Floats:
+        return array.reshape(len(self), -1)
+
+    def _place(self, run: int) -> tuple[Label, Label, Label]:
+        if "run" in self.axes:
+            return (None, None, None)
+        layer, unit, position = np.unravel_index(run, self.arrived.shape)
+        return self.axes["layer"][layer], self.axes["unit"][unit], self.axes["position"][position]
+
+    def _ranking(self, run: int) -> tuple[TokenPrediction, ...]:
+        if not self.top_token_ids.size:
+            return ()
+        ids = self.top_token_ids.reshape(len(self), -1)[run]
+        values = self.top_log_probabilities.reshape(len(self), -1)[run]
+        return tuple(
+            TokenPrediction(int(i), self._texts.get(int(i), f"<{i}>"), float(v))
+            for i, v in zip(ids, values, strict=True)
+        )
+
+    def __repr__(self) -> str:
+        axes = " x ".join(f"{name} {size}" for name, size in zip(self.axes, shape_of(self.axes), strict=True))
+        state = ", dry run" if self.dry_run else "" if self.complete else ", partial"
+        return f"InterventionResult({axes}{state})"
+
+    def __str__(self) -> str:
+        if self.dry_run:
+            return f"{self!r}\n{self.cost}"
+        lines = [repr(self), f"unchanged: {self.clean!r}"]
+        return "\n".join(lines + [f"  {change!r}" for change in self.most_changed(5)])

@@ -1,0 +1,118 @@
+"""The prediction of one run, and the text it generates. Logarithms are natural."""
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sonde._answers.captured import Captured
+from sonde._arrays import Floats, data_frame
+from sonde._ask.names import FinishReason
+from sonde._show.display import page, ranking_html
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token in the model's vocabulary."""
+
+    id: int
+    text: str
+    """The text, including a leading space."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrediction(Token):
+    """A token, with the probability that it comes next."""
+
+    log_probability: float
+
+    @property
+    def probability(self) -> float:
+        """From 0 to 1."""
+        return math.exp(self.log_probability)
+
+    def __repr__(self) -> str:
+        return f"{self.text!r} {self.probability:.4g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """The text that a run generated."""
+
+    tokens: tuple[Token, ...]
+    text: str
+    finish_reason: FinishReason | None
+    """`"length"` or `"end_token"`; None while tokens are still being generated."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """The prediction of one run at the position that was read."""
+
+    targets: tuple[Token, ...]
+    log_probabilities: Floats
+    """[target]"""
+    logits: Floats
+    """[target]; a difference of logits if the target has a contrast."""
+    top_tokens: tuple[TokenPrediction, ...] = ()
+    """The `top_k` most probable tokens."""
+    activations: Captured = field(default_factory=lambda: Captured((), ()))
+    continuation: Continuation | None = None
+
+    @property
+    def probabilities(self) -> Floats:
+        """The targets' probabilities: [target]."""
+        return np.exp(self.log_probabilities)
+
+    def top(self, count: int = 5) -> list[TokenPrediction]:
+        """The most probable tokens.
+
+        Raises:
+            ValueError: if `count` exceeds the request's `top_k`.
+        """
+        if count > len(self.top_tokens):
+            message = f"the answer has only the top {len(self.top_tokens)} tokens; request more with top_k={count}"
+            raise ValueError(message)
+        return list(self.top_tokens[:count])
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """The most probable tokens, one per row (needs pandas)."""
+        ranked = self.top_tokens
+        return data_frame(
+            {
+                "token": [token.text for token in ranked],
+                "id": [token.id for token in ranked],
+                "log_probability": [token.log_probability for token in ranked],
+                "probability": [token.probability for token in ranked],
+            }
+        )
+
+    def __repr__(self) -> str:
+        pairs = zip(self.targets, self.probabilities, strict=True)
+        targets = ", ".join(f"{token.text!r} {probability:.4g}" for token, probability in pairs)
+        return f"{type(self).__name__}({targets})"
+
+    def _repr_html_(self) -> str:
+        return page(ranking_html("what comes next", self.top_tokens))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run(Prediction):
+    """The prediction of a changed run, compared with the unchanged run."""
+
+    effect: Floats = field(default_factory=lambda: np.empty(0, np.float32))
+    """[target]: the log-probability in this run minus that in the unchanged run."""
+    kl_divergence: float | None = None
+    """KL(unchanged || this run) of the next token, in nats; None unless requested."""
+    edit_norms: Floats = field(default_factory=lambda: np.empty(0, np.float32))
+    """[edit]: the L2 distance by which each edit moved the activations."""

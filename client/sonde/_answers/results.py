@@ -1,0 +1,189 @@
+"""The parts that all results share: the prompt, the unchanged run, the cost and the provenance."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from sonde._answers import files
+from sonde._answers.predictions import Prediction, Token, TokenPrediction
+from sonde._arrays import Axes, Floats, visible
+from sonde._show import terminal
+from sonde._show.display import html_table, note, page, ranking_html, token_strip
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The cost of a request, which is known before it runs."""
+
+    runs: int
+    token_layers: int
+    """The number of (position, block) pairs that are computed."""
+    full_token_layers: int
+    """The same number if every run were computed in full."""
+    answer_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where the numbers come from."""
+
+    model: str
+    revision: str
+    dtype: str
+    device: str
+    attention: str
+    """The implementations of attention that these numbers may come from: "sdpa", "eager" or "sdpa+eager"."""
+    server_version: str
+
+
+class Common(TypedDict):
+    """The fields of `Result`, for results that add their own."""
+
+    tokens: tuple[Token, ...]
+    targets: tuple[Token, ...]
+    position: int
+    cost: Cost
+    provenance: Provenance
+    dry_run: bool
+    _clean: Prediction | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """The base class of all results."""
+
+    tokens: tuple[Token, ...]
+    """The prompt."""
+    targets: tuple[Token, ...]
+    """The tokens that were measured; if the request named none, the unchanged run's own top prediction."""
+    position: int
+    """The position where the prediction was read."""
+    cost: Cost
+    provenance: Provenance
+    dry_run: bool
+    """True if nothing was run: only the tokens, the cost and the resolved request are known."""
+    _clean: Prediction | None
+
+    @property
+    def prediction(self) -> Prediction:
+        """The unchanged run.
+
+        Raises:
+            ValueError: after a dry run.
+        """
+        if self._clean is None:
+            message = "a dry run has no prediction, only the cost and the resolved request"
+            raise ValueError(message)
+        return self._clean
+
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """The result's axes (names in order, each with its labels) and the array that `np.asarray(result)` returns.
+
+        For this class, the targets' log-probabilities in the unchanged run, [target]; the results of methods have
+        arrays of their own.
+
+        Raises:
+            ValueError: if the result has no single array; the message lists the arrays that it has.
+        """
+        return {"target": tuple(token.text for token in self.targets)}, self.prediction.log_probabilities
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
+        array = self.labelled()[1]
+        if copy is False and dtype is not None and array.dtype != np.dtype(dtype):
+            raise ValueError(f"cannot convert an array of {array.dtype} to {np.dtype(dtype)} without a copy")
+        return array.astype(dtype or array.dtype, copy=bool(copy))
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """The most probable tokens of the unchanged run, one per row (needs pandas)."""
+        return self.prediction.to_dataframe()
+
+    def save(self, path: "str | Path") -> None:
+        """Save the whole result as `.npz`, or as `.safetensors` if that package is installed; see `sonde.load`.
+
+        Arrays are stored under the names of their fields, so other programs can read them too.
+
+        Raises:
+            ValueError: for any other suffix.
+            ImportError: if safetensors is not installed; the message says how to install it.
+        """
+        words = {field.name: str(getattr(self.provenance, field.name)) for field in fields(self.provenance)}
+        files.write(self, path, words)
+
+    def to_text(self, count: int = 10) -> str:
+        """The result as text for a terminal: tables of up to `count` rows, and heat maps; after a dry run, the cost."""
+        return _cost_text(self.cost) if self.dry_run else "\n\n".join(self._paragraphs(count))
+
+    def _paragraphs(self, count: int) -> list[str]:
+        """The paragraphs of `to_text`."""
+        return [terminal.ranking("prediction", self.prediction.top_tokens[:count])]
+
+    def _repr_html_(self) -> str:
+        if self.dry_run:
+            return page(_cost_table(self.cost))
+        return page(*self._pieces(), note(_origin(self.provenance)))
+
+    def _pieces(self) -> list[str]:
+        """What a notebook shows, as pieces of HTML (see display.py)."""
+        return [self._strip("prompt")]
+
+    def _strip(self, title: str, values: Floats | None = None) -> str:
+        """The prompt as HTML, its tokens coloured by `values` if given."""
+        by_token = None if values is None else values.tolist()
+        return token_strip(title, [token.text for token in self.tokens], by_token, read=self.position)
+
+    def _word(self, target: int = 0) -> str:
+        """The text of a target, for titles."""
+        return visible(self.targets[target].text).strip() or "target" if self.targets else "target"
+
+    def token_labels(self, positions: Sequence[int] | None = None) -> tuple[str, ...]:
+        """The prompt's tokens, as axis labels."""
+        chosen = range(len(self.tokens)) if positions is None else positions
+        return tuple(visible(self.tokens[p].text) if 0 <= p < len(self.tokens) else str(p) for p in chosen)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TraceResult(Result):
+    """The result of a trace without a method: the prediction alone. Base class of the methods' results."""
+
+    def top(self, count: int = 5) -> list[TokenPrediction]:
+        """The most probable tokens."""
+        return self.prediction.top(count)
+
+    def _pieces(self) -> list[str]:
+        return [self._strip("prompt"), ranking_html("what comes next", self.prediction.top_tokens)]
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        if self._clean is None:
+            return f"{name}(dry run: {self.cost.runs} runs)"
+        return f"{name}({self._clean!r}{self._summary()})"
+
+    def _summary(self) -> str:
+        return ""
+
+
+def _cost_text(cost: Cost) -> str:
+    saved = f", of {cost.full_token_layers:,} in full" if cost.full_token_layers else ""
+    return f"{cost.runs:,} runs, {cost.token_layers:,} token-layers{saved}; an answer of {cost.answer_bytes:,} bytes"
+
+
+def _cost_table(cost: Cost) -> str:
+    numbers = (
+        ("runs", cost.runs),
+        ("token layers", cost.token_layers),
+        ("in full", cost.full_token_layers),
+        ("bytes of the answer", cost.answer_bytes),
+    )
+    return html_table("dry run: cost", ["", ""], [[name, f"{number:,}"] for name, number in numbers])
+
+
+def _origin(made: Provenance) -> str:
+    revision = f" at {made.revision.removeprefix('sha256:')[:12]}" if made.revision else ""
+    return f"{made.model}{revision}, {made.dtype} on {made.device}, Sonde {made.server_version}"

@@ -1,0 +1,1 @@
+"""What callers write: sites, edits, plans, prompts and names."""

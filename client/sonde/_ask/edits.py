@@ -1,0 +1,154 @@
+"""Edits: changes to the activations at a site, such as `sonde.scale(sonde.neuron(layer=3, unit=17), 0.0)`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import SupportsIndex, TypeAlias, cast
+
+import numpy.typing as npt
+
+from sonde._ask.indices import Indices, index, indices
+from sonde._ask.prompts import Prompt
+from sonde._ask.sites import Site
+from sonde.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """X becomes factor * X."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replace:
+    """X becomes the value."""
+
+    value: npt.ArrayLike
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Add:
+    """X becomes X + value."""
+
+    value: npt.ArrayLike
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Multiply:
+    """X becomes X * value, entry by entry."""
+
+    value: npt.ArrayLike
+
+
+SourceLike: TypeAlias = SupportsIndex | str | Prompt
+"""A prompt to patch from: the prompt itself, or its index in the call's `sources`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """X becomes the mean of the same site over the unchanged runs of other prompts."""
+
+    sources: tuple[int | str | Prompt, ...]
+    source_positions: tuple[int, ...] = ()
+    source_layer: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """X becomes X + standard_deviation * standard normal noise."""
+
+    standard_deviation: float
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProjectOut:
+    """X becomes X without its component along the direction."""
+
+    direction: npt.ArrayLike
+
+
+@dataclass(frozen=True, slots=True)
+class Knockout:
+    """Queries stop attending to keys."""
+
+    key_positions: tuple[int, ...] = ()
+
+
+Operation: TypeAlias = Scale | Replace | Add | Multiply | Patch | Noise | ProjectOut | Knockout
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edit:
+    """One operation at one site. The functions below make edits."""
+
+    site: Site
+    operation: Operation
+
+
+def scale(site: Site, factor: float) -> Edit:
+    """Multiply the activations by `factor`: 0 ablates them, 1 changes nothing."""
+    return Edit(site, Scale(factor))
+
+
+def replace(site: Site, value: npt.ArrayLike) -> Edit:
+    """Replace the activations by `value`, which broadcasts (from the right) to the shape that one run selects."""
+    return Edit(site, Replace(value))
+
+
+def add(site: Site, value: npt.ArrayLike) -> Edit:
+    """Add `value` (steering), which broadcasts (from the right) to the shape that one run selects."""
+    return Edit(site, Add(value))
+
+
+def multiply(site: Site, value: npt.ArrayLike) -> Edit:
+    """Multiply elementwise by `value`, which broadcasts (from the right) to the shape that one run selects."""
+    return Edit(site, Multiply(value))
+
+
+def patch(
+    site: Site,
+    sources: SourceLike | Iterable[SourceLike] = 0,
+    *,
+    source_positions: Indices = None,
+    source_layer: SupportsIndex | None = None,
+) -> Edit:
+    """Replace the activations by those of the unchanged run of another prompt, or by their mean over several prompts.
+
+    One source is interchange (resample) ablation; several are mean ablation.
+
+    Args:
+        site: what is replaced.
+        sources: texts, `Prompt`s, or indices into the `sources` of the call.
+        source_positions: where to read in the sources, one for each position of the site or of the sweep; None reads
+            the same absolute positions.
+        source_layer: the layer to read, if it is not the site's own (Patchscopes).
+
+    Raises:
+        InvalidRequest: if there is no source, or one is neither a prompt nor an index.
+    """
+    single = isinstance(sources, str | Prompt) or not isinstance(sources, Iterable) or getattr(sources, "ndim", 1) == 0
+    named = [cast("SourceLike", sources)] if single else list(cast("Iterable[SourceLike]", sources))
+    if not named:
+        raise InvalidRequest.at("sources", "expected at least one prompt, or its index in the call's sources; got none")
+    resolved = tuple(entry if isinstance(entry, str | Prompt) else index(entry, "sources") for entry in named)
+    layer = None if source_layer is None else index(source_layer, "source_layer")
+    return Edit(site, Patch(resolved, indices(source_positions, "source_positions"), layer))
+
+
+def noise(site: Site, standard_deviation: float, *, seed: int | None = None) -> Edit:
+    """Add seeded normal noise, identical on every device. All layers get the same draw. The default seed is 1."""
+    return Edit(site, Noise(standard_deviation, seed))
+
+
+def project_out(site: Site, direction: npt.ArrayLike) -> Edit:
+    """Remove the component along `direction` (directional ablation). The length of `direction` does not matter."""
+    return Edit(site, ProjectOut(direction))
+
+
+def knockout(site: Site, key_positions: Indices = None) -> Edit:
+    """Block attention from the site's positions, as queries, to `key_positions` (Geva et al. 2023, arXiv 2304.14767).
+
+    The site's component is `"attention_scores"` and its units are the heads. None blocks attention to all keys.
+    """
+    return Edit(site, Knockout(indices(key_positions, "key_positions")))

@@ -1,0 +1,85 @@
+"""The contract's names as they are written in Python: `"residual_post"` for `COMPONENT_RESIDUAL_POST`.
+
+The literals are spelled out for type checkers and editors. A test checks that they match the contract.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal, TypeAlias, TypeVar, get_args
+
+from sonde._ask.given import refusal
+from sonde.v1 import inspection_pb2 as pb
+
+ComponentName: TypeAlias = Literal[
+    "token_embedding",
+    "residual_pre",
+    "residual_mid",
+    "residual_post",
+    "attention_out",
+    "mlp_out",
+    "head_out",
+    "query",
+    "key",
+    "value",
+    "attention_scores",
+    "attention_pattern",
+    "neuron",
+    "final_norm",
+    "logits",
+]
+StackName: TypeAlias = Literal["decoder", "text_encoder", "vision_encoder"]
+MetricName: TypeAlias = Literal["logit", "log_probability", "probability"]
+AxisName: TypeAlias = Literal["layer", "unit", "position"]
+DataTypeName: TypeAlias = Literal["float32", "bfloat16", "float16", "int32", "int64"]
+FinishReason: TypeAlias = Literal["length", "end_token"]
+
+WITHOUT_LAYER: Final[frozenset[ComponentName]] = frozenset({"token_embedding", "final_norm", "logits"})
+_BY_HEAD: Final = ("position", "head", "entry")
+_BY_PAIR: Final = ("head", "query", "key")
+COMPONENT_AXES: Final[Mapping[ComponentName, tuple[str, ...]]] = {
+    **dict.fromkeys(get_args(ComponentName), ("position", "unit")),
+    "head_out": _BY_HEAD,
+    "query": _BY_HEAD,
+    "key": _BY_HEAD,
+    "value": _BY_HEAD,
+    "attention_scores": _BY_PAIR,
+    "attention_pattern": _BY_PAIR,
+    "logits": ("position", "token"),
+}
+"""The axes of a component's activations in one layer."""
+
+COMPONENTS: Final[Mapping[ComponentName, pb.Component.ValueType]] = {
+    name: pb.Component.Value(f"COMPONENT_{name.upper()}") for name in get_args(ComponentName)
+}
+STACKS: Final[Mapping[StackName, pb.Stack.ValueType]] = {
+    name: pb.Stack.Value(f"STACK_{name.upper()}") for name in get_args(StackName)
+}
+METRICS: Final[Mapping[MetricName, pb.Metric.ValueType]] = {
+    name: pb.Metric.Value(f"METRIC_{name.upper()}") for name in get_args(MetricName)
+}
+AXES: Final[Mapping[AxisName, pb.Axis.ValueType]] = {
+    name: pb.Axis.Value(f"AXIS_{name.upper()}") for name in get_args(AxisName)
+}
+COMPONENT_NAMES: Final[Mapping[pb.Component.ValueType, ComponentName]] = {
+    number: name for name, number in COMPONENTS.items()
+}
+STACK_NAMES: Final[Mapping[pb.Stack.ValueType, StackName]] = {number: name for name, number in STACKS.items()}
+
+_Name = TypeVar("_Name", bound=str)
+
+
+def check_name(given: _Name, known: Iterable[_Name], field: str) -> _Name:
+    """Return `given` if it is one of the known names.
+
+    Raises:
+        InvalidRequest: if it is not; the message lists the known names.
+    """
+    choices = tuple(known)
+    named: object = given
+    if not isinstance(named, str) or named not in choices:
+        raise refusal(field, f"one of {', '.join(choices)}", given)
+    return given
+
+
+def component_name(number: int) -> ComponentName | str:
+    """Return the name of a component in an answer; numbers that this client does not know become `"component_17"`."""
+    return COMPONENT_NAMES.get(pb.Component.ValueType(number), f"component_{number}")

@@ -1,0 +1,93 @@
+"""Plans: the runs that a call makes of its edits, and how many tokens each run generates.
+
+    sonde.scale(sonde.neuron(layer=3, unit=17), 0.0)              one run with one edit
+    [edit, [edit, edit]]                                          two runs; the second makes two edits together
+    sonde.sweep(edit, layers=[3], positions=[-1])                 one run for each place along the axes
+
+Nothing here contacts a server. Mistakes that do not depend on the model raise `InvalidRequest` at once; the server
+checks the rest, such as whether layer 40 exists.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from sonde._ask.edits import Edit
+from sonde._ask.given import refusal, several
+from sonde._ask.indices import Indices, index, indices
+from sonde._ask.names import AXES, AxisName, check_name
+from sonde.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sweep:
+    """One run for each layer, unit and position of the edit's site. Made by `sweep()`."""
+
+    edit: Edit
+    together: tuple[AxisName, ...] = ()
+    layer_window: int | None = None
+    always: tuple[Edit, ...] = ()
+
+
+def sweep(
+    edit: Edit,
+    *,
+    layers: Indices = None,
+    units: Indices = None,
+    positions: Indices = None,
+    together: AxisName | Iterable[AxisName] = (),
+    layer_window: int | None = None,
+    always: Edit | Iterable[Edit] = (),
+) -> Sweep:
+    """Make `edit` in one run for each layer, unit and position.
+
+    An axis that is named neither here nor in the site is swept in full.
+
+    Args:
+        edit: the edit. Its site can name the layers, units and positions instead of the arguments below.
+        layers: the blocks to sweep.
+        units: the heads or neurons to sweep. Components without either are edited over their full width.
+        positions: the positions to sweep.
+        together: axes that each run edits as a whole, such as `"position"`.
+        layer_window: how many layers each run edits, centred as in `CausalTracing.window`; the default is 1.
+        always: edits that every run makes first.
+
+    Raises:
+        InvalidRequest: if the site and the arguments name the same axis, or a name is not known.
+    """
+    if not isinstance(edit, Edit):
+        raise refusal("sweep", "an edit such as sonde.scale(site, 0.0)", edit)
+    place = edit.site
+    for name, here in (("layers", layers), ("units", units), ("positions", positions)):
+        if here is not None and getattr(place, name):
+            raise InvalidRequest.at(name, "the edit's site names them too; name them in one of the two places")
+    place = replace(
+        place,
+        layers=place.layers or indices(layers, "layers"),
+        units=place.units or indices(units, "units"),
+        positions=place.positions or indices(positions, "positions"),
+    )
+    axes = (together,) if isinstance(together, str) else several(together, "together", "names of axes")
+    return Sweep(
+        Edit(place, edit.operation),
+        tuple(check_name(axis, AXES, "together") for axis in axes),
+        None if layer_window is None else index(layer_window, "layer_window"),
+        (always,) if isinstance(always, Edit) else several(always, "always", "an edit or a list of edits"),
+    )
+
+
+Plan: TypeAlias = Edit | Sequence[Edit | Sequence[Edit]] | Sweep
+"""One edit; a list with an edit, or a list of edits made together, for each run; or a sweep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Generate up to `max_new_tokens` tokens in every run."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0 always takes the most probable token."""
+    seed: int | None = None
+    """The seed of the sampling; the default is 1."""
+    ignore_end_token: bool = False
+    """Continue after an end token."""

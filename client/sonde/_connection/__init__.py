@@ -1,0 +1,1 @@
+"""Connections to servers: addresses, encryption, retries, deadlines and progress."""

@@ -1,0 +1,424 @@
+"""Causal tracing (Meng et al. 2022, arXiv 2202.05262): which restored states bring the answer back."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from sonde._answers.results import TraceResult
+from sonde._arrays import (
+    Axes,
+    Booleans,
+    Floats,
+    Label,
+    common_array,
+    data_frame,
+    long_form,
+    strongest,
+    visible,
+)
+from sonde._ask.given import flag, number
+from sonde._ask.indices import Indices, index, indices
+from sonde._ask.names import COMPONENTS, WITHOUT_LAYER, ComponentName
+from sonde._ask.prompts import PromptLike
+from sonde._ask.sites import component_names
+from sonde._methods.method import Assembly, Kind, Method
+from sonde._show import plotting, terminal
+from sonde._show.display import heatmap, note, sortable_table
+from sonde._show.palette import look, words
+from sonde._wire.context import Context
+from sonde._wire.encoding import checked, encode_prompt
+from sonde._wire.parts import NO_LAYER, Grid, known_component, layer_labels, missing
+from sonde._wire.tensors import floats, to_tensor
+from sonde.errors import InvalidRequest, ProtocolError
+from sonde.v1 import inspection_pb2 as pb
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_WINDOWED: Final = frozenset({"mlp_out", "attention_out"})
+"""Components for which `window` layers are restored together."""
+_WINDOW: Final = 10
+"""The contract's default."""
+_COLUMNS: Final = ("probabilities", "deviations", "logits", "sample_probabilities")
+_MOST_LISTED: Final = 5
+_HEADER: Final = ("component", "layer", "position", "token", "probability", "effect")
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredCell:
+    """A restored state, and its effect on a target."""
+
+    component: ComponentName
+    layer: Label
+    position: int
+    token: str
+    probability: float
+    effect: float
+    """The probability minus that in the corrupted runs."""
+
+    def row(self) -> list[object]:
+        """The cell as a row of a table."""
+        token = repr(visible(self.token))
+        return [self.component, self.layer, self.position, token, self.probability, self.effect]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CausalTracingResult(TraceResult):
+    """ROME's grid: the target's probability when one clean state is restored in the corrupted runs.
+
+    The keys of the mappings are components, as in `restored["residual_post"]`. The arrays are [position, layer,
+    target]; `axes[component]` has the labels. Components without layers have a layer axis of length 1.
+    """
+
+    axes: Mapping[ComponentName, Axes]
+    corrupted: Floats
+    """[target]: the mean probability over samples, with nothing restored."""
+    corrupted_deviations: Floats
+    """[target]: the standard deviation over samples."""
+    corrupted_logits: Floats
+    """[target]: the mean over samples."""
+    corrupted_positions: tuple[int, ...]
+    """The positions that were corrupted."""
+    corrupted_samples: Floats | None
+    """[target, sample]: the probability in each sample; None unless requested."""
+    noise_deviation: float
+    """The standard deviation of the noise; 0 if none was drawn."""
+    restored: Mapping[ComponentName, Floats]
+    """The mean probability over samples."""
+    deviations: Mapping[ComponentName, Floats]
+    """The standard deviation of the probability over samples."""
+    logits: Mapping[ComponentName, Floats]
+    """The mean logit over samples; a difference of logits if the target has a contrast."""
+    samples: Mapping[ComponentName, Floats]
+    """[position, layer, target, sample]: the probability in each sample; empty unless requested."""
+    window: int
+    """The number of layers restored together for mlp_out and attention_out."""
+    arrived: Mapping[ComponentName, Booleans]
+    """[position, layer]: False where a partial result is still NaN."""
+
+    @property
+    def clean(self) -> Floats:
+        """[target]: the probability in the unchanged run."""
+        return self.prediction.probabilities
+
+    @property
+    def effect(self) -> Mapping[ComponentName, Floats]:
+        """The indirect effect: `restored` minus `corrupted`."""
+        return {name: values - self.corrupted for name, values in self.restored.items()}
+
+    def strongest(
+        self, count: int = 5, *, component: ComponentName | None = None, target: int = 0
+    ) -> list[RestoredCell]:
+        """The cells with the largest effect on the target, in either direction, the largest first."""
+        named = self.effect.items()
+        effects: dict[ComponentName, Floats] = {n: e[..., target] for n, e in named if component in {None, n}}
+        return [
+            self._cell(name, row, column, float(effects[name][row, column]), target)
+            for name, (row, column) in strongest(effects, count)
+        ]
+
+    def _cell(self, name: ComponentName, row: int, column: int, effect: float, target: int) -> RestoredCell:
+        position = int(self.axes[name]["position"][row] or 0)
+        probability = float(self.restored[name][row, column, target])
+        layer = self.axes[name]["layer"][column]
+        return RestoredCell(name, layer, position, self.tokens[position].text, probability, effect)
+
+    def row_labels(self, component: ComponentName) -> list[str]:
+        """The rows of a grid: its tokens, with a star after corrupted ones."""
+        positions = [int(p or 0) for p in self.axes[component]["position"]]
+        stars = ["*" if p in self.corrupted_positions else "" for p in positions]
+        return [text + star for text, star in zip(self.token_labels(positions), stars, strict=True)]
+
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """The restored probabilities; of several components, stacked along a first axis `component`."""
+        return common_array(self.restored, self.axes, "restored")
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """One row per component, position, layer and target (needs pandas)."""
+        table: dict[str, list[object]] = {}
+        for name, restored in self.restored.items():
+            columns: dict[str, npt.NDArray[np.generic]] = {
+                "probability": restored,
+                "deviation": self.deviations[name],
+                "effect": self.effect[name],
+                "logit": self.logits[name],
+            }
+            part = long_form(self.axes[name], columns)
+            part["component"] = [name] * restored.size
+            part["token"] = [self.tokens[p].text for p in part["position"]]
+            for column in ("component", "position", "token", "layer", "target", *columns):
+                table.setdefault(column, []).extend(part[column])
+        return data_frame(table)
+
+    def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
+        """Draw the heat maps of Meng et al. 2022, figure 1, and save them if a path is given (needs matplotlib).
+
+        There is one panel per component, with tokens as rows and layers as columns. All panels share one scale, from
+        the corrupted probability to the largest restored one. Corrupted tokens have a star.
+        """
+        word = self._word(target)
+        low, high = self._scale(target)
+        panels = [
+            plotting.Panel(
+                look(name).title,
+                grid[..., target],
+                self.row_labels(name),
+                self.axes[name]["layer"],
+                look(name).colour_map,
+                self._across(name),
+            )
+            for name, grid in self.restored.items()
+        ]
+        clean = float(self.clean[target])
+        title = f"Where restoring one clean state brings “{word}” back: {clean:.3f} clean, {low:.3f} corrupted (*)"
+        return plotting.save(plotting.panels(panels, low, high, title=title, legend=f"p({word})"), path)
+
+    def heatmap_text(self, *, target: int = 0, colours: terminal.Colours | None = None) -> str:
+        """The grids as text: one heat map per component, all on one scale. Corrupted tokens have a star.
+
+        Args:
+            target: the target's index.
+            colours: the colours that the terminal supports; None finds out for standard output.
+        """
+        shown = terminal.colours_of() if colours is None else colours
+        low, high = self._scale(target)
+        word = visible(self.targets[target].text).strip()
+        parts = [f"p({word}): {float(self.clean[target]):.3f} clean, {low:.3f} corrupted (*)"]
+        for name, grid in self.restored.items():
+            rows = [row.strip() for row in self.row_labels(name)]
+            ramp = look(name).ramp
+            picture = terminal.heatmap(
+                grid[..., target], rows, self._layer_texts(name), low=low, high=high, ramp=ramp, colours=shown
+            )
+            parts.append(f"\n{name} restored, by layer\n{picture}")
+        return "\n".join(parts)
+
+    def _scale(self, target: int) -> tuple[float, float]:
+        """The corrupted probability, and the largest restored one."""
+        low = float(self.corrupted[target])
+        peaks = (float(np.nanmax(grid[..., target], initial=low)) for grid in self.restored.values())
+        return low, max(max(peaks, default=low), low + 1e-6)
+
+    def _across(self, name: ComponentName) -> str:
+        """The label of the layer axis."""
+        windowed = name in _WINDOWED and self.window > 1
+        return f"centre of {self.window} restored layers" if windowed else "restored layer"
+
+    def _layer_texts(self, name: ComponentName) -> list[str]:
+        return ["-" if layer is None else str(layer) for layer in self.axes[name]["layer"]]
+
+    def _pieces(self) -> list[str]:
+        word = self._word()
+        low, high = self._scale(0)
+        pieces = [
+            note(f"p({word}): {float(self.clean[0]):.3f} clean, {low:.3f} with the starred tokens corrupted"),
+            self._strip("where restoring one state brings it back", self._by_position()),
+        ]
+        pieces += [
+            heatmap(
+                f"{words(name)}: p({word})",
+                self.row_labels(name),
+                self._layer_texts(name),
+                grid[..., 0],
+                across=self._across(name),
+                low=low,
+                high=high,
+                hue=look(name).hue,
+            )
+            for name, grid in self.restored.items()
+        ]
+        return [*pieces, sortable_table("the strongest states", _HEADER, [cell.row() for cell in self.strongest(10)])]
+
+    def _by_position(self) -> Floats:
+        """The effect of the strongest state of each position."""
+        values = np.full(len(self.tokens), np.nan, np.float32)
+        for name, effect in self.effect.items():
+            for row, position in enumerate(self.axes[name]["position"]):
+                if isinstance(position, int) and np.isfinite(effect[row, :, 0]).any():
+                    best = effect[row, np.nanargmax(np.abs(effect[row, :, 0])), 0]
+                    if not abs(values[position]) >= abs(best):
+                        values[position] = best
+        return values
+
+    def _paragraphs(self, count: int) -> list[str]:
+        rows = [cell.row() for cell in self.strongest(min(count, _MOST_LISTED))]
+        listed = "restorations with the largest effect\n" + terminal.table(_HEADER, rows)
+        return [*super()._paragraphs(count), self.heatmap_text(), listed]
+
+    def _summary(self) -> str:
+        grids = (f"{name} {' x '.join(map(str, values.shape[:2]))}" for name, values in self.restored.items())
+        return f", corrupted {float(self.corrupted[0]):.4g}, {', '.join(grids)}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CausalTracing(Method[CausalTracingResult]):
+    """Corrupt the subject, then restore one clean state at a time (Meng et al. 2022, arXiv 2202.05262).
+
+    The corruption is Gaussian noise on the subject's token embeddings, the given `noise`, or a counterfactual prompt.
+    """
+
+    subject: str | Sequence[SupportsIndex] | None = None
+    """The part that is corrupted: a piece of the prompt's text, or positions. Leave it out with a counterfactual."""
+    samples: int | None = None
+    """The number of noise samples; the default is 10."""
+    seed: int | None = None
+    """The seed of the noise; the default is 1, as in ROME."""
+    deviations: float | None = None
+    """The noise, in standard deviations of all entries of the embedding matrix; the default is 3."""
+    standard_deviation: float | None = None
+    """The noise as an absolute standard deviation, instead of `deviations`."""
+    noise: npt.ArrayLike | None = None
+    """[samples, corrupted positions, D]: the noise itself, to repeat an experiment exactly."""
+    counterfactual: PromptLike | None = None
+    """A prompt with the same number of tokens; the positions where the two differ are corrupted."""
+    replace: bool = False
+    """Replace the embedding by the noise instead of adding it."""
+    components: ComponentName | Iterable[ComponentName] | None = None
+    """The components to restore; the default is residual_post, mlp_out and attention_out."""
+    window: int | None = None
+    """How many layers are restored together for mlp_out and attention_out; the default is 10: l - 5 to l + 4."""
+    layers: Indices = None
+    """The layers to restore; None means all."""
+    positions: Indices = None
+    """The positions to restore; None means all."""
+    per_sample: bool = False
+    """Also report the probability in each sample."""
+
+    def __post_init__(self) -> None:
+        gaussian = (self.samples, self.seed, self.deviations, self.standard_deviation)
+        if self.deviations is not None and self.standard_deviation is not None:
+            raise InvalidRequest.at("standard_deviation", "pass either `deviations` or `standard_deviation`, not both")
+        if (self.noise is not None) + (self.counterfactual is not None) + any(g is not None for g in gaussian) > 1:
+            raise InvalidRequest.at(
+                "noise",
+                "expected one corruption, got several: pass either Gaussian noise (samples, seed, deviations, "
+                "standard_deviation), or `noise`, or `counterfactual`",
+            )
+        object.__setattr__(self, "components", component_names(self.components))
+        object.__setattr__(self, "layers", indices(self.layers, "layers"))
+        object.__setattr__(self, "positions", indices(self.positions, "positions"))
+        if self.subject is not None and not isinstance(self.subject, str):
+            object.__setattr__(self, "subject", indices(self.subject, "subject"))
+
+
+def _write(method: CausalTracing, request: pb.TraceRequest) -> None:
+    message = request.causal_tracing
+    message.replace = flag(method.replace, "replace")
+    message.components.extend(COMPONENTS[name] for name in component_names(method.components))
+    message.layers.extend(indices(method.layers or None, "layers"))
+    message.positions.extend(indices(method.positions or None, "positions"))
+    message.per_sample = flag(method.per_sample, "per_sample")
+    if method.window is not None:
+        message.window = index(method.window, "window")
+    if isinstance(method.subject, str):
+        checked("subject", lambda: setattr(message, "subject_text", method.subject))
+    elif method.subject is not None:
+        message.subject_positions.positions.extend(indices(method.subject, "subject"))
+    if method.noise is not None:
+        message.noise.CopyFrom(to_tensor(method.noise, "noise"))
+    elif method.counterfactual is not None:
+        message.counterfactual.CopyFrom(encode_prompt(method.counterfactual))
+    else:
+        message.gaussian.CopyFrom(_gaussian(method))
+
+
+def _gaussian(method: CausalTracing) -> pb.CausalTracing.Gaussian:
+    gaussian = pb.CausalTracing.Gaussian(
+        samples=None if method.samples is None else index(method.samples, "samples"),
+        seed=None if method.seed is None else index(method.seed, "seed", 64),
+    )
+    for name in ("deviations", "standard_deviation"):
+        value = getattr(method, name)
+        if value is not None:
+            setattr(gaussian, name, number(value, name))
+    return gaussian
+
+
+class _Assembly(Assembly[CausalTracingResult]):
+    def __init__(self, _: CausalTracing, request: pb.TraceRequest) -> None:
+        self._asked = request.causal_tracing
+        self._corruption: pb.Corruption | None = None
+        self._grids: dict[ComponentName, dict[str, Grid]] = {}
+
+    def take(self, context: Context, message: pb.TraceResponse) -> None:
+        if message.HasField("corruption"):
+            self._corruption = message.corruption
+        for part in message.grids:
+            name = known_component(part.component)
+            if name not in self._grids:
+                self._grids[name] = self._new_grids(context, name)
+            labels = [list(part.positions), list(part.layers) or [NO_LAYER]]
+            for column in _COLUMNS:
+                if part.HasField(column):
+                    self._grids[name][column].add(labels, getattr(part, column))
+
+    def _new_grids(self, context: Context, name: ComponentName) -> dict[str, Grid]:
+        layers = None if name in WITHOUT_LAYER else tuple(dict.fromkeys(self._asked.layers)) or None
+        orders = [context.positions(self._asked.positions), layers]
+        return {column: Grid(f"{name} {column}", orders) for column in _COLUMNS}
+
+    @property
+    def ready(self) -> bool:
+        return self._corruption is not None and bool(self._grids)
+
+    def check(self, context: Context) -> None:
+        if self._corruption is None:
+            raise missing("the corrupted runs did not arrive")
+        wanted = {known_component(component) for component in self._asked.components}
+        lacking = sorted(wanted - self._grids.keys()) if wanted else [] if self._grids else ["any component"]
+        if lacking:
+            raise missing(f"no grid of {', '.join(lacking)} arrived")
+        columns = _COLUMNS if self._asked.per_sample else _COLUMNS[:-1]
+        for name, grids in self._grids.items():
+            for column in columns:
+                if not grids[column]:
+                    raise missing(f"no {column} of {name} arrived")
+                self._check_cells(context, name, grids[column])
+
+    def _check_cells(self, context: Context, name: ComponentName, grid: Grid) -> None:
+        (positions, layers), _, arrived = grid.join()
+        expected = context.positions(self._asked.positions) or tuple(range(len(context.tokens)))
+        gaps = layers != (NO_LAYER,) and not self._asked.layers and layers != tuple(range(len(layers)))
+        if positions != expected or gaps or not arrived.all():
+            raise missing(f"only {int(arrived.sum())} cells of {name} arrived")
+
+    def build(self, context: Context) -> CausalTracingResult:
+        corruption = self._corruption or pb.Corruption()
+        columns: dict[str, dict[ComponentName, Floats]] = {column: {} for column in _COLUMNS}
+        axes: dict[ComponentName, Axes] = {}
+        arrived: dict[ComponentName, Booleans] = {}
+        texts = tuple(target.text for target in context.targets)
+        for name, grids in self._grids.items():
+            for column in filter(grids.get, _COLUMNS):
+                (positions, layers), values, came = grids[column].join()
+                if values.shape[2:3] != (len(texts),):
+                    raise ProtocolError(f"the answer has a grid of {name} that does not match its {len(texts)} targets")
+                columns[column][name] = values.astype(np.float32, copy=False)
+                arrived[name] = came
+                axes[name] = {"position": positions, "layer": layer_labels(layers), "target": texts}
+        samples = floats(corruption.sample_probabilities) if corruption.HasField("sample_probabilities") else None
+        return CausalTracingResult(
+            **context.common(),
+            axes=axes,
+            corrupted=np.array(corruption.probabilities, np.float32),
+            corrupted_deviations=np.array(corruption.deviations, np.float32),
+            corrupted_logits=np.array(corruption.logits, np.float32),
+            corrupted_positions=tuple(corruption.positions),
+            corrupted_samples=samples,
+            noise_deviation=corruption.noise_deviation,
+            restored=columns["probabilities"],
+            deviations=columns["deviations"],
+            logits=columns["logits"],
+            samples=columns["sample_probabilities"],
+            window=self._asked.window if self._asked.HasField("window") else _WINDOW,
+            arrived=arrived,
+        )
+
+
+KIND: Final = Kind(_write, _Assembly, (CausalTracingResult,))

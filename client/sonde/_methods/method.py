@@ -1,0 +1,78 @@
+"""The parts that all methods of a trace share.
+
+To add a method, write a file like `token_probability.py` with its result, its request, and a `Kind` that connects them,
+and list it in `registry.py`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sonde._answers.results import TraceResult
+from sonde._wire.context import Context
+from sonde.v1 import inspection_pb2 as pb
+
+TraceT = TypeVar("TraceT", bound=TraceResult)
+ResultT_co = TypeVar("ResultT_co", bound=TraceResult, covariant=True)
+
+
+class Method(Generic[ResultT_co]):
+    """The base class of methods. The type parameter is the class of the result."""
+
+    __slots__ = ()
+
+
+class Assembly(ABC, Generic[ResultT_co]):
+    """Joins the part of an answer that one method adds to the context."""
+
+    @abstractmethod
+    def take(self, context: Context, message: pb.TraceResponse) -> None:
+        """Take the next message.
+
+        Raises:
+            ProtocolError: if it contradicts the messages before it.
+        """
+
+    @property
+    def ready(self) -> bool:
+        """Whether enough has arrived for a partial result."""
+        return True
+
+    @abstractmethod
+    def check(self, context: Context) -> None:
+        """Check that the answer is complete.
+
+        Raises:
+            ProtocolError: if a part is missing; the message names it.
+        """
+
+    @abstractmethod
+    def build(self, context: Context) -> ResultT_co:
+        """Build the result from what has arrived."""
+
+
+class Prediction(Assembly[TraceResult]):
+    """The answer to a trace without a method: the context alone."""
+
+    def take(self, context: Context, message: pb.TraceResponse) -> None:
+        """Do nothing: the context has everything."""
+
+    def check(self, context: Context) -> None:
+        """Do nothing: the context has been checked."""
+
+    def build(self, context: Context) -> TraceResult:
+        """Build a result with the prediction alone."""
+        return TraceResult(**context.common())
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How requests of one method are encoded, and how its results are joined and saved."""
+
+    write: Callable[[Any, pb.TraceRequest], None]
+    """Writes a method into a request."""
+    assembly: Callable[[Any, pb.TraceRequest], Assembly[TraceResult]]
+    """Creates the assembly for a method and its request."""
+    parts: tuple[type[Any], ...]
+    """The dataclasses in its saved results, apart from those that all results share."""

@@ -1,0 +1,77 @@
+"""The request of a trace, and the assembler of its answer, for any method."""
+
+from typing import Generic, cast
+
+from sonde._answers.results import TraceResult
+from sonde._ask.given import flag, refusal
+from sonde._ask.indices import index
+from sonde._ask.prompts import PromptLike, Targets
+from sonde._methods.method import Assembly, Kind, Method, Prediction, TraceT
+from sonde._methods.registry import METHODS
+from sonde._wire.assembly import Stream
+from sonde._wire.encoding import encode_prompt, encode_targets
+from sonde.v1 import inspection_pb2 as pb
+
+
+def trace_request(
+    prompt: PromptLike,
+    method: Method[TraceResult] | None,
+    *,
+    targets: Targets,
+    position: int | None,
+    top_k: int,
+    dry_run: bool,
+) -> pb.TraceRequest:
+    """Encode the request of a trace.
+
+    Raises:
+        InvalidRequest: if an argument is wrong in a way that does not depend on the model.
+    """
+    request = pb.TraceRequest(
+        prompt=encode_prompt(prompt),
+        targets=encode_targets(targets),
+        position=None if position is None else index(position, "position"),
+        top_k=index(top_k, "top_k"),
+        dry_run=flag(dry_run, "dry_run"),
+    )
+    if method is not None:
+        _kind(method).write(method, request)
+    return request
+
+
+class TraceAssembler(Stream, Generic[TraceT]):
+    """Joins the answer to a trace."""
+
+    def __init__(self, request: pb.TraceRequest, method: Method[TraceT] | None) -> None:
+        super().__init__(dry_run=request.dry_run)
+        made = Prediction() if method is None else _kind(method).assembly(method, request)
+        # The registry connects each method with the assembly of its own result. Types cannot express that.
+        self._assembly = cast("Assembly[TraceT]", made)
+
+    def feed(self, message: pb.TraceResponse) -> None:
+        """Take the next message."""
+        self._assembly.take(self._start(message), message)
+
+    def partial(self) -> TraceT | None:
+        """What is known so far; None if that is too little for a result."""
+        if self._context is None or not (self._dry_run or self._assembly.ready):
+            return None
+        return self._assembly.build(self._context)
+
+    def result(self) -> TraceT:
+        """The whole result.
+
+        Raises:
+            ProtocolError: if a part of it did not arrive.
+        """
+        context = self._require()
+        if not self._dry_run:
+            self._assembly.check(context)
+        return self._assembly.build(context)
+
+
+def _kind(method: Method[TraceResult]) -> Kind:
+    kind = METHODS.get(type(method))
+    if kind is None:
+        raise refusal("method", "a method such as sonde.CausalTracing(...)", method)
+    return kind

@@ -1,0 +1,241 @@
+"""The options of the `sonde` command."""
+
+import argparse
+import os
+from typing import Any, Final
+
+from sonde._ask.names import COMPONENTS, METRICS, ComponentName
+from sonde._connection.addresses import DEFAULT_ADDRESS
+from sonde._connection.timeouts import check_timeout
+from sonde._version import __version__
+
+EXIT_CODES: Final = """exit status:
+  0  success
+  1  the server failed, or its answer cannot be read
+  2  the request is wrong
+  3  try again later: no server, too busy, or timed out
+  4  the token is missing, wrong or not allowed to do this
+  130  interrupted
+
+environment: SONDE_ADDRESS and SONDE_TOKEN are the defaults of --address and --token."""
+
+SWEPT: Final[dict[str, ComponentName]] = {
+    "neuron": "neuron",
+    "head": "head_out",
+    "residual": "residual_post",
+    "mlp": "mlp_out",
+    "attention": "attention_out",
+}
+"""The components that have an option of their own, by its name."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Create the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="sonde",
+        description="See inside a transformer and change it.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sonde {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_model(commands)
+    _add_trace(commands)
+    _add_intervene(commands)
+    _add_generate(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=EXIT_CODES, formatter_class=raw, allow_abbrev=False
+    )
+    parser.set_defaults(command=name)
+    where = parser.add_argument_group("connection")
+    address = os.environ.get("SONDE_ADDRESS") or DEFAULT_ADDRESS
+    where.add_argument(
+        "--address", default=address, help=f"host and port ({DEFAULT_ADDRESS}); separate several by commas"
+    )
+    where.add_argument("--token", default=os.environ.get("SONDE_TOKEN"), help="the token to send with each call")
+    where.add_argument("--tls", action="store_true", help="encrypt, and trust the usual authorities")
+    where.add_argument("--tls-ca", metavar="PEM", help="encrypt, and trust this authority")
+    where.add_argument("--tls-cert", metavar="PEM", help="the client's own certificate")
+    where.add_argument("--tls-key", metavar="PEM", help="the key of that certificate")
+    where.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after this time")
+    parser.add_argument("--json", action="store_true", help="print the full result as JSON")
+    return parser
+
+
+def _add_model(commands: Any) -> None:
+    _command(commands, "model", "Describe the hosted model.")
+
+
+def _add_readout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="the text that the model reads")
+    parser.add_argument(
+        "--target", action="append", metavar="TOKEN", help="measure this token, such as ' Paris'; repeatable"
+    )
+    parser.add_argument("--contrast", metavar="TOKEN", help="subtract this token's logit from the target's")
+    parser.add_argument(
+        "--read-at", type=int, metavar="POSITION", help="the position where the prediction is read (the last)"
+    )
+    parser.add_argument("--top", type=int, default=10, metavar="K", help="how many tokens or places to list (10)")
+    parser.add_argument("--layers", "--layer", type=_ranges, metavar="LAYERS", help="such as 3, or 0-5,7 (all)")
+    parser.add_argument("--positions", "--position", type=_ranges, metavar="POSITIONS", help="such as 4 or -1 (all)")
+    parser.add_argument("--seed", type=int, help="the seed of the noise (1)")
+    parser.add_argument("--plot", metavar="FILE", help="draw the result, as PNG, PDF or SVG by the file's suffix")
+    parser.add_argument("--dry-run", action="store_true", help="only print the cost")
+
+
+def _add_trace(commands: Any) -> None:
+    parser = _command(commands, "trace", "Trace how a prediction comes about.")
+    _add_readout(parser)
+    parser.add_argument("--lens", action="store_true", help="read the target after every block (logit lens)")
+    parser.add_argument(
+        "--gradients", action="store_true", help="with --lens: also gradient norms by block and position"
+    )
+    tracing = parser.add_argument_group("causal tracing")
+    tracing.add_argument(
+        "--subject", metavar="TEXT", help="corrupt this part of the prompt, then restore one state at a time"
+    )
+    tracing.add_argument(
+        "--counterfactual", metavar="PROMPT", help="corrupt with another prompt, which needs the same number of tokens"
+    )
+    tracing.add_argument("--samples", type=int, help="the number of noise samples (10)")
+    tracing.add_argument(
+        "--noise", type=float, metavar="DEVIATIONS", help="the noise, in standard deviations of the embedding (3)"
+    )
+    tracing.add_argument("--window", type=int, help="layers restored together for MLP and attention (10)")
+    tracing.add_argument(
+        "--component",
+        action="append",
+        choices=list(COMPONENTS),
+        metavar="NAME",
+        help="restore this component, or estimate its effects; repeatable",
+    )
+    attribution = parser.add_argument_group("attribution patching")
+    attribution.add_argument(
+        "--attribute-from", metavar="PROMPT", help="estimate the effect of patching each place from this prompt"
+    )
+    attribution.add_argument("--steps", type=int, help="the number of gradients to average between the two prompts (1)")
+    attribution.add_argument("--metric", choices=list(METRICS), help="the quantity that is differentiated (logit)")
+    attribution.add_argument(
+        "--edges", type=int, metavar="K", help="also estimate the K largest edges between components"
+    )
+    attribution.add_argument(
+        "--verify", type=int, default=0, metavar="K", help="also measure the K largest by patching"
+    )
+
+
+def _add_intervene(commands: Any) -> None:
+    parser = _command(commands, "intervene", "Change a run, and show the effect on the prediction.")
+    _add_readout(parser)
+    places = _add_places(parser)
+    places.add_argument("--separately", action="store_true", help="make one run for each place, instead of one for all")
+    parser.add_argument(
+        "--sweep",
+        choices=[*SWEPT, *(name for name in COMPONENTS if name not in SWEPT)],
+        metavar="COMPONENT",
+        help=f"one run per layer, unit and position: {', '.join(SWEPT)} or a component's name",
+    )
+    parser.add_argument("--units", "--unit", type=_ranges, metavar="UNITS", help="the units to sweep (all)")
+    operations = _add_operations(parser)
+    operations.add_argument("--noise", type=float, metavar="DEVIATION", help="add normal noise")
+    operations.add_argument("--patch-from", metavar="PROMPT", help="replace by the activations of this prompt")
+    parser.add_argument("--kl", action="store_true", help="also print the KL divergence of each run")
+    parser.add_argument("--generate", type=int, metavar="TOKENS", help="generate this many tokens in each run")
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _command(commands, "generate", "Generate text, with edits applied to every token.")
+    parser.add_argument("prompt", help="the text that the model reads")
+    parser.add_argument(
+        "--tokens", type=int, default=40, metavar="N", help="the largest number of tokens to generate (40)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="the temperature of sampling; 0 takes the most probable token (0)",
+    )
+    parser.add_argument("--seed", type=int, help="the seed of sampling (1)")
+    parser.add_argument("--ignore-end-token", action="store_true", help="continue after an end token")
+    parser.add_argument("--dry-run", action="store_true", help="only print the largest possible cost")
+    places = _add_places(parser)
+    places.add_argument(
+        "--from-position",
+        type=int,
+        default=0,
+        metavar="POSITION",
+        help="edit from this position on, including generated tokens (0)",
+    )
+    _add_operations(parser)
+    # Noise and patches differ by position, so they cannot apply to generated tokens.
+    parser.set_defaults(noise=None, patch_from=None)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> Any:
+    places = parser.add_argument_group("places to edit together; repeatable")
+    for option, component in SWEPT.items():
+        places.add_argument(
+            f"--{option}",
+            action=_Place,
+            const=component,
+            dest="sites",
+            metavar="LAYER:UNIT" if option in {"neuron", "head"} else "LAYER",
+            help=f"{component}, such as {'3:17' if option in {'neuron', 'head'} else '3'} or 0-2",
+        )
+    return places
+
+
+def _add_operations(parser: argparse.ArgumentParser) -> Any:
+    operations = parser.add_argument_group("operation").add_mutually_exclusive_group()
+    operations.add_argument(
+        "--scale", type=float, default=0.0, metavar="FACTOR", help="multiply by this factor (0: ablate)"
+    )
+    operations.add_argument("--set", metavar="NPY", help="replace by this array")
+    operations.add_argument("--add", metavar="NPY", help="add this array (steering)")
+    return operations
+
+
+def _ranges(text: str) -> list[int]:
+    """Parse `3`, `0,2,5`, `0-7` and combinations; a leading minus counts from the end."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-") if not part.strip().startswith("-") else (part, "", "")
+        try:
+            found.extend(range(int(first), int(last) + 1) if dash else [int(first)])
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"expected numbers and ranges, such as 3, 0,2,5 or 0-7, got {part!r}"
+            ) from None
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected a range with at least one number, got {text!r}")
+    return found
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        return check_timeout(float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds greater than 0, got {text!r}") from None
+
+
+class _Place(argparse.Action):
+    """Collects `--neuron LAYER:UNIT` and similar options, in order."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        layers, colon, units = str(values).partition(":")
+        try:
+            place = (self.const, _ranges(layers), _ranges(units) if colon else None)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument {option_string}: {error}")
+        namespace.sites = [*(namespace.sites or []), place]

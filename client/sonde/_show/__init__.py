@@ -1,0 +1,1 @@
+"""Primitives for figures, HTML and text. They know nothing about results."""

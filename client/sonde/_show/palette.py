@@ -1,0 +1,45 @@
+"""The title and the colours of each component in figures, notebooks and terminals."""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple, TypeAlias
+
+Rgb: TypeAlias = tuple[int, int, int]
+Ramp: TypeAlias = tuple[Rgb, ...]
+"""Colours from almost white to dark."""
+
+PURPLES: Final[Ramp] = ((252, 251, 253), (188, 189, 220), (128, 125, 186), (84, 39, 143))
+GREENS: Final[Ramp] = ((247, 252, 245), (161, 217, 155), (65, 171, 93), (0, 90, 50))
+REDS: Final[Ramp] = ((255, 245, 240), (252, 146, 114), (239, 59, 44), (153, 0, 13))
+BLUES: Final[Ramp] = ((247, 251, 255), (158, 202, 225), (66, 146, 198), (8, 69, 148))
+
+
+class Look(NamedTuple):
+    """The title and the colours of a component."""
+
+    title: str
+    """The title of its panel in a figure."""
+    colour_map: str = "Blues"
+    """A colour map of matplotlib."""
+    hue: str = "one"
+    """The variable in the style sheet (style.py) with its colour in a notebook."""
+    ramp: Ramp = BLUES
+    """The colours of its heat map in a terminal."""
+
+
+_LOOKS: Final[Mapping[str, Look]] = {
+    "residual_pre": Look("residual stream before the block"),
+    "residual_mid": Look("residual stream within the block"),
+    "residual_post": Look("residual stream after the block", "Purples", "one", PURPLES),
+    "mlp_out": Look("MLP output", "Greens", "mlp", GREENS),
+    "attention_out": Look("attention output", "Reds", "attention", REDS),
+}
+
+
+def look(component: str) -> Look:
+    """Return a component's title and colours; the default colour is blue."""
+    return _LOOKS.get(component) or Look(component.replace("_", " "))
+
+
+def words(component: str) -> str:
+    """Return a component's name in words, such as `MLP out`."""
+    return component.replace("_", " ").replace("mlp", "MLP")

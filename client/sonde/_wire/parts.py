@@ -1,0 +1,228 @@
+"""Joining what a stream sends in parts: arrays, activations and generated tokens."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sonde._answers.captured import Captured, captured_axes
+from sonde._answers.predictions import Continuation, Token
+from sonde._arrays import Axes, Booleans, Label
+from sonde._ask.names import COMPONENT_NAMES, WITHOUT_LAYER, ComponentName, FinishReason
+from sonde._ask.sites import Site
+from sonde._wire.tensors import from_tensor
+from sonde.errors import ProtocolError
+from sonde.v1 import inspection_pb2 as pb
+
+CLEAN: Final = -1
+"""The number that the contract gives to the unchanged run."""
+NO_LAYER: Final = -1
+"""The label on the layer axis of a component that has no layers."""
+
+
+def missing(what: str) -> ProtocolError:
+    """Create the error for a stream that ended too early."""
+    return ProtocolError(f"the answer ended early: {what}")
+
+
+def token(message: pb.Token) -> Token:
+    """Decode a token."""
+    return Token(message.id, message.text)
+
+
+def known_component(component: pb.Component.ValueType) -> ComponentName:
+    """Decode a component.
+
+    Raises:
+        ProtocolError: if this client does not know it.
+    """
+    name = COMPONENT_NAMES.get(component)
+    if name is None:
+        raise ProtocolError(f"the answer has component {component}, which this client does not know")
+    return name
+
+
+def layer_labels(layers: Sequence[int]) -> tuple[Label, ...]:
+    """Convert layers to labels; NO_LAYER becomes None."""
+    return tuple(None if layer == NO_LAYER else layer for layer in layers)
+
+
+class Grid:
+    """An array with labels on its first axes, joined from parts that each list their labels."""
+
+    def __init__(self, name: str, orders: Sequence[Sequence[int] | None]) -> None:
+        """Begin with no parts.
+
+        Args:
+            name: the array's name, for error messages.
+            orders: for each axis, the labels in the wanted order; None: all labels that arrive, in ascending order.
+        """
+        self._name = name
+        self._orders = orders
+        self._parts: list[tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.generic]]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, labels: Sequence[Sequence[int]], tensor: pb.Tensor) -> None:
+        """Add a part.
+
+        Raises:
+            ProtocolError: if its shape does not match its labels or the parts before it.
+        """
+        array = from_tensor(tensor)
+        part = tuple(tuple(axis) for axis in labels)
+        if array.shape[: len(part)] != tuple(map(len, part)) or (
+            self._parts and self._parts[0][1].shape[len(part) :] != array.shape[len(part) :]
+        ):
+            raise ProtocolError(f"the answer has {self._name} of shape {list(array.shape)} for {list(map(len, part))}")
+        self._parts.append((part, array))
+
+    def join(self) -> tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.generic], Booleans]:
+        """Return the labels of each axis, the whole array, and which of its cells have arrived."""
+        axes: list[tuple[int, ...]] = []
+        for i, order in enumerate(self._orders):
+            found = sorted({label for part, _ in self._parts for label in part[i]})
+            axes.append(tuple(found if order is None else dict.fromkeys(order)))
+        sample = self._parts[0][1]
+        shape = tuple(map(len, axes))
+        whole = np.full(shape + sample.shape[len(axes) :], np.nan if sample.dtype.kind == "f" else -1, sample.dtype)
+        arrived = np.zeros(shape, np.bool_)
+        places = [{label: i for i, label in enumerate(axis)} for axis in axes]
+        for part, array in self._parts:
+            try:
+                cells = np.ix_(*([place[label] for label in axis] for place, axis in zip(places, part, strict=True)))
+            except KeyError as error:
+                raise ProtocolError(f"the answer has {self._name} at {error}, which was not requested") from None
+            whole[cells] = array
+            arrived[cells] = True
+        return tuple(axes), whole, arrived
+
+
+class _Place(NamedTuple):
+    run: int
+    site: int
+
+
+class _Flat(NamedTuple):
+    """The activations of one layer, flattened."""
+
+    shape: tuple[int, ...]
+    values: npt.NDArray[np.generic]
+    arrived: Booleans
+    """Which values have arrived."""
+
+
+class Values:
+    """Activations, joined from slices that each belong to one run, site and layer."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self._sites = tuple(sites)
+        self._known: dict[_Place, dict[int, _Flat]] = {}
+        """By run and site, then by layer."""
+
+    def add(self, part: pb.ActivationSlice) -> None:
+        """Add a slice.
+
+        Raises:
+            ProtocolError: if it lies outside its array, or contradicts the slices before it.
+        """
+        values, shape = from_tensor(part.values).reshape(-1), tuple(part.shape)
+        size, end = math.prod(shape), part.offset + part.values.shape[0] if part.values.shape else part.offset + 1
+        if not (0 <= part.site < len(self._sites) and min(shape, default=0) >= 0 <= part.offset and end <= size):
+            raise ProtocolError(f"the answer has activations outside site {part.site}, at offset {part.offset}")
+        layers = self._known.setdefault(_Place(part.run, part.site), {})
+        if part.layer not in layers:
+            empty = np.nan if values.dtype.kind == "f" else -1
+            layers[part.layer] = _Flat(shape, np.full(size, empty, values.dtype), np.zeros(size, np.bool_))
+        known = layers[part.layer]
+        if known.shape != shape or known.values.dtype != values.dtype:
+            raise ProtocolError(f"the answer has activations of two shapes or types at site {part.site}")
+        known.values[part.offset : end] = values
+        known.arrived[part.offset : end] = True
+
+    def captured(self, run: int) -> Captured:
+        """Return what has arrived of one run."""
+        arrays: list[tuple[Axes, npt.NDArray[np.generic]]] = []
+        for index, site in enumerate(self._sites):
+            known = self._known.get(_Place(run, index), {})
+            layers = [layer for layer in dict.fromkeys(site.layers or sorted(known)) if layer in known]
+            parts = [known[layer] for layer in layers]
+            if not parts:
+                break
+            if len({part.shape for part in parts}) > 1:
+                raise ProtocolError(f"the answer has activations whose shape depends on the layer, at site {index}")
+            shape = parts[0].shape
+            stacked = np.stack([part.values.reshape(shape) for part in parts])
+            axes = captured_axes(site.component, layers, shape)
+            arrays.append((axes, stacked[0] if site.component in WITHOUT_LAYER else stacked))
+        return Captured(self._sites, arrays)
+
+    def check(self, runs: Iterable[int]) -> None:
+        """Check that the activations of these runs are complete.
+
+        Raises:
+            ProtocolError: if they are not; the message names the run and the site.
+        """
+        for run in runs:
+            for index, site in enumerate(self._sites):
+                known = self._known.get(_Place(run, index), {})
+                lacking = () if site.component in WITHOUT_LAYER else set(site.layers) - known.keys()
+                if not known or lacking or not all(part.arrived.all() for part in known.values()):
+                    raise missing(f"activations of run {run} at site {index} ({site.component})")
+
+
+class Continuations:
+    """Generated tokens, joined from slices that each belong to one run."""
+
+    _REASONS: Mapping[int, FinishReason] = {
+        pb.Generated.FINISH_REASON_LENGTH: "length",
+        pb.Generated.FINISH_REASON_END_TOKEN: "end_token",
+    }
+
+    def __init__(self) -> None:
+        self._parts: dict[int, dict[int, pb.Generated]] = {}
+
+    def add(self, part: pb.Generated) -> None:
+        """Add a slice. A slice without tokens, which only ends the run, may share its offset with another one."""
+        parts = self._parts.setdefault(part.run, {})
+        offset = part.offset
+        if offset in parts and part.tokens and parts[offset].tokens:
+            raise ProtocolError(f"the answer has the generated token {offset} of run {part.run} twice")
+        if offset in parts:
+            joined = pb.Generated()
+            joined.CopyFrom(parts[offset])
+            joined.MergeFrom(part)
+            joined.text = parts[offset].text + part.text
+            part = joined
+        parts[offset] = part
+
+    def of(self, run: int) -> Continuation | None:
+        """Return what a run has generated, up to the first gap."""
+        parts = self._parts.get(run)
+        if parts is None:
+            return None
+        tokens: list[Token] = []
+        text = ""
+        reason: FinishReason | None = None
+        for offset in sorted(parts):
+            if offset != len(tokens):
+                break
+            tokens.extend(map(token, parts[offset].tokens))
+            text += parts[offset].text
+            if parts[offset].finish_reason in self._REASONS:
+                reason = self._REASONS[parts[offset].finish_reason]
+        return Continuation(tuple(tokens), text, reason)
+
+    def check(self, runs: Iterable[int]) -> None:
+        """Check that these runs have ended.
+
+        Raises:
+            ProtocolError: if one has not; the message names the run.
+        """
+        for run in runs:
+            said = self.of(run)
+            if said is None or said.finish_reason is None:
+                raise missing(f"the generated tokens of run {run}")

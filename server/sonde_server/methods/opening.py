@@ -1,0 +1,49 @@
+"""How every answer opens: the cost, then the prediction of the unchanged run, which all else is compared with."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+from ..engine import Base, State
+from ..questions.answers import Answer, Context
+from ..questions.interventions import InterveneQuestion
+from ..questions.kernels import attention_of
+from ..questions.prompts import Target
+from ..questions.traces import TraceQuestion
+from ..sharing.session import Session
+from .prediction import predict
+
+Question = TraceQuestion | InterveneQuestion
+
+
+@dataclass(frozen=True, slots=True)
+class Clean:
+    """The unchanged run: its state, the position that is read, and the targets, never none."""
+
+    state: State
+    position: int
+    targets: tuple[Target, ...]
+
+
+def nothing(_: State) -> None:
+    """Hands no runs in beside the unchanged one."""
+
+
+def opening(
+    question: Question, session: Session, *, beside: Callable[[State], None] = nothing
+) -> Generator[Answer, None, Clean | None]:
+    """Yields the context. Returns the unchanged run, or None in a dry run, whose answer ends there.
+
+    `beside` is called with the state of the unchanged run before it is waited for, and may hand in runs over it.
+    """
+    asked, tokens, position = question.asked, question.prompt.tokens, question.asked.position
+    cost = question.cost(session.decoder)
+    attention = attention_of(session.decoder.attention, question.restarts(session.decoder), pairs=question.pairs)
+    if question.dry_run:
+        yield Context(tokens, asked.targets, position, None, cost, attention, question.axes)
+        return None
+    state = session.start(Base(tokens), read=position)
+    beside(state)
+    session.ready([state])
+    targets, prediction = predict(session, state, asked.targets, position, asked.top_k)
+    yield Context(tokens, targets, position, prediction, cost, attention, question.axes)
+    return Clean(state, position, targets)

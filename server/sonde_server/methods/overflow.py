@@ -1,0 +1,151 @@
+"""Every number of an answer is finite; where one is not, the question fails and is told why.
+
+Half precision holds numbers up to 65504. Some models exceed that at single tokens, and an edit can make any run exceed
+the range of any type. What follows is infinite or not a number, down to the probabilities. Masked attention scores are
+the exception: they are -infinity, as the contract says.
+"""
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
+
+import numpy as np
+import torch
+
+from ..engine import Base, State
+from ..errors import InvalidQuestion, NotFinite, SondeServerError, Violation
+from ..questions.activations import Activations
+from ..questions.answers import (
+    Activation,
+    Answer,
+    Attributions,
+    Context,
+    Corruption,
+    EdgeAttributions,
+    Floats,
+    LayerReadings,
+    Readings,
+    RestorationGrid,
+    VerifiedEffect,
+)
+from ..questions.attribution_patching import AttributionPatching
+from ..questions.causal_tracing import CausalTracing, Counterfactual
+from ..questions.interventions import InterveneQuestion
+from ..questions.places import Component, Site
+from ..questions.plans import Sweep
+from ..questions.traces import TraceQuestion
+from ..sharing.session import Session
+
+UNCHANGED = -1
+
+
+class Overflow(Exception):
+    """Some number of a run is infinite or not a number. `run`: that of the plan, or UNCHANGED; None: of no single run.
+
+    `what`: which numbers, for a caller.
+    """
+
+    def __init__(self, run: int | None, what: str) -> None:
+        super().__init__(what)
+        self.run = run
+        self.what = what
+
+
+def finite(
+    answers: Generator[Answer, None, None], question: TraceQuestion | InterveneQuestion, session: Session
+) -> Iterator[Answer]:
+    """The same answers. Raises NotFinite where the model overflowed, and InvalidQuestion where an edit made it."""
+    with closing(answers):
+        try:
+            for answer in answers:
+                _check(answer, question)
+                yield answer
+        except Overflow as found:
+            raise _explained(found, question, session) from None
+
+
+def _check(answer: Answer, question: TraceQuestion | InterveneQuestion) -> None:
+    """Raises Overflow at the first number that is not finite."""
+    match answer:
+        case Context(clean=clean) if clean is not None:
+            _hold(UNCHANGED, "the prediction", clean.log_probabilities, clean.logits, clean.top_log_probabilities)
+        case Readings():
+            _check_readings(answer)
+        case Activation():
+            site = _sites(question)[answer.site]
+            masked = site.component is Component.ATTENTION_SCORES
+            values = answer.values[~np.isneginf(answer.values)] if masked else answer.values
+            _hold(answer.run, f"{site.component.name} of layer {answer.layer}", values)
+        case LayerReadings():
+            _hold(None, "the lens", answer.log_probabilities, answer.logits, answer.kl_divergences)
+            _hold(None, "the lens", answer.top_log_probabilities)
+            _hold(None, "the gradients", answer.gradient_norms)
+        case Corruption() | RestorationGrid():
+            what = "the corrupted runs" if isinstance(answer, Corruption) else "the restored runs"
+            _hold(None, what, answer.probabilities, answer.deviations, answer.logits, answer.sample_probabilities)
+        case Attributions() | EdgeAttributions():
+            _hold(None, "the gradients", answer.estimates)
+        case VerifiedEffect():
+            _hold(None, "a patched run", answer.estimated, answer.measured)
+        case _:
+            pass
+
+
+def _hold(run: int | None, what: str, *arrays: Floats | None) -> None:
+    if not all(array is None or np.isfinite(array).all() for array in arrays):
+        raise Overflow(run, what)
+
+
+def _check_readings(answer: Readings) -> None:
+    columns = (answer.log_probabilities, answer.logits, answer.top_log_probabilities, answer.kl_divergences)
+    for what, arrays in (("the prediction", columns), ("the distances of the edits", (answer.edit_norms,))):
+        for array in arrays:
+            if array is not None and not (rows := np.isfinite(array).reshape(len(array), -1).all(1)).all():
+                raise Overflow(answer.offset + int(rows.argmin()), what)
+
+
+def _sites(question: TraceQuestion | InterveneQuestion) -> tuple[Site, ...]:
+    if isinstance(question, InterveneQuestion):
+        return question.readout.activations
+    assert isinstance(question.method, Activations)
+    return question.method.sites
+
+
+def _explained(found: Overflow, question: TraceQuestion | InterveneQuestion, session: Session) -> SondeServerError:
+    """What made it so: a run of the question's prompts as they are, else what was changed in it."""
+    kind = str(session.decoder.dtype).removeprefix("torch.")
+    for name, tokens in _prompts(question):
+        state = session.states([Base(tokens)])[0]
+        block = session.call(partial(_first_block, state))
+        if block is not None:
+            where = "its token embeddings" if block < 0 else f"block {block}"
+            return NotFinite(f"the unchanged run of {name} is not finite in {kind} from {where} on{_advice(kind)}")
+    what = f"{found.what} is not finite in {kind}"
+    if isinstance(question, InterveneQuestion) and found.run not in (None, UNCHANGED):
+        path = "sweep.edit" if isinstance(question.plan, Sweep) else f"list.interventions[{found.run}]"
+        text = f"in run {found.run} {found.what} would not be finite: its edits exceed the range of {kind}"
+        return InvalidQuestion([Violation(path, text)])
+    return NotFinite(f"{what}{_advice(kind)}")
+
+
+def _prompts(question: TraceQuestion | InterveneQuestion) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The prompts that are run unchanged, by their names in the request."""
+    yield "the prompt", question.prompt.tokens
+    if isinstance(question, InterveneQuestion):
+        for number, source in enumerate(question.sources):
+            yield f"sources[{number}]", source.tokens
+    elif isinstance(question.method, AttributionPatching):
+        yield "the source", question.method.source.tokens
+    elif isinstance(question.method, CausalTracing) and isinstance(question.method.corruption, Counterfactual):
+        yield "the counterfactual", question.method.corruption.prompt.tokens
+
+
+def _first_block(state: State) -> int | None:
+    """The first block that the stream leaves with a number that is not finite; -1: it enters so. None: no block."""
+    with torch.inference_mode():
+        return next((depth - 1 for depth, stream in enumerate(state.residual) if not stream.isfinite().all()), None)
+
+
+def _advice(kind: str) -> str:
+    others = {"float16": "bfloat16 or float32", "bfloat16": "float32"}.get(kind)
+    return "" if others is None else f"; start the server with --dtype {others}"

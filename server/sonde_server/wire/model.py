@@ -1,0 +1,60 @@
+"""The hosted model, and where numbers come from."""
+
+from sonde.v1 import inspection_pb2 as pb
+
+from ..config import Limits
+from ..questions.places import Component, ModelDescription
+
+_DATA_TYPES = {
+    "float32": pb.DATA_TYPE_FLOAT32,
+    "bfloat16": pb.DATA_TYPE_BFLOAT16,
+    "float16": pb.DATA_TYPE_FLOAT16,
+}
+_LARGEST_INT32 = 2**31 - 1
+
+
+def provenance(model: ModelDescription, attention: str, version: str) -> pb.Provenance:
+    """Where numbers come from."""
+    return pb.Provenance(
+        model=model.name,
+        revision=model.revision,
+        data_type=_DATA_TYPES.get(model.data_type, pb.DATA_TYPE_UNSPECIFIED),
+        device=model.device,
+        attention=attention,
+        server_version=version,
+    )
+
+
+def encode_model(model: ModelDescription, limits: Limits, version: str) -> pb.GetModelResponse:
+    """What can be asked of the model; every component of the contract is listed."""
+    components = [
+        pb.ComponentSupport(
+            component=pb.Component.ValueType(component),
+            available=component not in model.unavailable,
+            reason=model.unavailable.get(component, ""),
+        )
+        for component in Component
+    ]
+    stack = pb.StackDescription(
+        stack=pb.STACK_DECODER,
+        layers=model.layers,
+        hidden_size=model.hidden_size,
+        heads=model.heads,
+        key_value_heads=model.key_value_heads,
+        head_size=model.head_size,
+        neurons=model.neurons,
+        components=components,
+    )
+    return pb.GetModelResponse(
+        provenance=provenance(model, model.attention, version),
+        architecture=model.architecture,
+        stacks=[stack],
+        vocabulary_size=model.vocabulary_size,
+        max_positions=min(model.max_positions, _LARGEST_INT32),
+        parameters=model.parameters,
+        limits=pb.Limits(
+            max_prompt_tokens=min(limits.max_prompt_tokens, _LARGEST_INT32),
+            max_runs=min(limits.max_runs, _LARGEST_INT32),
+            max_answer_bytes=limits.max_answer_bytes,
+        ),
+    )

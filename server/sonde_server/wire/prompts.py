@@ -1,0 +1,197 @@
+"""What is asked of every run, and its prediction: prompts, positions, targets, top tokens."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sonde.v1 import inspection_pb2 as pb
+
+from ..questions import answers
+from ..questions.prompts import Metric, Prompt, Target
+from .fields import MOST_TARGETS, Reader
+from .tensors import encode_floats, encode_integers
+
+if TYPE_CHECKING:
+    from ..model.vocabulary import Vocabulary
+
+# A target whose text is longer than this many of the longest token is not tokenized at all.
+LONGEST_TARGET = 8
+_NO_TOKENIZER = "expected token ids, since this model has no tokenizer"
+
+
+def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
+    """The token ids of a prompt, and its text if it was given as text."""
+    if message.image:
+        reader.problems.add(f"{path}.image", "expected nothing, since the hosted model reads no images")
+    most = reader.model.max_positions
+    if reader.limits.max_prompt_tokens:
+        most = min(most, reader.limits.max_prompt_tokens)
+    match message.WhichOneof("input"):
+        case "text":
+            return _read_text(message.text, f"{path}.text", most, reader)
+        case "token_ids":
+            return _read_ids(message.token_ids.ids, f"{path}.token_ids.ids", most, reader)
+        case _:
+            reader.problems.add(path, "expected text or token_ids, got neither")
+            return None
+
+
+def _read_text(text: str, path: str, most: int, reader: Reader) -> Prompt | None:
+    if reader.vocabulary.tokenizer is None:
+        reader.problems.add(path, _NO_TOKENIZER)
+        return None
+    # A text that cannot fit is not tokenized, which would take long.
+    longest = most * reader.vocabulary.longest
+    if len(text) > longest:
+        reader.problems.add(
+            path, f"expected at most {longest} characters, the most that {most} tokens can have, got {len(text)}"
+        )
+        return None
+    try:
+        prompt = reader.vocabulary.encode(text)
+    except ValueError as error:
+        _cannot_encode(error, path, reader)
+        return None
+    if not _fits(len(prompt.tokens), most, path, reader):
+        return None
+    unknown = [token for token in dict.fromkeys(prompt.tokens) if not _embedded(token, path, reader)]
+    return None if unknown else prompt
+
+
+def _cannot_encode(error: ValueError, path: str, reader: Reader) -> None:
+    reader.problems.add(path, f"expected a text that the model's tokenizer can encode; it failed: {str(error)[:200]}")
+
+
+def _embedded(token: int, path: str, reader: Reader) -> bool:
+    """Whether the model has the token: a tokenizer may have tokens that were never added to the model."""
+    size = reader.model.vocabulary_size
+    if token >= size:
+        shown = reader.vocabulary.text(token)
+        reader.problems.add(
+            path, f"expected tokens from 0 to {size - 1}, which the model has, got token {token}, {shown!r}"
+        )
+    return token < size
+
+
+def _read_ids(ids: Sequence[int], path: str, most: int, reader: Reader) -> Prompt | None:
+    if not _fits(len(ids), most, path, reader):
+        return None
+    known = [_read_token_id(token, f"{path}[{i}]", reader) for i, token in enumerate(ids)]
+    return None if None in known else Prompt(tuple(ids))
+
+
+def _fits(tokens: int, most: int, path: str, reader: Reader) -> bool:
+    if not 1 <= tokens <= most:
+        reader.problems.add(path, f"expected a prompt of 1 to {most} tokens, got {tokens}")
+    return 1 <= tokens <= most
+
+
+def read_position(
+    message: pb.TraceRequest | pb.Readout, prompt: Prompt | None, path: str, reader: Reader
+) -> int | None:
+    """The position that is read, by default the last."""
+    given = message.position if message.HasField("position") else -1
+    return reader.position(given, None if prompt is None else len(prompt.tokens), path)
+
+
+def read_targets(messages: Sequence[pb.Target], path: str, reader: Reader) -> tuple[Target, ...]:
+    """The tokens whose predictions are measured."""
+    if len(messages) > MOST_TARGETS:
+        reader.problems.add(path, f"expected at most {MOST_TARGETS} targets, got {len(messages)}")
+        return ()
+    targets = [_read_target(message, f"{path}[{i}]", reader) for i, message in enumerate(messages)]
+    return tuple(target for target in targets if target is not None)
+
+
+def _read_target(message: pb.Target, path: str, reader: Reader) -> Target | None:
+    token: int | None = None
+    match message.WhichOneof("token"):
+        case "text":
+            token = _read_token(message.text, f"{path}.text", reader)
+        case "id":
+            token = _read_token_id(message.id, f"{path}.id", reader)
+        case None:
+            reader.problems.add(path, "expected text or id, got neither")
+    contrast: int | None = None
+    match message.WhichOneof("contrast"):
+        case "contrast_text":
+            contrast = _read_token(message.contrast_text, f"{path}.contrast_text", reader)
+        case "contrast_id":
+            contrast = _read_token_id(message.contrast_id, f"{path}.contrast_id", reader)
+        case None:
+            pass
+    return None if token is None else Target(token, contrast)
+
+
+def _read_token_id(token: int, path: str, reader: Reader) -> int | None:
+    return reader.index(token, reader.model.vocabulary_size, path, "token")
+
+
+def _read_token(text: str, path: str, reader: Reader) -> int | None:
+    vocabulary = reader.vocabulary
+    if vocabulary.tokenizer is None:
+        reader.problems.add(path, _NO_TOKENIZER)
+        return None
+    if len(text) > LONGEST_TARGET * vocabulary.longest:
+        reader.problems.add(
+            path,
+            f"expected exactly one token, of which the longest has {vocabulary.longest} characters, got {len(text)}",
+        )
+        return None
+    if (token := vocabulary.target(text)) is not None:
+        return token if _embedded(token, path, reader) else None
+    try:
+        pieces = vocabulary.pieces(text)
+    except ValueError as error:
+        _cannot_encode(error, path, reader)
+        return None
+    shown = ", ".join(f"{token} {vocabulary.text(token)!r}" for token in pieces[:8]) + (", ..." if pieces[8:] else "")
+    given = text if len(text) <= 80 else text[:80] + "..."
+    other = f"; {' ' + text!r} is one" if text and vocabulary.target(f" {text}") is not None else ""
+    reader.problems.add(path, f"expected exactly one token, got {given!r}, which is [{shown}]{other}")
+    return None
+
+
+def read_metric(number: int, unset: Metric, path: str, reader: Reader) -> Metric:
+    """Which number is differentiated."""
+    if number == 0:
+        return unset
+    try:
+        return Metric(number)
+    except ValueError:
+        known = ", ".join(metric.name for metric in Metric)
+        reader.problems.add(path, f"expected one of {known}, got metric {number}")
+        return unset
+
+
+class Texts(dict[int, str]):
+    """The texts of tokens, each looked up once."""
+
+    def __init__(self, vocabulary: "Vocabulary") -> None:
+        super().__init__()
+        self._vocabulary = vocabulary
+        self._sent: set[int] = set()
+
+    def __missing__(self, token: int) -> str:
+        text = self[token] = self._vocabulary.text(token)
+        return text
+
+    def new(self, tokens: answers.Integers) -> dict[int, str]:
+        """The texts of those tokens that were not asked for here before."""
+        found = [token for token in np.unique(tokens).tolist() if token not in self._sent]
+        self._sent.update(found)
+        return {token: self[token] for token in found}
+
+
+def encode_tokens(ids: Iterable[int], texts: Mapping[int, str]) -> list[pb.Token]:
+    """Tokens with their texts."""
+    return [pb.Token(id=token, text=texts[token]) for token in ids]
+
+
+def encode_top_tokens(
+    readings: answers.Readings | answers.LayerReadings, message: pb.Readings | pb.LayerReadings
+) -> None:
+    """Sets the top tokens of a message, where there are any."""
+    if readings.top_tokens.shape[1]:
+        message.top_token_ids.CopyFrom(encode_integers(readings.top_tokens))
+        message.top_log_probabilities.CopyFrom(encode_floats(readings.top_log_probabilities))

@@ -1,0 +1,50 @@
+"""The logit lens: the question, and what is read at every depth."""
+
+from collections.abc import Iterator
+
+from sonde.v1 import inspection_pb2 as pb
+
+from ..questions import answers
+from ..questions.prompts import Metric
+from ..questions.token_probability import TokenProbability
+from .fields import MOST_NUMBERS, Reader
+from .parts import row_bytes, rows, spans
+from .prompts import Texts, encode_top_tokens, read_metric
+from .tensors import encode_floats, encode_integers
+
+
+def read_token_probability(
+    message: pb.TokenProbability, path: str, tokens: int, targets: int, reader: Reader
+) -> TokenProbability:
+    """The question."""
+    if message.gradient_norms and targets * tokens > MOST_NUMBERS:
+        reader.problems.add(
+            f"{path}.gradient_norms",
+            f"expected at most {MOST_NUMBERS} positions x targets, got {tokens} x {targets}",
+        )
+    return TokenProbability(
+        message.gradient_norms, read_metric(message.metric, Metric.PROBABILITY, f"{path}.metric", reader)
+    )
+
+
+def encode_layers(part: answers.LayerReadings, texts: Texts) -> Iterator[pb.LayerReadings]:
+    """All depths, as many at a time as fit into a message."""
+    count = len(part.depths)
+    for start, stop in spans(count, row_bytes(part, count)):
+        yield _encode_depths(rows(part, start, stop, depths=part.depths[start:stop]), texts)
+
+
+def _encode_depths(layers: answers.LayerReadings, texts: Texts) -> pb.LayerReadings:
+    message = pb.LayerReadings(
+        depths=layers.depths,
+        log_probabilities=encode_floats(layers.log_probabilities),
+        logits=encode_floats(layers.logits),
+        ranks=encode_integers(layers.ranks),
+        kl_divergences=encode_floats(layers.kl_divergences),
+        positions=layers.positions,
+        token_texts=texts.new(layers.top_tokens),
+    )
+    encode_top_tokens(layers, message)
+    if layers.gradient_norms is not None:
+        message.gradient_norms.CopyFrom(encode_floats(layers.gradient_norms))
+    return message

@@ -1,0 +1,240 @@
+"""The `sonde` command against a scripted peer."""
+
+import json
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2
+from sonde.cli import main
+from sonde.v1 import inspection_pb2 as pb
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, peer: Any) -> None:
+    monkeypatch.setenv("SONDE_ADDRESS", peer.address)
+    monkeypatch.delenv("SONDE_TOKEN", raising=False)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        status = main(arguments)
+    except SystemExit as exit_:
+        status = int(exit_.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_model(peer: Any, answers: Any, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("SONDE_TOKEN", "secret")
+    peer.steps = [answers.model()]
+    status, out, err = run(capsys, "model")
+    assert (status, err) == (0, "")
+    assert "residual_mid (parallel)" in out
+    assert peer.metadata[0]["authorization"] == "Bearer secret"
+    described = json.loads(run(capsys, "model", "--json")[1])
+    assert (described["layers"], described["components"]["residual_mid"]["available"]) == (2, False)
+
+
+def test_trace_with_a_figure(peer: Any, answers: Any, capsys: Any, tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib")
+    peer.steps = answers.causal()
+    picture = tmp_path / "trace.png"
+    arguments = ("trace", "The Eiffel Tower is in the city of", "--subject", "The Eiffel Tower", "--target", " Paris")
+    more = (
+        "--plot",
+        str(picture),
+        "--seed",
+        "3",
+        "--samples",
+        "4",
+        "--noise",
+        "2",
+        "--window",
+        "6",
+        "--layers",
+        "0-11",
+    )
+    status, out, err = run(capsys, *arguments, *more, "--layers", "0-11")
+    assert status == 0
+    assert err == f"wrote {picture}\n"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "Tower*" in out
+    assert "residual_post restored" in out
+    asked = peer.requests[0].causal_tracing
+    assert (asked.subject_text, asked.gaussian.seed, asked.gaussian.samples) == ("The Eiffel Tower", 3, 4)
+    assert (asked.gaussian.deviations, asked.window, list(asked.layers)) == (2.0, 6, list(range(12)))
+
+
+def test_trace_as_json(peer: Any, answers: Any, capsys: Any) -> None:
+    peer.steps = answers.causal()
+    described = json.loads(run(capsys, "trace", "x", "--subject", "x", "--json")[1])
+    assert np.array(described["restored"]["mlp_out"]).shape == (8, 12, 1)
+    assert described["corrupted"] == [pytest.approx(0.03)]
+    assert described["clean"]["top_tokens"][0]["probability"] == pytest.approx(0.9)
+
+
+def test_lens(peer: Any, answers: Any, capsys: Any) -> None:
+    peer.steps = [answers.lens(4)]
+    status, out, _ = run(capsys, "trace", "x", "--lens", "--gradients")
+    assert status == 0
+    assert "after block" in out
+    assert peer.requests[0].token_probability.gradient_norms
+
+
+def test_attributions(peer: Any, answers: Any, capsys: Any) -> None:
+    part = pb.Attributions(
+        component=pb.COMPONENT_HEAD_OUT,
+        layers=[0, 1],
+        positions=range(8),
+        estimates=answers.tensor(np.arange(48, dtype=np.float32).reshape(2, 8, 3, 1)),
+    )
+    edges = pb.EdgeAttributions(
+        senders=answers.tensor(np.array([[pb.COMPONENT_TOKEN_EMBEDDING, 0, 0]]), "int32"),
+        receivers=answers.tensor(np.array([[pb.COMPONENT_QUERY, 3, 1]]), "int32"),
+        estimates=answers.tensor(np.array([[0.5]])),
+    )
+    site = pb.Site(component=pb.COMPONENT_HEAD_OUT, layers=[1], units=[2], positions=[7])
+    verified = pb.VerifiedEffect(site=site, estimated=[47.0], measured=[3.0])
+    message = pb.TraceResponse(context=answers.context(), attributions=[part], edges=[edges], verified=[verified])
+    peer.steps = [message]
+    arguments = ("trace", "x", "--attribute-from", "y", "--component", "head_out", "--edges", "1", "--verify", "1")
+    status, out, _ = run(capsys, *arguments, "--steps", "4", "--metric", "probability")
+    assert status == 0
+    assert "token embedding  query 3.1" in out
+    assert "head_out layer 1 unit 2 position 7" in out
+    asked = peer.requests[0].attribution_patching
+    assert (asked.source.text, list(asked.components)) == ("y", [pb.COMPONENT_HEAD_OUT])
+    assert (asked.integration_steps, asked.metric, asked.verify_top) == (4, pb.METRIC_PROBABILITY, 1)
+    assert asked.edges.top == 1
+    described = json.loads(run(capsys, *arguments, "--json")[1])
+    assert described["edges"]["estimates"] == [[0.5]]
+    assert run(capsys, "trace", "x", "--attribute-from", "y", "--lens")[0] == 2
+
+
+def test_a_prediction_alone(peer: Any, answers: Any, capsys: Any) -> None:
+    peer.steps = [pb.TraceResponse(context=answers.context())]
+    assert "' Paris'     0.9" in run(capsys, "trace", "x", "--top", "2")[1]
+    assert peer.requests[0].top_k == 2
+    assert peer.requests[0].WhichOneof("method") is None
+
+
+def one_run(answers: Any) -> pb.InterveneResponse:
+    return pb.InterveneResponse(context=answers.context(), readings=answers.readings(0, [[-1.0]]))
+
+
+def test_places_are_edited_together(peer: Any, answers: Any, capsys: Any) -> None:
+    peer.steps = [one_run(answers)]
+    arguments = ("intervene", "x", "--neuron", "3:17", "--head", "0-1:2,4", "--residual", "5", "--scale", "0.5")
+    status, out, _ = run(capsys, *arguments, "--position", "-1")
+    assert status == 0
+    assert "unchanged" in out
+    (intervention,) = peer.requests[0].list.interventions
+    assert [(e.site.component, list(e.site.layers), list(e.site.units), e.scale) for e in intervention.edits] == [
+        (pb.COMPONENT_NEURON, [3], [17], 0.5),
+        (pb.COMPONENT_HEAD_OUT, [0, 1], [2, 4], 0.5),
+        (pb.COMPONENT_RESIDUAL_POST, [5], [], 0.5),
+    ]
+    assert all(list(e.site.positions) == [-1] for e in intervention.edits)
+
+
+def test_places_one_by_one(peer: Any, answers: Any, capsys: Any) -> None:
+    peer.steps = [pb.InterveneResponse(context=answers.context(), readings=answers.readings(0, [[-1.0], [-2.0]]))]
+    status, out, _ = run(capsys, "intervene", "x", "--neuron", "3:17", "--neuron", "3:18", "--separately")
+    assert (status, len(peer.requests[0].list.interventions)) == (0, 2)
+    assert "2 runs, the 2 largest changes first" in out
+
+
+def test_a_sweep(peer: Any, answers: Any, capsys: Any) -> None:
+    context = answers.context(axes=pb.Axes(layers=[3], units=[0, 1], positions=[7]))
+    peer.steps = [pb.InterveneResponse(context=context, readings=answers.readings(0, [[-1.0], [-2.0]]))]
+    arguments = ("intervene", "x", "--sweep", "head", "--layer", "3", "--position", "-1")
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0
+    assert "layer  unit  position" in out
+    site = peer.requests[0].sweep.edit.site
+    assert (site.component, list(site.layers), list(site.positions)) == (pb.COMPONENT_HEAD_OUT, [3], [-1])
+    described = json.loads(run(capsys, *arguments, "--json")[1])
+    assert described["axes"]["unit"] == [0, 1]
+    assert np.array(described["log_probabilities"]).shape == (1, 2, 1, 1)
+
+
+def test_operations(peer: Any, answers: Any, capsys: Any, tmp_path: Any) -> None:
+    peer.steps = [one_run(answers)]
+    np.save(tmp_path / "v.npy", np.ones(3, np.float32))
+    for arguments, operation in (
+        (("--set", str(tmp_path / "v.npy")), "set"),
+        (("--add", str(tmp_path / "v.npy")), "add"),
+        (("--noise", "0.1"), "noise"),
+        (("--patch-from", "another"), "patch"),
+        ((), "scale"),
+    ):
+        assert run(capsys, "intervene", "x", "--mlp", "1", *arguments)[0] == 0
+        assert peer.requests[-1].list.interventions[0].edits[0].WhichOneof("operation") == operation
+    assert [source.text for source in peer.requests[-2].sources] == ["another"]
+
+
+def test_a_dry_run(peer: Any, answers: Any, capsys: Any) -> None:
+    peer.steps = [pb.InterveneResponse(context=answers.context(clean=False))]
+    status, out, _ = run(capsys, "intervene", "x", "--mlp", "1", "--dry-run")
+    assert (status, out) == (0, "5 runs, 40 token-layers, of 160 in full; an answer of 1,000 bytes\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("intervene", "x"), "--neuron 3:17"),
+        (("intervene", "x", "--neuron", "a:1"), "'a'"),
+        (("intervene", "x", "--neuron", "3-1:1"), "at least one number"),
+        (("intervene", "x", "--neuron", "1:1", "--layers", "2"), "--sweep"),
+        (("intervene", "x", "--sweep", "head", "--neuron", "1:1"), "--layers"),
+        (("intervene", "x", "--sweep", "brain"), "brain"),
+        (("intervene", "x", "--mlp", "1", "--add", "/nowhere.npy"), "/nowhere.npy"),
+        (("trace", "x", "--lens", "--subject", "x"), "expected one method"),
+        (("trace", "x", "--contrast", " Rome"), "--target"),
+        (("trace",), "prompt"),
+        (("model", "--address", "gpu.example.org", "--token", "secret"), "unencrypted"),
+    ],
+)
+def test_usage_errors_are_one_line_and_status_2(capsys: Any, arguments: tuple[str, ...], words: str) -> None:
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert words in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, 2),
+        (grpc.StatusCode.UNIMPLEMENTED, 2),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, 3),
+        (grpc.StatusCode.UNAUTHENTICATED, 4),
+        (grpc.StatusCode.INTERNAL, 1),
+    ],
+)
+def test_failures_have_their_status(peer: Any, fail: Any, capsys: Any, code: Any, status: int) -> None:
+    info = error_details_pb2.ErrorInfo(reason="WHY", metadata={"request_id": "abc"})
+    retry = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=2))
+    peer.steps = [fail(code, "first line\nsecond line", info, retry)]
+    got, out, err = run(capsys, "trace", "x")
+    assert (got, out) == (status, "")
+    assert err.startswith("sonde: first line second line")
+    assert err.count("\n") == 1
+    assert "(request abc)" in err
+    assert ("try again in 2 s" in err) is (status == 3)
+
+
+def test_nobody_there(capsys: Any) -> None:
+    status, _, err = run(capsys, "model", "--address", "127.0.0.1:1")
+    assert status == 3
+    assert err.startswith("sonde: no server answers at 127.0.0.1:1")
+
+
+def test_help_tells_the_exit_status(capsys: Any) -> None:
+    for arguments in (["--help"], ["trace", "--help"]):
+        status, out, _ = run(capsys, *arguments)
+        assert status == 0
+        assert "SONDE_ADDRESS" in out

@@ -1,0 +1,81 @@
+"""Both clients have one set of signatures, which people and type checkers see in full."""
+
+import inspect
+import subprocess
+import sys
+import typing
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+
+import pytest
+import sonde
+
+QUESTIONS = ("trace", "intervene", "trace_token_probability", "intervene_on_neuron")
+STREAMS = ("stream_trace", "stream_intervene")
+
+
+@pytest.mark.parametrize("name", [*QUESTIONS, *STREAMS])
+def test_both_clients_take_the_same_and_say_the_same(name: str) -> None:
+    one, other = getattr(sonde.Client, name), getattr(sonde.AsyncClient, name)
+    assert inspect.signature(one).parameters == inspect.signature(other).parameters
+    assert next(iter(inspect.signature(one).parameters)) == "self"
+    assert inspect.getdoc(one) == inspect.getdoc(other)
+    assert (one.__qualname__, other.__qualname__) == (f"Client.{name}", f"AsyncClient.{name}")
+
+
+def test_what_they_return_is_told_by_each() -> None:
+    for name in QUESTIONS:
+        answer = inspect.signature(getattr(sonde.Client, name)).return_annotation
+        assert issubclass(answer, sonde.Result)
+        assert inspect.signature(getattr(sonde.AsyncClient, name)).return_annotation is answer
+        assert inspect.iscoroutinefunction(getattr(sonde.AsyncClient, name))
+    for name in STREAMS:
+        hints = (
+            typing.get_type_hints(getattr(sonde.Client, name)),
+            typing.get_type_hints(getattr(sonde.AsyncClient, name)),
+        )
+        assert [typing.get_origin(one["return"]) for one in hints] == [Generator, AsyncGenerator]
+
+
+SNIPPET = """
+from collections.abc import AsyncGenerator, Generator
+from typing import assert_type
+
+import sonde
+
+def ask(client: sonde.Client) -> None:
+    assert_type(client.trace("a"), sonde.TraceResult)
+    assert_type(client.trace("a", method=sonde.CausalTracing("b")), sonde.CausalTracingResult)
+    assert_type(client.intervene("a", []), sonde.InterventionResult)
+    assert_type(client.stream_trace("a", method=sonde.TokenProbability()),
+                Generator[sonde.TokenProbabilityResult, None, None])
+    assert_type(client.trace_token_probability([1], 2), sonde.TokenProbabilityResult)
+    assert_type(client.model, sonde.Model)
+    assert_type(client.wait_until_serving(), sonde.Model)
+
+async def ask_later(client: sonde.AsyncClient) -> None:
+    assert_type(await client.trace("a"), sonde.TraceResult)
+    assert_type(await client.trace("a", method=sonde.Activations(sonde.head())), sonde.ActivationsResult)
+    assert_type(await client.intervene("a", []), sonde.InterventionResult)
+    assert_type(client.stream_intervene("a", []), AsyncGenerator[sonde.InterventionResult, None])
+    assert_type(await client.model, sonde.Model)
+    assert_type(await client.wait_until_serving(), sonde.Model)
+"""
+WRONG = """
+import sonde
+
+def ask(client: sonde.Client) -> None:
+    client.trace("a", metod=None)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("snippet", "status"), [(SNIPPET, 0), (WRONG, 1)])
+def test_a_type_checker_knows_the_result_by_the_method(tmp_path: Path, snippet: str, status: int) -> None:
+    pytest.importorskip("mypy")
+    file = tmp_path / "program.py"
+    file.write_text(snippet)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "mypy", "--config-file", str(root / "pyproject.toml"), str(file)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == status, done.stdout
