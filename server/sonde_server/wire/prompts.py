@@ -46,7 +46,7 @@ def _read_text(text: str, path: str, most: int, reader: Reader) -> Prompt | None
     longest = most * reader.vocabulary.longest
     if len(text) > longest:
         reader.problems.add(
-            path, f"expected at most {longest} characters, the most that {most} tokens can have, got {len(text)}"
+            path, f"expected at most {longest} characters, as {most} tokens can have, got {len(text)} characters"
         )
         return None
     try:
@@ -137,7 +137,7 @@ def _read_token(text: str, path: str, reader: Reader) -> int | None:
     if len(text) > LONGEST_TARGET * vocabulary.longest:
         reader.problems.add(
             path,
-            f"expected exactly one token, of which the longest has {vocabulary.longest} characters, got {len(text)}",
+            f"expected one token, of which the longest has {vocabulary.longest}, got {len(text)} characters",
         )
         return None
     if (token := vocabulary.target(text)) is not None:
