@@ -19,6 +19,8 @@ from docs.generate import contract
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = Path("proto/sonde/v1")
 FILES = (inspection_pb2.DESCRIPTOR, *inspection_pb2.DESCRIPTOR.public_dependencies)
+METHODS = [one.name for one in inspection_pb2.TraceRequest.DESCRIPTOR.oneofs_by_name["method"].fields]
+NEW_FILE = 'syntax = "proto3";\n\npackage sonde.v1;\n\n'
 NOISE = r"(?:^//.*\n)+^message Noise \{\n(?:.*\n)*?^\}\n"
 
 
@@ -29,6 +31,10 @@ def load(path: str) -> ModuleType:
     module = module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def reading_order(project: Path) -> list[str]:
+    return [file.name.rpartition("/")[2] for file in contract.reading_order(project / "proto")]
 
 
 def git(directory: Path, *arguments: str) -> None:
@@ -166,10 +172,25 @@ def test_one_import_brings_the_whole_contract() -> None:
 
 
 def test_a_file_without_a_row_in_the_map_is_noticed(project: Path) -> None:
-    assert contract.reading_order(project / "proto")[0] == "inspection.proto"
-    (project / CONTRACT / "unlisted.proto").touch()
+    assert reading_order(project)[0] == "inspection.proto"
+    (project / CONTRACT / "unlisted.proto").write_text(NEW_FILE, encoding="utf-8")
     with pytest.raises(RuntimeError, match=r"expected a table of .*'unlisted\.proto'"):
-        contract.reading_order(project / "proto")
+        reading_order(project)
+
+
+def test_a_new_method_needs_no_row_in_the_map(project: Path) -> None:
+    before = reading_order(project)
+    at = before.index("traces.proto") + 1
+    assert before[at : at + len(METHODS)] == [f"{name}.proto" for name in METHODS]
+    (project / CONTRACT / "new_method.proto").write_text(f"{NEW_FILE}message NewMethod {{}}\n", encoding="utf-8")
+    rewrite(
+        project,
+        r"^    Activations activations = 8;",
+        "    Activations activations = 8;\n    NewMethod new_method = 10;",
+    )
+    rewrite(project, r"^// A prompt, and the method", 'import "sonde/v1/new_method.proto";\n\n\\g<0>')
+    at += len(METHODS)
+    assert reading_order(project) == [*before[:at], "new_method.proto", *before[at:]]
 
 
 def test_no_field_is_a_64_bit_integer_without_need() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sonde_server.engine import Base, Change, PlacedEdit, Reading, Run, State
 from sonde_server.engine.layout import Row
-from sonde_server.engine.memory import MOST_POSITIONS, OPERATIONS
+from sonde_server.engine.memory import FEWEST_POSITIONS, MOST_POSITIONS, OPERATIONS
 from sonde_server.errors import Stopped
 from sonde_server.questions.places import Component
 from sonde_server.questions.prompts import Target
@@ -311,4 +311,4 @@ def test_a_batch_is_as_large_as_the_model_allows(wide: Host, monkeypatch: pytest
     monkeypatch.setattr(memory, "_operations", OPERATIONS["cpu"] / 1500)
     assert memory.batch_positions == 1500
     monkeypatch.setattr(memory, "_operations", OPERATIONS["cpu"])
-    assert memory.batch_positions == 1024
+    assert memory.batch_positions == FEWEST_POSITIONS["cpu"]

@@ -219,8 +219,8 @@ def details(error: grpc.RpcError, kind: type) -> list[object]:
 def test_a_full_queue_says_when_to_come_again(wide: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     backlog = wide.server.scheduler.backlog
     with under_way(wide, long_sweep(60)):
-        # Far fewer than the sweep still has: what it does meanwhile makes no room.
-        monkeypatch.setattr(backlog, "max_runs", 1_000)
+        # Far fewer than the sweep still has: what it does meanwhile makes no room for the small question.
+        monkeypatch.setattr(backlog, "max_runs", 2)
         with pytest.raises(grpc.RpcError) as caught:
             wide.intervene(small(3))
         assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED

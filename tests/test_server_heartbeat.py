@@ -14,7 +14,8 @@ from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.config import Settings
 from sonde_server.errors import Stopped
-from sonde_server.questions.answers import Answer, Corruption, Progress
+from sonde_server.questions.answers import Answer, Progress
+from sonde_server.questions.causal_tracing import Corruption
 from sonde_server.serving.heartbeat import with_heartbeat
 from sonde_server.serving.server import Server
 

@@ -15,8 +15,12 @@ from sonde_server.config import Limits
 from sonde_server.errors import InvalidQuestion
 from sonde_server.model.vocabulary import Vocabulary
 from sonde_server.questions import answers
+from sonde_server.questions.activations import Activation
+from sonde_server.questions.causal_tracing import RestorationGrid
+from sonde_server.questions.interventions import Readings
 from sonde_server.questions.places import Component, ModelDescription
 from sonde_server.questions.prompts import Target
+from sonde_server.questions.token_probability import LayerReadings
 from sonde_server.wire import encode_intervene, encode_model, encode_trace
 from sonde_server.wire.fields import Reader
 from sonde_server.wire.tensors import check_broadcasts, decode_tensor
@@ -113,7 +117,7 @@ def test_broadcasting_is_numpys_where_the_selection_keeps_its_shape(given_shape:
 # ------------------------------------------------------------------ streams
 
 
-def readings(runs: int, targets: int, top: int, edits: int, kl: bool, splits: Sequence[int]) -> list[answers.Readings]:
+def readings(runs: int, targets: int, top: int, edits: int, kl: bool, splits: Sequence[int]) -> list[Readings]:
     ids = np.random.RandomState(1).randint(0, 420, (runs, top)).astype(np.int32)
     whole: tuple[Any, ...] = (
         floats(runs, targets),
@@ -127,7 +131,7 @@ def readings(runs: int, targets: int, top: int, edits: int, kl: bool, splits: Se
     parts = []
     for start, stop in pairwise(edges):
         logs, logits, divergences, tokens, tops, norms = (values[start:stop] for values in whole)
-        parts.append(answers.Readings(start, logs, logits, divergences if kl else None, tokens, tops, norms))
+        parts.append(Readings(start, logs, logits, divergences if kl else None, tokens, tops, norms))
     return parts
 
 
@@ -176,7 +180,7 @@ def test_a_small_answer_is_one_message_however_long_it_takes() -> None:
         yield CONTEXT
         for run in range(16):
             one = floats(1, 1)
-            yield answers.Readings(run, one, one, None, np.zeros((1, 0), np.int32), floats(1, 0), one)
+            yield Readings(run, one, one, None, np.zeros((1, 0), np.int32), floats(1, 0), one)
             yield answers.Progress(run + 1, 16)
 
     answer = wire.join_intervene(encode_intervene(parts(), MODEL, VOCABULARY, "1", Clock(1)))
@@ -194,7 +198,7 @@ def test_a_long_one_tells_of_its_progress_in_time(step: float, several: bool) ->
 
 @pytest.mark.parametrize("shape", [(3, 2), (600, 1000), (1 << 20,)])
 def test_activations_of_any_size(shape: tuple[int, ...]) -> None:
-    parts = [answers.Activation(run, 1, 2, floats(*shape, seed=run + 1)) for run in (-1, 0)]
+    parts = [Activation(run, 1, 2, floats(*shape, seed=run + 1)) for run in (-1, 0)]
     both = [
         wire.join_trace(encode_trace([CONTEXT, *parts], MODEL, VOCABULARY, "1", Clock(0))),
         wire.join_intervene(encode_intervene([CONTEXT, *parts], MODEL, VOCABULARY, "1", Clock(0))),
@@ -208,7 +212,7 @@ def test_activations_of_any_size(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(("positions", "layers", "samples"), [(3, 4, 0), (200, 48, 10), (2, 90, 3000)])
 def test_grids_of_any_size(positions: int, layers: int, samples: int) -> None:
     shape = (positions, layers, 2)
-    grid = answers.RestorationGrid(
+    grid = RestorationGrid(
         Component.MLP_OUT, tuple(range(positions)), tuple(range(layers)), floats(*shape), floats(*shape, seed=1),
         floats(*shape, seed=2), floats(*shape, samples) if samples else None,
     )  # fmt: skip
@@ -221,7 +225,7 @@ def test_grids_of_any_size(positions: int, layers: int, samples: int) -> None:
 @pytest.mark.parametrize("positions", [3, 5000])
 def test_depths_of_any_size(positions: int) -> None:
     depths, targets, top = 49, 3, 10
-    layers = answers.LayerReadings(
+    layers = LayerReadings(
         tuple(range(depths)), floats(depths, targets), floats(depths, targets), np.ones((depths, targets), np.int32),
         floats(depths), np.full((depths, top), 7, np.int32), floats(depths, top), floats(depths, positions, targets),
         tuple(range(positions)),

@@ -1,8 +1,8 @@
 """The reference of the contract, from the comments of the proto files.
 
 `buf build` gives the descriptors with the comments (google.protobuf.FileDescriptorSet with source_code_info). Each file
-is a section, in the order of the table in proto/README.md. What a comment names that the contract has,
-`Limits.max_runs`, `RESIDUAL_POST` or TraceRequest, becomes a link.
+is a section, in the order of the table in proto/README.md; the files of the methods follow `traces.proto`. What a
+comment names that the contract has, `Limits.max_runs`, `RESIDUAL_POST` or TraceRequest, becomes a link.
 """
 
 import html
@@ -41,6 +41,7 @@ _TYPES = {
     FieldDescriptorProto.TYPE_BYTES: "bytes",
 }
 _FOLDER = "sonde/v1"
+_TRACES = "traces.proto"
 _LISTED = re.compile(rf"\({_FOLDER}/(\w+\.proto)\)")
 _CODE = re.compile(r"`([^`]+)`")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?:\.[A-Za-z][A-Za-z0-9_]*)*")
@@ -63,23 +64,34 @@ def describe(proto: Path) -> FileDescriptorSet:
     return FileDescriptorSet.FromString(built.stdout)
 
 
-def reading_order(proto: Path) -> list[str]:
-    """The names of the contract's files, in the order in which proto/README.md lists them.
+def reading_order(proto: Path) -> list[FileDescriptorProto]:
+    """The contract's files, in the order in which proto/README.md lists them.
+
+    Those of the methods of a trace follow `traces.proto`, in the order of their fields in the request.
 
     Raises:
         RuntimeError: where the page lists a file that is not there, or leaves one out.
     """
+    files = {file.name.rpartition("/")[2]: file for file in describe(proto).file}
+    methods = _methods(files[_TRACES])
     listed = list(dict.fromkeys(_LISTED.findall((proto / "README.md").read_text(encoding="utf-8"))))
-    found = {path.name for path in (proto / _FOLDER).glob("*.proto")}
-    if set(listed) != found:
-        raise RuntimeError(f"proto/README.md: expected a table of {sorted(found)}, got {sorted(listed)}")
-    return listed
+    expected = files.keys() - set(methods)
+    if set(listed) != expected:
+        raise RuntimeError(f"proto/README.md: expected a table of {sorted(expected)}, got {sorted(listed)}")
+    behind = listed.index(_TRACES) + 1
+    return [files[name] for name in (*listed[:behind], *methods, *listed[behind:])]
+
+
+def _methods(traces: FileDescriptorProto) -> list[str]:
+    """The names of the files of the methods of a trace, each named like its field."""
+    (request,) = (message for message in traces.message_type if message.name == "TraceRequest")
+    (number,) = (number for number, oneof in enumerate(request.oneof_decl) if oneof.name == "method")
+    return [f"{one.name}.proto" for one in request.field if one.HasField("oneof_index") and one.oneof_index == number]
 
 
 def page(proto: Path) -> str:
     """The page, in Markdown."""
-    files = {file.name.rpartition("/")[2]: file for file in describe(proto).file}
-    return _Page([files[name] for name in reading_order(proto)]).text()
+    return _Page(reading_order(proto)).text()
 
 
 @dataclass(frozen=True)

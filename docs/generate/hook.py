@@ -13,7 +13,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 # mkdocs knows this file alone; the packages lie beside docs/.
 sys.path[:0] = [str(ROOT), str(ROOT / "client"), str(ROOT / "server")]
 
-from docs.generate import commands, contract, errors, metrics, repository, settings  # noqa: E402 - needs the path
+from docs.generate import commands, contract, errors, methods, metrics, repository, settings  # noqa: E402 - needs the path
 
 GENERATED: Final[Mapping[str, Callable[[], str]]] = {
     "reference/contract.md": lambda: contract.page(ROOT / "proto"),
@@ -50,6 +50,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         page.meta["search"] = {"exclude": True}
     if source.startswith("repository/") or source in repository.PLACES.values():
         return markdown
+    if source == "reference/python.md":
+        markdown = methods.listed(markdown)
     return repository.rewritten(markdown, f"docs/{source}", source, ROOT)
 
 

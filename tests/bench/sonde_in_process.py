@@ -10,10 +10,10 @@ import numpy as np
 from sonde_server import methods
 from sonde_server.config import Settings
 from sonde_server.questions.answers import Answer as Part
-from sonde_server.questions.answers import Context, Readings, RestorationGrid
-from sonde_server.questions.causal_tracing import CausalTracing, GaussianCorruption
+from sonde_server.questions.answers import Context
+from sonde_server.questions.causal_tracing import CausalTracing, GaussianCorruption, RestorationGrid
 from sonde_server.questions.edits import Edit, Scale
-from sonde_server.questions.interventions import InterveneQuestion, Readout
+from sonde_server.questions.interventions import InterveneQuestion, Readings, Readout
 from sonde_server.questions.places import Component, Site
 from sonde_server.questions.plans import Intervention, InterventionList, Plan, Sweep
 from sonde_server.questions.prompts import Prompt, Target

@@ -158,7 +158,7 @@ def test_the_contract_is_all_there(site: Site) -> None:
     # A comment, a type and a number, as the file has them.
     assert "optional int32 = 5" in page.text
     assert "map of int32 to string = 9" in page.text
-    assert "Blocks, 0 to layers - 1." in page.text
+    assert "Blocks, 0 to layers - 1;" in page.text
 
 
 def test_the_python_names_are_all_there(site: Site) -> None:

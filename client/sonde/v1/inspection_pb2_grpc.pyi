@@ -130,11 +130,10 @@ class InspectionServiceStub:
     """Looks inside the one transformer that this server hosts.
 
     Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
-    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
-    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
-    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
-    model and device gives the same values, except for rounding in the data type when the request shares a batch with
-    others.
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; most other
+    fields are slices, and each says where it belongs. A small answer (a prediction, a dry run, a few interventions) is
+    exactly one message. The same request to the same build, model and device gives the same values, except for rounding
+    in the data type when the request shares a batch with others.
 
     Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
     path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
@@ -156,11 +155,10 @@ class InspectionServiceAsyncStub(InspectionServiceStub):
     """Looks inside the one transformer that this server hosts.
 
     Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
-    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
-    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
-    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
-    model and device gives the same values, except for rounding in the data type when the request shares a batch with
-    others.
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; most other
+    fields are slices, and each says where it belongs. A small answer (a prediction, a dry run, a few interventions) is
+    exactly one message. The same request to the same build, model and device gives the same values, except for rounding
+    in the data type when the request shares a batch with others.
 
     Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
     path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.
@@ -178,11 +176,10 @@ class InspectionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Looks inside the one transformer that this server hosts.
 
     Trace watches a run; Intervene changes one. Both answer with a stream of messages of about 1 MiB at most, which the
-    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; readings,
-    layers, grids, attributions, edges, activations and generated are slices, and each says where it belongs. A small
-    answer (a prediction, a dry run, a few interventions) is exactly one message. The same request to the same build,
-    model and device gives the same values, except for rounding in the data type when the request shares a batch with
-    others.
+    caller joins field by field: `context` comes once, in the first message; of `progress` the last one counts; most other
+    fields are slices, and each says where it belongs. A small answer (a prediction, a dry run, a few interventions) is
+    exactly one message. The same request to the same build, model and device gives the same values, except for rounding
+    in the data type when the request shares a batch with others.
 
     Errors are google.rpc.Status with details. INVALID_ARGUMENT carries BadRequest. Each violation names the field by its
     path, such as `list.interventions[3].edits[0].site.layers[0]`, and says what was given and what was expected.

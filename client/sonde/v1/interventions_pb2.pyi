@@ -81,7 +81,7 @@ Global___InterveneRequest: _TypeAlias = InterveneRequest  # noqa: Y015
 
 @_typing.final
 class InterveneResponse(_message.Message):
-    """Part of the answer to an InterveneRequest."""
+    """Part of the answer to an InterveneRequest. Each field's comment says how the parts join."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -92,23 +92,29 @@ class InterveneResponse(_message.Message):
     GENERATED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def context(self) -> _context_pb2.RunContext:
-        """What a caller needs to read the rest. Set in the first message only."""
+        """What a caller needs to read the rest. It comes once, in the first message."""
 
     @_builtins.property
     def progress(self) -> _context_pb2.Progress:
-        """How much of the request is done. The last one counts."""
+        """How much of the request is done. The last one counts. A message may contain nothing else."""
 
     @_builtins.property
     def readings(self) -> _readouts_pb2.Readings:
-        """The readings of some runs. Unset in a message that has none."""
+        """The readings of some runs. A part has the rows [Readings.offset, Readings.offset + Readings.count) of each column.
+        Unset in a message that has none.
+        """
 
     @_builtins.property
     def activations(self) -> _containers.RepeatedCompositeFieldContainer[_activations_pb2.ActivationSlice]:
-        """Parts of the activations of Readout.activations."""
+        """Parts of the activations of Readout.activations. A part has the values from ActivationSlice.offset on, of the array
+        of ActivationSlice.shape that belongs to its `run`, `site` and `layer`.
+        """
 
     @_builtins.property
     def generated(self) -> _containers.RepeatedCompositeFieldContainer[_readouts_pb2.Generated]:
-        """Parts of the continuations of Readout.generation."""
+        """Parts of the continuations of Readout.generation. A part has the tokens of its `run` from Generated.offset on. The
+        texts of the parts, in the order of their tokens, are the whole text.
+        """
 
     def __init__(
         self,

@@ -183,7 +183,7 @@ class Readings(_message.Message):
 
     @_builtins.property
     def token_texts(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
-        """The texts of the ids that are new in this message, by id."""
+        """The texts of the ids that are new in this message, by id. Those of all messages make one table."""
 
     def __init__(
         self,

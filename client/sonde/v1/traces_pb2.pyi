@@ -102,7 +102,7 @@ Global___TraceRequest: _TypeAlias = TraceRequest  # noqa: Y015
 
 @_typing.final
 class TraceResponse(_message.Message):
-    """Part of the answer to a TraceRequest."""
+    """Part of the answer to a TraceRequest. Each field's comment says how the parts join."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -117,39 +117,47 @@ class TraceResponse(_message.Message):
     EDGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def context(self) -> _context_pb2.RunContext:
-        """What a caller needs to read the rest. Set in the first message only."""
+        """What a caller needs to read the rest. It comes once, in the first message."""
 
     @_builtins.property
     def progress(self) -> _context_pb2.Progress:
-        """How much of the request is done. The last one counts."""
+        """How much of the request is done. The last one counts. A message may contain nothing else."""
 
     @_builtins.property
     def layers(self) -> _token_probability_pb2.LayerReadings:
-        """Of TokenProbability: some of the depths."""
+        """Of TokenProbability: some of the depths. A part has the rows of the LayerReadings.depths that it lists."""
 
     @_builtins.property
     def corruption(self) -> _causal_tracing_pb2.Corruption:
-        """Of CausalTracing: the corrupted runs. Set once."""
+        """Of CausalTracing: the corrupted runs. It comes once."""
 
     @_builtins.property
     def grids(self) -> _containers.RepeatedCompositeFieldContainer[_causal_tracing_pb2.RestorationGrid]:
-        """Of CausalTracing: parts of the grids."""
+        """Of CausalTracing: parts of the grids. A part has the cells of one RestorationGrid.component, at the
+        RestorationGrid.positions x RestorationGrid.layers that it lists.
+        """
 
     @_builtins.property
     def attributions(self) -> _containers.RepeatedCompositeFieldContainer[_attribution_patching_pb2.Attributions]:
-        """Of AttributionPatching: parts of the estimates."""
+        """Of AttributionPatching: parts of the estimates. A part has the cells of one Attributions.component, at the
+        Attributions.layers x Attributions.positions that it lists.
+        """
 
     @_builtins.property
     def verified(self) -> _containers.RepeatedCompositeFieldContainer[_attribution_patching_pb2.VerifiedEffect]:
-        """Of AttributionPatching: the estimates that were verified, the largest first."""
+        """Of AttributionPatching: the estimates that were verified, the largest first. Each message adds those that it has."""
 
     @_builtins.property
     def activations(self) -> _containers.RepeatedCompositeFieldContainer[_activations_pb2.ActivationSlice]:
-        """Of Activations: parts of the activations."""
+        """Of Activations: parts of the activations. A part has the values from ActivationSlice.offset on, of the array of
+        ActivationSlice.shape that belongs to its `site` and `layer`.
+        """
 
     @_builtins.property
     def edges(self) -> _containers.RepeatedCompositeFieldContainer[_attribution_patching_pb2.EdgeAttributions]:
-        """Of AttributionPatching.edges: parts of the edges."""
+        """Of AttributionPatching.edges: parts of the edges. A part has the rows from EdgeAttributions.offset on, of the edges
+        in the order of their estimates.
+        """
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ PASSING = 0.2
 OPERATIONS = {"cpu": 5e11, "cuda": 2e14}
 # Every batch reads all weights: with fewer positions that costs a sweep more than a few percent; with more, a CPU gains
 # nothing.
-FEWEST_POSITIONS = {"cpu": 1024, "cuda": 4096}
+FEWEST_POSITIONS = {"cpu": 1280, "cuda": 4096}
 MOST_POSITIONS = {"cpu": 2048.0, "cuda": inf}
 
 

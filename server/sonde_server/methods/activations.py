@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from ..engine import Capture
-from ..questions.activations import Activations
-from ..questions.answers import Activation, Answer
+from ..questions.activations import Activation, Activations
+from ..questions.answers import Answer
 from ..questions.places import Site
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
-from ..questions.answers import Answer, Floats, VerifiedEffect
-from ..questions.attribution_patching import AttributionPatching
+from ..questions.answers import Answer, Floats
+from ..questions.attribution_patching import AttributionPatching, VerifiedEffect
 from ..questions.places import Site
 from ..questions.prompts import Metric
 from ..questions.traces import TraceQuestion

@@ -16,8 +16,16 @@ import torch
 from torch import Tensor
 
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
-from ..questions.answers import Answer, Corruption, Progress, RestorationGrid
-from ..questions.causal_tracing import CausalTracing, Cell, Counterfactual, ExplicitNoise, GaussianCorruption
+from ..questions.answers import Answer, Progress
+from ..questions.causal_tracing import (
+    CausalTracing,
+    Cell,
+    Corruption,
+    Counterfactual,
+    ExplicitNoise,
+    GaussianCorruption,
+    RestorationGrid,
+)
 from ..questions.places import LAYERLESS, PAIRWISE, Component
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session

@@ -19,10 +19,10 @@ import torch
 from ..engine import Choice, PlacedEdit, Result, Run, Slot, State
 from ..errors import Unsupported
 from ..model.anatomy import Decoder
-from ..questions.answers import Answer, FinishReason, Generated, Progress
+from ..questions.answers import Answer, Progress
 from ..questions.costs import continued_at_once
 from ..questions.edits import Edit
-from ..questions.generation import Generation
+from ..questions.generation import FinishReason, Generated, Generation
 from ..sharing.session import Session
 from .overflow import Overflow
 

@@ -7,9 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from ..engine import Capture, Reading, Result, Run, State
-from ..questions.answers import Activation, Answer, Floats, Progress, Readings
+from ..questions.activations import Activation
+from ..questions.answers import Answer, Floats, Progress
 from ..questions.generation import Generation
-from ..questions.interventions import InterveneQuestion
+from ..questions.interventions import InterveneQuestion, Readings
 from ..sharing.session import Session
 from . import generation
 from .activations import captures_of

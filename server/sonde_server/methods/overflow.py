@@ -15,24 +15,14 @@ import torch
 
 from ..engine import Base, State
 from ..errors import InvalidQuestion, NotFinite, SondeServerError, Violation
-from ..questions.activations import Activations
-from ..questions.answers import (
-    Activation,
-    Answer,
-    Attributions,
-    Context,
-    Corruption,
-    EdgeAttributions,
-    LayerReadings,
-    Readings,
-    RestorationGrid,
-    VerifiedEffect,
-)
-from ..questions.attribution_patching import AttributionPatching
-from ..questions.causal_tracing import CausalTracing, Counterfactual, ExplicitNoise
-from ..questions.interventions import InterveneQuestion
+from ..questions.activations import Activation, Activations
+from ..questions.answers import Answer, Context
+from ..questions.attribution_patching import AttributionPatching, Attributions, EdgeAttributions, VerifiedEffect
+from ..questions.causal_tracing import CausalTracing, Corruption, Counterfactual, ExplicitNoise, RestorationGrid
+from ..questions.interventions import InterveneQuestion, Readings
 from ..questions.places import Component, Site
 from ..questions.plans import Sweep
+from ..questions.token_probability import LayerReadings
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
 

@@ -12,9 +12,9 @@ from functools import partial
 import numpy as np
 
 from ..engine import State
-from ..questions.answers import Answer, Floats, LayerReadings
+from ..questions.answers import Answer, Floats
 from ..questions.prompts import Metric, Target
-from ..questions.token_probability import TokenProbability
+from ..questions.token_probability import LayerReadings, TokenProbability
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
 from .opening import Clean

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
+from .answers import Answer, Floats
 from .costs import FLOAT, Cost, state_bytes
 from .extents import Restarts, rereading, token_layers
 from .places import PAIRWISE, ModelDescription, Place, Site, Sized
@@ -45,3 +46,13 @@ class Activations:
     def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
         """The state of the unchanged run. Values leave as they are read."""
         return state_bytes(asked.tokens, model)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Activation(Answer):
+    """One whole activation of one run (-1: the unchanged one), at the site of this index and one layer."""
+
+    run: int
+    site: int
+    layer: int
+    values: Floats

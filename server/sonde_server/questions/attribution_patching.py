@@ -10,9 +10,21 @@ The products for edges are not blocks, and are not counted.
 from dataclasses import dataclass
 from math import prod
 
+from .answers import Answer, Floats, Integers
 from .costs import DOUBLE, EDGE_CHUNK_BYTES, FLOAT, Cost, state_bytes
 from .extents import Extent, Restarts, extent_of
-from .places import EDGE_ENDS, IN_BLOCK, LAYERLESS, PAIRWISE, UNIT_SWEPT, Component, ModelDescription, Place, Sized
+from .places import (
+    EDGE_ENDS,
+    IN_BLOCK,
+    LAYERLESS,
+    PAIRWISE,
+    UNIT_SWEPT,
+    Component,
+    ModelDescription,
+    Place,
+    Site,
+    Sized,
+)
 from .prompts import Asked, Metric, Prompt
 
 # The components whose patches change the softmax of attention, which can be recomputed for them.
@@ -139,3 +151,32 @@ class AttributionPatching:
         sums = 0 if self.edges is None else 2 * EDGE_CHUNK_BYTES + DOUBLE * targets * model.edges()
         states = (2 + self.integrated) * state_bytes(asked.tokens, model)
         return states + FLOAT * numbers + sums + self.answer_bytes(asked, model)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attributions(Answer):
+    """Some estimates of one component: [layers, positions, targets]; units before targets if it is swept by unit."""
+
+    component: Component
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    estimates: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EdgeAttributions(Answer):
+    """Edges from `offset` on, in order: component, layer and head of both ends [n, 3], estimates [n, targets]."""
+
+    offset: int
+    senders: Integers
+    receivers: Integers
+    estimates: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VerifiedEffect(Answer):
+    """The estimate of one place, and the measured effect of patching it, by target."""
+
+    site: Site
+    estimated: Floats
+    measured: Floats

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
+from .answers import Answer, Floats
 from .costs import DOUBLE, FLOAT, Cost, state_bytes
 from .edits import Values
 from .extents import Extent, Restarts, extent_of, rereading, token_layers
@@ -158,3 +159,28 @@ class CausalTracing:
             shape = model.selected_shape(component, None, len(self.positions), asked.tokens)
             held += FLOAT * model.layers * prod(shape)
         return held
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Corruption(Answer):
+    """The corrupted runs with nothing restored, by target."""
+
+    probabilities: Floats
+    deviations: Floats
+    logits: Floats
+    positions: tuple[int, ...]
+    noise_deviation: float
+    sample_probabilities: Floats | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RestorationGrid(Answer):
+    """A part of one component's grid: [positions, layers, targets], samples last where asked for."""
+
+    component: Component
+    positions: tuple[int, ...]
+    layers: tuple[int, ...]
+    probabilities: Floats
+    deviations: Floats
+    logits: Floats
+    sample_probabilities: Floats | None

@@ -1,6 +1,9 @@
 """What does the model go on to say?"""
 
+import enum
 from dataclasses import dataclass
+
+from .answers import Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +19,20 @@ class Generation:
     def answer_bytes(self) -> int:
         """About the size of one run's tokens in an answer, at most: id, the text twice, and their framing."""
         return 48 * self.max_new_tokens
+
+
+class FinishReason(enum.IntEnum):
+    """Why a continuation ended, numbered as in the contract."""
+
+    LENGTH = 1
+    END_TOKEN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Generated(Answer):
+    """One step of several runs (-1: the unchanged one): the token of each at `offset`, and why it ends there, if so."""
+
+    offset: int
+    runs: tuple[int, ...]
+    tokens: tuple[int, ...]
+    reasons: tuple[FinishReason | None, ...]

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from math import prod
 
+from .answers import Answer, Floats, Integers
 from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, continued_at_once, item_bytes, state_bytes
 from .edits import Edit, Noise, Patch
 from .extents import Extent, Restarts, extent_of, rereading, token_layers
@@ -168,3 +169,16 @@ class InterveneQuestion:
             return min(self.plan.count, HELD_RUNS) * made(self.plan.widest(model.layers))
         each = [made(intervention.edits) for intervention in self.plan.interventions]
         return sum(sorted(each, reverse=True)[:HELD_RUNS])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Readings(Answer):
+    """Runs [offset, offset + n) of the plan: [n, targets], [n], [n, top_k] and [n, edits]."""
+
+    offset: int
+    log_probabilities: Floats
+    logits: Floats
+    kl_divergences: Floats | None
+    top_tokens: Integers
+    top_log_probabilities: Floats
+    edit_norms: Floats

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .answers import Answer, Floats, Integers
 from .costs import FLOAT, Cost, state_bytes
 from .extents import Restarts
 from .places import ModelDescription, Sized
@@ -45,3 +46,18 @@ class TokenProbability:
         """The unchanged run, and what compares every target with the vocabulary at every depth for its rank."""
         compared = asked.columns + 3 * FLOAT
         return state_bytes(asked.tokens, model) + (model.layers + 1) * model.vocabulary_size * compared
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerReadings(Answer):
+    """The target read at every depth; gradient norms are [depths, positions, targets], or None."""
+
+    depths: tuple[int, ...]
+    log_probabilities: Floats
+    logits: Floats
+    ranks: Integers
+    kl_divergences: Floats
+    top_tokens: Integers
+    top_log_probabilities: Floats
+    gradient_norms: Floats | None
+    positions: tuple[int, ...]

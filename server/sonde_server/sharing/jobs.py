@@ -65,7 +65,7 @@ class Portion(Job):
     """Rows whose results are awaited together; the model may compute them in several batches.
 
     `sizes`: the bytes of each row. A portion that is `alone` never shares a batch: neither a large one nor any portion
-    of a sweep, so that the results of a sweep do not depend, not even in the last bit, on other questions. A portion
+    of a sweep, so that other questions do not change the results of its runs, not even in the last bit. A portion
     that is `apart` shares a batch with other questions only, and not with the rest of its own: so the results of a
     small question with no others beside it do not depend on which base runs are in the cache.
     """

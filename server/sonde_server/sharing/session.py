@@ -268,7 +268,7 @@ class _Window:
         self._rows = rows
         order = sorted(range(len(rows)), key=lambda number: (*rows[number].group, rows[number].extent.start))
         cut = list(self._cut(order))
-        # The portions of a sweep share no batches, so that its results do not depend on other questions.
+        # The portions of a sweep share no batches, so that other questions do not change the results of its runs.
         self._sweep = len(cut) > 1
         self._portions = iter(cut)
         self._pending: deque[tuple[list[int], Portion]] = deque()

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 from sonde.v1 import inspection_pb2 as pb
 
-from ..questions import answers
-from ..questions.activations import Activations
+from ..questions.activations import Activation, Activations
 from .fields import Reader
 from .parts import spans
 from .sites import read_sites
@@ -19,7 +18,7 @@ def read_activations(message: pb.Activations, path: str, tokens: int | None, rea
     return Activations(read_sites(message.sites, f"{path}.sites", tokens, reader))
 
 
-def encode_activation(part: answers.Activation) -> Iterator[pb.ActivationSlice]:
+def encode_activation(part: Activation) -> Iterator[pb.ActivationSlice]:
     """The values row by row, in slices that fit into a message."""
     flat = part.values.reshape(-1)
     # Without any values there is still one slice, for the shape.

@@ -4,8 +4,13 @@ from collections.abc import Iterator
 
 from sonde.v1 import inspection_pb2 as pb
 
-from ..questions import answers
-from ..questions.attribution_patching import RECOMPUTED, AttributionPatching
+from ..questions.attribution_patching import (
+    RECOMPUTED,
+    AttributionPatching,
+    Attributions,
+    EdgeAttributions,
+    VerifiedEffect,
+)
 from ..questions.places import EDGE_ENDS, PAIRWISE, Component
 from ..questions.prompts import Metric, Prompt
 from .fields import MOST_NUMBERS, Reader
@@ -104,7 +109,7 @@ def _check_numbers(question: AttributionPatching, path: str, targets: int, reade
             )
 
 
-def encode_attributions(part: answers.Attributions) -> Iterator[pb.Attributions]:
+def encode_attributions(part: Attributions) -> Iterator[pb.Attributions]:
     """Layer by layer, as many positions at a time as fit into a message."""
     for layer, estimates in enumerate(part.estimates):
         positions = len(estimates)
@@ -117,7 +122,7 @@ def encode_attributions(part: answers.Attributions) -> Iterator[pb.Attributions]
             )
 
 
-def encode_edges(part: answers.EdgeAttributions) -> Iterator[pb.EdgeAttributions]:
+def encode_edges(part: EdgeAttributions) -> Iterator[pb.EdgeAttributions]:
     """As many edges at a time as fit into a message."""
     count = len(part.estimates)
     for start, stop in spans(count, row_bytes(part, count)):
@@ -130,7 +135,7 @@ def encode_edges(part: answers.EdgeAttributions) -> Iterator[pb.EdgeAttributions
         )
 
 
-def encode_verified(effect: answers.VerifiedEffect) -> pb.VerifiedEffect:
+def encode_verified(effect: VerifiedEffect) -> pb.VerifiedEffect:
     """An estimate beside what was measured."""
     site = encode_site(effect.site)
     return pb.VerifiedEffect(site=site, estimated=effect.estimated.tolist(), measured=effect.measured.tolist())

@@ -7,7 +7,6 @@ from typing import Any
 
 from sonde.v1 import inspection_pb2 as pb
 
-from ..questions import answers
 from ..questions.causal_tracing import (
     DEFAULT_COMPONENTS,
     DEFAULT_DEVIATIONS,
@@ -15,9 +14,11 @@ from ..questions.causal_tracing import (
     DEFAULT_SEED,
     DEFAULT_WINDOW,
     CausalTracing,
+    Corruption,
     Counterfactual,
     ExplicitNoise,
     GaussianCorruption,
+    RestorationGrid,
 )
 from ..questions.places import Component
 from ..questions.prompts import Prompt
@@ -27,7 +28,7 @@ from .prompts import read_prompt
 from .sites import read_components
 from .tensors import decode_tensor, encode_floats
 
-Corruption = GaussianCorruption | ExplicitNoise | Counterfactual
+CorruptedBy = GaussianCorruption | ExplicitNoise | Counterfactual
 
 
 def read_causal_tracing(
@@ -36,7 +37,7 @@ def read_causal_tracing(
     """The question; None where its corruption is faulty."""
     tokens = None if prompt is None else len(prompt.tokens)
     if message.WhichOneof("corruption") == "counterfactual":
-        corruption: Corruption | None
+        corruption: CorruptedBy | None
         corruption, subject = _read_counterfactual(message, path, prompt, reader)
     else:
         subject = _read_subject(message, path, prompt, reader)
@@ -153,7 +154,7 @@ def _whole_tokens(prompt: Prompt, start: int, end: int, path: str, reader: Reade
     return found
 
 
-def _read_noise(message: pb.CausalTracing, path: str, corrupted: int, reader: Reader) -> Corruption | None:
+def _read_noise(message: pb.CausalTracing, path: str, corrupted: int, reader: Reader) -> CorruptedBy | None:
     if message.WhichOneof("corruption") != "noise":
         return _read_gaussian(message.gaussian, f"{path}.gaussian", reader)
     values = decode_tensor(message.noise, f"{path}.noise", reader)
@@ -197,7 +198,7 @@ def _read_components(message: pb.CausalTracing, path: str, reader: Reader) -> tu
     return read_components(message.components, path, reader)
 
 
-def encode_corruption(corruption: answers.Corruption) -> pb.Corruption:
+def encode_corruption(corruption: Corruption) -> pb.Corruption:
     """The corrupted runs."""
     message = pb.Corruption(
         probabilities=corruption.probabilities.tolist(),
@@ -211,7 +212,7 @@ def encode_corruption(corruption: answers.Corruption) -> pb.Corruption:
     return message
 
 
-def encode_grid(part: answers.RestorationGrid) -> Iterator[pb.RestorationGrid]:
+def encode_grid(part: RestorationGrid) -> Iterator[pb.RestorationGrid]:
     """As many positions at a time as fit into a message; where one alone does not fit, as many of its layers."""
     positions, layers = len(part.positions), len(part.layers)
     for start, stop in spans(positions, row_bytes(part, positions)):
@@ -224,7 +225,7 @@ def encode_grid(part: answers.RestorationGrid) -> Iterator[pb.RestorationGrid]:
             yield _encode_cells(replace(some, layers=part.layers[low:high], **cut))
 
 
-def _encode_cells(grid: answers.RestorationGrid) -> pb.RestorationGrid:
+def _encode_cells(grid: RestorationGrid) -> pb.RestorationGrid:
     message = pb.RestorationGrid(
         component=pb.Component.ValueType(grid.component),
         positions=grid.positions,

@@ -7,18 +7,13 @@ from sonde.v1 import inspection_pb2 as pb
 from ..config import Limits
 from ..questions.interventions import InterveneQuestion
 from ..questions.places import ModelDescription
-from ..questions.prediction import Prediction
-from ..questions.prompts import Prompt
-from ..questions.traces import Method, TraceQuestion
-from .activations import read_activations
-from .attribution_patching import read_attribution_patching
-from .causal_tracing import read_causal_tracing
+from ..questions.traces import TraceQuestion
 from .edits import Scene
 from .fields import Reader
 from .interventions import read_readout, read_sources
 from .plans import read_plan
 from .prompts import read_position, read_prompt, read_targets
-from .token_probability import read_token_probability
+from .traces import read_method
 
 if TYPE_CHECKING:
     from ..model.vocabulary import Vocabulary
@@ -36,7 +31,7 @@ def decode_trace(
     targets = read_targets(request.targets, "targets", reader)
     position = read_position(request, prompt, "position", reader)
     top_k = reader.top_k(request.top_k, "top_k")
-    method = _read_method(request, prompt, max(1, len(request.targets)), reader)
+    method = read_method(request, prompt, max(1, len(request.targets)), reader)
     reader.problems.settle()
     assert prompt is not None
     assert position is not None
@@ -65,19 +60,3 @@ def decode_intervene(
     path = str(request.WhichOneof("plan"))
     reader.check_size(question, path, answer="readout", memory="sources" if resolved else path)
     return question
-
-
-def _read_method(request: pb.TraceRequest, prompt: Prompt | None, targets: int, reader: Reader) -> Method | None:
-    tokens = None if prompt is None else len(prompt.tokens)
-    match request.WhichOneof("method"):
-        case "token_probability":
-            return read_token_probability(request.token_probability, "token_probability", tokens or 0, targets, reader)
-        case "causal_tracing":
-            return read_causal_tracing(request.causal_tracing, "causal_tracing", prompt, targets, reader)
-        case "attribution_patching":
-            asked = request.attribution_patching
-            return read_attribution_patching(asked, "attribution_patching", prompt, targets, reader)
-        case "activations":
-            return read_activations(request.activations, "activations", tokens, reader)
-        case None:
-            return Prediction()

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from sonde.v1 import inspection_pb2 as pb
 
 from ..questions import answers
+from ..questions.activations import Activation
+from ..questions.generation import Generated
+from ..questions.interventions import Readings
 from ..questions.places import ModelDescription
 from .activations import encode_activation
-from .attribution_patching import encode_attributions, encode_edges, encode_verified
-from .causal_tracing import encode_corruption, encode_grid
 from .context import encode_context
 from .generation import Continuations, encode_generated
 from .interventions import cut_readings, encode_readings, join_readings
 from .model import encode_model
 from .parts import MESSAGE_BYTES, row_bytes
 from .prompts import Texts
-from .token_probability import encode_layers
+from .traces import encode_part
 
 if TYPE_CHECKING:
     from ..model.vocabulary import Vocabulary
@@ -44,22 +45,11 @@ def encode_trace(
     """The messages of a Trace."""
     stream = _Stream(pb.TraceResponse, Texts(vocabulary), clock)
     for part in parts:
-        match part:
-            case answers.LayerReadings():
-                for layers in encode_layers(part, stream.texts):
-                    yield from stream.add(pb.TraceResponse(layers=layers), alone=stream.message.HasField("layers"))
-            case answers.Corruption():
-                yield from stream.add(pb.TraceResponse(corruption=encode_corruption(part)))
-            case answers.RestorationGrid():
-                yield from stream.add_all(pb.TraceResponse(grids=[grid]) for grid in encode_grid(part))
-            case answers.Attributions():
-                yield from stream.add_all(pb.TraceResponse(attributions=[some]) for some in encode_attributions(part))
-            case answers.EdgeAttributions():
-                yield from stream.add_all(pb.TraceResponse(edges=[some]) for some in encode_edges(part))
-            case answers.VerifiedEffect():
-                yield from stream.add(pb.TraceResponse(verified=[encode_verified(part)]))
-            case _:
-                yield from stream.add_common(part, model, version)
+        messages = encode_part(part, stream.texts)
+        if messages is None:
+            yield from stream.add_common(part, model, version)
+        else:
+            yield from stream.add_all(messages)
     yield from stream.flush()
 
 
@@ -75,10 +65,10 @@ def encode_intervene(
     continuations = Continuations(vocabulary)
     for part in parts:
         match part:
-            case answers.Readings():
+            case Readings():
                 for some in cut_readings(part):
                     yield from stream.add_readings(some)
-            case answers.Generated():
+            case Generated():
                 generated = encode_generated(part, stream.texts, continuations)
                 yield from stream.add_all(pb.InterveneResponse(generated=[one]) for one in generated)
                 # A caller who reads along sees each token as soon as it is there.
@@ -103,7 +93,7 @@ class _Stream(Generic[Message]):
     def _begin(self) -> None:
         self.message: Message = self._kind()
         self._size = 0
-        self._readings: list[answers.Readings] = []
+        self._readings: list[Readings] = []
         self._new_texts: dict[int, str] = {}
 
     def add_common(self, part: answers.Answer, model: ModelDescription, version: str) -> Iterator[Message]:
@@ -113,7 +103,7 @@ class _Stream(Generic[Message]):
                 yield from self.add(self._kind(context=encode_context(part, self.texts, model, version)))
             case answers.Progress():
                 yield from self._advance(part)
-            case answers.Activation():
+            case Activation():
                 yield from self.add_all(self._kind(activations=[some]) for some in encode_activation(part))
             case _:
                 raise TypeError(f"a {self._kind.__name__} has no {type(part).__name__}")
@@ -123,15 +113,17 @@ class _Stream(Generic[Message]):
         for part in parts:
             yield from self.add(part)
 
-    def add(self, part: Message, *, alone: bool = False) -> Iterator[Message]:
-        """Adds a part; the message before is sent first if both do not fit, or if the part needs one `alone`."""
+    def add(self, part: Message) -> Iterator[Message]:
+        """Adds a part. The message before is sent first if both do not fit, or if it has this part's only place."""
         size = part.ByteSize()
-        if alone or self._size + size > MESSAGE_BYTES - OVERHEAD:
+        held = {field.name for field, _ in self.message.ListFields()}
+        taken = any(field.has_presence and field.name in held for field, _ in part.ListFields())
+        if taken or self._size + size > MESSAGE_BYTES - OVERHEAD:
             yield self._send()
         self.message.MergeFrom(part)
         self._size += size
 
-    def add_readings(self, part: answers.Readings) -> Iterator[Message]:
+    def add_readings(self, part: Readings) -> Iterator[Message]:
         """Adds runs to those that the message has, if they follow them directly."""
         count = len(part.log_probabilities)
         size = count * row_bytes(part, count)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from sonde.v1 import inspection_pb2 as pb
 
-from ..questions import answers
-from ..questions.generation import Generation
+from ..questions.generation import Generated, Generation
 from .fields import Reader
 
 if TYPE_CHECKING:
@@ -75,9 +74,7 @@ class Continuations:
         return after[next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(before)) :]
 
 
-def encode_generated(
-    step: answers.Generated, texts: Mapping[int, str], continuations: Continuations
-) -> Iterator[pb.Generated]:
+def encode_generated(step: Generated, texts: Mapping[int, str], continuations: Continuations) -> Iterator[pb.Generated]:
     """The parts of one step, run by run."""
     for run, token, reason in zip(step.runs, step.tokens, step.reasons, strict=True):
         yield pb.Generated(

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
-from ..questions import answers
-from ..questions.interventions import Readout
+from ..questions.interventions import Readings, Readout
 from ..questions.prompts import Prompt
 from .fields import Reader
 from .generation import read_generation
@@ -41,14 +40,14 @@ def read_readout(message: pb.Readout, prompt: Prompt | None, reader: Reader) -> 
     return Readout(targets, position, top_k, message.kl_divergence, sites, generation)
 
 
-def cut_readings(part: answers.Readings) -> Iterator[answers.Readings]:
+def cut_readings(part: Readings) -> Iterator[Readings]:
     """As many runs at a time as fit into a message."""
     count = len(part.log_probabilities)
     for start, stop in spans(count, row_bytes(part, count)):
         yield rows(part, start, stop, offset=part.offset + start)
 
 
-def join_readings(parts: Sequence[answers.Readings]) -> answers.Readings:
+def join_readings(parts: Sequence[Readings]) -> Readings:
     """Runs that follow one another, in one part."""
     joined: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts]) for name, _ in arrays(parts[0])
@@ -56,7 +55,7 @@ def join_readings(parts: Sequence[answers.Readings]) -> answers.Readings:
     return replace(parts[0], **joined)
 
 
-def encode_readings(readings: answers.Readings, texts: Mapping[int, str]) -> pb.Readings:
+def encode_readings(readings: Readings, texts: Mapping[int, str]) -> pb.Readings:
     """Some runs of the plan, with the texts of the tokens that are new."""
     message = pb.Readings(
         offset=readings.offset,

@@ -7,7 +7,9 @@ import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
 from ..questions import answers
+from ..questions.interventions import Readings
 from ..questions.prompts import Metric, Prompt, Target
+from ..questions.token_probability import LayerReadings
 from .fields import MOST_TARGETS, Reader
 from .tensors import encode_floats, encode_integers
 
@@ -188,9 +190,7 @@ def encode_tokens(ids: Iterable[int], texts: Mapping[int, str]) -> list[pb.Token
     return [pb.Token(id=token, text=texts[token]) for token in ids]
 
 
-def encode_top_tokens(
-    readings: answers.Readings | answers.LayerReadings, message: pb.Readings | pb.LayerReadings
-) -> None:
+def encode_top_tokens(readings: Readings | LayerReadings, message: pb.Readings | pb.LayerReadings) -> None:
     """Sets the top tokens of a message, where there are any."""
     if readings.top_tokens.shape[1]:
         message.top_token_ids.CopyFrom(encode_integers(readings.top_tokens))

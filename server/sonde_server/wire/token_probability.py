@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 from sonde.v1 import inspection_pb2 as pb
 
-from ..questions import answers
 from ..questions.prompts import Metric
-from ..questions.token_probability import TokenProbability
+from ..questions.token_probability import LayerReadings, TokenProbability
 from .fields import MOST_NUMBERS, Reader
 from .parts import row_bytes, rows, spans
 from .prompts import Texts, encode_top_tokens, read_metric
@@ -27,14 +26,14 @@ def read_token_probability(
     )
 
 
-def encode_layers(part: answers.LayerReadings, texts: Texts) -> Iterator[pb.LayerReadings]:
+def encode_layers(part: LayerReadings, texts: Texts) -> Iterator[pb.LayerReadings]:
     """All depths, as many at a time as fit into a message."""
     count = len(part.depths)
     for start, stop in spans(count, row_bytes(part, count)):
         yield _encode_depths(rows(part, start, stop, depths=part.depths[start:stop]), texts)
 
 
-def _encode_depths(layers: answers.LayerReadings, texts: Texts) -> pb.LayerReadings:
+def _encode_depths(layers: LayerReadings, texts: Texts) -> pb.LayerReadings:
     message = pb.LayerReadings(
         depths=layers.depths,
         log_probabilities=encode_floats(layers.log_probabilities),

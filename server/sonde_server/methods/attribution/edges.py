@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...engine.gradients import Descent, Differentiated, Values
-from ...questions.answers import EdgeAttributions
+from ...questions.attribution_patching import EdgeAttributions
 from ...questions.costs import EDGE_CHUNK_BYTES
 from ...questions.places import Component
 from ...sharing.session import Session

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...engine import Base, Change, PlacedEdit, State
 from ...engine.gradients import Descent, Differentiated, Values
-from ...questions.answers import Attributions, Floats, Progress
-from ...questions.attribution_patching import RECOMPUTED, AttributionPatching
+from ...questions.answers import Floats, Progress
+from ...questions.attribution_patching import RECOMPUTED, AttributionPatching, Attributions
 from ...questions.places import LAYERLESS, PAIRWISE, UNIT_SWEPT, Component, Site
 from ...questions.prompts import Target
 from ...sharing.session import Session
