@@ -102,6 +102,10 @@ lint: $(VENV)/.installed-dev
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows --quiet .github/workflows/*.yml
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec --quiet examples/compose.yaml
+	@$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format --quiet CITATION.cff
+	@$(BIN)/check-jsonschema --builtin-schema vendor.dependabot --quiet .github/dependabot.yml
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms --quiet .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/proposal.yml
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config --quiet .github/ISSUE_TEMPLATE/config.yml
 
 types: $(VENV)/.installed-dev
 	@echo "== types"

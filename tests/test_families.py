@@ -51,7 +51,7 @@ COVERING = (
     "gpt_oss",
     "gptj",
     "granitemoe",
-    "hunyuan_v1_dense",
+    "hunyuan_v1_dense-stretched",
     "mistral",
     "olmo-clamped",
     "olmo3",

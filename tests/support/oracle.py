@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from sonde.v1 import inspection_pb2 as pb
 from torch import Tensor
 
 from tests.support.hooks import attach, modules_of
@@ -24,10 +25,8 @@ UNIT_FIRST = frozenset({"ATTENTION_SCORES", "ATTENTION_PATTERN"})
 HEADED = frozenset({"HEAD_OUT", "QUERY", "KEY", "VALUE"}) | UNIT_FIRST
 WITH_UNIT_AXIS = HEADED | {"NEURON"}
 """A sweep runs over these units one by one; the units of the others are edited together."""
-COMPONENTS = (
-    "TOKEN_EMBEDDING", "RESIDUAL_PRE", "RESIDUAL_MID", "RESIDUAL_POST", "ATTENTION_OUT", "MLP_OUT", "HEAD_OUT", "QUERY",
-    "KEY", "VALUE", "ATTENTION_SCORES", "ATTENTION_PATTERN", "NEURON", "FINAL_NORM", "LOGITS",
-)  # fmt: skip
+# In the order of the contract.
+COMPONENTS = tuple(name.removeprefix("COMPONENT_") for name in pb.Component.keys()[1:])
 
 REMEMBERED = 64
 """The most unedited runs that an oracle keeps."""

@@ -132,7 +132,10 @@ class Cost(_message.Message):
     FULL_TOKEN_LAYERS_FIELD_NUMBER: _builtins.int
     ANSWER_BYTES_FIELD_NUMBER: _builtins.int
     runs: _builtins.int
-    """How many runs the request has."""
+    """How many runs are computed for the answer. For Intervene and causal tracing these are the changed runs: the
+    unchanged runs of the prompt, of sources and of a counterfactual are not counted, because requests share them. For
+    the other methods every pass through the model counts, forwards or backwards.
+    """
     token_layers: _builtins.int
     """The work: positions x blocks that are computed, over all runs. It turns out less where a base run is cached or a
     continuation ends early.

@@ -37,7 +37,7 @@ class Readout(_message.Message):
     position: _builtins.int
     """The position whose next token is predicted; negative ones count from the end. Unset: the last."""
     top_k: _builtins.int
-    """How many of the most probable tokens are listed, 0 to vocabulary_size. 0: none."""
+    """How many of the most probable tokens are listed. 0: none. More than vocabulary_size: all of them."""
     kl_divergence: _builtins.bool
     """Whether to give KL(unchanged || changed) of the next token, in nats."""
     @_builtins.property

@@ -43,7 +43,7 @@ class TraceRequest(_message.Message):
     position: _builtins.int
     """The position whose next token is predicted; negative ones count from the end. Unset: the last."""
     top_k: _builtins.int
-    """How many of the most probable tokens are listed, 0 to vocabulary_size. 0: none."""
+    """How many of the most probable tokens are listed. 0: none. More than vocabulary_size: all of them."""
     dry_run: _builtins.bool
     """Whether to say what the request would cost instead of running it. The answer is then the context alone, without
     predictions.
