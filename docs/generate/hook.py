@@ -13,7 +13,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 # mkdocs knows this file alone; the packages lie beside docs/.
 sys.path[:0] = [str(ROOT), str(ROOT / "client"), str(ROOT / "server")]
 
-from docs.generate import commands, contract, errors, metrics, repository, settings  # noqa: E402 - needs the path
+from docs.generate import commands, contract, errors, methods, metrics, repository, settings  # noqa: E402 - needs the path
 
 GENERATED: Final[Mapping[str, Callable[[], str]]] = {
     "reference/contract.md": lambda: contract.page(ROOT / "proto"),
@@ -43,8 +43,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Makes the links of written and generated pages to the repository those to its pages."""
+    """Fills in the methods of a trace, and makes links to the repository those to its pages."""
     source = page.file.src_uri
+    if source == "reference/python.md":
+        markdown = methods.filled_in(markdown)
     if source.startswith("repository/") and not source.endswith("index.md"):
         # Listings are there to be read, and would be found before what explains them.
         page.meta["search"] = {"exclude": True}
