@@ -1,6 +1,5 @@
 """Load results that `Result.save` has saved."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,7 +8,7 @@ from sonde._answers.interventions import InterventionResult
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
 from sonde._answers.results import Cost, Provenance, Result, TraceResult
 from sonde._ask.sites import Site
-from sonde._methods.registry import METHODS
+from sonde._methods.method import METHODS
 
 _SHARED: Final = (
     Result,
@@ -24,9 +23,6 @@ _SHARED: Final = (
     TraceResult,
     InterventionResult,
 )
-_KNOWN: Final[Mapping[str, type[Any]]] = {
-    kind.__name__: kind for kinds in (_SHARED, *(kind.parts for kind in METHODS.values())) for kind in kinds
-}
 
 
 def load(path: str | Path) -> Any:
@@ -37,4 +33,10 @@ def load(path: str | Path) -> Any:
         ImportError: if the file is `.safetensors` and the `safetensors` package is not installed.
         OSError: if the file cannot be read.
     """
-    return files.read(path, _KNOWN)
+    return files.read(path, known())
+
+
+def known() -> dict[str, type[Any]]:
+    """By name, the classes that can be in a saved result."""
+    parts = (*_SHARED, *(part for kind in METHODS.values() for part in kind.parts))
+    return {part.__name__: part for part in parts}

@@ -43,15 +43,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Makes the links of written and generated pages to the repository those to its pages."""
+    """Fills in the methods of a trace, and makes links to the repository those to its pages."""
     source = page.file.src_uri
+    if source == "reference/python.md":
+        markdown = methods.filled_in(markdown)
     if source.startswith("repository/") and not source.endswith("index.md"):
         # Listings are there to be read, and would be found before what explains them.
         page.meta["search"] = {"exclude": True}
     if source.startswith("repository/") or source in repository.PLACES.values():
         return markdown
-    if source == "reference/python.md":
-        markdown = methods.listed(markdown)
     return repository.rewritten(markdown, f"docs/{source}", source, ROOT)
 
 

@@ -1,23 +1,47 @@
-"""The methods of a trace and their results in the reference of Python, from the client's registry."""
+"""The methods of a trace in the reference of Python: a line of the page stands for all of them.
 
-from sonde._answers.results import TraceResult
-from sonde._methods.registry import METHODS
+The other names are listed by hand, in the order in which they are best read. Those of the methods are not, so that a
+new one is there when `sonde` exports it.
+"""
 
-_METHODS = "<!-- the methods of a trace -->\n"
-_RESULTS = "<!-- the results of methods -->\n"
-# Only the client creates results, so their constructors are not shown.
-_OPTIONS = "    options:\n      merge_init_into_class: false\n"
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import sonde
+from sonde._methods.method import Method
+
+METHODS: Final = "<!-- generated: every method of a trace -->"
+RESULTS: Final = "<!-- generated: the result of every method of a trace -->"
 
 
-def listed(markdown: str) -> str:
-    """The page with every method and every result in place of the two comments.
+def filled_in(page: str) -> str:
+    """The page with the directives of mkdocstrings in place of the two lines.
 
     Raises:
-        ValueError: if the page does not have both.
+        RuntimeError: where the page does not have each line once.
     """
-    methods = "".join(f"::: sonde.{method.__name__}\n" for method in METHODS)
-    classes = [one for kind in METHODS.values() for one in kind.parts if issubclass(one, TraceResult)]
-    results = "".join(f"::: sonde.{one.__name__}\n{_OPTIONS}" for one in classes)
-    if markdown.count(_METHODS) != 1 or markdown.count(_RESULTS) != 1:
-        raise ValueError(f"expected {_METHODS!r} and {_RESULTS!r} once each in the reference of Python")
-    return markdown.replace(_METHODS, methods).replace(_RESULTS, results)
+    for line, directives in ((METHODS, _methods()), (RESULTS, _results())):
+        if page.count(line) != 1:
+            raise RuntimeError(
+                f"docs/reference/python.md: expected the line {line} once, got it {page.count(line)} times"
+            )
+        page = page.replace(line, "\n".join(directives))
+    return page
+
+
+def _methods() -> Iterator[str]:
+    for name in _exported(Method):
+        yield f"::: sonde.{name}"
+
+
+def _results() -> Iterator[str]:
+    for name in _exported(sonde.TraceResult):
+        yield f"::: sonde.{name}\n    options:\n      merge_init_into_class: false"
+
+
+def _exported(base: type) -> Iterable[str]:
+    """The names of the exported subclasses, without the base itself."""
+    for name in sonde.__all__:
+        one = getattr(sonde, name)
+        if isinstance(one, type) and issubclass(one, base) and one is not base:
+            yield name

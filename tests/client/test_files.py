@@ -241,7 +241,7 @@ def test_other_programs_read_arrays_and_provenance(tmp_path: Path) -> None:
 def test_every_class_of_a_result_is_known() -> None:
     kinds = [kind for kind in vars(sonde).values() if isinstance(kind, type) and issubclass(kind, Result)]
     assert len(kinds) >= 6
-    assert {kind.__name__ for kind in kinds} <= set(storage._KNOWN)
+    assert {kind.__name__ for kind in kinds} <= set(storage.known())
 
 
 def test_a_path_needs_a_known_ending(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import sonde
-from sonde._methods.registry import METHODS
+from sonde._methods.method import METHODS, Method
 
 ROOT = Path(sonde.__file__).parent
 LAYERS = (
@@ -95,13 +95,19 @@ def late():
     assert set(imported(source, "here")) == {"sonde.errors", "sonde._ask.sites", "sonde.cli"}
 
 
-def test_a_method_of_a_trace_is_known_only_where_it_is_registered_and_exported() -> None:
+def test_every_method_that_is_exported_has_registered_itself() -> None:
+    exported = (getattr(sonde, name) for name in sonde.__all__)
+    methods = {one for one in exported if isinstance(one, type) and issubclass(one, Method)}
+    assert methods
+    assert methods == set(METHODS)
+
+
+def test_a_method_of_a_trace_is_known_only_where_it_is_exported() -> None:
     edges = graph()
     methods = {method.__module__ for method in METHODS}
     # The clients have a short form of one. The ready-made questions and the command use methods as any program does.
     users = {name for name in edges if name not in methods and not name.startswith(("sonde.questions", "sonde.cli"))}
-    assert methods
     short = {"sonde._methods.token_probability": {"sonde._base"}}
     for method in methods:
         known = {name for name in users if method in edges[name]}
-        assert known == {"sonde", "sonde._methods.registry"} | short.get(method, set())
+        assert known == {"sonde"} | short.get(method, set())

@@ -1,7 +1,7 @@
 """Reading activations of the unchanged run."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from sonde._answers.captured import Captured
 from sonde._answers.results import TraceResult
 from sonde._arrays import Axes, common_array
 from sonde._ask.sites import Site
-from sonde._methods.method import Assembly, Kind, Method
+from sonde._methods.method import Assembly, Kind, Method, register
 from sonde._wire.context import Context
 from sonde._wire.encoding import encode_site
 from sonde._wire.parts import CLEAN, Values
@@ -77,4 +77,4 @@ class _Assembly(Assembly[ActivationsResult]):
         return ActivationsResult(**context.common(), activations=self._values.captured(CLEAN))
 
 
-KIND: Final = Kind(_write, _Assembly, (ActivationsResult,))
+register(Activations, Kind(_write, _Assembly, (ActivationsResult,)))

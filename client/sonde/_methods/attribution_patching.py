@@ -28,7 +28,7 @@ from sonde._ask.indices import index
 from sonde._ask.names import COMPONENTS, METRICS, ComponentName, MetricName, check_name
 from sonde._ask.prompts import PromptLike
 from sonde._ask.sites import Site, component_names
-from sonde._methods.method import Assembly, Kind, Method
+from sonde._methods.method import Assembly, Kind, Method, register
 from sonde._show import plotting, terminal
 from sonde._show.display import heatmap, sortable_table
 from sonde._show.palette import look, words
@@ -329,4 +329,4 @@ def _verified(message: pb.VerifiedEffect) -> VerifiedEffect:
     return VerifiedEffect(place, np.array(message.estimated, np.float32), np.array(message.measured, np.float32))
 
 
-KIND: Final = Kind(_write, _Assembly, (AttributionPatchingResult, VerifiedEffect, Edges))
+register(AttributionPatching, Kind(_write, _Assembly, (AttributionPatchingResult, VerifiedEffect, Edges)))

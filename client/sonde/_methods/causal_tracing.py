@@ -24,7 +24,7 @@ from sonde._ask.indices import Indices, index, indices
 from sonde._ask.names import COMPONENTS, WITHOUT_LAYER, ComponentName, check_name
 from sonde._ask.prompts import PromptLike
 from sonde._ask.sites import component_names
-from sonde._methods.method import Assembly, Kind, Method
+from sonde._methods.method import Assembly, Kind, Method, register
 from sonde._show import plotting, terminal
 from sonde._show.display import heatmap, note, sortable_table
 from sonde._show.palette import look, words
@@ -428,4 +428,4 @@ class _Assembly(Assembly[CausalTracingResult]):
         )
 
 
-KIND: Final = Kind(_write, _Assembly, (CausalTracingResult,))
+register(CausalTracing, Kind(_write, _Assembly, (CausalTracingResult,)))

@@ -1,13 +1,13 @@
 """The parts that all methods of a trace share.
 
-To add a method, write a file like `token_probability.py` with its result, its request, and a `Kind` that connects them,
-and list it in `registry.py`.
+To add a method, write a file like `token_probability.py` with its result, its request, and a `Kind` that connects them.
+The file registers the method when it is imported, and `sonde` imports every method to export it.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from sonde._answers.results import TraceResult
 from sonde._wire.context import Context
@@ -76,3 +76,12 @@ class Kind:
     """Creates the assembly for a method and its request."""
     parts: tuple[type[Any], ...]
     """The dataclasses in its saved results, apart from those that all results share."""
+
+
+METHODS: Final[dict[type[Method[Any]], Kind]] = {}
+"""By class, the methods that have been registered. They are all here once `sonde` is imported."""
+
+
+def register(method: type[Method[Any]], kind: Kind) -> None:
+    """Enter a method, so that a client can ask it and its results can be loaded."""
+    METHODS[method] = kind

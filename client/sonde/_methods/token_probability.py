@@ -12,7 +12,7 @@ from sonde._answers.results import TraceResult
 from sonde._arrays import Axes, Floats, Integers, data_frame, long_form, visible
 from sonde._ask.given import flag
 from sonde._ask.names import METRICS, MetricName, check_name
-from sonde._methods.method import Assembly, Kind, Method
+from sonde._methods.method import Assembly, Kind, Method, register
 from sonde._show import plotting, terminal
 from sonde._show.display import curve, heatmap, sortable_table
 from sonde._wire.context import Context
@@ -238,4 +238,4 @@ class _Assembly(Assembly[TokenProbabilityResult]):
         return np.empty(empty, np.int64) if grid is None else grid.join()[1].astype(np.int64)
 
 
-KIND: Final = Kind(_write, _Assembly, (TokenProbabilityResult,))
+register(TokenProbability, Kind(_write, _Assembly, (TokenProbabilityResult,)))

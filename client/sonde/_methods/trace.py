@@ -6,8 +6,7 @@ from sonde._answers.results import TraceResult
 from sonde._ask.given import flag, refusal
 from sonde._ask.indices import index
 from sonde._ask.prompts import PromptLike, Targets
-from sonde._methods.method import Assembly, Kind, Method, Prediction, TraceT
-from sonde._methods.registry import METHODS
+from sonde._methods.method import METHODS, Assembly, Kind, Method, Prediction, TraceT
 from sonde._wire.assembly import Stream
 from sonde._wire.encoding import encode_prompt, encode_targets
 from sonde.v1 import inspection_pb2 as pb
@@ -45,7 +44,7 @@ class TraceAssembler(Stream, Generic[TraceT]):
     def __init__(self, request: pb.TraceRequest, method: Method[TraceT] | None) -> None:
         super().__init__(dry_run=request.dry_run)
         made = Prediction() if method is None else _kind(method).assembly(method, request)
-        # The registry connects each method with the assembly of its own result. Types cannot express that.
+        # A `Kind` connects each method with the assembly of its own result. Types cannot express that.
         self._assembly = cast("Assembly[TraceT]", made)
 
     def feed(self, message: pb.TraceResponse) -> None:
