@@ -44,6 +44,29 @@ def has_service(source: Path) -> bool:
     return re.search(r"^service ", (PROTO_ROOT / source).read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
+def public_imports(source: Path) -> list[Path]:
+    """Return the files that a file of the contract imports publicly."""
+    text = (PROTO_ROOT / source).read_text(encoding="utf-8")
+    return [Path(name) for name in re.findall(r'^import public "(.+)";', text, re.MULTILINE)]
+
+
+def names_passed_on(package: Path, source: Path) -> set[str]:
+    """Return the lines by which the stub of a file passes on the names of its public imports, and of theirs."""
+    stub = (package / f"{source.stem}_pb2.pyi").read_text(encoding="utf-8")
+    own = set(re.findall(r"^from \S+_pb2 import (?!_)\w+ as (?!_)\w+\n", stub, re.MULTILINE))
+    return own.union(*(names_passed_on(package, imported) for imported in public_imports(source)))
+
+
+def complete_stub(package: Path, source: Path) -> None:
+    """Let a stub pass on what its module does: mypy-protobuf leaves out the public imports of a public import."""
+    path = package / f"{source.stem}_pb2.pyi"
+    stub, lines = path.read_text(encoding="utf-8"), sorted(names_passed_on(package, source))
+    if lines:
+        at = stub.index("from sonde.v1.")
+        kept = "".join(line for line in stub[at:].splitlines(keepends=True) if line not in lines)
+        path.write_text(f"{stub[:at]}{''.join(lines)}{kept}", encoding="utf-8")
+
+
 def generate(output_root: Path) -> None:
     """Write the package of generated code below ``output_root``."""
     sources = sorted(path.relative_to(PROTO_ROOT) for path in (PROTO_ROOT / PACKAGE).glob("*.proto"))
@@ -63,6 +86,8 @@ def generate(output_root: Path) -> None:
     services = [f"--grpc_python_out={output_root}", f"--mypy_grpc_out=quiet:{output_root}"]
     subprocess.run([*protoc, *messages, *map(str, sources)], cwd=PROTO_ROOT, check=True)
     subprocess.run([*protoc, *services, *map(str, filter(has_service, sources))], cwd=PROTO_ROOT, check=True)
+    for source in sources:
+        complete_stub(package, source)
     (package / "__init__.py").write_text(INIT, encoding="utf-8")
 
 

@@ -15,10 +15,11 @@ import pytest
 from sonde.v1 import inspection_pb2
 
 from docs.generate import contract
+from tests.support.contract import imported_publicly
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = Path("proto/sonde/v1")
-FILES = (inspection_pb2.DESCRIPTOR, *inspection_pb2.DESCRIPTOR.public_dependencies)
+FILES = imported_publicly(inspection_pb2.DESCRIPTOR)
 METHODS = [one.name for one in inspection_pb2.TraceRequest.DESCRIPTOR.oneofs_by_name["method"].fields]
 NEW_FILE = 'syntax = "proto3";\n\npackage sonde.v1;\n\n'
 NOISE = r"(?:^//.*\n)+^message Noise \{\n(?:.*\n)*?^\}\n"
@@ -169,6 +170,8 @@ def test_one_import_brings_the_whole_contract() -> None:
     names = {name for file in FILES for name in (*file.message_types_by_name, *file.enum_types_by_name)}
     assert len(names) > 40
     assert [name for name in names if not hasattr(inspection_pb2, name)] == []
+    stub = (ROOT / "client/sonde/v1/inspection_pb2.pyi").read_text(encoding="utf-8")
+    assert names <= set(re.findall(r"^from \S+ import (\w+) as \1$", stub, re.MULTILINE))
 
 
 def test_a_file_without_a_row_in_the_map_is_noticed(project: Path) -> None:
@@ -188,7 +191,7 @@ def test_a_new_method_needs_no_row_in_the_map(project: Path) -> None:
         r"^    Activations activations = 8;",
         "    Activations activations = 8;\n    NewMethod new_method = 10;",
     )
-    rewrite(project, r"^// A prompt, and the method", 'import "sonde/v1/new_method.proto";\n\n\\g<0>')
+    rewrite(project, r"^// A prompt, and the method", 'import public "sonde/v1/new_method.proto";\n\n\\g<0>')
     at += len(METHODS)
     assert reading_order(project) == [*before[:at], "new_method.proto", *before[at:]]
 

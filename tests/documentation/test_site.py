@@ -24,6 +24,7 @@ from sonde_server.config import Settings
 from sonde_server.serving.guards.catalogue import ENTRIES
 
 from tests.documentation.pages import ROOT, documents, name
+from tests.support.contract import imported_publicly
 
 pytestmark = pytest.mark.documents
 
@@ -146,7 +147,7 @@ def test_the_contract_is_all_there(site: Site) -> None:
         for enum in message.enum_types:
             expected.update(f"{at}.{enum.name}.{value.name}" for value in enum.values)
 
-    for file in (pb.DESCRIPTOR, *pb.DESCRIPTOR.public_dependencies):
+    for file in imported_publicly(pb.DESCRIPTOR):
         for message in file.message_types_by_name.values():
             add(message)
         for enum in file.enum_types_by_name.values():

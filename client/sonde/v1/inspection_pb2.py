@@ -22,9 +22,6 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from sonde.v1 import activations_pb2 as sonde_dot_v1_dot_activations__pb2
-from sonde.v1 import attribution_patching_pb2 as sonde_dot_v1_dot_attribution__patching__pb2
-from sonde.v1 import causal_tracing_pb2 as sonde_dot_v1_dot_causal__tracing__pb2
 from sonde.v1 import context_pb2 as sonde_dot_v1_dot_context__pb2
 from sonde.v1 import edits_pb2 as sonde_dot_v1_dot_edits__pb2
 from sonde.v1 import interventions_pb2 as sonde_dot_v1_dot_interventions__pb2
@@ -35,12 +32,24 @@ from sonde.v1 import prompts_pb2 as sonde_dot_v1_dot_prompts__pb2
 from sonde.v1 import readouts_pb2 as sonde_dot_v1_dot_readouts__pb2
 from sonde.v1 import targets_pb2 as sonde_dot_v1_dot_targets__pb2
 from sonde.v1 import tensors_pb2 as sonde_dot_v1_dot_tensors__pb2
-from sonde.v1 import token_probability_pb2 as sonde_dot_v1_dot_token__probability__pb2
 from sonde.v1 import traces_pb2 as sonde_dot_v1_dot_traces__pb2
+try:
+  sonde_dot_v1_dot_activations__pb2 = sonde_dot_v1_dot_traces__pb2.sonde_dot_v1_dot_activations__pb2
+except AttributeError:
+  sonde_dot_v1_dot_activations__pb2 = sonde_dot_v1_dot_traces__pb2.sonde.v1.activations_pb2
+try:
+  sonde_dot_v1_dot_attribution__patching__pb2 = sonde_dot_v1_dot_traces__pb2.sonde_dot_v1_dot_attribution__patching__pb2
+except AttributeError:
+  sonde_dot_v1_dot_attribution__patching__pb2 = sonde_dot_v1_dot_traces__pb2.sonde.v1.attribution_patching_pb2
+try:
+  sonde_dot_v1_dot_causal__tracing__pb2 = sonde_dot_v1_dot_traces__pb2.sonde_dot_v1_dot_causal__tracing__pb2
+except AttributeError:
+  sonde_dot_v1_dot_causal__tracing__pb2 = sonde_dot_v1_dot_traces__pb2.sonde.v1.causal_tracing_pb2
+try:
+  sonde_dot_v1_dot_token__probability__pb2 = sonde_dot_v1_dot_traces__pb2.sonde_dot_v1_dot_token__probability__pb2
+except AttributeError:
+  sonde_dot_v1_dot_token__probability__pb2 = sonde_dot_v1_dot_traces__pb2.sonde.v1.token_probability_pb2
 
-from sonde.v1.activations_pb2 import *
-from sonde.v1.attribution_patching_pb2 import *
-from sonde.v1.causal_tracing_pb2 import *
 from sonde.v1.context_pb2 import *
 from sonde.v1.edits_pb2 import *
 from sonde.v1.interventions_pb2 import *
@@ -51,16 +60,15 @@ from sonde.v1.prompts_pb2 import *
 from sonde.v1.readouts_pb2 import *
 from sonde.v1.targets_pb2 import *
 from sonde.v1.tensors_pb2 import *
-from sonde.v1.token_probability_pb2 import *
 from sonde.v1.traces_pb2 import *
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sonde/v1/inspection.proto\x12\x08sonde.v1\x1a\x1asonde/v1/activations.proto\x1a#sonde/v1/attribution_patching.proto\x1a\x1dsonde/v1/causal_tracing.proto\x1a\x16sonde/v1/context.proto\x1a\x14sonde/v1/edits.proto\x1a\x1csonde/v1/interventions.proto\x1a\x14sonde/v1/model.proto\x1a\x15sonde/v1/places.proto\x1a\x14sonde/v1/plans.proto\x1a\x16sonde/v1/prompts.proto\x1a\x17sonde/v1/readouts.proto\x1a\x16sonde/v1/targets.proto\x1a\x16sonde/v1/tensors.proto\x1a sonde/v1/token_probability.proto\x1a\x15sonde/v1/traces.proto2\xda\x01\n\x11InspectionService\x12\x41\n\x08GetModel\x12\x19.sonde.v1.GetModelRequest\x1a\x1a.sonde.v1.GetModelResponse\x12:\n\x05Trace\x12\x16.sonde.v1.TraceRequest\x1a\x17.sonde.v1.TraceResponse0\x01\x12\x46\n\tIntervene\x12\x1a.sonde.v1.InterveneRequest\x1a\x1b.sonde.v1.InterveneResponse0\x01P\x00P\x01P\x02P\x03P\x04P\x05P\x06P\x07P\x08P\tP\nP\x0bP\x0cP\rP\x0e\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sonde/v1/inspection.proto\x12\x08sonde.v1\x1a\x16sonde/v1/context.proto\x1a\x14sonde/v1/edits.proto\x1a\x1csonde/v1/interventions.proto\x1a\x14sonde/v1/model.proto\x1a\x15sonde/v1/places.proto\x1a\x14sonde/v1/plans.proto\x1a\x16sonde/v1/prompts.proto\x1a\x17sonde/v1/readouts.proto\x1a\x16sonde/v1/targets.proto\x1a\x16sonde/v1/tensors.proto\x1a\x15sonde/v1/traces.proto2\xda\x01\n\x11InspectionService\x12\x41\n\x08GetModel\x12\x19.sonde.v1.GetModelRequest\x1a\x1a.sonde.v1.GetModelResponse\x12:\n\x05Trace\x12\x16.sonde.v1.TraceRequest\x1a\x17.sonde.v1.TraceResponse0\x01\x12\x46\n\tIntervene\x12\x1a.sonde.v1.InterveneRequest\x1a\x1b.sonde.v1.InterveneResponse0\x01P\x00P\x01P\x02P\x03P\x04P\x05P\x06P\x07P\x08P\tP\nb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sonde.v1.inspection_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INSPECTIONSERVICE']._serialized_start=433
-  _globals['_INSPECTIONSERVICE']._serialized_end=651
+  _globals['_INSPECTIONSERVICE']._serialized_start=303
+  _globals['_INSPECTIONSERVICE']._serialized_end=521
 # @@protoc_insertion_point(module_scope)

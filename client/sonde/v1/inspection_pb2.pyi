@@ -3,8 +3,9 @@
 isort:skip_file
 The contract of Sonde: what can be asked of a transformer, and what it answers.
 
-This file is the one to import: it imports every other file of the package publicly. proto/README.md lists them in
-reading order. These conventions hold in all of them and are not repeated at each field:
+This file is the one to import: it imports every other file of the package publicly, those of the methods by way of
+traces.proto. proto/README.md lists them in reading order. These conventions hold in all of them and are not repeated
+at each field:
  - Positions, layers and units count from 0. In a request negative positions and layers count from the end: -1 is the
    last.
  - Probabilities are of the next token, over the whole vocabulary. Logarithms are natural, so divergences are in

@@ -3,8 +3,9 @@
 isort:skip_file
 The contract of Sonde: what can be asked of a transformer, and what it answers.
 
-This file is the one to import: it imports every other file of the package publicly. proto/README.md lists them in
-reading order. These conventions hold in all of them and are not repeated at each field:
+This file is the one to import: it imports every other file of the package publicly, those of the methods by way of
+traces.proto. proto/README.md lists them in reading order. These conventions hold in all of them and are not repeated
+at each field:
  - Positions, layers and units count from 0. In a request negative positions and layers count from the end: -1 is the
    last.
  - Probabilities are of the next token, over the whole vocabulary. Logarithms are natural, so divergences are in
@@ -23,15 +24,6 @@ from grpc import aio as _aio
 from sonde.v1 import interventions_pb2 as _interventions_pb2
 from sonde.v1 import model_pb2 as _model_pb2
 from sonde.v1 import traces_pb2 as _traces_pb2
-from sonde.v1.activations_pb2 import ActivationSlice as ActivationSlice
-from sonde.v1.activations_pb2 import Activations as Activations
-from sonde.v1.attribution_patching_pb2 import AttributionPatching as AttributionPatching
-from sonde.v1.attribution_patching_pb2 import Attributions as Attributions
-from sonde.v1.attribution_patching_pb2 import EdgeAttributions as EdgeAttributions
-from sonde.v1.attribution_patching_pb2 import VerifiedEffect as VerifiedEffect
-from sonde.v1.causal_tracing_pb2 import CausalTracing as CausalTracing
-from sonde.v1.causal_tracing_pb2 import Corruption as Corruption
-from sonde.v1.causal_tracing_pb2 import RestorationGrid as RestorationGrid
 from sonde.v1.context_pb2 import Cost as Cost
 from sonde.v1.context_pb2 import Prediction as Prediction
 from sonde.v1.context_pb2 import Progress as Progress
@@ -102,8 +94,6 @@ from sonde.v1.tensors_pb2 import DATA_TYPE_INT64 as DATA_TYPE_INT64
 from sonde.v1.tensors_pb2 import DATA_TYPE_UNSPECIFIED as DATA_TYPE_UNSPECIFIED
 from sonde.v1.tensors_pb2 import DataType as DataType
 from sonde.v1.tensors_pb2 import Tensor as Tensor
-from sonde.v1.token_probability_pb2 import LayerReadings as LayerReadings
-from sonde.v1.token_probability_pb2 import TokenProbability as TokenProbability
 from sonde.v1.traces_pb2 import TraceRequest as TraceRequest
 from sonde.v1.traces_pb2 import TraceResponse as TraceResponse
 import abc as _abc_1

@@ -14,6 +14,17 @@ from sonde.v1 import context_pb2 as _context_pb2
 from sonde.v1 import prompts_pb2 as _prompts_pb2
 from sonde.v1 import targets_pb2 as _targets_pb2
 from sonde.v1 import token_probability_pb2 as _token_probability_pb2
+from sonde.v1.activations_pb2 import ActivationSlice as ActivationSlice
+from sonde.v1.activations_pb2 import Activations as Activations
+from sonde.v1.attribution_patching_pb2 import AttributionPatching as AttributionPatching
+from sonde.v1.attribution_patching_pb2 import Attributions as Attributions
+from sonde.v1.attribution_patching_pb2 import EdgeAttributions as EdgeAttributions
+from sonde.v1.attribution_patching_pb2 import VerifiedEffect as VerifiedEffect
+from sonde.v1.causal_tracing_pb2 import CausalTracing as CausalTracing
+from sonde.v1.causal_tracing_pb2 import Corruption as Corruption
+from sonde.v1.causal_tracing_pb2 import RestorationGrid as RestorationGrid
+from sonde.v1.token_probability_pb2 import LayerReadings as LayerReadings
+from sonde.v1.token_probability_pb2 import TokenProbability as TokenProbability
 import builtins as _builtins
 import sys
 import typing as _typing
