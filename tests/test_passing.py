@@ -312,3 +312,20 @@ def test_a_batch_is_as_large_as_the_model_allows(wide: Host, monkeypatch: pytest
     assert memory.batch_positions == 1500
     monkeypatch.setattr(memory, "_operations", OPERATIONS["cpu"])
     assert memory.batch_positions == FEWEST_POSITIONS["cpu"]
+
+
+def test_a_large_batch_under_way_counts_by_the_share_of_its_work(wide: Host) -> None:
+    """Before block 0 nothing is done; the last block has little work, since only one position of it is read."""
+    reached: list[int] = []
+
+    def arrive(_: int, positions: int) -> None:
+        if positions in (LARGE, COPIES):
+            reached.append(sweeping.runs_done())
+
+    with sessions(wide, "sweep") as (sweeping,):
+        many = rows_of(sweeping, LONG, COPIES)
+        with watched(wide, arrive):
+            sweeping.wait(sweeping.submit(many))
+        sweeping.finish(COPIES)
+        assert reached == [0, COPIES // 4, COPIES // 2, COPIES * 3 // 4]
+        assert sweeping.runs_done() == COPIES

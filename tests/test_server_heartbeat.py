@@ -126,7 +126,7 @@ def test_the_last_progress_is_repeated_until_there_is_more() -> None:
         go_on.wait(DEADLINE)
         yield Progress(20, 20)
 
-    beating = with_heartbeat(answers(), stopped.set, seconds=0.01)
+    beating = with_heartbeat(answers(), stopped.set, lambda: 9, seconds=0.01)
     assert isinstance(next(beating), Corruption)
     assert [next(beating) for _ in range(4)] == [Progress(3, 20)] * 4
     go_on.set()
@@ -134,6 +134,22 @@ def test_the_last_progress_is_repeated_until_there_is_more() -> None:
     assert rest[-1] == Progress(20, 20)
     assert set(rest[:-1]) <= {Progress(3, 20)}
     assert not stopped.is_set()
+
+
+def test_runs_that_are_done_meanwhile_count() -> None:
+    """Never fewer than were reported, and never more than there are."""
+    go_on = threading.Event()
+    done = iter([5, 4, 30])
+
+    def answers() -> Iterator[Answer]:
+        yield Progress(3, 20, runs=True)
+        go_on.wait(DEADLINE)
+        yield Progress(12, 20, runs=True)
+
+    beating = with_heartbeat(answers(), lambda: None, lambda: next(done, 30), seconds=0.01)
+    assert [next(beating) for _ in range(4)] == [Progress(count, 20, runs=True) for count in (3, 5, 5, 20)]
+    go_on.set()
+    assert set(beating) == {Progress(20, 20, runs=True)}
 
 
 def test_before_there_is_progress_nothing_is_made_up() -> None:
@@ -144,7 +160,7 @@ def test_before_there_is_progress_nothing_is_made_up() -> None:
         slow.wait(0.2)
         yield corruption()
 
-    assert [type(one) for one in with_heartbeat(answers(), slow.set, seconds=0.01)] == [Corruption]
+    assert [type(one) for one in with_heartbeat(answers(), slow.set, lambda: 9, seconds=0.01)] == [Corruption]
 
 
 def test_an_error_is_passed_on() -> None:
@@ -152,7 +168,7 @@ def test_an_error_is_passed_on() -> None:
         yield Progress(0, 20)
         raise Stopped("the deadline passed")
 
-    beating = with_heartbeat(answers(), lambda: None)
+    beating = with_heartbeat(answers(), lambda: None, lambda: 0)
     assert next(beating) == Progress(0, 20)
     with pytest.raises(Stopped, match="the deadline passed"):
         next(beating)
@@ -170,7 +186,7 @@ def test_who_stops_reading_stops_the_work() -> None:
         finally:
             ended.set()
 
-    beating = with_heartbeat(answers(), cancelled.set, seconds=0.01)
+    beating = with_heartbeat(answers(), cancelled.set, lambda: 0, seconds=0.01)
     next(beating)
     next(beating)
     beating.close()  # type: ignore[attr-defined]

@@ -38,7 +38,7 @@ def parts(question: TraceQuestion, method: CausalTracing, session: Session, clea
     changes, deviation = _corruptions(method, session)
     edits = [PlacedEdit(Component.TOKEN_EMBEDDING, 0, method.subject, None, change) for change in changes]
     grid = list(method.cells(session.layers))
-    yield Progress(0, len(grid) * len(edits))
+    yield Progress(0, len(grid) * len(edits), runs=True)
     corruptions = [Base(question.prompt.tokens, edit, len(edits)) for edit in edits]
     corrupted = session.corrupted(corruptions, read=clean.position)
     baseline = session.read(corrupted, Reading(clean.position, clean.targets))
@@ -88,7 +88,7 @@ def _grids(
         start += len(row)
         done += len(row) * len(corrupted)
         yield _grid_row(head, row, outcome, per_sample=method.per_sample)
-        yield Progress(done, total)
+        yield Progress(done, total, runs=True)
 
 
 def _restoration(cell: Cell, layer: int, clean: Tensor, row: int) -> PlacedEdit:

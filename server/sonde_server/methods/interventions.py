@@ -82,11 +82,11 @@ class _Changed:
             yield from self._continued(clean.state, self.question.readout.generation)
             return
         offset = 0
-        yield Progress(offset, self.question.plan.count)
+        yield Progress(offset, self.question.plan.count, runs=True)
         while group := list(islice(self._results, GROUP)):
             yield from self._report(offset, group)
             offset += len(group)
-            yield Progress(offset, self.question.plan.count)
+            yield Progress(offset, self.question.plan.count, runs=True)
 
     def _continued(self, clean: State, asked: Generation) -> Iterator[Answer]:
         """As `parts`, and the tokens that continue every run, the unchanged one first."""

@@ -46,7 +46,8 @@ class Context(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Progress(Answer):
-    """How many runs are done, of all."""
+    """How many steps are done, of all. `runs`: whether a step is a run."""
 
     done: int
     total: int
+    runs: bool = False

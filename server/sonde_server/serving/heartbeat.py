@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
+from dataclasses import replace
 from typing import Final
 
 from ..questions.answers import Answer, Progress
@@ -61,10 +62,14 @@ class _Relay:
 
 
 def with_heartbeat(
-    answers: Iterator[Answer], stop: Callable[[], None], seconds: float = HEARTBEAT_SECONDS
+    answers: Iterator[Answer],
+    stop: Callable[[], None],
+    runs_done: Callable[[], int],
+    seconds: float = HEARTBEAT_SECONDS,
 ) -> Iterator[Answer]:
-    """The answers, and the last progress again whenever the next answer takes longer than `seconds`.
+    """The answers, and the progress again whenever the next answer takes longer than `seconds`.
 
+    Where a step of the progress is a run, `runs_done` says how far the work has come meanwhile.
     They are made on a thread of their own, which only waits for the model's. `stop` is called when no more answers are
     wanted, and has to end the work; this then waits until it has ended.
     """
@@ -79,13 +84,20 @@ def with_heartbeat(
             except StopIteration:
                 return
             if isinstance(answer, Progress):
-                progress = answer
-            if answer is not None:
+                progress = _further(progress, answer.done, answer)
+                yield progress
+            elif answer is not None:
                 yield answer
             elif progress is not None:
+                progress = _further(progress, runs_done() if progress.runs else 0, progress)
                 yield progress
     finally:
         relay.close()
         if thread.is_alive():
             stop()
             thread.join()
+
+
+def _further(last: Progress | None, done: int, now: Progress) -> Progress:
+    """The progress with this many steps done: never fewer than were reported, and never more than there are."""
+    return replace(now, done=min(max(done, 0 if last is None else last.done), now.total))

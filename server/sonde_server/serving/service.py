@@ -95,7 +95,7 @@ def _answers(
     call = current_call()
     if question.dry_run or call is None or call.runs <= SMALL_RUNS:
         return answers
-    return with_heartbeat(answers, session.cancelled.set)
+    return with_heartbeat(answers, session.cancelled.set, session.runs_done)
 
 
 def _session(

@@ -24,6 +24,9 @@ class Owner(Protocol):
     def check(self) -> None:
         """Raises Stopped when nobody waits for the answer any more."""
 
+    def reached(self, runs: int) -> None:
+        """Learns that a portion that is being computed is as far as if this many of its runs were done."""
+
 
 class Job:
     """A piece of work on the model. `future` is set when it is done."""
@@ -77,7 +80,11 @@ class Portion(Job):
         self.apart = apart
         self.alone = alone
         self.waiting = deque(zip(rows, sizes, strict=True))
-        self._unfinished = len(rows)
+        self._size = self._unfinished = len(rows)
+
+    def reached(self, share: float) -> None:
+        """Tells the owner which share of the portion's work is done."""
+        self.owner.reached(int(share * self._size))
 
     def finished(self, row: Row) -> None:
         """Counts a row that was computed, or dropped because nobody waits for it."""

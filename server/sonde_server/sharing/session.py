@@ -59,6 +59,7 @@ class Session:
         self._shared = shared
         self._wanted = wanted
         self._starting: dict[bytes, Starting] = {}
+        self._done = self._reached = 0
         self._held: list[Job] = []
 
     def __enter__(self) -> Self:
@@ -205,7 +206,17 @@ class Session:
 
     def finish(self, runs: int) -> None:
         """Count runs as done."""
+        self._done += runs
+        self._reached = 0
         self._shared.backlog.progress(self, runs)
+
+    def reached(self, runs: int) -> None:
+        """Learn that a portion that is being computed is as far as if this many of its runs were done."""
+        self._reached = runs
+
+    def runs_done(self) -> int:
+        """How many runs are done, with those under way counted by their share of the work."""
+        return self._done + self._reached
 
     def _results(self, source: Iterator[Run], window: "_Window | None") -> Iterator[Result]:
         while window is not None:
