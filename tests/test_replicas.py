@@ -197,6 +197,6 @@ def test_the_command_takes_several_addresses(
 ) -> None:
     monkeypatch.setenv("SONDE_ADDRESS", f"127.0.0.1:1,{steady.address}")
     assert sonde.cli.main(["model"]) == 0
-    assert str(model) in capsys.readouterr().out
+    assert f"model          {model.name}\n" in capsys.readouterr().out
     assert sonde.cli.main(["model", "--address", f"{steady.address},{steady.address}"]) == 2
     assert "more than once" in capsys.readouterr().err

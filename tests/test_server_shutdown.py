@@ -31,7 +31,8 @@ def in_mid_stream(client: sonde.Client, action: "list[float]", at: threading.Eve
 
     def progress(done: int, total: int) -> None:
         action.append(done / total)
-        at.set()
+        if done:
+            at.set()
 
     try:
         client.intervene(PROMPT, PLAN, targets=[41], progress=progress)

@@ -106,18 +106,19 @@ grpc::Status ShowRefusal(Stub& stub) {
   return grpc::Status::OK;
 }
 
-// Cancels a long sweep after its first message. The server stops computing.
+// Cancels a long sweep after its first runs. The server stops computing.
 grpc::Status ShowCancel(Stub& stub) {
   grpc::ClientContext call;
   const auto stream = stub.Intervene(&call, Ablations(sonde::v1::COMPONENT_NEURON, {}, {}));
-  sonde::v1::InterveneResponse first;
-  stream->Read(&first);
+  sonde::v1::InterveneResponse reached;
+  while (reached.progress().done() == 0 && stream->Read(&reached)) {
+  }
   call.TryCancel();
   for (sonde::v1::InterveneResponse message; stream->Read(&message);) {
   }
   const auto status = stream->Finish();
   if (status.error_code() != grpc::StatusCode::CANCELLED) return status;
-  std::cout << "cancelled: CANCELLED after " << first.progress().done() << " of " << first.progress().total()
+  std::cout << "cancelled: CANCELLED after " << reached.progress().done() << " of " << reached.progress().total()
             << " runs" << std::endl;
   return grpc::Status::OK;
 }

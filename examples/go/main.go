@@ -165,7 +165,7 @@ func details(err error) (*status.Status, []string, []*errdetails.BadRequest_Fiel
 	return refused, reasons, violations
 }
 
-// showCancel cancels a long sweep after its first message. The server stops computing.
+// showCancel cancels a long sweep after its first runs. The server stops computing.
 func showCancel(ctx context.Context, client inspection.InspectionServiceClient) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -173,9 +173,13 @@ func showCancel(ctx context.Context, client inspection.InspectionServiceClient) 
 	if err != nil {
 		return err
 	}
-	first, err := stream.Recv()
-	if err != nil {
-		return err
+	var progress *inspection.Progress
+	for progress.GetDone() == 0 {
+		message, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		progress = message.Progress
 	}
 	cancel()
 	for err == nil {
@@ -184,6 +188,6 @@ func showCancel(ctx context.Context, client inspection.InspectionServiceClient) 
 	if status.Code(err) != codes.Canceled {
 		return err
 	}
-	fmt.Printf("cancelled: %s after %d of %d runs\n", status.Code(err), first.Progress.Done, first.Progress.Total)
+	fmt.Printf("cancelled: %s after %d of %d runs\n", status.Code(err), progress.Done, progress.Total)
 	return nil
 }

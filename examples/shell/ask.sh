@@ -150,21 +150,21 @@ refusal() {
         '{code, $reason, violations: $bad.fieldViolations}' <<<"$error"
 }
 
-# Cancels a long sweep after its first message. The server stops computing.
+# Cancels a long sweep after its first runs. The server stops computing.
 show_cancel() {
-    local first call
+    local reached call
     mkfifo "$scratch/answer"
     buf curl --protocol grpc --http2-prior-knowledge --emit-defaults \
         --data "$(ablations '{"component": "COMPONENT_NEURON"}' '[]')" \
         "http://$address/sonde.v1.InspectionService/Intervene" >"$scratch/answer" 2>"$scratch/error" &
     call=$!
     exec 3<"$scratch/answer"
-    read -r first < <(jq --unbuffered --compact-output .progress <&3)
+    read -r reached < <(jq --unbuffered --compact-output '.progress | select(.done > 0)' <&3)
     exec 3<&-
     kill -INT "$call"
     wait "$call" || true
     jq --raw-output --slurpfile error "$scratch/error" \
-        '"cancelled: \($error[0].code) after \(.done) of \(.total) runs"' <<<"$first"
+        '"cancelled: \($error[0].code) after \(.done) of \(.total) runs"' <<<"$reached"
 }
 
 # ---------------------------------------------------------------------- golden

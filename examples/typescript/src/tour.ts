@@ -74,14 +74,16 @@ async function refused(): Promise<void> {
   }
 }
 
-/** Cancels a long sweep after its first message. The server stops computing. */
+/** Cancels a long sweep after its first runs. The server stops computing. */
 async function cancelled(): Promise<void> {
   const stop = new AbortController();
   let reached = "";
   try {
     for await (const message of client.intervene(ablations(Component.NEURON, [], []), { signal: stop.signal })) {
-      reached = `${message.progress?.done} of ${message.progress?.total}`;
-      stop.abort();
+      if (message.progress?.done) {
+        reached = `${message.progress.done} of ${message.progress.total}`;
+        stop.abort();
+      }
     }
   } catch (cause) {
     console.log(`cancelled: ${Code[ConnectError.from(cause).code]} after ${reached} runs`);
