@@ -5,6 +5,7 @@ import logging
 import re
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -89,6 +90,19 @@ def test_a_trace_does_what_it_announced(host: Host, method: str) -> None:
     assert host.trace(request).context.cost == announced
     assert counted(host) - before == announced.token_layers
     assert announced.token_layers <= announced.full_token_layers
+
+
+def test_a_run_that_is_not_kept_is_not_run_twice(tmp_path: Path) -> None:
+    """Without a cache: the clean run of a causal trace, and that of a source which is the prompt itself."""
+    ids = fresh(7)
+    patching = pb.AttributionPatching(source=wire.prompt(ids), components=[pb.COMPONENT_MLP_OUT])
+    settings = Settings(model=str(save_model("gpt2", tmp_path / "gpt2")), port=0, device="cpu", cache_bytes=0)
+    with Server(settings) as server, grpc.insecure_channel(server.address) as channel:
+        stub, work = InspectionServiceStub(channel), server.scheduler.engine.work
+        for fields in (TRACES["causal_tracing"], {"attribution_patching": patching}):
+            before = work.token_layers
+            answer = wire.join_trace(stub.Trace(traced(ids, **fields), timeout=DEADLINE))
+            assert work.token_layers - before == answer.context.cost.token_layers
 
 
 def test_interventions_do_what_they_announced(host: Host) -> None:

@@ -1,23 +1,26 @@
 """Small work passes a large batch between two of its blocks: counted by hooks in the model's own modules."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 import torch
-from sonde_server.engine import Base, Change, PlacedEdit, Reading, Run, State
+from sonde.v1 import inspection_pb2 as pb
+from sonde_server.engine import Base, Capture, Change, PlacedEdit, Reading, Run, State
 from sonde_server.engine.layout import Row
 from sonde_server.engine.memory import FEWEST_POSITIONS, MOST_POSITIONS, OPERATIONS
 from sonde_server.errors import Stopped
 from sonde_server.questions.places import Component
 from sonde_server.questions.prompts import Target
-from sonde_server.sharing.jobs import Call, Portion
+from sonde_server.sharing.jobs import Call, Job, Portion
 from sonde_server.sharing.session import Session
 
 from tests.conftest import Host, Hosts
 from tests.support import wire
 from tests.support.oracle import Edit, Scale, Site, Sweep
+from tests.support.replicas import wait_for
 
 LAYERS = 4
 LONG, SHORT = tuple(range(3, 23)), (61, 62, 63, 64, 65, 66, 67)
@@ -329,3 +332,64 @@ def test_a_large_batch_under_way_counts_by_the_share_of_its_work(wide: Host) -> 
         sweeping.finish(COPIES)
         assert reached == [0, COPIES // 4, COPIES // 2, COPIES * 3 // 4]
         assert sweeping.runs_done() == COPIES
+
+
+def queued(host: Host, session: Session) -> bool:
+    lines = host.server.scheduler.queue._lines
+    return any(session in questions for questions in list(lines.values()))
+
+
+def test_what_is_read_again_of_a_base_run_shares_no_batch_and_passes(wide: Host) -> None:
+    """Runs that are given these values inherit their last bits, which would depend on who else asks."""
+    places = tuple(range(9))
+    threads: list[threading.Thread] = []
+    portions: list[Portion] = []
+
+    def arrive(layer: int, positions: int) -> None:
+        if (layer, positions) == (0, LARGE) and not threads:
+            wanted = [Capture(Component.MLP_OUT, 1, places)]
+            threads.append(threading.Thread(target=reading.values, args=(state, wanted)))
+            threads[0].start()
+            assert wait_for(lambda: queued(wide, reading))
+            portions.append(asking.submit(few))
+
+    with sessions(wide, "sweep", "other", "another") as (sweeping, asking, reading):
+        state = reading.states([Base(tuple(range(70, 70 + len(places))))])[0]
+        few, many = rows_of(asking, SHORT, 1), rows_of(sweeping, LONG, COPIES)
+        with watched(wide, arrive) as seen:
+            sweeping.wait(sweeping.submit(many))
+            asking.wait(portions[0])
+            threads[0].join()
+    assert [one for one in seen if one in LARGE_BLOCKS] == LARGE_BLOCKS
+    assert seen.count((1, len(places))) == seen.count((1, SMALL)) == 1
+    # Both passed: the last block of the large batch was not computed yet.
+    assert seen[-1] == LARGE_BLOCKS[-1]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"token_probability": pb.TokenProbability(gradient_norms=True)},
+        {
+            "attribution_patching": pb.AttributionPatching(
+                source=wire.prompt(SHORT[::-1]), components=[pb.COMPONENT_MLP_OUT], integration_steps=2
+            )
+        },
+    ],
+    ids=lambda method: next(iter(method)),
+)
+def test_gradients_may_pass(wide: Host, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]) -> None:
+    """Each block is a call of its own, and would otherwise wait for a batch of a sweep."""
+    queue = wide.server.scheduler.queue
+    calls: list[Call] = []
+    put = queue.put
+
+    def watch(jobs: Iterable[Job]) -> None:
+        jobs = list(jobs)
+        calls.extend(job for job in jobs if isinstance(job, Call))
+        put(jobs)
+
+    monkeypatch.setattr(queue, "put", watch)
+    wide.trace(pb.TraceRequest(prompt=wire.prompt(SHORT), **method))
+    assert len(calls) > LAYERS
+    assert all(call.positions is not None and call.positions < LARGE for call in calls)

@@ -293,6 +293,7 @@ def test_negative_positions_and_layers_are_resolved(host: Host) -> None:
         (TEXT, " Eiffel Tower"),
         (TEXT, "Eiffel Tower "),
         ("Tom met Tom and Mary", "Tom"),
+        ("Tom and Tom left", " Tom "),
         ("In São Paulo it is", "São"),
         ("a 🙂 in Zürich", "🙂"),
         ("a  \n b", "\n"),

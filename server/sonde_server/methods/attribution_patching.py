@@ -31,9 +31,10 @@ from .opening import Clean
 from .prediction import numbers
 
 
-def parts(_: TraceQuestion, method: AttributionPatching, session: Session, clean: Clean) -> Iterator[Answer]:
+def parts(question: TraceQuestion, method: AttributionPatching, session: Session, clean: Clean) -> Iterator[Answer]:
     """The progress, then the estimates component by component, the edges, and what was verified."""
-    source = session.states([Base(method.source.tokens)])[0]
+    same = method.source.tokens == question.prompt.tokens
+    source = clean.state if same else session.states([Base(method.source.tokens)])[0]
     estimation = Estimation(method, clean.targets, clean.position, session, clean.state, source)
     yield from estimation.run()
     for component in method.components:

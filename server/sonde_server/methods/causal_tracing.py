@@ -40,7 +40,7 @@ def parts(question: TraceQuestion, method: CausalTracing, session: Session, clea
     grid = list(method.cells(session.layers))
     yield Progress(0, len(grid) * len(edits), runs=True)
     corruptions = [Base(question.prompt.tokens, edit, len(edits)) for edit in edits]
-    corrupted = session.corrupted(corruptions, read=clean.position)
+    corrupted = session.corrupted(corruptions, clean.state, read=clean.position)
     baseline = session.read(corrupted, Reading(clean.position, clean.targets))
     yield _corruption(method, baseline, deviation)
     yield from _grids(method, grid, session, clean, corrupted, baseline)

@@ -48,11 +48,12 @@ def _gradient_norms(
 ) -> Floats:
     """L2 norm of d metric(target) / d stream, [depths, positions, targets]; 0 after the position that is read."""
     descent = session.descent(state, position + 1)
-    gradient = session.call(lambda: descent.top(targets, metric)).below
+    passes = (1 + 2 * len(targets)) * (position + 1)
+    gradient = session.call(lambda: descent.top(targets, metric), positions=session.layers).below
     norms = np.zeros((session.layers + 1, len(state.tokens), len(targets)), np.float32)
     for depth in range(session.layers, -1, -1):
         norms[depth, : position + 1] = numbers(gradient.float().norm(dim=-1).T.cpu())
         if depth:
             block = partial(descent.block, depth - 1, gradient, frozenset())
-            gradient = session.call(block).below
+            gradient = session.call(block, positions=-(-passes // session.layers)).below
     return norms

@@ -144,7 +144,7 @@ class Queue:
             lines = [
                 line for questions in self._lines.values() for owner, line in questions.items() if owner not in owners
             ]
-            turn = self._small_call(lines, limit) or self._small_batch(lines, limit)
+            turn = self._small_call(lines, limit) or self._small_batch(lines, limit) or self._small_alone(lines, limit)
             self._tidy()
             if turn is not None:
                 passed = self._work(turn) if isinstance(turn, Call) else turn.work
@@ -181,6 +181,20 @@ class Queue:
                 line.popleft()
                 left, limit = left - size, limit - work
         return Batch(members) if members else None
+
+    def _small_alone(self, lines: Iterable[Line], limit: int) -> Batch | None:
+        """Take the first portion that shares no batch, if it is as small as `_small_batch` asks."""
+        for line in lines:
+            head = line[0] if line else None
+            if isinstance(head, Portion) and head.alone:
+                size = sum(size for _, size in head.waiting)
+                work = sum(row.extent.token_layers for row, _ in head.waiting)
+                if work <= limit and size <= self._memory.passing_bytes:
+                    line.popleft()
+                    members = [(head, row) for row, _ in head.waiting]
+                    head.waiting.clear()
+                    return Batch(members)
+        return None
 
     def _fill(self) -> Iterator[tuple[Portion, Row]]:
         """Take the rows of a shared batch: each question's share first, then what remains in turn."""

@@ -157,18 +157,21 @@ class Session:
         self.ready(states)
         return states
 
-    def corrupted(self, bases: Sequence[Base], *, read: int) -> list[State]:
-        """The states of all corrupted base runs of a question: all from the cache, or all computed together."""
+    def corrupted(self, bases: Sequence[Base], clean: State, *, read: int) -> list[State]:
+        """The states of all corrupted base runs of a question: all from the cache, or all computed together.
+
+        `clean`: the unchanged run of their prompt. They share no batch with other questions, because every run that
+        restores something in them inherits their last bits.
+        """
         found = [self.engine.cache.find(base) for base in bases]
         first = min(bases[0].corruption.positions) if bases[0].corruption else 0
         states = [state for state in found if state is not None and (read < first or read in state.logits)]
         if len(states) == len(bases):
             return states
-        clean = self.states([Base(bases[0].tokens)])[0]
         rows = [self.engine.base_row(base, clean) for base in bases]
         for row in rows:
             row.reads = (read,) if read in row.positions else ()
-        self.wait(self._submit(self._portion(rows, apart=True)))
+        self.wait(self.submit(rows, alone=True))
         states = [row.state for row in rows if row.state is not None]
         for base, state in zip(bases, states, strict=True):
             self.engine.cache.keep(base, state)
@@ -182,7 +185,10 @@ class Session:
         """
         found = {one: self.engine.kept(state, one) for one in captures if one.component in KEPT}
         if missing := tuple(dict.fromkeys(one for one in captures if one not in found)):
-            found.update(zip(missing, next(self.run([Run(state, captures=missing)])).captures, strict=True))
+            row = self.engine.run_row(Run(state, captures=missing))
+            # Not beside other questions: runs that are given these values inherit their last bits.
+            self.wait(self.submit([row], alone=True))
+            found.update(zip(missing, row.result.captures, strict=True))
         return [found[one] for one in captures]
 
     def read(self, states: Sequence[State], reading: Reading) -> list[Result]:

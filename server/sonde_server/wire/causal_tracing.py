@@ -121,10 +121,10 @@ def _find_subject(subject: str, path: str, prompt: Prompt, reader: Reader) -> tu
             path,
             "expected subject_positions, since this model's tokenizer does not report where its tokens are in the text",
         )
-    elif (start := prompt.text.find(subject)) < 0:
+    elif (start := prompt.text.find(bare := subject.strip() or subject)) < 0:
         problems.add(path, f"expected a part of the prompt's text, exactly as written there, got {shown}")
     else:
-        return _whole_tokens(prompt, start, start + len(subject), path, reader)
+        return _whole_tokens(prompt, start, start + len(bare), path, reader)
     return ()
 
 

@@ -104,19 +104,33 @@ class Estimation:
         done, total = 0, steps * (layers - low + 1)
         yield Progress(done, total)
         for step in range(steps):
-            descent = self.base if steps == 1 else self.session.call(partial(self._between, (step + 0.5) / steps))
-            gradients = self.session.call(partial(self._top, descent))
+            descent = self.base
+            if steps > 1:
+                work = partial(self._between, (step + 0.5) / steps)
+                descent = self.session.call(work, positions=len(self.base.state.tokens))
+            gradients = self.session.call(partial(self._top, descent), positions=layers)
             for layer in range(layers - 1, low - 1, -1):
-                gradients = self.session.call(partial(self._block, descent, layer, gradients))
+                block = partial(self._block, descent, layer, gradients)
+                gradients = self.session.call(block, positions=self._positions(len(gradients.weights)))
                 done += 1
                 yield Progress(done, total)
             if Component.TOKEN_EMBEDDING in self.method.components:
-                self.session.call(partial(self._entrance, descent, gradients))
+                self.session.call(partial(self._entrance, descent, gradients), positions=1)
             if self.edges is not None:
                 for first in range(0, self.length, self.edges.chunk):
                     self.session.call(partial(self.edges.add, descent, self.base, self.source, first))
             done += 1
             yield Progress(done, total)
+
+    def _positions(self, kinds: int) -> int | None:
+        """How many positions through all blocks take as long as one block, forwards and `kinds` times backwards.
+
+        None for edges, which take memory for every sender and receiver.
+        """
+        if self.edges is not None:
+            return None
+        passes = (1 + 2 * kinds * len(self.targets)) * self.length
+        return -(-passes // self.session.layers)
 
     # ------------------------------------------------------------ calls on the model's thread
 
