@@ -3,13 +3,14 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sonde._ask.names import COMPONENTS, METRICS, ComponentName
 from sonde._connection.addresses import DEFAULT_ADDRESS
 from sonde._connection.timeouts import check_timeout
 from sonde._version import __version__
+from sonde.errors import InvalidRequest
 
 EXIT_CODES: Final = """exit status:
   0  success
@@ -30,6 +31,30 @@ SWEPT: Final[dict[str, ComponentName]] = {
 }
 """The components that have an option of their own, by its name."""
 
+_TRACING: Final = ("--subject", "--counterfactual")
+_LENS: Final = ("--lens",)
+_ATTRIBUTION: Final = ("--attribute-from",)
+_PLACES: Final = tuple(f"--{name}" for name in SWEPT)
+_NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
+    "trace": {
+        "--samples": _TRACING,
+        "--noise": _TRACING,
+        "--seed": _TRACING,
+        "--window": _TRACING,
+        "--layers": _TRACING,
+        "--positions": _TRACING,
+        "--component": (*_TRACING, *_ATTRIBUTION),
+        "--steps": _ATTRIBUTION,
+        "--metric": _ATTRIBUTION,
+        "--edges": _ATTRIBUTION,
+        "--verify": _ATTRIBUTION,
+        "--gradients": _LENS,
+    },
+    "intervene": {"--separately": _PLACES, "--seed": ("--noise",)},
+    "generate": dict.fromkeys(("--scale", "--set", "--add", "--from-position"), _PLACES),
+}
+"""By command, the options that mean something only with one of the others."""
+
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse a command line; None is that of the process. A wrong one ends the program, with what was expected."""
@@ -39,6 +64,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if misplaced is not None:
         parser.error(f"argument {misplaced}: expected after the command, as in sonde COMMAND {misplaced} ...")
     return parser.parse_args(given)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Check that no option is given whose effect depends on another option that is not.
+
+    Raises:
+        InvalidRequest: if there is one; the message names the options that it needs.
+    """
+    for option, needed in _NEEDED.get(options.command, {}).items():
+        if _given(options, option) and not any(_given(options, other) for other in needed):
+            raise InvalidRequest.at(option, f"expected {_alternatives(needed)} with it")
+
+
+def _given(options: argparse.Namespace, option: str) -> bool:
+    name = "sites" if option in _PLACES else option.removeprefix("--").replace("-", "_")
+    value = getattr(options, name)
+    return value is not None and value is not False
+
+
+def _alternatives(options: Sequence[str]) -> str:
+    *others, last = options
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _misplaced(parser: argparse.ArgumentParser, given: Sequence[str]) -> str | None:
@@ -161,9 +208,7 @@ def _add_trace(commands: Any) -> None:
     attribution.add_argument(
         "--edges", type=int, metavar="K", help="also estimate the K largest edges between components"
     )
-    attribution.add_argument(
-        "--verify", type=int, default=0, metavar="K", help="also measure the K largest by patching"
-    )
+    attribution.add_argument("--verify", type=int, metavar="K", help="also measure the K largest by patching")
 
 
 def _add_intervene(commands: Any) -> None:
@@ -204,7 +249,6 @@ def _add_generate(commands: Any) -> None:
     places.add_argument(
         "--from-position",
         type=int,
-        default=0,
         metavar="POSITION",
         help="edit from this position on, including generated tokens (0)",
     )
@@ -230,7 +274,10 @@ def _add_places(parser: argparse.ArgumentParser) -> Any:
 def _add_operations(parser: argparse.ArgumentParser) -> Any:
     operations = parser.add_argument_group("operation").add_mutually_exclusive_group()
     operations.add_argument(
-        "--scale", type=float, default=0.0, metavar="FACTOR", help="multiply by this factor (0: ablate)"
+        "--scale",
+        type=float,
+        metavar="FACTOR",
+        help="multiply by this factor; without an operation, 0, which ablates",
     )
     operations.add_argument("--set", metavar="NPY", help="replace by this array")
     operations.add_argument("--add", metavar="NPY", help="add this array (steering)")

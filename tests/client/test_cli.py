@@ -192,7 +192,22 @@ def test_a_dry_run(peer: Any, answers: Any, capsys: Any) -> None:
         (("intervene", "x", "--sweep", "head", "--neuron", "1:1"), "--layers"),
         (("intervene", "x", "--sweep", "brain"), "brain"),
         (("intervene", "x", "--mlp", "1", "--add", "/nowhere.npy"), "/nowhere.npy"),
-        (("trace", "x", "--lens", "--subject", "x"), "expected one method"),
+        (
+            ("trace", "x", "--lens", "--subject", "x"),
+            "sonde: --lens and --subject cannot be combined: choose one method",
+        ),
+        (
+            ("trace", "x", "--counterfactual", "y", "--attribute-from", "y"),
+            "sonde: --counterfactual and --attribute-from cannot be combined: choose one method",
+        ),
+        (
+            ("trace", "x", "--plot", "x.png"),
+            "sonde: --plot: nothing to draw; add --subject, --lens or --attribute-from",
+        ),
+        (
+            ("trace", "x", "--lens", "--plot", "x.xyz"),
+            "sonde: --plot: expected a file that ends in .png, .pdf or .svg, got 'x.xyz'",
+        ),
         (("trace", "x", "--contrast", " Rome"), "--target"),
         (("trace",), "prompt"),
         (("model", "--address", "gpu.example.org", "--token", "secret"), "unencrypted"),
@@ -203,6 +218,47 @@ def test_usage_errors_are_one_line_and_status_2(capsys: Any, arguments: tuple[st
     assert (status, out) == (2, "")
     assert words in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+_TRACING = "--subject or --counterfactual"
+_PLACES = "--neuron, --head, --residual, --mlp or --attention"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "needed"),
+    [
+        (("trace", "--samples", "3"), "--samples", _TRACING),
+        (("trace", "--noise", "2"), "--noise", _TRACING),
+        (("trace", "--seed", "5"), "--seed", _TRACING),
+        (("trace", "--seed", "0"), "--seed", _TRACING),
+        (("trace", "--window", "3"), "--window", _TRACING),
+        (("trace", "--layers", "0-5"), "--layers", _TRACING),
+        (("trace", "--positions", "-1"), "--positions", _TRACING),
+        (("trace", "--lens", "--layers", "99"), "--layers", _TRACING),
+        (("trace", "--component", "mlp_out"), "--component", "--subject, --counterfactual or --attribute-from"),
+        (("trace", "--steps", "5"), "--steps", "--attribute-from"),
+        (("trace", "--metric", "probability"), "--metric", "--attribute-from"),
+        (("trace", "--edges", "3"), "--edges", "--attribute-from"),
+        (("trace", "--verify", "5"), "--verify", "--attribute-from"),
+        (("trace", "--verify", "0"), "--verify", "--attribute-from"),
+        (("trace", "--subject", "x", "--verify", "5"), "--verify", "--attribute-from"),
+        (("trace", "--attribute-from", "y", "--samples", "3"), "--samples", _TRACING),
+        (("trace", "--gradients"), "--gradients", "--lens"),
+        (("trace", "--subject", "x", "--gradients"), "--gradients", "--lens"),
+        (("intervene", "--separately", "--sweep", "head"), "--separately", _PLACES),
+        (("intervene", "--mlp", "1", "--seed", "5"), "--seed", "--noise"),
+        (("generate", "--scale", "0"), "--scale", _PLACES),
+        (("generate", "--set", "v.npy"), "--set", _PLACES),
+        (("generate", "--add", "v.npy"), "--add", _PLACES),
+        (("generate", "--from-position", "0"), "--from-position", _PLACES),
+    ],
+)
+def test_an_option_without_the_one_it_needs_is_refused(
+    peer: Any, capsys: Any, arguments: tuple[str, ...], option: str, needed: str
+) -> None:
+    command, *options = arguments
+    assert run(capsys, command, "x", *options) == (2, "", f"sonde: {option}: expected {needed} with it\n")
+    assert not peer.requests
 
 
 @pytest.mark.parametrize(
