@@ -121,6 +121,19 @@ def test_a_prediction_alone(peer: Any, answers: Any, capsys: Any) -> None:
     assert peer.requests[0].WhichOneof("method") is None
 
 
+def test_a_prediction_alone_has_its_targets(peer: Any, answers: Any, capsys: Any) -> None:
+    seattle = pb.Token(id=9, text=" Seattle")
+    context = answers.context(seattle, answers.PARIS)
+    context.clean.log_probabilities[:] = [np.log(0.25), np.log(0.9)]
+    context.clean.logits[:] = [-3.5, 12.0]
+    peer.steps = [pb.TraceResponse(context=context)]
+    _, out, _ = run(capsys, "trace", "x", "--target", " Seattle", "--target", " Paris", "--contrast", " Rome")
+    rows = [line.split() for line in out.splitlines()]
+    assert ["'", "Seattle'", "0.25", "-3.5"] in rows
+    assert ["'", "Paris'", "0.9", "12"] in rows
+    assert "minus any contrast's" in out
+
+
 def one_run(answers: Any) -> pb.InterveneResponse:
     return pb.InterveneResponse(context=answers.context(), readings=answers.readings(0, [[-1.0]]))
 

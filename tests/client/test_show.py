@@ -251,6 +251,14 @@ def test_a_large_grid_shows_the_strongest_of_neighbours(shape: tuple[int, int]) 
             assert np.abs(pooled[i, j]) == np.nanmax(np.abs(block))
 
 
+def test_a_prediction_alone_has_its_targets_in_a_notebook(answers: Any) -> None:
+    message = pb.TraceResponse(context=answers.context(pb.Token(id=9, text=" Seattle")))
+    message.context.clean.logits[:] = [-3.5]
+    page = Page(traced(None, [message]))
+    assert "' Seattle'" in page.texts["td"]
+    assert "-3.5" in page.texts["td"]
+
+
 def test_tokens_are_escaped_in_html(answers: Any) -> None:
     message = pb.TraceResponse(context=answers.context())
     message.context.clean.top_tokens[0].text = "<script>"
