@@ -2,11 +2,12 @@
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from sonde._ask.names import COMPONENTS, METRICS, ComponentName
+from sonde._ask.names import COMPONENTS, METRICS, ComponentName, unknown_name
 from sonde._connection.addresses import DEFAULT_ADDRESS
 from sonde._connection.timeouts import check_timeout
 from sonde._version import __version__
@@ -31,10 +32,20 @@ SWEPT: Final[dict[str, ComponentName]] = {
 }
 """The components that have an option of their own, by its name."""
 
+_WHOLE: Final = "LAYER"
+"""The value of an option for a component that is edited over its full width."""
+_UNITS: Final[Mapping[str, str]] = {
+    "neuron": "neurons, such as 3:17, or 0-2 for all neurons of these layers",
+    "head": "outputs of attention heads, such as 3:5, or 0-2 for all heads of these layers",
+}
+"""The components of which single units can be edited, and the help of their options."""
 _TRACING: Final = ("--subject", "--counterfactual")
 _LENS: Final = ("--lens",)
 _ATTRIBUTION: Final = ("--attribute-from",)
 _PLACES: Final = tuple(f"--{name}" for name in SWEPT)
+_INDEXED: Final = frozenset({*_PLACES, "--layers", "--layer", "--positions", "--position", "--units", "--unit"})
+"""The options whose value may begin with a number below 0."""
+_NEGATIVE: Final = re.compile(r"-\d")
 _NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "trace": {
         "--samples": _TRACING,
@@ -59,7 +70,7 @@ _NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse a command line; None is that of the process. A wrong one ends the program, with what was expected."""
     parser = build_parser()
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    given = _joined(sys.argv[1:] if arguments is None else arguments)
     misplaced = _misplaced(parser, given)
     if misplaced is not None:
         parser.error(f"argument {misplaced}: expected after the command, as in sonde COMMAND {misplaced} ...")
@@ -86,6 +97,17 @@ def _given(options: argparse.Namespace, option: str) -> bool:
 def _alternatives(options: Sequence[str]) -> str:
     *others, last = options
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def _joined(given: Sequence[str]) -> list[str]:
+    """Join `--neuron -1:17` to `--neuron=-1:17`: argparse takes for an option what begins with a minus."""
+    joined: list[str] = []
+    for word in given:
+        if joined and joined[-1] in _INDEXED and _NEGATIVE.match(word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _misplaced(parser: argparse.ArgumentParser, given: Sequence[str]) -> str | None:
@@ -195,7 +217,7 @@ def _add_trace(commands: Any) -> None:
     tracing.add_argument(
         "--component",
         action="append",
-        choices=list(COMPONENTS),
+        type=_one_of(COMPONENTS),
         metavar="NAME",
         help="restore this component, or estimate its effects; repeatable",
     )
@@ -218,7 +240,7 @@ def _add_intervene(commands: Any) -> None:
     places.add_argument("--separately", action="store_true", help="make one run for each place, instead of one for all")
     parser.add_argument(
         "--sweep",
-        choices=[*SWEPT, *(name for name in COMPONENTS if name not in SWEPT)],
+        type=_one_of(dict.fromkeys([*SWEPT, *COMPONENTS])),
         metavar="COMPONENT",
         help=f"one run per layer, unit and position: {', '.join(SWEPT)} or a component's name",
     )
@@ -265,8 +287,8 @@ def _add_places(parser: argparse.ArgumentParser) -> Any:
             action=_Place,
             const=component,
             dest="sites",
-            metavar="LAYER:UNIT" if option in {"neuron", "head"} else "LAYER",
-            help=f"{component}, such as {'3:17' if option in {'neuron', 'head'} else '3'} or 0-2",
+            metavar="LAYER:UNIT" if option in _UNITS else _WHOLE,
+            help=_UNITS.get(option) or f"{component}, such as 3, or 0-2 for these layers",
         )
     return places
 
@@ -282,6 +304,17 @@ def _add_operations(parser: argparse.ArgumentParser) -> Any:
     operations.add_argument("--set", metavar="NPY", help="replace by this array")
     operations.add_argument("--add", metavar="NPY", help="add this array (steering)")
     return operations
+
+
+def _one_of(names: Iterable[str]) -> Callable[[str], str]:
+    known = tuple(names)
+
+    def chosen(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(unknown_name(text, known))
+        return text
+
+    return chosen
 
 
 def _ranges(text: str) -> list[int]:
@@ -318,6 +351,8 @@ class _Place(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         layers, colon, units = str(values).partition(":")
+        if colon and self.metavar == _WHOLE:
+            parser.error(f"argument {option_string}: expected layers alone, such as 3 or 0-2, got {values!r}")
         try:
             place = (self.const, _ranges(layers), _ranges(units) if colon else None)
         except argparse.ArgumentTypeError as error:

@@ -153,6 +153,20 @@ def test_places_are_edited_together(peer: Any, answers: Any, capsys: Any) -> Non
     assert all(list(e.site.positions) == [-1] for e in intervention.edits)
 
 
+def test_layers_and_positions_count_from_the_end(peer: Any, answers: Any, capsys: Any) -> None:
+    peer.steps = [one_run(answers)]
+    arguments = ("--neuron", "-1:17", "--head=-2:4", "--mlp", "-1,-2", "--positions", "-1,-3")
+    assert run(capsys, "intervene", "-1 + 2", *arguments)[0] == 0
+    assert peer.requests[0].prompt.text == "-1 + 2"
+    (intervention,) = peer.requests[0].list.interventions
+    assert [(list(edit.site.layers), list(edit.site.units)) for edit in intervention.edits] == [
+        ([-1], [17]),
+        ([-2], [4]),
+        ([-1, -2], []),
+    ]
+    assert all(list(edit.site.positions) == [-1, -3] for edit in intervention.edits)
+
+
 def test_places_one_by_one(peer: Any, answers: Any, capsys: Any) -> None:
     peer.steps = [pb.InterveneResponse(context=answers.context(), readings=answers.readings(0, [[-1.0], [-2.0]]))]
     status, out, _ = run(capsys, "intervene", "x", "--neuron", "3:17", "--neuron", "3:18", "--separately")
@@ -204,6 +218,10 @@ def test_a_dry_run(peer: Any, answers: Any, capsys: Any) -> None:
         (("intervene", "x", "--neuron", "1:1", "--layers", "2"), "--sweep"),
         (("intervene", "x", "--sweep", "head", "--neuron", "1:1"), "--layers"),
         (("intervene", "x", "--sweep", "brain"), "brain"),
+        (("intervene", "x", "--sweep", "mpl"), "got 'mpl'; did you mean mlp?"),
+        (("trace", "x", "--subject", "x", "--component", "mlp"), "got 'mlp'; did you mean mlp_out?"),
+        (("intervene", "x", "--residual", "3:99"), "--residual: expected layers alone, such as 3 or 0-2, got '3:99'"),
+        (("generate", "x", "--mlp", "-1:"), "--mlp: expected layers alone, such as 3 or 0-2, got '-1:'"),
         (("intervene", "x", "--mlp", "1", "--add", "/nowhere.npy"), "/nowhere.npy"),
         (
             ("trace", "x", "--lens", "--subject", "x"),
