@@ -178,7 +178,8 @@ class CausalTracingResult(TraceResult):
             for name, grid in self.restored.items()
         ]
         clean = float(self.clean[target])
-        title = f"Where restoring one clean state brings “{word}” back: {clean:.3f} clean, {low:.3f} corrupted (*)"
+        numbers = f"{clean:.3f} clean, {low:.3f} corrupted (* corrupted tokens)"
+        title = f"Where restoring one clean state brings “{word}” back: {numbers}"
         return plotting.save(plotting.panels(panels, low, high, title=title, legend=f"p({word})"), path)
 
     def heatmap_text(self, *, target: int = 0, colours: terminal.Colours | None = None) -> str:
@@ -191,7 +192,7 @@ class CausalTracingResult(TraceResult):
         shown = terminal.colours_of() if colours is None else colours
         low, high = self._scale(target)
         word = visible(self.targets[target].text).strip()
-        parts = [f"p({word}): {float(self.clean[target]):.3f} clean, {low:.3f} corrupted (*)"]
+        parts = [f"p({word}): {float(self.clean[target]):.3f} clean, {low:.3f} with the tokens marked * corrupted"]
         for name, grid in self.restored.items():
             rows = [row.strip() for row in self.row_labels(name)]
             ramp = look(name).ramp
@@ -219,7 +220,7 @@ class CausalTracingResult(TraceResult):
         word = self._word()
         low, high = self._scale(0)
         pieces = [
-            note(f"p({word}): {float(self.clean[0]):.3f} clean, {low:.3f} with the starred tokens corrupted"),
+            note(f"p({word}): {float(self.clean[0]):.3f} clean, {low:.3f} with the tokens marked * corrupted"),
             self._strip("where restoring one state brings it back", self._by_position()),
         ]
         pieces += [

@@ -122,7 +122,7 @@ class TokenProbabilityResult(TraceResult):
                 rows = self.token_labels(self.gradient_positions)
                 panel = plotting.Panel("gradient norm", norms.T, rows, self.depths, "Blues", across)
                 plotting.draw_panel(figure, map_, panel, 0.0, max(float(np.nanmax(norms, initial=0.0)), 1e-12))
-            title = f"probability of “{word}” read there"
+            title = f"probability of “{word}”, read after each block"
             values = self.probabilities[:, target]
             plotting.draw_curve(line, title, self.depths, values, across=across, tops=self._top_texts())
 
