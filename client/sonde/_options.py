@@ -18,7 +18,7 @@ EXIT_CODES: Final = """exit status:
   1  the server failed, or its answer cannot be read
   2  the request is wrong
   3  try again later: no server, too busy, or timed out
-  4  the token is missing, wrong or not allowed to do this
+  4  authentication or permission failed
   130  interrupted
 
 environment: SONDE_ADDRESS and SONDE_TOKEN are the defaults of --address and --token."""
@@ -163,14 +163,14 @@ def _add_shared(parser: argparse.ArgumentParser, address: str | None, token: str
     unset: dict[str, Any] = {"default": argparse.SUPPRESS} if address == argparse.SUPPRESS else {}
     where = parser.add_argument_group("connection")
     where.add_argument(
-        "--address", default=address, help=f"host and port ({DEFAULT_ADDRESS}); separate several by commas"
+        "--address", default=address, help=f"host and port ({DEFAULT_ADDRESS}); separate several with commas"
     )
-    where.add_argument("--token", default=token, help="the token to send with each call")
-    where.add_argument("--tls", action="store_true", help="encrypt, and trust the usual authorities", **unset)
-    where.add_argument("--tls-ca", metavar="PEM", help="encrypt, and trust this authority", **unset)
+    where.add_argument("--token", default=token, help="the access token to send with each call")
+    where.add_argument("--tls", action="store_true", help="use TLS and the system's certificate authorities", **unset)
+    where.add_argument("--tls-ca", metavar="PEM", help="use TLS and trust this CA certificate", **unset)
     where.add_argument("--tls-cert", metavar="PEM", help="the client's own certificate", **unset)
     where.add_argument("--tls-key", metavar="PEM", help="the key of that certificate", **unset)
-    where.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after this time", **unset)
+    where.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after this many seconds", **unset)
     parser.add_argument("--json", action="store_true", help="print the full result as JSON", **unset)
 
 
@@ -196,7 +196,7 @@ def _add_readout(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_trace(commands: Any) -> None:
-    parser = _command(commands, "trace", "Trace how a prediction comes about.")
+    parser = _command(commands, "trace", "Trace how the model arrives at a prediction.")
     _add_readout(parser)
     parser.add_argument("--lens", action="store_true", help="read the target after every block (logit lens)")
     parser.add_argument(
@@ -207,7 +207,7 @@ def _add_trace(commands: Any) -> None:
         "--subject", metavar="TEXT", help="corrupt this part of the prompt, then restore one state at a time"
     )
     tracing.add_argument(
-        "--counterfactual", metavar="PROMPT", help="corrupt with another prompt, which needs the same number of tokens"
+        "--counterfactual", metavar="PROMPT", help="corrupt with another prompt of the same number of tokens"
     )
     tracing.add_argument("--samples", type=int, help="the number of noise samples (10)")
     tracing.add_argument(
@@ -225,7 +225,7 @@ def _add_trace(commands: Any) -> None:
     attribution.add_argument(
         "--attribute-from", metavar="PROMPT", help="estimate the effect of patching each place from this prompt"
     )
-    attribution.add_argument("--steps", type=int, help="the number of gradients to average between the two prompts (1)")
+    attribution.add_argument("--steps", type=int, help="the number of integration steps between the two prompts (1)")
     attribution.add_argument("--metric", choices=list(METRICS), help="the quantity that is differentiated (logit)")
     attribution.add_argument(
         "--edges", type=int, metavar="K", help="also estimate the K largest edges between components"
@@ -247,7 +247,7 @@ def _add_intervene(commands: Any) -> None:
     parser.add_argument("--units", "--unit", type=_ranges, metavar="UNITS", help="the units to sweep (all)")
     operations = _add_operations(parser)
     operations.add_argument("--noise", type=float, metavar="DEVIATION", help="add normal noise")
-    operations.add_argument("--patch-from", metavar="PROMPT", help="replace by the activations of this prompt")
+    operations.add_argument("--patch-from", metavar="PROMPT", help="replace with the activations of this prompt")
     parser.add_argument("--kl", action="store_true", help="also print the KL divergence of each run")
     parser.add_argument("--generate", type=int, metavar="TOKENS", help="generate this many tokens in each run")
 
@@ -280,7 +280,7 @@ def _add_generate(commands: Any) -> None:
 
 
 def _add_places(parser: argparse.ArgumentParser) -> Any:
-    places = parser.add_argument_group("places to edit together; repeatable")
+    places = parser.add_argument_group("places to edit (repeatable; edited together in one run)")
     for option, component in SWEPT.items():
         places.add_argument(
             f"--{option}",
@@ -301,7 +301,7 @@ def _add_operations(parser: argparse.ArgumentParser) -> Any:
         metavar="FACTOR",
         help="multiply by this factor; without an operation, 0, which ablates",
     )
-    operations.add_argument("--set", metavar="NPY", help="replace by this array")
+    operations.add_argument("--set", metavar="NPY", help="replace with this array")
     operations.add_argument("--add", metavar="NPY", help="add this array (steering)")
     return operations
 

@@ -219,23 +219,34 @@ class AttributionPatching(Method[AttributionPatchingResult]):
     """Estimate, to first order, how patching each place from `source` into the prompt would change the metric.
 
     (source - prompt) . gradient in the prompt's run (Nanda 2023; Kramar et al. 2024, arXiv 2403.00745).
+
+    Args:
+        source: the prompt to patch from, with the same number of tokens.
+        components: the components whose places are estimated; the default is none, which needs `edges`.
+        integration_steps: the number of gradients, averaged along the straight line between the two embeddings; the
+            default is 1.
+        metric: the quantity that is differentiated; the default is `"logit"`.
+        verify_top: also measure the effect of patching this many of the places with the largest estimates; the default
+            is 0.
+        recompute_softmax: at query and key, use the exact change of the attention pattern, times the pattern's gradient
+            (AtP*); the default is False.
+        drop_layers: average the magnitudes over gradients that each ignore what one layer writes (GradDrop of AtP*);
+            the default is False.
+        edges: also estimate the edges between components (EAP, EAP-IG): this many of the largest, or `"all"`; the
+            default is none.
+
+    Raises:
+        InvalidRequest: if a component or the metric is not known, or `edges` is less than 1.
     """
 
     source: PromptLike
-    """The prompt to patch from, with the same number of tokens."""
     components: ComponentName | Iterable[ComponentName] | None = None
     integration_steps: int | None = None
-    """The number of gradients, averaged along the straight line between the two embeddings; the default is 1."""
     metric: MetricName | None = None
-    """The quantity that is differentiated; None means the logit."""
     verify_top: int = 0
-    """Also measure the effect of patching this many of the places with the largest estimates."""
     recompute_softmax: bool = False
-    """At query and key: use the exact change of the attention pattern, times the pattern's gradient (AtP*)."""
     drop_layers: bool = False
-    """Average the magnitudes over gradients that each ignore what one layer writes (GradDrop of AtP*)."""
     edges: int | Literal["all"] | None = None
-    """Also estimate the edges between components (EAP, EAP-IG): this many of the largest, or all."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "components", component_names(self.components))

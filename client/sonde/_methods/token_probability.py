@@ -159,12 +159,16 @@ class TokenProbabilityResult(TraceResult):
 
 @dataclass(frozen=True, slots=True)
 class TokenProbability(Method[TokenProbabilityResult]):
-    """Read the target from the residual stream at each depth (logit lens), optionally with gradient norms."""
+    """Read the target from the residual stream at each depth (logit lens), optionally with gradient norms.
+
+    Args:
+        gradient_norms: also compute the L2 norm of the target's gradient at each depth and position; the default is
+            False.
+        metric: the quantity that is differentiated; the default is `"probability"`.
+    """
 
     gradient_norms: bool = False
-    """Also compute the L2 norm of the target's gradient at each depth and position."""
     metric: MetricName | None = None
-    """The quantity that is differentiated; None means the probability."""
 
     def __post_init__(self) -> None:
         if self.metric is not None:
