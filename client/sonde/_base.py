@@ -90,7 +90,7 @@ def trace(
     progress: Progress = False,
     timeout: Timeout = DEFAULT,
 ) -> Question[TraceResult]:
-    """Run the prompt and trace how its prediction comes about.
+    """Run the prompt and trace how the model arrives at its prediction.
 
     Args:
         prompt: text or token ids.
@@ -130,7 +130,7 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
 
     Args:
         prompt: text or token ids.
-        interventions: a list with an edit, or a list of edits made together, for each run; or a `sweep()`.
+        interventions: one entry per run: an edit, or a list of edits made together. Or a `sweep()`.
         targets: the tokens to measure, by text or id, or `(target, contrast)`; None measures the unchanged run's own
             top prediction.
         sources: prompts to which patches refer by index. A patch can also contain its prompt.
@@ -180,7 +180,7 @@ def intervene_on_neuron(
     return intervene(input_ids, [scale_edit(neuron(layer=layer_idx, unit=neuron_idx), scale)], top_k=top_k)
 
 
-STREAMED = """Like `{name}`, with the same arguments, but yields what is known after each message.
+STREAMED = """Like `{name}`, with the same arguments, but yields the partial result after each message.
 
 The last result is complete. The results before it share its memory and have NaN where nothing has arrived yet. Closing
 the generator cancels the call.
@@ -232,7 +232,7 @@ class BaseClient(ABC, Generic[ChannelT, ModelT]):
                 as a sequence or separated by commas. Their names are looked up at once, which blocks until the name
                 server answers. `dns:///NAME:PORT` stands for all addresses of a name, and follows their changes.
             token: sent with each call. Without `tls` it is sent only to this machine.
-            tls: True to trust the usual authorities, or a `TLS` with certificates.
+            tls: True to use TLS and the usual certificate authorities, or a `TLS` with certificates.
             timeout: the default timeout of each call, in seconds; None sets no limit beyond the server's own.
 
         Raises:
@@ -260,7 +260,7 @@ class BaseClient(ABC, Generic[ChannelT, ModelT]):
         return self._get_model()
 
     def wait_until_serving(self, timeout: float | None = 60.0) -> ModelT:
-        """Wait until a server has started and loaded its model. If there are several servers, one is enough.
+        """Wait until a server has started and loaded its model. With several servers, returns when one is ready.
 
         Args:
             timeout: how long to wait, in seconds; None waits forever.

@@ -2,21 +2,23 @@
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from sonde._ask.names import COMPONENTS, METRICS, ComponentName
+from sonde._ask.names import COMPONENTS, METRICS, ComponentName, unknown_name
 from sonde._connection.addresses import DEFAULT_ADDRESS
 from sonde._connection.timeouts import check_timeout
 from sonde._version import __version__
+from sonde.errors import InvalidRequest
 
 EXIT_CODES: Final = """exit status:
   0  success
   1  the server failed, or its answer cannot be read
   2  the request is wrong
   3  try again later: no server, too busy, or timed out
-  4  the token is missing, wrong or not allowed to do this
+  4  authentication or permission failed
   130  interrupted
 
 environment: SONDE_ADDRESS and SONDE_TOKEN are the defaults of --address and --token."""
@@ -30,15 +32,82 @@ SWEPT: Final[dict[str, ComponentName]] = {
 }
 """The components that have an option of their own, by its name."""
 
+_WHOLE: Final = "LAYER"
+"""The value of an option for a component that is edited over its full width."""
+_UNITS: Final[Mapping[str, str]] = {
+    "neuron": "neurons, such as 3:17, or 0-2 for all neurons of these layers",
+    "head": "outputs of attention heads, such as 3:5, or 0-2 for all heads of these layers",
+}
+"""The components of which single units can be edited, and the help of their options."""
+_TRACING: Final = ("--subject", "--counterfactual")
+_LENS: Final = ("--lens",)
+_ATTRIBUTION: Final = ("--attribute-from",)
+_PLACES: Final = tuple(f"--{name}" for name in SWEPT)
+_INDEXED: Final = frozenset({*_PLACES, "--layers", "--layer", "--positions", "--position", "--units", "--unit"})
+"""The options whose value may begin with a number below 0."""
+_NEGATIVE: Final = re.compile(r"-\d")
+_NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
+    "trace": {
+        "--samples": _TRACING,
+        "--noise": _TRACING,
+        "--seed": _TRACING,
+        "--window": _TRACING,
+        "--layers": _TRACING,
+        "--positions": _TRACING,
+        "--component": (*_TRACING, *_ATTRIBUTION),
+        "--steps": _ATTRIBUTION,
+        "--metric": _ATTRIBUTION,
+        "--edges": _ATTRIBUTION,
+        "--verify": _ATTRIBUTION,
+        "--gradients": _LENS,
+    },
+    "intervene": {"--separately": _PLACES, "--seed": ("--noise",)},
+    "generate": dict.fromkeys(("--scale", "--set", "--add", "--from-position"), _PLACES),
+}
+"""By command, the options that mean something only with one of the others."""
+
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse a command line; None is that of the process. A wrong one ends the program, with what was expected."""
     parser = build_parser()
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    given = _joined(sys.argv[1:] if arguments is None else arguments)
     misplaced = _misplaced(parser, given)
     if misplaced is not None:
         parser.error(f"argument {misplaced}: expected after the command, as in sonde COMMAND {misplaced} ...")
     return parser.parse_args(given)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Check that no option is given whose effect depends on another option that is not.
+
+    Raises:
+        InvalidRequest: if there is one; the message names the options that it needs.
+    """
+    for option, needed in _NEEDED.get(options.command, {}).items():
+        if _given(options, option) and not any(_given(options, other) for other in needed):
+            raise InvalidRequest.at(option, f"expected {_alternatives(needed)} with it")
+
+
+def _given(options: argparse.Namespace, option: str) -> bool:
+    name = "sites" if option in _PLACES else option.removeprefix("--").replace("-", "_")
+    value = getattr(options, name)
+    return value is not None and value is not False
+
+
+def _alternatives(options: Sequence[str]) -> str:
+    *others, last = options
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _joined(given: Sequence[str]) -> list[str]:
+    """Join `--neuron -1:17` to `--neuron=-1:17`: argparse takes for an option what begins with a minus."""
+    joined: list[str] = []
+    for word in given:
+        if joined and joined[-1] in _INDEXED and _NEGATIVE.match(word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _misplaced(parser: argparse.ArgumentParser, given: Sequence[str]) -> str | None:
@@ -94,14 +163,14 @@ def _add_shared(parser: argparse.ArgumentParser, address: str | None, token: str
     unset: dict[str, Any] = {"default": argparse.SUPPRESS} if address == argparse.SUPPRESS else {}
     where = parser.add_argument_group("connection")
     where.add_argument(
-        "--address", default=address, help=f"host and port ({DEFAULT_ADDRESS}); separate several by commas"
+        "--address", default=address, help=f"host and port ({DEFAULT_ADDRESS}); separate several with commas"
     )
-    where.add_argument("--token", default=token, help="the token to send with each call")
-    where.add_argument("--tls", action="store_true", help="encrypt, and trust the usual authorities", **unset)
-    where.add_argument("--tls-ca", metavar="PEM", help="encrypt, and trust this authority", **unset)
+    where.add_argument("--token", default=token, help="the access token to send with each call")
+    where.add_argument("--tls", action="store_true", help="use TLS and the system's certificate authorities", **unset)
+    where.add_argument("--tls-ca", metavar="PEM", help="use TLS and trust this CA certificate", **unset)
     where.add_argument("--tls-cert", metavar="PEM", help="the client's own certificate", **unset)
     where.add_argument("--tls-key", metavar="PEM", help="the key of that certificate", **unset)
-    where.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after this time", **unset)
+    where.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="give up after this many seconds", **unset)
     parser.add_argument("--json", action="store_true", help="print the full result as JSON", **unset)
 
 
@@ -127,7 +196,7 @@ def _add_readout(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_trace(commands: Any) -> None:
-    parser = _command(commands, "trace", "Trace how a prediction comes about.")
+    parser = _command(commands, "trace", "Trace how the model arrives at a prediction.")
     _add_readout(parser)
     parser.add_argument("--lens", action="store_true", help="read the target after every block (logit lens)")
     parser.add_argument(
@@ -138,7 +207,7 @@ def _add_trace(commands: Any) -> None:
         "--subject", metavar="TEXT", help="corrupt this part of the prompt, then restore one state at a time"
     )
     tracing.add_argument(
-        "--counterfactual", metavar="PROMPT", help="corrupt with another prompt, which needs the same number of tokens"
+        "--counterfactual", metavar="PROMPT", help="corrupt with another prompt of the same number of tokens"
     )
     tracing.add_argument("--samples", type=int, help="the number of noise samples (10)")
     tracing.add_argument(
@@ -148,7 +217,7 @@ def _add_trace(commands: Any) -> None:
     tracing.add_argument(
         "--component",
         action="append",
-        choices=list(COMPONENTS),
+        type=_one_of(COMPONENTS),
         metavar="NAME",
         help="restore this component, or estimate its effects; repeatable",
     )
@@ -156,14 +225,12 @@ def _add_trace(commands: Any) -> None:
     attribution.add_argument(
         "--attribute-from", metavar="PROMPT", help="estimate the effect of patching each place from this prompt"
     )
-    attribution.add_argument("--steps", type=int, help="the number of gradients to average between the two prompts (1)")
+    attribution.add_argument("--steps", type=int, help="the number of integration steps between the two prompts (1)")
     attribution.add_argument("--metric", choices=list(METRICS), help="the quantity that is differentiated (logit)")
     attribution.add_argument(
         "--edges", type=int, metavar="K", help="also estimate the K largest edges between components"
     )
-    attribution.add_argument(
-        "--verify", type=int, default=0, metavar="K", help="also measure the K largest by patching"
-    )
+    attribution.add_argument("--verify", type=int, metavar="K", help="also measure the K largest by patching")
 
 
 def _add_intervene(commands: Any) -> None:
@@ -173,14 +240,14 @@ def _add_intervene(commands: Any) -> None:
     places.add_argument("--separately", action="store_true", help="make one run for each place, instead of one for all")
     parser.add_argument(
         "--sweep",
-        choices=[*SWEPT, *(name for name in COMPONENTS if name not in SWEPT)],
+        type=_one_of(dict.fromkeys([*SWEPT, *COMPONENTS])),
         metavar="COMPONENT",
         help=f"one run per layer, unit and position: {', '.join(SWEPT)} or a component's name",
     )
     parser.add_argument("--units", "--unit", type=_ranges, metavar="UNITS", help="the units to sweep (all)")
     operations = _add_operations(parser)
     operations.add_argument("--noise", type=float, metavar="DEVIATION", help="add normal noise")
-    operations.add_argument("--patch-from", metavar="PROMPT", help="replace by the activations of this prompt")
+    operations.add_argument("--patch-from", metavar="PROMPT", help="replace with the activations of this prompt")
     parser.add_argument("--kl", action="store_true", help="also print the KL divergence of each run")
     parser.add_argument("--generate", type=int, metavar="TOKENS", help="generate this many tokens in each run")
 
@@ -204,7 +271,6 @@ def _add_generate(commands: Any) -> None:
     places.add_argument(
         "--from-position",
         type=int,
-        default=0,
         metavar="POSITION",
         help="edit from this position on, including generated tokens (0)",
     )
@@ -214,15 +280,15 @@ def _add_generate(commands: Any) -> None:
 
 
 def _add_places(parser: argparse.ArgumentParser) -> Any:
-    places = parser.add_argument_group("places to edit together; repeatable")
+    places = parser.add_argument_group("places to edit (repeatable; edited together in one run)")
     for option, component in SWEPT.items():
         places.add_argument(
             f"--{option}",
             action=_Place,
             const=component,
             dest="sites",
-            metavar="LAYER:UNIT" if option in {"neuron", "head"} else "LAYER",
-            help=f"{component}, such as {'3:17' if option in {'neuron', 'head'} else '3'} or 0-2",
+            metavar="LAYER:UNIT" if option in _UNITS else _WHOLE,
+            help=_UNITS.get(option) or f"{component}, such as 3, or 0-2 for these layers",
         )
     return places
 
@@ -230,11 +296,25 @@ def _add_places(parser: argparse.ArgumentParser) -> Any:
 def _add_operations(parser: argparse.ArgumentParser) -> Any:
     operations = parser.add_argument_group("operation").add_mutually_exclusive_group()
     operations.add_argument(
-        "--scale", type=float, default=0.0, metavar="FACTOR", help="multiply by this factor (0: ablate)"
+        "--scale",
+        type=float,
+        metavar="FACTOR",
+        help="multiply by this factor; without an operation, 0, which ablates",
     )
-    operations.add_argument("--set", metavar="NPY", help="replace by this array")
+    operations.add_argument("--set", metavar="NPY", help="replace with this array")
     operations.add_argument("--add", metavar="NPY", help="add this array (steering)")
     return operations
+
+
+def _one_of(names: Iterable[str]) -> Callable[[str], str]:
+    known = tuple(names)
+
+    def chosen(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(unknown_name(text, known))
+        return text
+
+    return chosen
 
 
 def _ranges(text: str) -> list[int]:
@@ -271,6 +351,8 @@ class _Place(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         layers, colon, units = str(values).partition(":")
+        if colon and self.metavar == _WHOLE:
+            parser.error(f"argument {option_string}: expected layers alone, such as 3 or 0-2, got {values!r}")
         try:
             place = (self.const, _ranges(layers), _ranges(units) if colon else None)
         except argparse.ArgumentTypeError as error:

@@ -47,7 +47,9 @@ def _streamed(
 
 
 class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
-    """A connection to a Sonde server, for asyncio. `async with` closes it, which cancels running calls.
+    """A connection to a Sonde server, for asyncio.
+
+    Leaving an `async with` block closes it and cancels running calls.
 
         async with sonde.AsyncClient("localhost:50051") as client:
             trace = await client.trace("The Eiffel Tower is in the city of", targets=[" Paris"])

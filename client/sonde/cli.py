@@ -5,6 +5,8 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from operator import methodcaller
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -22,10 +24,12 @@ from sonde._connection.connection import TLS
 from sonde._methods.attribution_patching import AttributionPatching
 from sonde._methods.causal_tracing import CausalTracing
 from sonde._methods.token_probability import TokenProbability
-from sonde._options import SWEPT, parse
+from sonde._options import SWEPT, check, parse
 from sonde._show import console, plotting
 from sonde._show.report import as_json
 from sonde.client import Client
+
+_SUFFIXES: Final = frozenset({".png", ".pdf", ".svg"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options = parse(arguments)
     try:
+        check(options)
         _COMMANDS[options.command](options)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -98,11 +103,14 @@ def _model(options: argparse.Namespace) -> None:
 
 def _trace(options: argparse.Namespace) -> None:
     _check_plot(options)
+    method = _method(options)
+    if options.plot and method is None:
+        raise errors.InvalidRequest.at("--plot", "nothing to draw; add --subject, --lens or --attribute-from")
     with _client(options) as client:
         result = client.trace(
             options.prompt,
             targets=_targets(options),
-            method=_method(options),
+            method=method,
             position=options.read_at,
             top_k=options.top,
             dry_run=options.dry_run,
@@ -114,10 +122,14 @@ def _trace(options: argparse.Namespace) -> None:
 
 def _method(options: argparse.Namespace) -> AttributionPatching | CausalTracing | TokenProbability | None:
     tracing = options.subject is not None or options.counterfactual is not None
-    asked = {"--lens": options.lens, "--subject": tracing, "--attribute-from": options.attribute_from is not None}
+    asked = {
+        "--lens": options.lens,
+        "--subject" if options.counterfactual is None else "--counterfactual": tracing,
+        "--attribute-from": options.attribute_from is not None,
+    }
     given = [name for name, wanted in asked.items() if wanted]
     if len(given) > 1:
-        raise errors.InvalidRequest.at(given[0], f"expected one method, got {given[1]} too")
+        raise errors.InvalidRequest(f"{given[0]} and {given[1]} cannot be combined: choose one method")
     if options.attribute_from is not None:
         components: list[ComponentName] = options.component or []
         if not components and options.edges is None:
@@ -127,7 +139,7 @@ def _method(options: argparse.Namespace) -> AttributionPatching | CausalTracing 
             components=components,
             integration_steps=options.steps,
             metric=options.metric,
-            verify_top=options.verify,
+            verify_top=options.verify or 0,
             edges=options.edges,
         )
     if options.lens:
@@ -191,7 +203,7 @@ def _lasting_edits(options: argparse.Namespace) -> list[Edit]:
         return [scale(site("logits", positions=[-1]), 1.0)]
     operation = _operation(options)
     return [
-        operation(site(component, layers=layers, units=units, from_position=options.from_position))
+        operation(site(component, layers=layers, units=units, from_position=options.from_position or 0))
         for component, layers, units in options.sites
     ]
 
@@ -213,7 +225,7 @@ def _plan(options: argparse.Namespace) -> Plan | Sweep:
         return sweep(operation(swept), layers=options.layers, units=options.units, positions=options.positions)
     if options.layers or options.units:
         raise errors.InvalidRequest.at(
-            "--layers, --units", "expected --sweep with these; a single place is --neuron LAYER:UNIT"
+            "--layers, --units", "these need --sweep; for a single place use --neuron LAYER:UNIT"
         )
     if not options.sites:
         raise errors.InvalidRequest.at(
@@ -238,7 +250,8 @@ def _operation(options: argparse.Namespace) -> Callable[[Site], Edit]:
         return lambda place: noise(place, options.noise, seed=options.seed)
     if options.patch_from is not None:
         return lambda place: patch(place, options.patch_from)
-    return lambda place: scale(place, options.scale)
+    factor = 0.0 if options.scale is None else options.scale
+    return lambda place: scale(place, factor)
 
 
 # ---------------------------------------------------------------------- pieces
@@ -271,23 +284,20 @@ def _show(options: argparse.Namespace, text: Callable[[], str], data: Callable[[
 
 
 def _check_plot(options: argparse.Namespace) -> None:
-    """Before a long run, check that its figure can be drawn."""
-    if options.plot:
-        plotting.require()
+    """Before a long run, check that its figure can be drawn and saved."""
+    if not options.plot:
+        return
+    if Path(options.plot).suffix.lower() not in _SUFFIXES:
+        raise errors.InvalidRequest.at(
+            "--plot", f"expected a file that ends in .png, .pdf or .svg, got {options.plot!r}"
+        )
+    plotting.require()
 
 
 def _draw(options: argparse.Namespace, result: TraceResult | InterventionResult) -> None:
     if not options.plot or result.dry_run:
         return
-    plot = getattr(result, "plot", None)
-    if plot is None:
-        raise errors.InvalidRequest.at(
-            "--plot", "a prediction alone has no figure; expected --subject, --lens or --attribute-from with it"
-        )
-    try:
-        plot(options.plot)
-    except ValueError as error:  # An ending that matplotlib does not know.
-        raise errors.InvalidRequest.at("--plot", str(error)) from None
+    methodcaller("plot", options.plot)(result)
     console.complain(f"wrote {options.plot}\n")
 
 

@@ -45,7 +45,9 @@ def _streamed(
 
 
 class Client(BaseClient[grpc.Channel, Model]):
-    """A connection to a Sonde server. It can be shared by threads. `with` closes it, which cancels running calls.
+    """A connection to a Sonde server.
+
+    It is thread-safe. Leaving a `with` block closes it and cancels running calls.
 
         with sonde.Client("localhost:50051") as client:
             trace = client.trace("The Eiffel Tower is in the city of", targets=[" Paris"])

@@ -121,6 +121,19 @@ def test_a_prediction_alone(peer: Any, answers: Any, capsys: Any) -> None:
     assert peer.requests[0].WhichOneof("method") is None
 
 
+def test_a_prediction_alone_has_its_targets(peer: Any, answers: Any, capsys: Any) -> None:
+    seattle = pb.Token(id=9, text=" Seattle")
+    context = answers.context(seattle, answers.PARIS)
+    context.clean.log_probabilities[:] = [np.log(0.25), np.log(0.9)]
+    context.clean.logits[:] = [-3.5, 12.0]
+    peer.steps = [pb.TraceResponse(context=context)]
+    _, out, _ = run(capsys, "trace", "x", "--target", " Seattle", "--target", " Paris", "--contrast", " Rome")
+    rows = [line.split() for line in out.splitlines()]
+    assert ["'", "Seattle'", "0.25", "-3.5"] in rows
+    assert ["'", "Paris'", "0.9", "12"] in rows
+    assert "minus any contrast's" in out
+
+
 def one_run(answers: Any) -> pb.InterveneResponse:
     return pb.InterveneResponse(context=answers.context(), readings=answers.readings(0, [[-1.0]]))
 
@@ -138,6 +151,20 @@ def test_places_are_edited_together(peer: Any, answers: Any, capsys: Any) -> Non
         (pb.COMPONENT_RESIDUAL_POST, [5], [], 0.5),
     ]
     assert all(list(e.site.positions) == [-1] for e in intervention.edits)
+
+
+def test_layers_and_positions_count_from_the_end(peer: Any, answers: Any, capsys: Any) -> None:
+    peer.steps = [one_run(answers)]
+    arguments = ("--neuron", "-1:17", "--head=-2:4", "--mlp", "-1,-2", "--positions", "-1,-3")
+    assert run(capsys, "intervene", "-1 + 2", *arguments)[0] == 0
+    assert peer.requests[0].prompt.text == "-1 + 2"
+    (intervention,) = peer.requests[0].list.interventions
+    assert [(list(edit.site.layers), list(edit.site.units)) for edit in intervention.edits] == [
+        ([-1], [17]),
+        ([-2], [4]),
+        ([-1, -2], []),
+    ]
+    assert all(list(edit.site.positions) == [-1, -3] for edit in intervention.edits)
 
 
 def test_places_one_by_one(peer: Any, answers: Any, capsys: Any) -> None:
@@ -191,8 +218,27 @@ def test_a_dry_run(peer: Any, answers: Any, capsys: Any) -> None:
         (("intervene", "x", "--neuron", "1:1", "--layers", "2"), "--sweep"),
         (("intervene", "x", "--sweep", "head", "--neuron", "1:1"), "--layers"),
         (("intervene", "x", "--sweep", "brain"), "brain"),
+        (("intervene", "x", "--sweep", "mpl"), "got 'mpl'; did you mean mlp?"),
+        (("trace", "x", "--subject", "x", "--component", "mlp"), "got 'mlp'; did you mean mlp_out?"),
+        (("intervene", "x", "--residual", "3:99"), "--residual: expected layers alone, such as 3 or 0-2, got '3:99'"),
+        (("generate", "x", "--mlp", "-1:"), "--mlp: expected layers alone, such as 3 or 0-2, got '-1:'"),
         (("intervene", "x", "--mlp", "1", "--add", "/nowhere.npy"), "/nowhere.npy"),
-        (("trace", "x", "--lens", "--subject", "x"), "expected one method"),
+        (
+            ("trace", "x", "--lens", "--subject", "x"),
+            "sonde: --lens and --subject cannot be combined: choose one method",
+        ),
+        (
+            ("trace", "x", "--counterfactual", "y", "--attribute-from", "y"),
+            "sonde: --counterfactual and --attribute-from cannot be combined: choose one method",
+        ),
+        (
+            ("trace", "x", "--plot", "x.png"),
+            "sonde: --plot: nothing to draw; add --subject, --lens or --attribute-from",
+        ),
+        (
+            ("trace", "x", "--lens", "--plot", "x.xyz"),
+            "sonde: --plot: expected a file that ends in .png, .pdf or .svg, got 'x.xyz'",
+        ),
         (("trace", "x", "--contrast", " Rome"), "--target"),
         (("trace",), "prompt"),
         (("model", "--address", "gpu.example.org", "--token", "secret"), "unencrypted"),
@@ -203,6 +249,47 @@ def test_usage_errors_are_one_line_and_status_2(capsys: Any, arguments: tuple[st
     assert (status, out) == (2, "")
     assert words in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+_TRACING = "--subject or --counterfactual"
+_PLACES = "--neuron, --head, --residual, --mlp or --attention"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "needed"),
+    [
+        (("trace", "--samples", "3"), "--samples", _TRACING),
+        (("trace", "--noise", "2"), "--noise", _TRACING),
+        (("trace", "--seed", "5"), "--seed", _TRACING),
+        (("trace", "--seed", "0"), "--seed", _TRACING),
+        (("trace", "--window", "3"), "--window", _TRACING),
+        (("trace", "--layers", "0-5"), "--layers", _TRACING),
+        (("trace", "--positions", "-1"), "--positions", _TRACING),
+        (("trace", "--lens", "--layers", "99"), "--layers", _TRACING),
+        (("trace", "--component", "mlp_out"), "--component", "--subject, --counterfactual or --attribute-from"),
+        (("trace", "--steps", "5"), "--steps", "--attribute-from"),
+        (("trace", "--metric", "probability"), "--metric", "--attribute-from"),
+        (("trace", "--edges", "3"), "--edges", "--attribute-from"),
+        (("trace", "--verify", "5"), "--verify", "--attribute-from"),
+        (("trace", "--verify", "0"), "--verify", "--attribute-from"),
+        (("trace", "--subject", "x", "--verify", "5"), "--verify", "--attribute-from"),
+        (("trace", "--attribute-from", "y", "--samples", "3"), "--samples", _TRACING),
+        (("trace", "--gradients"), "--gradients", "--lens"),
+        (("trace", "--subject", "x", "--gradients"), "--gradients", "--lens"),
+        (("intervene", "--separately", "--sweep", "head"), "--separately", _PLACES),
+        (("intervene", "--mlp", "1", "--seed", "5"), "--seed", "--noise"),
+        (("generate", "--scale", "0"), "--scale", _PLACES),
+        (("generate", "--set", "v.npy"), "--set", _PLACES),
+        (("generate", "--add", "v.npy"), "--add", _PLACES),
+        (("generate", "--from-position", "0"), "--from-position", _PLACES),
+    ],
+)
+def test_an_option_without_the_one_it_needs_is_refused(
+    peer: Any, capsys: Any, arguments: tuple[str, ...], option: str, needed: str
+) -> None:
+    command, *options = arguments
+    assert run(capsys, command, "x", *options) == (2, "", f"sonde: {option}: expected {needed} with it\n")
+    assert not peer.requests
 
 
 @pytest.mark.parametrize(

@@ -101,3 +101,25 @@ def test_an_array_is_no_result(tmp_path: Path) -> None:
         np.save(file, np.ones(3))
     with pytest.raises(ValueError, match=re.escape(str(path))):
         sonde.load(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "alike"),
+    [
+        ("mlp", "mlp_out"),
+        ("residual", "residual_pre or residual_mid or residual_post"),
+        ("resid_post", "residual_post"),
+        ("Neuron", "neuron"),
+    ],
+)
+def test_a_component_that_nobody_knows_is_told_which_one_it_resembles(given: Any, alike: str) -> None:
+    with pytest.raises(
+        sonde.InvalidRequest, match=f"expected one of .*, got '{given}'; did you mean {re.escape(alike)}\\?$"
+    ):
+        sonde.site(given)
+
+
+@pytest.mark.parametrize("given", ["brain", "", 3, None])
+def test_a_component_that_resembles_none_gets_no_suggestion(given: Any) -> None:
+    with pytest.raises(sonde.InvalidRequest, match=f"expected one of .*, got {given!r}$"):
+        sonde.site(given)

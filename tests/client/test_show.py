@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any, ClassVar
 
@@ -100,6 +101,22 @@ def test_a_causal_trace_has_a_panel_per_component(grids: Any, tmp_path: Any) -> 
     assert len({mesh.get_clim() for mesh in meshes}) == 1
     assert np.allclose(meshes[1].get_array(), grids.restored["mlp_out"][..., 0])
     assert panels[1].get_xlabel() == "centre of 10 restored layers"
+    title = " ".join(figure.get_suptitle().split())
+    assert title.endswith("0.900 clean, 0.030 corrupted (* corrupted tokens)")
+
+
+@pytest.mark.parametrize("only", ["residual_post", "mlp_out"])
+def test_the_title_of_a_single_panel_is_no_wider_than_the_figure(grids: Any, only: Any) -> None:
+    pytest.importorskip("matplotlib")
+    restored = {only: grids.restored[only]}
+    figure = replace(grids, restored=restored).plot()
+    figure.draw_without_rendering()
+    (title,) = figure.texts
+    bounds = title.get_window_extent()
+    assert bounds.x1 <= figure.bbox.x1
+    panel = figure.axes[0].get_tightbbox()
+    assert panel is not None
+    assert bounds.y0 >= panel.y1
 
 
 @pytest.mark.parametrize(
@@ -133,9 +150,25 @@ def test_heat_maps_put_every_run_in_its_cell(answers: Any) -> None:
     assert np.allclose(drawn, result.effect[:, 0, :, 0].T)
 
 
+@pytest.mark.parametrize(
+    ("place", "word"),
+    [(sonde.head(), "head"), (sonde.neuron(), "neuron"), (sonde.site("attention_scores"), "head")],
+)
+def test_the_units_of_a_sweep_have_their_own_name(answers: Any, place: Any, word: str) -> None:
+    pytest.importorskip("matplotlib")
+    plan = sonde.sweep(sonde.scale(place, 0.0))
+    result = swept(answers, plan, pb.Axes(layers=range(4), units=range(5), positions=[7]), 20)
+    assert result.plot().axes[0].get_xlabel() == word
+    assert word in Page(result).texts["text"]
+    bars = swept(answers, plan, pb.Axes(layers=[3], units=range(5), positions=[7]), 5).plot()
+    assert [label.get_text() for label in bars.axes[0].get_yticklabels()] == [f"{word} {unit}" for unit in range(5)]
+
+
 def test_lens_and_attributions_are_drawn(layers: Any, answers: Any) -> None:
     pytest.importorskip("matplotlib")
-    (line,) = layers.plot().axes[0].lines
+    curve = layers.plot().axes[0]
+    (line,) = curve.lines
+    assert curve.get_title(loc="left") == "probability of “Paris”, read after each block"
     assert np.allclose(line.get_ydata(), layers.probabilities[:, 0])
     part = pb.Attributions(
         component=pb.COMPONENT_HEAD_OUT,
@@ -145,9 +178,13 @@ def test_lens_and_attributions_are_drawn(layers: Any, answers: Any) -> None:
     )
     message = pb.TraceResponse(context=answers.context(), attributions=[part])
     result = traced(sonde.AttributionPatching("other", "head_out"), [message])
-    drawn = result.plot().axes[0].collections[0].get_array()
+    figure = result.plot()
+    panel, bar = figure.axes
+    drawn = panel.collections[0].get_array()
     assert drawn is not None
     assert np.allclose(drawn, 3.0)
+    assert " ".join(figure.get_suptitle().split()) == "Estimated effect of patching each place on “Paris”"
+    assert (panel.get_title(loc="left"), bar.get_title(loc="left")) == ("attention head outputs", "estimate")
 
 
 def test_edges_alone_are_drawn_as_bars(answers: Any) -> None:
@@ -249,6 +286,14 @@ def test_a_large_grid_shows_the_strongest_of_neighbours(shape: tuple[int, int]) 
         for j, column in enumerate(columns):
             block = values[int(row) : int(row) + down, int(column) : int(column) + over]
             assert np.abs(pooled[i, j]) == np.nanmax(np.abs(block))
+
+
+def test_a_prediction_alone_has_its_targets_in_a_notebook(answers: Any) -> None:
+    message = pb.TraceResponse(context=answers.context(pb.Token(id=9, text=" Seattle")))
+    message.context.clean.logits[:] = [-3.5]
+    page = Page(traced(None, [message]))
+    assert "' Seattle'" in page.texts["td"]
+    assert "-3.5" in page.texts["td"]
 
 
 def test_tokens_are_escaped_in_html(answers: Any) -> None:

@@ -104,6 +104,8 @@ class InterventionResult(Result):
     _texts: Mapping[int, str]
     _activations: Sequence[Captured]
     _continuations: Sequence[Continuation | None]
+    _unit_name: str = "unit"
+    """The word for the units of a sweep in figures: head, neuron, or unit if it is not known."""
 
     @property
     def clean(self) -> Prediction:
@@ -231,14 +233,17 @@ class InterventionResult(Result):
             self._axis_labels(down),
             self._axis_labels(across),
             "RdBu",
-            across,
-            "" if down == "position" else down,
+            self._axis_word(across),
+            "" if down == "position" else self._axis_word(down),
         )
         size = (
             min(12.0, max(5.5, 1.5 + 0.2 * grid.shape[1])),
             min(12.0, max(2.6, 1.25 + 0.24 * grid.shape[0])),
         )
         return plotting.panels([panel], -high, high, size=size)
+
+    def _axis_word(self, axis: str) -> str:
+        return self._unit_name if axis == "unit" else axis
 
     def _axis_labels(self, axis: str) -> list[str]:
         labels = self.axes[axis]
@@ -265,7 +270,7 @@ class InterventionResult(Result):
             label = labels[int(index)]
             if len(labels) > 1:
                 token = f" {self.token_labels([label])[0].strip()}" if isinstance(label, int) else ""
-                parts.append(f"{name} {label}{token if name == 'position' else ''}")
+                parts.append(f"{self._axis_word(name)} {label}{token if name == 'position' else ''}")
         return ", ".join(parts) or change.place
 
     def _pieces(self) -> list[str]:
@@ -295,8 +300,9 @@ class InterventionResult(Result):
         if grid is not None:
             down, across, effects = grid
             title = f"change of log p({self._word()}), in nats"
-            rows = [f"{down} {label}" if down != "position" else label for label in self._axis_labels(down)]
-            pieces.append(heatmap(title, rows, self._axis_labels(across), effects, across=across))
+            word = self._axis_word(down)
+            rows = [f"{word} {label}" if down != "position" else label for label in self._axis_labels(down)]
+            pieces.append(heatmap(title, rows, self._axis_labels(across), effects, across=self._axis_word(across)))
         return pieces
 
     def _by_token(self) -> Floats:

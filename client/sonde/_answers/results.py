@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from sonde._show.display import html_table, note, page, ranking_html, token_stri
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_TARGET: Final = ("target", "p", "logit, minus any contrast's")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,16 @@ class TraceResult(Result):
         return self.prediction.top(count)
 
     def _pieces(self) -> list[str]:
-        return [self._strip("prompt"), ranking_html("what comes next", self.prediction.top_tokens)]
+        measured = html_table("targets", _TARGET, self._target_rows())
+        return [self._strip("prompt"), ranking_html("what comes next", self.prediction.top_tokens), measured]
+
+    def _paragraphs(self, count: int) -> list[str]:
+        return [*super()._paragraphs(count), terminal.table(_TARGET, self._target_rows())]
+
+    def _target_rows(self) -> list[list[object]]:
+        known = self.prediction
+        columns = zip(self.targets, known.probabilities, known.logits, strict=True)
+        return [[repr(visible(token.text)), float(p), float(logit)] for token, p, logit in columns]
 
     def __repr__(self) -> str:
         name = type(self).__name__

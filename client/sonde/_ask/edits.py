@@ -92,7 +92,7 @@ def scale(site: Site, factor: float) -> Edit:
 
 
 def replace(site: Site, value: npt.ArrayLike) -> Edit:
-    """Replace the activations by `value`, which broadcasts (from the right) to the shape that one run selects."""
+    """Replace the activations with `value`, which broadcasts (from the right) to the shape that one run selects."""
     return Edit(site, Replace(value))
 
 
@@ -113,12 +113,12 @@ def patch(
     source_positions: Indices = None,
     source_layer: SupportsIndex | None = None,
 ) -> Edit:
-    """Replace the activations by those of the unchanged run of another prompt, or by their mean over several prompts.
+    """Replace the activations with those of another prompt's unchanged run, or with their mean over several prompts.
 
     One source is interchange (resample) ablation; several are mean ablation.
 
     Args:
-        site: what is replaced.
+        site: the activations to replace.
         sources: texts, `Prompt`s, or indices into the `sources` of the call.
         source_positions: where to read in the sources, one for each position of the site or of the sweep; None reads
             the same absolute positions.
@@ -137,7 +137,13 @@ def patch(
 
 
 def noise(site: Site, standard_deviation: float, *, seed: int | None = None) -> Edit:
-    """Add seeded normal noise, identical on every device. All layers get the same draw. The default seed is 1."""
+    """Add seeded normal noise, identical on every device. All layers get the same draw.
+
+    Args:
+        site: the activations to add noise to.
+        standard_deviation: the standard deviation of the noise, in the units of the activations.
+        seed: the seed of the noise; the default is 1.
+    """
     return Edit(site, Noise(standard_deviation, seed))
 
 
@@ -149,6 +155,7 @@ def project_out(site: Site, direction: npt.ArrayLike) -> Edit:
 def knockout(site: Site, key_positions: Indices = None) -> Edit:
     """Block attention from the site's positions, as queries, to `key_positions` (Geva et al. 2023, arXiv 2304.14767).
 
-    The site's component is `"attention_scores"` and its units are the heads. None blocks attention to all keys.
+    The site's component is `"attention_scores"` and its units are the heads. If `key_positions` is None, attention to
+    all keys is blocked.
     """
     return Edit(site, Knockout(indices(key_positions, "key_positions")))

@@ -3,10 +3,12 @@
 The literals are spelled out for type checkers and editors. A test checks that they match the contract.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Final, Literal, TypeAlias, TypeVar, get_args
 
-from sonde._ask.given import refusal
+from sonde._ask.given import shown
+from sonde.errors import InvalidRequest
 from sonde.v1 import inspection_pb2 as pb
 
 ComponentName: TypeAlias = Literal[
@@ -76,8 +78,18 @@ def check_name(given: _Name, known: Iterable[_Name], field: str) -> _Name:
     choices = tuple(known)
     named: object = given
     if not isinstance(named, str) or named not in choices:
-        raise refusal(field, f"one of {', '.join(choices)}", given)
+        raise InvalidRequest.at(field, unknown_name(given, choices))
     return given
+
+
+def unknown_name(given: object, choices: Sequence[str]) -> str:
+    """Say which names were expected, and which of them `given` resembles."""
+    listed = f"one of {', '.join(choices)}" if len(choices) > 1 else "".join(choices)
+    said = f"expected {listed or 'no name'}, got {shown(given)}"
+    if len(choices) < 2 or not isinstance(given, str) or not given:
+        return said
+    alike = [name for name in choices if name.startswith(given)] or get_close_matches(given, choices, 1)
+    return f"{said}; did you mean {' or '.join(alike)}?" if alike else said
 
 
 def component_name(number: int) -> ComponentName | str:

@@ -39,7 +39,7 @@ def sweep(
     layer_window: int | None = None,
     always: Edit | Iterable[Edit] = (),
 ) -> Sweep:
-    """Make `edit` in one run for each layer, unit and position.
+    """Apply `edit` at each layer, unit and position, one run per place.
 
     An axis that is named neither here nor in the site is swept in full.
 
@@ -77,17 +77,21 @@ def sweep(
 
 
 Plan: TypeAlias = Edit | Sequence[Edit | Sequence[Edit]] | Sweep
-"""One edit; a list with an edit, or a list of edits made together, for each run; or a sweep."""
+"""One edit; a list with one entry per run, an edit or a list of edits made together; or a sweep."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Generate up to `max_new_tokens` tokens in every run."""
+    """Generate tokens in every run.
+
+    Args:
+        max_new_tokens: the largest number of tokens to generate.
+        temperature: the temperature of the sampling; the default, 0, always takes the most probable token.
+        seed: the seed of the sampling; the default is 1.
+        ignore_end_token: continue after an end token; the default is False.
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
-    """0 always takes the most probable token."""
     seed: int | None = None
-    """The seed of the sampling; the default is 1."""
     ignore_end_token: bool = False
-    """Continue after an end token."""

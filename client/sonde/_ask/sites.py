@@ -43,7 +43,7 @@ def site(
     from_position: SupportsIndex | None = None,
     stack: StackName | None = None,
 ) -> Site:
-    """A site, by the name of its component, such as `"residual_post"` or `"head_out"`.
+    """Return the site with this component name, such as `"residual_post"` or `"head_out"`.
 
     The site of an edit must name its layers. When activations are read, and along the axes of a sweep, an argument that
     is left out means all.
@@ -65,7 +65,15 @@ def neuron(
     position: Indices = None,
     from_position: SupportsIndex | None = None,
 ) -> Site:
-    """Neurons: entries of the input to the MLP's down projection, shape [T, N]."""
+    """Return a site of MLP neurons: entries of the input to the MLP's down projection, shape [T, N].
+
+    Args:
+        layer: one block or several. An edit needs it; in a sweep, and when activations are read, the default, None,
+            means all.
+        unit: one neuron or several; the default, None, means all.
+        position: one position or several; negative ones count from the end; the default, None, means all.
+        from_position: instead of `position`: this position and all later ones, including generated ones.
+    """
     return site("neuron", layers=layer, units=unit, positions=position, from_position=from_position)
 
 
@@ -76,7 +84,15 @@ def head(
     position: Indices = None,
     from_position: SupportsIndex | None = None,
 ) -> Site:
-    """The outputs of attention heads before the output projection, shape [T, H, d]; `unit` is the head."""
+    """Return a site of attention head outputs, before the output projection, shape [T, H, d].
+
+    Args:
+        layer: one block or several. An edit needs it; in a sweep, and when activations are read, the default, None,
+            means all.
+        unit: one head or several; the default, None, means all.
+        position: one position or several; negative ones count from the end; the default, None, means all.
+        from_position: instead of `position`: this position and all later ones, including generated ones.
+    """
     return site("head_out", layers=layer, units=unit, positions=position, from_position=from_position)
 
 

@@ -46,8 +46,8 @@ def split(given: str | Sequence[str]) -> tuple[str, ...]:
     if not parts:
         raise InvalidSettings("address: expected an address such as localhost:50051, got none")
     if "" in parts:
-        which = "it is empty" if len(parts) == 1 else f"number {parts.index('') + 1} of {len(parts)} is empty"
-        raise InvalidSettings(f"address: {which}; expected an address such as localhost:50051")
+        which = f" (number {parts.index('') + 1} of {len(parts)})" if len(parts) > 1 else ""
+        raise InvalidSettings(f"address: expected an address such as {DEFAULT_ADDRESS}, got an empty string{which}")
     if len(parts) == 1:
         return (parts[0] if _SCHEME.match(parts[0]) else _host_and_port(parts[0]),)
     addresses = tuple(map(_member, parts))
@@ -148,7 +148,7 @@ def _advice(part: str) -> str:
         return f"; use {place!r}{' with tls=True (--tls)' if encrypted else ''}, without scheme or path"
     if part.count(":") > 1 and "/" not in part:
         return "; write an IPv6 address as [2001:db8::1]:50051"
-    return f"; one looks like {DEFAULT_ADDRESS}"
+    return f"; for example, {DEFAULT_ADDRESS}"
 
 
 def _numeric(addresses: Sequence[str]) -> str:

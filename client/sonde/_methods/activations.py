@@ -48,7 +48,17 @@ class ActivationsResult(TraceResult):
 
 @dataclass(frozen=True, slots=True, init=False)
 class Activations(Method[ActivationsResult]):
-    """Read activations: `Activations(sonde.residual(layer=3), sonde.head())`."""
+    """Read activations of the unchanged run, as in `Activations(sonde.residual(layer=3), sonde.head())`.
+
+    `result.activations[0]` is the array of the first site, with the layer as its first axis (unless the component has
+    none): for the residual stream, [layer, position, D]. `result.activations.axes(0)` has the labels of the axes.
+
+    Args:
+        sites: the places to read; an argument that a site leaves out means all.
+
+    Raises:
+        InvalidRequest: if there is no site.
+    """
 
     sites: tuple[Site, ...] = field()
 

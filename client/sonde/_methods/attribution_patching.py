@@ -31,7 +31,7 @@ from sonde._ask.sites import Site, component_names
 from sonde._methods.method import Assembly, Kind, Method, register
 from sonde._show import plotting, terminal
 from sonde._show.display import heatmap, sortable_table
-from sonde._show.palette import look, words
+from sonde._show.palette import look
 from sonde._wire.context import Context
 from sonde._wire.encoding import encode_prompt
 from sonde._wire.parts import NO_LAYER, Grid, known_component, layer_labels, missing
@@ -144,7 +144,9 @@ class AttributionPatchingResult(TraceResult):
         """
         if not self.estimates and len(self.edges):
             some = self.edges[: plotting.MOST_ROWS]
-            title = f"the {len(some)} largest of {len(self.edges):,} edges" if len(some) < len(self.edges) else "edges"
+            title = f"Estimated effect of patching each edge on “{self._word(target)}”"
+            if len(some) < len(self.edges):
+                title += f"\n(the {len(some)} largest of {len(self.edges):,})"
             return plotting.save(plotting.bars(title, [str(edge) for edge in some], some.estimates[:, target]), path)
         grids, high = self._summed(target)
         panels = [
@@ -153,7 +155,9 @@ class AttributionPatchingResult(TraceResult):
             )
             for name, grid in grids.items()
         ]
-        return plotting.save(plotting.panels(panels, -high, high), path)
+        title = f"Estimated effect of patching each place on “{self._word(target)}”"
+        legend = "magnitude" if self.sizes else "estimate"
+        return plotting.save(plotting.panels(panels, -high, high, title=title, legend=legend), path)
 
     def _summed(self, target: int) -> tuple[dict[ComponentName, Floats], float]:
         """The estimates summed over units, [layer, position] by component, and their largest magnitude."""
@@ -169,7 +173,7 @@ class AttributionPatchingResult(TraceResult):
         pieces = [self._strip("prompt")]
         for name, grid in grids.items():
             layers = ["-" if layer is None else str(layer) for layer in self.axes[name]["layer"]]
-            title = f"{words(name)}: estimated effect"
+            title = f"{look(name).title}: estimated effect"
             pieces.append(heatmap(title, self._row_labels(name), layers, grid.T, across="layer", high=high))
         if self.estimates:
             pieces.append(sortable_table("the largest estimates", _PLACE, self._rows(_MOST_LISTED)))
@@ -215,23 +219,34 @@ class AttributionPatching(Method[AttributionPatchingResult]):
     """Estimate, to first order, how patching each place from `source` into the prompt would change the metric.
 
     (source - prompt) . gradient in the prompt's run (Nanda 2023; Kramar et al. 2024, arXiv 2403.00745).
+
+    Args:
+        source: the prompt to patch from, with the same number of tokens.
+        components: the components whose places are estimated; the default is none, which needs `edges`.
+        integration_steps: the number of gradients, averaged along the straight line between the two embeddings; the
+            default is 1.
+        metric: the quantity that is differentiated; the default is `"logit"`.
+        verify_top: also measure the effect of patching this many of the places with the largest estimates; the default
+            is 0.
+        recompute_softmax: at query and key, use the exact change of the attention pattern, times the pattern's gradient
+            (AtP*); the default is False.
+        drop_layers: average the magnitudes over gradients that each ignore what one layer writes (GradDrop of AtP*);
+            the default is False.
+        edges: also estimate the edges between components (EAP, EAP-IG): this many of the largest, or `"all"`; the
+            default is none.
+
+    Raises:
+        InvalidRequest: if a component or the metric is not known, or `edges` is less than 1.
     """
 
     source: PromptLike
-    """The prompt to patch from, with the same number of tokens."""
     components: ComponentName | Iterable[ComponentName] | None = None
     integration_steps: int | None = None
-    """The number of gradients, averaged along the straight line between the two embeddings; the default is 1."""
     metric: MetricName | None = None
-    """The quantity that is differentiated; None means the logit."""
     verify_top: int = 0
-    """Also measure the effect of patching this many of the places with the largest estimates."""
     recompute_softmax: bool = False
-    """At query and key: use the exact change of the attention pattern, times the pattern's gradient (AtP*)."""
     drop_layers: bool = False
-    """Average the magnitudes over gradients that each ignore what one layer writes (GradDrop of AtP*)."""
     edges: int | Literal["all"] | None = None
-    """Also estimate the edges between components (EAP, EAP-IG): this many of the largest, or all."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "components", component_names(self.components))

@@ -178,7 +178,8 @@ class CausalTracingResult(TraceResult):
             for name, grid in self.restored.items()
         ]
         clean = float(self.clean[target])
-        title = f"Where restoring one clean state brings “{word}” back: {clean:.3f} clean, {low:.3f} corrupted (*)"
+        numbers = f"{clean:.3f} clean, {low:.3f} corrupted (* corrupted tokens)"
+        title = f"Where restoring one clean state brings “{word}” back: {numbers}"
         return plotting.save(plotting.panels(panels, low, high, title=title, legend=f"p({word})"), path)
 
     def heatmap_text(self, *, target: int = 0, colours: terminal.Colours | None = None) -> str:
@@ -191,7 +192,7 @@ class CausalTracingResult(TraceResult):
         shown = terminal.colours_of() if colours is None else colours
         low, high = self._scale(target)
         word = visible(self.targets[target].text).strip()
-        parts = [f"p({word}): {float(self.clean[target]):.3f} clean, {low:.3f} corrupted (*)"]
+        parts = [f"p({word}): {float(self.clean[target]):.3f} clean, {low:.3f} with the tokens marked * corrupted"]
         for name, grid in self.restored.items():
             rows = [row.strip() for row in self.row_labels(name)]
             ramp = look(name).ramp
@@ -219,7 +220,7 @@ class CausalTracingResult(TraceResult):
         word = self._word()
         low, high = self._scale(0)
         pieces = [
-            note(f"p({word}): {float(self.clean[0]):.3f} clean, {low:.3f} with the starred tokens corrupted"),
+            note(f"p({word}): {float(self.clean[0]):.3f} clean, {low:.3f} with the tokens marked * corrupted"),
             self._strip("where restoring one state brings it back", self._by_position()),
         ]
         pieces += [
@@ -267,34 +268,40 @@ class CausalTracing(Method[CausalTracingResult]):
     """Corrupt the subject, then restore one clean state at a time (Meng et al. 2022, arXiv 2202.05262).
 
     The corruption is Gaussian noise on the subject's token embeddings, the given `noise`, or a counterfactual prompt.
+
+    Args:
+        subject: the part that is corrupted: a piece of the prompt's text, or positions. Leave it out with a
+            counterfactual.
+        samples: the number of noise samples; the default is 10.
+        seed: the seed of the noise; the default is 1, as in ROME.
+        deviations: the noise, in standard deviations of all entries of the embedding matrix; the default is 3.
+        standard_deviation: the noise as an absolute standard deviation, instead of `deviations`.
+        noise: [samples, corrupted positions, D]: the noise itself, to repeat an experiment exactly.
+        counterfactual: a prompt with the same number of tokens; the positions where the two differ are corrupted.
+        replace: replace the embedding with the noise instead of adding it; the default is False.
+        components: the components to restore; the default is residual_post, mlp_out and attention_out.
+        window: how many layers are restored together for mlp_out and attention_out; the default is 10: l - 5 to l + 4.
+        layers: the layers to restore; the default, None, means all.
+        positions: the positions to restore; the default, None, means all.
+        per_sample: also report the probability in each sample; the default is False.
+
+    Raises:
+        InvalidRequest: if more than one corruption is given, or an argument is not of its kind.
     """
 
     subject: str | Sequence[SupportsIndex] | None = None
-    """The part that is corrupted: a piece of the prompt's text, or positions. Leave it out with a counterfactual."""
     samples: int | None = None
-    """The number of noise samples; the default is 10."""
     seed: int | None = None
-    """The seed of the noise; the default is 1, as in ROME."""
     deviations: float | None = None
-    """The noise, in standard deviations of all entries of the embedding matrix; the default is 3."""
     standard_deviation: float | None = None
-    """The noise as an absolute standard deviation, instead of `deviations`."""
     noise: npt.ArrayLike | None = None
-    """[samples, corrupted positions, D]: the noise itself, to repeat an experiment exactly."""
     counterfactual: PromptLike | None = None
-    """A prompt with the same number of tokens; the positions where the two differ are corrupted."""
     replace: bool = False
-    """Replace the embedding by the noise instead of adding it."""
     components: ComponentName | Iterable[ComponentName] | None = None
-    """The components to restore; the default is residual_post, mlp_out and attention_out."""
     window: int | None = None
-    """How many layers are restored together for mlp_out and attention_out; the default is 10: l - 5 to l + 4."""
     layers: Indices = None
-    """The layers to restore; None means all."""
     positions: Indices = None
-    """The positions to restore; None means all."""
     per_sample: bool = False
-    """Also report the probability in each sample."""
 
     def __post_init__(self) -> None:
         gaussian = (self.samples, self.seed, self.deviations, self.standard_deviation)

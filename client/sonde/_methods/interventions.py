@@ -12,6 +12,7 @@ from sonde._arrays import Booleans, Label
 from sonde._ask.edits import Edit
 from sonde._ask.given import flag, refusal, several
 from sonde._ask.indices import index
+from sonde._ask.names import COMPONENT_AXES, COMPONENT_NAMES
 from sonde._ask.plans import Generation, Plan, Sweep
 from sonde._ask.prompts import Prompt, PromptLike, Targets
 from sonde._ask.sites import Site
@@ -199,7 +200,15 @@ class InterveneAssembler(Stream):
             _texts=self._texts,
             _activations=[self._values.captured(run) for run in range(self._runs)] if self._sites else (),
             _continuations=[self._continuations.of(run) for run in range(self._runs)] if generating else (),
+            _unit_name=_unit_name(self._request.sweep.edit.site.component),
         )
+
+
+def _unit_name(component: pb.Component.ValueType) -> str:
+    name = COMPONENT_NAMES.get(component)
+    if name == "neuron":
+        return "neuron"
+    return "head" if name is not None and "head" in COMPONENT_AXES[name] else "unit"
 
 
 def _axis_labels(resolved: Sequence[int], asked: Sequence[int], *, together: bool) -> tuple[Label, ...]:

@@ -122,7 +122,7 @@ class TokenProbabilityResult(TraceResult):
                 rows = self.token_labels(self.gradient_positions)
                 panel = plotting.Panel("gradient norm", norms.T, rows, self.depths, "Blues", across)
                 plotting.draw_panel(figure, map_, panel, 0.0, max(float(np.nanmax(norms, initial=0.0)), 1e-12))
-            title = f"probability of “{word}” read there"
+            title = f"probability of “{word}”, read after each block"
             values = self.probabilities[:, target]
             plotting.draw_curve(line, title, self.depths, values, across=across, tops=self._top_texts())
 
@@ -159,12 +159,16 @@ class TokenProbabilityResult(TraceResult):
 
 @dataclass(frozen=True, slots=True)
 class TokenProbability(Method[TokenProbabilityResult]):
-    """Read the target from the residual stream at each depth (logit lens), optionally with gradient norms."""
+    """Read the target from the residual stream at each depth (logit lens), optionally with gradient norms.
+
+    Args:
+        gradient_norms: also compute the L2 norm of the target's gradient at each depth and position; the default is
+            False.
+        metric: the quantity that is differentiated; the default is `"probability"`.
+    """
 
     gradient_norms: bool = False
-    """Also compute the L2 norm of the target's gradient at each depth and position."""
     metric: MetricName | None = None
-    """The quantity that is differentiated; None means the probability."""
 
     def __post_init__(self) -> None:
         if self.metric is not None:

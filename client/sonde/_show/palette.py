@@ -30,6 +30,11 @@ _LOOKS: Final[Mapping[str, Look]] = {
     "residual_pre": Look("residual stream before the block"),
     "residual_mid": Look("residual stream within the block"),
     "residual_post": Look("residual stream after the block", "Purples", "one", PURPLES),
+    "head_out": Look("attention head outputs"),
+    "query": Look("queries"),
+    "key": Look("keys"),
+    "value": Look("values"),
+    "neuron": Look("MLP neurons"),
     "mlp_out": Look("MLP output", "Greens", "mlp", GREENS),
     "attention_out": Look("attention output", "Reds", "attention", REDS),
 }

@@ -3,6 +3,7 @@
 Importing this module does not import matplotlib; drawing does.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ MOST_ROWS: Final = 40
 """The most rows with a label or a bar of their own."""
 MOST_COLUMNS: Final = 8
 MOST_POINTS: Final = 12
+_CHARACTERS_PER_INCH: Final = 12
+"""How much of a title fits above the panels."""
+_LINE_INCHES: Final = 0.19
 _INK: Final = "#222222"
 _STYLE: Final[dict[str, Any]] = {
     "font.size": 9,
@@ -107,7 +111,7 @@ def panels(
         shown: the panels.
         low: the value at the low end of the colour maps.
         high: the value at the high end.
-        title: a title above all panels.
+        title: a title above all panels; one that is wider than they are is wrapped.
         legend: a title above each colour bar.
         size: width and height in inches; None chooses them from the number of rows and columns.
     """
@@ -118,9 +122,11 @@ def panels(
             if i and list(panel.rows) == list(shown[0].rows):
                 axes.set_yticklabels([])
         if title:
-            made.suptitle(title, x=0.01, ha="left", fontsize=11)
+            made.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11)
 
-    return figure(*(size or _size(shown)), draw)
+    width, height = size or _size(shown)
+    lines = textwrap.wrap(title, max(20, int(_CHARACTERS_PER_INCH * width)))
+    return figure(width, height + _LINE_INCHES * max(len(lines) - 1, 0), draw)
 
 
 def draw_panel(made: "Figure", axes: "Axes", panel: Panel, low: float, high: float, *, legend: str = "") -> None:

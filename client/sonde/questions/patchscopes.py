@@ -1,4 +1,4 @@
-"""Patchscopes: let the model put a hidden state into words (Ghandeharioun et al. 2024, arXiv 2401.06102).
+"""Patchscopes: let the model describe a hidden state in words (Ghandeharioun et al. 2024, arXiv 2401.06102).
 
 The state at one position and layer of a prompt is patched into another prompt, which then generates text.
 """
@@ -25,7 +25,7 @@ def patchscope(
     target_layer: SupportsIndex | None = None,
     target_position: int = -1,
 ) -> Edit:
-    """Return an edit that replaces the output of block `target_layer` by that of block `layer` of the source.
+    """Return an edit that replaces the output of block `target_layer` with that of block `layer` of the source.
 
     The default target layer is the source's. Negative positions count from the end.
     """
@@ -55,7 +55,7 @@ def patchscopes(  # noqa: PLR0913 - two prompts and the places in both, by keywo
         source: the prompt from which the state is taken.
         position: the position of the state in the source.
         layers: the blocks of the source; None means all.
-        prompt: the prompt that puts the state into words.
+        prompt: the prompt that elicits a description of the state.
         target_layer: the block of `prompt` to patch; None means the same as in the source.
         target_position: the position in `prompt` to patch.
         max_new_tokens: how many tokens to generate; 20 in the paper.
