@@ -60,6 +60,17 @@ def test_help_tells_of_every_setting_its_flag_variable_and_default() -> None:
         assert one.metadata["help"] in text
 
 
+@pytest.mark.parametrize("columns", [72, 80, 97, 120])
+def test_help_breaks_no_line_inside_a_command(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = io.StringIO()
+    with redirect_stdout(shown), pytest.raises(SystemExit):
+        read("--help")
+    lines = shown.getvalue().splitlines()
+    assert sum("`sonde-server token NAME`" in line for line in lines) == 2
+    assert [line for line in lines if line.count("`") % 2 or len(line) > columns] == []
+
+
 def test_the_limits_of_a_request_are_those_that_were_set() -> None:
     limits = read("--max-runs", "5", "--max-prompt-tokens", "6", "--max-answer-bytes", "7").limits
     assert (limits.max_runs, limits.max_prompt_tokens, limits.max_answer_bytes) == (5, 6, 7)

@@ -64,10 +64,10 @@ def test_it_is_asked_by_token_ids(family: str, tmp_path: Path) -> None:
     with serving(without_tokenizer(family, tmp_path)) as stub:
         refused = wire.refusal(stub.Trace(pb.TraceRequest(prompt=pb.Prompt(text="abc")), timeout=DEADLINE))
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-        assert refused.violations == {"prompt.text": "expected token ids, since this model has no tokenizer"}
+        assert refused.violations == {"prompt.text": "expected token ids, because this model has no tokenizer"}
         named = pb.TraceRequest(prompt=wire.prompt(IDS), targets=[pb.Target(text="abc")])
         refused = wire.refusal(stub.Trace(named, timeout=DEADLINE))
-        assert refused.violations == {"targets[0].text": "expected token ids, since this model has no tokenizer"}
+        assert refused.violations == {"targets[0].text": "expected token ids, because this model has no tokenizer"}
         answer = traced(stub, wire.prompt(IDS))
         assert [token.id for token in answer.context.tokens] == IDS
         assert [token.text for token in answer.context.tokens] == [f"<{token}>" for token in IDS]

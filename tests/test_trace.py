@@ -332,6 +332,7 @@ def test_a_subject_that_takes_a_part_of_a_token_is_refused(
     for number in cut:
         assert f"' {words[number - 1]}' (position {first + number - 1})" in told
     assert told.count("(position") == len(cut)
+    assert told.startswith(f"{subject!r} does not cover whole tokens: it takes only part of ")
 
 
 def test_a_dry_run_of_a_trace(host: Host) -> None:

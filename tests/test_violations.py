@@ -238,7 +238,7 @@ PATCHES = [
         "source longer than the prompt and no positions",
         listed(pb.Edit(site=mlp(), patch=pb.Patch(sources=[1, 0])), sources=([*IDS, 5, 6], IDS)),
         f"{E}.patch.source_positions",
-        ("7", "source 0", "9"),
+        ("the prompt has 7 tokens and source 0 has 9: name the positions in the site",),
     ),
     Case(
         "a position before the start of a source",
@@ -316,7 +316,12 @@ SWEEPS = [
         "sweep.together[1]",
         ("8",),
     ),
-    Case("window of none", swept(pb.Sweep(edit=scaled(mlp()), layer_window=0)), "sweep.layer_window", ("0",)),
+    Case(
+        "window of none",
+        swept(pb.Sweep(edit=scaled(mlp()), layer_window=0)),
+        "sweep.layer_window",
+        ("got 0 (leave it unset",),
+    ),
     Case("negative window", swept(pb.Sweep(edit=scaled(mlp()), layer_window=-2)), "sweep.layer_window", ("-2",)),
     Case(
         "always names no layer",
@@ -428,7 +433,9 @@ TRACES = [
 ]
 C = "causal_tracing"
 TRACINGS = [
-    Case("no subject", traced(causal_tracing=pb.CausalTracing()), (f"{C}.subject", C)),
+    Case(
+        "no subject", traced(causal_tracing=pb.CausalTracing()), (f"{C}.subject", C), ("expected a subject", "got none")
+    ),
     Case(
         "no subject positions",
         tracing(subject_positions=pb.PositionList()),

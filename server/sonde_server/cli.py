@@ -125,7 +125,7 @@ def _token(arguments: Sequence[str]) -> int:
     """Make a token. Prints its line for the file on standard output, and the token on standard error."""
     parser = argparse.ArgumentParser(
         prog="sonde-server token",
-        description="Makes a bearer token. Prints the line for the file of --tokens on standard output, and the token "
+        description="Make a bearer token. Prints the line for the file of --tokens on standard output, and the token "
         "itself, which is not stored anywhere, on standard error.",
     )
     parser.add_argument("name", metavar="NAME", help="name of the owner, for logs and metrics")

@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import ipaddress
 import os
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -37,7 +39,7 @@ class Settings:
     """The settings. Each field is a flag (--max-runs) and a variable (SONDE_MAX_RUNS); flags take precedence."""
 
     COMMAND: ClassVar[str] = "sonde-server"
-    DESCRIPTION: ClassVar[str] = "Hosts a transformer and answers Trace and Intervene over gRPC."
+    DESCRIPTION: ClassVar[str] = "Host a transformer and serve Trace and Intervene requests over gRPC."
     EPILOG: ClassVar[str] = (
         "Every setting is also an environment variable; flags take precedence. `sonde-server token NAME` makes a "
         "bearer token, and `sonde-server ray` serves replicas on Ray."
@@ -54,11 +56,13 @@ class Settings:
         "names to devices, including disk; requires --device auto",
     )
     dtype: str = setting(
-        "auto", "data type of the weights; auto is that of the checkpoint on a GPU, float32 elsewhere", choices=DTYPES
+        "auto",
+        "data type of the weights; auto uses the checkpoint's type on a GPU, and float32 elsewhere",
+        choices=DTYPES,
     )
     pack_weights: bool = setting(
         True,
-        "on a CPU in float32, keep a second copy of the weights in a layout that is faster for small questions, if it "
+        "on a CPU in float32, keep a second copy of the weights in a layout that is faster for small requests, if it "
         "fits into a quarter of the free memory",
     )
     # Requests carry tensors: noise to replay, directions, values to set.
@@ -81,7 +85,8 @@ class Settings:
     max_queued_runs: int = setting(1_000_000, "maximum number of runs in the queue, of all callers together", least=1)
     max_queued_bytes: int | None = setting(
         None,
-        "maximum memory that all requests in progress may hold together, in bytes; none: half of the device's memory",
+        "maximum memory that all requests in progress may hold together, in bytes; none means half of the device's "
+        "memory",
         kind=int,
         least=1,
     )
@@ -92,13 +97,13 @@ class Settings:
     max_connection_age: float | None = setting(
         None,
         "seconds after which a client is told to reconnect, so that it finds new replicas; its calls in progress are "
-        "not interrupted; none: never",
+        "not interrupted; none means never",
         kind=float,
         least=1,
         most=1e6,
     )
     grace: float = setting(30.0, "seconds that calls in progress get to finish after SIGTERM", least=0)
-    reflection: bool = setting(True, "answer server reflection, which grpcurl and other tools use")
+    reflection: bool = setting(True, "enable server reflection, which grpcurl and other tools use")
     tls_cert: str | None = setting(None, "PEM file of the server's certificate and chain; enables TLS")
     tls_key: str | None = setting(None, "PEM file of the private key of --tls-cert")
     tls_client_ca: str | None = setting(
@@ -196,8 +201,22 @@ def _parse(text: str, one: "dataclasses.Field[Any]") -> Any:
         raise SettingError(f"{PREFIX}{one.name.upper()}: expected a number, got {text!r}") from None
 
 
+class _Help(argparse.HelpFormatter):
+    """Help that breaks no line inside a command in backticks, nor at a hyphen."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        kept = re.sub("`[^`]*`", lambda command: command[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+        lines = textwrap.wrap(kept, width, break_on_hyphens=False)
+        return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in self._split_lines(text, width - len(indent)))
+
+
 def _parser(settings: type[Settings]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=settings.COMMAND, description=settings.DESCRIPTION, epilog=settings.EPILOG)
+    parser = argparse.ArgumentParser(
+        prog=settings.COMMAND, description=settings.DESCRIPTION, epilog=settings.EPILOG, formatter_class=_Help
+    )
     for one in dataclasses.fields(settings):
         kind = _kind(one)
         default = "none" if one.default is None else one.default

@@ -15,7 +15,7 @@ class RaySettings(Settings):
 
     COMMAND: ClassVar[str] = "sonde-server ray"
     DESCRIPTION: ClassVar[str] = (
-        "Serves replicas of a model behind the gRPC proxies of Ray Serve: on the cluster that RAY_ADDRESS names, else "
+        "Serve replicas of a model behind the gRPC proxies of Ray Serve: on the cluster that RAY_ADDRESS names, else "
         "on this machine."
     )
     EPILOG: ClassVar[str] = (
@@ -31,10 +31,10 @@ class RaySettings(Settings):
         1, "number of replicas, each with the whole model; with --max-replicas, the minimum", least=1
     )
     max_replicas: int | None = setting(
-        None, "maximum number of replicas, for autoscaling; none: always --replicas", kind=int, least=1
+        None, "maximum number of replicas, for autoscaling; none means always --replicas", kind=int, least=1
     )
     gpus_per_replica: float | None = setting(
-        None, "GPUs of each replica; none: 1 if the cluster has any and --device is not cpu", kind=float, least=0
+        None, "GPUs of each replica; none means 1 if the cluster has any and --device is not cpu", kind=float, least=0
     )
     cpus_per_replica: float = setting(1.0, "CPUs that Ray reserves for each replica", least=0)
     target_requests: float = setting(8.0, "autoscaling: requests in progress per replica to aim for", least=0.1)

@@ -90,7 +90,7 @@ def _check_corrections(
     if message.recompute_softmax:
         field = f"{path}.recompute_softmax"
         if not set(RECOMPUTED) & set(components):
-            problems.add(field, "applies only to QUERY and KEY; add one of them to `components`")
+            problems.add(field, "expected QUERY or KEY in components, because only these are recomputed, got neither")
         for component in sorted(PAIRWISE):
             if reason := reader.model.unavailable.get(component):
                 problems.refuse(field, f"{component.name}: {reason}")

@@ -75,10 +75,13 @@ def _read_counterfactual(
     if (subject := message.WhichOneof("subject")) is not None:
         problems.add(
             f"{path}.{subject}",
-            "expected no subject with a counterfactual: the subject is where the two prompts differ",
+            "expected no subject with a counterfactual, because the subject is where the two prompts differ",
         )
     if message.replace:
-        problems.add(f"{path}.replace", "expected nothing with a counterfactual, which always replaces the embeddings")
+        problems.add(
+            f"{path}.replace",
+            "expected replace to be unset with a counterfactual, which always replaces the embeddings",
+        )
     field = f"{path}.counterfactual"
     other = read_prompt(message.counterfactual, field, reader)
     if other is None or prompt is None:
@@ -104,7 +107,7 @@ def _read_subject(message: pb.CausalTracing, path: str, prompt: Prompt | None, r
             tokens = None if prompt is None else len(prompt.tokens)
             return reader.positions(message.subject_positions.positions, tokens, field)
         case _:
-            reader.problems.add(f"{path}.subject", "expected subject_text or subject_positions, got neither")
+            reader.problems.add(f"{path}.subject", "expected a subject (subject_text or subject_positions), got none")
             return ()
 
 
@@ -115,11 +118,12 @@ def _find_subject(subject: str, path: str, prompt: Prompt, reader: Reader) -> tu
     if not subject:
         problems.add(path, "expected a part of the prompt's text, got an empty text")
     elif prompt.text is None:
-        problems.add(path, "expected subject_positions, since the prompt is given as token ids")
+        problems.add(path, "expected subject_positions, because the prompt is given as token ids, got a text")
     elif not prompt.offsets:
         problems.add(
             path,
-            "expected subject_positions, since this model's tokenizer does not report where its tokens are in the text",
+            "expected subject_positions, because this model's tokenizer does not report where its tokens are in the "
+            "text, got a text",
         )
     elif (start := prompt.text.find(bare := subject.strip() or subject)) < 0:
         problems.add(path, f"expected a part of the prompt's text, exactly as written there, got {shown}")
@@ -150,7 +154,10 @@ def _whole_tokens(prompt: Prompt, start: int, end: int, path: str, reader: Reade
     cut = [i for i in found if (text[prompt.offsets[i][0] : start] + text[end : prompt.offsets[i][1]]).strip()]
     if cut:
         tokens = " and of ".join(f"{reader.vocabulary.text(prompt.tokens[i])!r} (position {i})" for i in cut[:4])
-        reader.problems.add(path, f"expected whole tokens; {shown} is part of {tokens}; or give subject_positions")
+        reader.problems.add(
+            path,
+            f"{shown} does not cover whole tokens: it takes only part of {tokens}. Use whole tokens, or give positions",
+        )
     return found
 
 
@@ -164,8 +171,8 @@ def _read_noise(message: pb.CausalTracing, path: str, corrupted: int, reader: Re
     if values.ndim != 3 or values.shape[0] < 1 or values.shape[1:] != wanted:
         reader.problems.add(
             f"{path}.noise.shape",
-            f"expected [samples, {wanted[0]}, {wanted[1]}], which is samples x corrupted positions x hidden size, with "
-            f"at least one sample, got {list(values.shape)}",
+            f"expected [samples, {wanted[0]}, {wanted[1]}] (samples x corrupted positions x hidden size) with at least "
+            f"one sample, got {list(values.shape)}",
         )
         return None
     return ExplicitNoise(values)

@@ -79,7 +79,9 @@ def _read_values(
     if kind == "project_out":
         nonzero = values.any(axis=-1) if values.ndim else values != 0
         if not np.all(nonzero):
-            reader.problems.add(f"{path}.data", "expected directions other than zero along the last axis, got zero")
+            reader.problems.add(
+                f"{path}.data", "expected directions other than zero along the last axis, got a zero direction"
+            )
         return ProjectOut(values)
     if kind == "set":
         return Set(values)
@@ -100,13 +102,14 @@ def _check_generated(
     if kind == "project_out":
         reader.problems.add(
             path,
-            f"expected positions, since {site.component.name} has more keys at every generated position",
+            f"expected positions instead of from_position, because {site.component.name} has one more key at every "
+            "generated position",
         )
     elif values.ndim and values.shape[-1] != 1:
         reader.problems.add(
             f"{path}.shape",
-            "expected a last axis of 1, or positions instead of from_position, since there are more keys at every "
-            f"generated position, got {values.shape[-1]}",
+            f"expected a last axis of 1, got {values.shape[-1]}: there is one more key at every generated position. "
+            "Use one value for all keys, or positions instead of from_position",
         )
 
 
@@ -121,7 +124,9 @@ def _selected_shape(site: Site, tokens: int, reader: Reader, scene: Scene) -> tu
 
 def _read_noise(message: pb.Noise, path: str, reader: Reader, site: Site | None) -> Noise:
     if site is not None and site.from_position is not None:
-        reader.problems.add(path, "expected positions, not from_position, since noise differs between positions")
+        reader.problems.add(
+            path, "expected positions instead of from_position, because noise differs between positions"
+        )
     deviation = message.standard_deviation
     if not math.isfinite(deviation) or deviation < 0:
         reader.problems.add(f"{path}.standard_deviation", f"expected a finite number of 0 or more, got {deviation}")
@@ -142,7 +147,9 @@ def _read_patch(
 ) -> Patch:
     """A patch. `named`: the positions of the site as the request gives them, before they are resolved in the prompt."""
     if site is not None and site.from_position is not None:
-        reader.problems.add(path, "expected positions, not from_position, since a patch differs between positions")
+        reader.problems.add(
+            path, "expected positions instead of from_position, because a patch differs between positions"
+        )
     if not message.sources:
         reader.problems.add(f"{path}.sources", "expected at least one index into the sources of the request, got none")
     sources: list[int] = []
@@ -160,8 +167,8 @@ def _read_patch(
         if site is not None and site.component in PAIRWISE and scene.tokens not in (None, lengths[index]):
             reader.problems.add(
                 f"{path}.sources[{i}]",
-                f"expected a source as long as the prompt for {site.component.name}, since the prompt has "
-                f"{scene.tokens} tokens and source {index} has {lengths[index]}",
+                f"expected a source as long as the prompt, because {site.component.name} has an entry for each pair of "
+                f"tokens: the prompt has {scene.tokens} tokens and source {index} has {lengths[index]}",
             )
     positions = None
     if site is not None and scene.tokens is not None and site.from_position is None and lengths:
@@ -174,7 +181,7 @@ def _read_patch(
 
 def _read_source_layer(value: int, path: str, reader: Reader, site: Site | None) -> int | None:
     if site is not None and site.component in LAYERLESS:
-        reader.problems.add(path, f"{site.component.name} takes no layer; leave it unset")
+        reader.problems.add(path, f"expected no source_layer, because {site.component.name} has no layers, got {value}")
         return None
     return reader.layer(value, path)
 
@@ -197,7 +204,7 @@ def _read_source_positions(
     wanted = len(site.positions_within(tokens))
     if given := len(message.source_positions):
         if given != wanted:
-            reader.problems.add(field, f"expected {wanted} positions, one for each of the site's, got {given}")
+            reader.problems.add(field, f"expected {wanted} positions, one for each position of the site, got {given}")
             return None
         for i, description in _missing(message.source_positions, lengths):
             reader.problems.add(f"{field}[{i}]", description)
@@ -208,8 +215,8 @@ def _read_source_positions(
     if not named:
         reader.problems.add(
             field,
-            "expected source_positions, or positions in the site, since the prompt has "
-            f"{tokens} tokens and source {other} has {lengths[other]}",
+            f"the prompt has {tokens} tokens and source {other} has {lengths[other]}: name the positions in the site, "
+            "or give source_positions",
         )
     for _, description in _missing(named, lengths):
         reader.problems.add(f"{path}.sources", description)
@@ -222,5 +229,5 @@ def _missing(positions: Sequence[int], lengths: Mapping[int, int]) -> Iterator[t
     length = lengths[shortest]
     for i, position in enumerate(positions):
         if not -length <= position < length:
-            allowed = f"{-length} to {length - 1}, since source {shortest} has {length} tokens"
+            allowed = f"{-length} to {length - 1}, because source {shortest} has {length} tokens"
             yield i, f"expected positions from {allowed}, got {position}"

@@ -63,7 +63,9 @@ class Reader:
         """A unit, source or token, counted from 0."""
         if 0 <= value < count:
             return value
-        expected = f"expected a {kind} from 0 to {count - 1}" if count else f"expected no {kind}, since there are none"
+        expected = (
+            f"expected a {kind} from 0 to {count - 1}" if count else f"expected no {kind}, because there are none"
+        )
         self.problems.add(path, f"{expected}, got {value}")
         return None
 
@@ -128,7 +130,7 @@ class Reader:
     def at_least_one(self, value: int, path: str) -> int:
         """A count of 1 or more."""
         if value < 1:
-            self.problems.add(path, f"expected 1 or more, or nothing for the default, got {value}")
+            self.problems.add(path, f"expected 1 or more, got {value} (leave it unset for the default)")
             return 1
         return value
 

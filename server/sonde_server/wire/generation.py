@@ -25,7 +25,7 @@ def read_generation(message: pb.Generation, path: str, tokens: int | None, reade
         # The last token is added and not read, so it needs no position.
         reader.problems.add(
             f"{path}.max_new_tokens",
-            f"expected 1 to {most} after {tokens or 1} tokens, since the model has {reader.model.max_positions} "
+            f"expected 1 to {most} after {tokens or 1} tokens, because the model has {reader.model.max_positions} "
             f"positions, got {message.max_new_tokens}",
         )
     temperature = message.temperature

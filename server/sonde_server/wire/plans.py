@@ -66,7 +66,7 @@ def _read_sweep(message: pb.Sweep, path: str, reader: Reader, scene: Scene) -> S
     if message.HasField("layer_window") and site.component in LAYERLESS:
         reader.problems.add(
             f"{path}.layer_window",
-            f"expected nothing, since {site.component.name} has no layers, got {message.layer_window}",
+            f"expected no layer_window, because {site.component.name} has no layers, got {message.layer_window}",
         )
     return Sweep(edit, together, window, always)
 

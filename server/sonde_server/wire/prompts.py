@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 # A target whose text is longer than this many of the longest token is not tokenized at all.
 LONGEST_TARGET = 8
-_NO_TOKENIZER = "expected token ids, since this model has no tokenizer"
+_NO_TOKENIZER = "expected token ids, because this model has no tokenizer"
 
 
 def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
     """The token ids of a prompt, and its text if it was given as text."""
     if message.image:
-        reader.problems.add(f"{path}.image", "expected nothing, since the hosted model reads no images")
+        reader.problems.add(f"{path}.image", "expected no image, because the hosted model reads none, got one")
     most = reader.model.max_positions
     if reader.limits.max_prompt_tokens:
         most = min(most, reader.limits.max_prompt_tokens)
@@ -46,7 +46,7 @@ def _read_text(text: str, path: str, most: int, reader: Reader) -> Prompt | None
     longest = most * reader.vocabulary.longest
     if len(text) > longest:
         reader.problems.add(
-            path, f"expected at most {longest} characters, as {most} tokens can have, got {len(text)} characters"
+            path, f"expected at most {longest} characters, the most that {most} tokens can have, got {len(text)}"
         )
         return None
     try:

@@ -64,7 +64,7 @@ def _read_layers(message: pb.Site, component: Component, path: str, reader: Read
     if component in LAYERLESS:
         if message.layers:
             given = ", ".join(str(layer) for layer in message.layers[:8])
-            reader.problems.add(f"{path}.layers", f"expected none, since {component.name} has no layers, got {given}")
+            reader.problems.add(f"{path}.layers", f"expected none, because {component.name} has no layers, got {given}")
         return (0,)
     layers = reader.model.layers
     if message.layers:
@@ -81,7 +81,9 @@ def _read_from_position(message: pb.Site, path: str, reader: Reader, role: Role)
         return None
     field = f"{path}.from_position"
     if role is Role.READ:
-        reader.problems.add(field, "expected positions, or nothing for all of them: only edits take from_position")
+        reader.problems.add(
+            field, "expected no from_position, because only edits take it. Use positions; if unset, all are read"
+        )
         return None
     if message.positions:
         reader.problems.add(field, "expected one of positions and from_position, got both")
@@ -101,7 +103,7 @@ def _check_stack(number: int, path: str, reader: Reader) -> None:
         name = names[number].removeprefix("STACK_")  # type: ignore[index]
         reader.problems.refuse(path, f"the hosted model is a DECODER alone, and has no {name}")
     else:
-        reader.problems.add(path, f"expected DECODER, or nothing, got stack {number}")
+        reader.problems.add(path, f"expected DECODER, got stack {number} (leave it unset for the default)")
 
 
 def read_sites(messages: Sequence[pb.Site], path: str, tokens: int | None, reader: Reader) -> tuple[Site, ...]:
