@@ -232,7 +232,7 @@ class BaseClient(ABC, Generic[ChannelT, ModelT]):
                 as a sequence or separated by commas. Their names are looked up at once, which blocks until the name
                 server answers. `dns:///NAME:PORT` stands for all addresses of a name, and follows their changes.
             token: sent with each call. Without `tls` it is sent only to this machine.
-            tls: True to use TLS and the usual certificate authorities, or a `TLS` with certificates.
+            tls: True to use TLS and the certificate authorities that come with gRPC, or a `TLS` with certificates.
             timeout: the default timeout of each call, in seconds; None sets no limit beyond the server's own.
 
         Raises:

@@ -11,7 +11,6 @@ from sonde._ask.names import COMPONENTS, METRICS, ComponentName, unknown_name
 from sonde._connection.addresses import DEFAULT_ADDRESS
 from sonde._connection.timeouts import check_timeout
 from sonde._version import __version__
-from sonde.errors import InvalidRequest
 
 EXIT_CODES: Final = """exit status:
   0  success
@@ -31,6 +30,8 @@ SWEPT: Final[dict[str, ComponentName]] = {
     "attention": "attention_out",
 }
 """The components that have an option of their own, by its name."""
+PLACES: Final = tuple(f"--{name}" for name in SWEPT)
+"""These options."""
 
 _WHOLE: Final = "LAYER"
 """The value of an option for a component that is edited over its full width."""
@@ -39,32 +40,9 @@ _UNITS: Final[Mapping[str, str]] = {
     "head": "outputs of attention heads, such as 3:5, or 0-2 for all heads of these layers",
 }
 """The components of which single units can be edited, and the help of their options."""
-_TRACING: Final = ("--subject", "--counterfactual")
-_LENS: Final = ("--lens",)
-_ATTRIBUTION: Final = ("--attribute-from",)
-_PLACES: Final = tuple(f"--{name}" for name in SWEPT)
-_INDEXED: Final = frozenset({*_PLACES, "--layers", "--layer", "--positions", "--position", "--units", "--unit"})
+_INDEXED: Final = frozenset({*PLACES, "--layers", "--layer", "--positions", "--position", "--units", "--unit"})
 """The options whose value may begin with a number below 0."""
 _NEGATIVE: Final = re.compile(r"-\d")
-_NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
-    "trace": {
-        "--samples": _TRACING,
-        "--noise": _TRACING,
-        "--seed": _TRACING,
-        "--window": _TRACING,
-        "--layers": _TRACING,
-        "--positions": _TRACING,
-        "--component": (*_TRACING, *_ATTRIBUTION),
-        "--steps": _ATTRIBUTION,
-        "--metric": _ATTRIBUTION,
-        "--edges": _ATTRIBUTION,
-        "--verify": _ATTRIBUTION,
-        "--gradients": _LENS,
-    },
-    "intervene": {"--separately": _PLACES, "--seed": ("--noise",)},
-    "generate": dict.fromkeys(("--scale", "--set", "--add", "--from-position"), _PLACES),
-}
-"""By command, the options that mean something only with one of the others."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -77,30 +55,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def check(options: argparse.Namespace) -> None:
-    """Check that no option is given whose effect depends on another option that is not.
-
-    Raises:
-        InvalidRequest: if there is one; the message names the options that it needs.
-    """
-    for option, needed in _NEEDED.get(options.command, {}).items():
-        if _given(options, option) and not any(_given(options, other) for other in needed):
-            raise InvalidRequest.at(option, f"expected {_alternatives(needed)} with it")
-
-
-def _given(options: argparse.Namespace, option: str) -> bool:
-    name = "sites" if option in _PLACES else option.removeprefix("--").replace("-", "_")
-    value = getattr(options, name)
-    return value is not None and value is not False
-
-
-def _alternatives(options: Sequence[str]) -> str:
-    *others, last = options
-    return f"{', '.join(others)} or {last}" if others else last
-
-
 def _joined(given: Sequence[str]) -> list[str]:
-    """Join `--neuron -1:17` to `--neuron=-1:17`: argparse takes for an option what begins with a minus."""
+    """Join `--neuron -1:17` to `--neuron=-1:17`: argparse reads a word that begins with a minus as an option."""
     joined: list[str] = []
     for word in given:
         if joined and joined[-1] in _INDEXED and _NEGATIVE.match(word):
@@ -166,7 +122,9 @@ def _add_shared(parser: argparse.ArgumentParser, address: str | None, token: str
         "--address", default=address, help=f"host and port ({DEFAULT_ADDRESS}); separate several with commas"
     )
     where.add_argument("--token", default=token, help="the access token to send with each call")
-    where.add_argument("--tls", action="store_true", help="use TLS and the system's certificate authorities", **unset)
+    where.add_argument(
+        "--tls", action="store_true", help="use TLS and the certificate authorities that come with gRPC", **unset
+    )
     where.add_argument("--tls-ca", metavar="PEM", help="use TLS and trust this CA certificate", **unset)
     where.add_argument("--tls-cert", metavar="PEM", help="the client's own certificate", **unset)
     where.add_argument("--tls-key", metavar="PEM", help="the key of that certificate", **unset)
@@ -188,8 +146,20 @@ def _add_readout(parser: argparse.ArgumentParser) -> None:
         "--read-at", type=int, metavar="POSITION", help="the position where the prediction is read (the last)"
     )
     parser.add_argument("--top", type=int, default=10, metavar="K", help="how many tokens or places to list (10)")
-    parser.add_argument("--layers", "--layer", type=_ranges, metavar="LAYERS", help="such as 3, or 0-5,7 (all)")
-    parser.add_argument("--positions", "--position", type=_ranges, metavar="POSITIONS", help="such as 4 or -1 (all)")
+    parser.add_argument(
+        "--layers",
+        "--layer",
+        type=_ranges,
+        metavar="LAYERS",
+        help="the layers to restore or sweep, such as 3, or 0-5,7 (all)",
+    )
+    parser.add_argument(
+        "--positions",
+        "--position",
+        type=_ranges,
+        metavar="POSITIONS",
+        help="the positions to restore, edit or sweep, such as 4 or -1 (all)",
+    )
     parser.add_argument("--seed", type=int, help="the seed of the noise (1)")
     parser.add_argument("--plot", metavar="FILE", help="draw the result, as PNG, PDF or SVG by the file's suffix")
     parser.add_argument("--dry-run", action="store_true", help="only print the cost")

@@ -24,7 +24,8 @@ from sonde._connection.connection import TLS
 from sonde._methods.attribution_patching import AttributionPatching
 from sonde._methods.causal_tracing import CausalTracing
 from sonde._methods.token_probability import TokenProbability
-from sonde._options import SWEPT, check, parse
+from sonde._needed import check
+from sonde._options import SWEPT, parse
 from sonde._show import console, plotting
 from sonde._show.report import as_json
 from sonde.client import Client

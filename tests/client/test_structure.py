@@ -18,6 +18,7 @@ LAYERS = (
     ("_methods",),
     ("_base", "storage"),
     ("client", "aio", "annotations", "_options"),
+    ("_needed",),
     ("questions", "cli"),
     ("__init__", "__main__"),
 )

@@ -1,0 +1,53 @@
+"""The options of the `sonde` command that mean something only with another one."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from sonde._options import PLACES
+from sonde.errors import InvalidRequest
+
+_TRACING: Final = ("--subject", "--counterfactual")
+_LENS: Final = ("--lens",)
+_ATTRIBUTION: Final = ("--attribute-from",)
+_NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
+    "trace": {
+        "--samples": _TRACING,
+        "--noise": _TRACING,
+        "--seed": _TRACING,
+        "--window": _TRACING,
+        "--layers": _TRACING,
+        "--positions": _TRACING,
+        "--component": (*_TRACING, *_ATTRIBUTION),
+        "--steps": _ATTRIBUTION,
+        "--metric": _ATTRIBUTION,
+        "--edges": _ATTRIBUTION,
+        "--verify": _ATTRIBUTION,
+        "--gradients": _LENS,
+    },
+    "intervene": {"--separately": PLACES, "--seed": ("--noise",)},
+    "generate": dict.fromkeys(("--scale", "--set", "--add", "--from-position"), PLACES),
+}
+"""By command, the options that mean something only with one of the others."""
+
+
+def check(options: argparse.Namespace) -> None:
+    """Check that no option is given whose effect depends on another option that is not.
+
+    Raises:
+        InvalidRequest: if there is one; the message names the options that it needs.
+    """
+    for option, needed in _NEEDED.get(options.command, {}).items():
+        if _given(options, option) and not any(_given(options, other) for other in needed):
+            raise InvalidRequest.at(option, f"expected {_alternatives(needed)} with it")
+
+
+def _given(options: argparse.Namespace, option: str) -> bool:
+    name = "sites" if option in PLACES else option.removeprefix("--").replace("-", "_")
+    value = getattr(options, name)
+    return value is not None and value is not False
+
+
+def _alternatives(options: Sequence[str]) -> str:
+    *others, last = options
+    return f"{', '.join(others)} or {last}" if others else last
