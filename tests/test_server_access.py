@@ -330,7 +330,7 @@ def test_the_command_reads_its_tokens_again_on_sighup(model: Path, tokens: tuple
         assert one_way_in(address, authorization=f"Bearer {bob}") == [grpc.StatusCode.OK] * 3
         path.write_text("broken")
         process.send_signal(signal.SIGHUP)
-        seen += lines_until(process, "kept the tokens")
+        seen += lines_until(process, "kept the previous tokens")
         assert one_way_in(address, authorization=f"Bearer {bob}") == [grpc.StatusCode.OK] * 3
         process.terminate()
         assert process.wait(30) == 0

@@ -146,6 +146,7 @@ def test_a_poisoned_device_takes_the_server_out(serving: Any) -> None:
     with pytest.raises(sonde.NotServing) as caught:
         client.trace(PROMPT, timeout=5)
     assert caught.value.retryable
+    assert "the server is shutting down" in str(caught.value)
 
 
 # ------------------------------------------------------------------ processes

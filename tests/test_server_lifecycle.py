@@ -45,6 +45,7 @@ def test_health_follows_the_model(model: Path) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 InspectionServiceStub(channel).GetModel(pb.GetModelRequest(), timeout=20)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert caught.value.details() == "the model is still loading"
             server.load()
             assert [health(channel, service) for service in ("", SERVICE)] == [SERVING, SERVING]
             watch = health_stub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=60)
@@ -100,6 +101,7 @@ def test_the_command_serves_until_it_is_told_to_stop(model: Path, number: signal
 def test_a_signal_while_the_model_loads_ends_it_too(model: Path) -> None:
     with server_of(model) as process:
         wait_for_line(process, r"listening on (.*)")
+        assert wait_for_line(process, r"loading (.*)") == str(model)
         process.terminate()
         assert process.wait(60) == 0
 
@@ -110,7 +112,9 @@ def test_what_keeps_it_from_serving_is_said_in_one_line(model: Path, tmp_path: P
     with server_of(tmp_path) as process:
         assert process.wait(60) == 1
         assert process.stderr is not None
-        assert re.fullmatch(r"listening on .*\nsonde-server: .*bert.*\n", process.stderr.read())
+        assert re.fullmatch(
+            rf"listening on .*\nloading {re.escape(str(tmp_path))}\nsonde-server: .*bert.*\n", process.stderr.read()
+        )
     with Server(Settings(model=str(model), port=0, device="cpu")) as server:
         port = int(server.address.rpartition(":")[2])
         with server_of(model, port) as process:

@@ -179,6 +179,7 @@ class Server:
 
     def load(self) -> None:
         """Load the model and run it once; then the server is SERVING. Raises UnsupportedModel."""
+        _log.info("loading %s", self.settings.model)
         # These import torch, which takes seconds: the port is bound before.
         from .. import methods
         from ..sharing.scheduler import Scheduler
@@ -256,6 +257,7 @@ class Server:
         if self._stopped:
             return
         self._stopped = True
+        self._servicer.announce_shutdown()
         self._health.enter_graceful_shutdown()
         grace = self.settings.grace if grace is None else grace
         announced = min(ANNOUNCED_SECONDS, grace)
@@ -305,6 +307,7 @@ class Server:
     def _fail(self) -> None:
         """Refuse all calls from now on, and report that this process has to be replaced."""
         self.failed = True
+        self._servicer.announce_shutdown()
         self._health.enter_graceful_shutdown()
         self._servicer.host(None)
         if self._on_failure is not None:

@@ -56,10 +56,15 @@ class InspectionServicer(InspectionServiceServicer):
 
     def __init__(self) -> None:
         self._hosted: Hosted | None = None
+        self._absent = "the model is still loading"
 
     def host(self, hosted: Hosted | None) -> None:
         """Lets calls ask this model from now on; with None they are turned away."""
         self._hosted = hosted
+
+    def announce_shutdown(self) -> None:
+        """From now on, calls that find no model are told that the server is shutting down."""
+        self._absent = "the server is shutting down"
 
     def GetModel(self, request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:
         """Describes the hosted model, without waiting for it."""
@@ -83,9 +88,10 @@ class InspectionServicer(InspectionServiceServicer):
             yield from encode_intervene(answers, hosted.description, hosted.vocabulary, hosted.version)
 
     def _ready(self) -> Hosted:
-        if self._hosted is None:
-            raise NotServing("the model is not ready: it is still loading, or the server is shutting down")
-        return self._hosted
+        hosted = self._hosted
+        if hosted is None:
+            raise NotServing(self._absent)
+        return hosted
 
 
 def _answers(
