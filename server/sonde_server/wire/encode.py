@@ -87,7 +87,7 @@ class _Stream(Generic[Message]):
         self.texts = texts
         self._kind: type[Message] = kind
         self._clock = clock
-        self._sent_at = clock()
+        self._sent_at = self._results_at = clock()
         self._begin()
 
     def _begin(self) -> None:
@@ -95,6 +95,7 @@ class _Stream(Generic[Message]):
         self._size = 0
         self._readings: list[Readings] = []
         self._new_texts: dict[int, str] = {}
+        self._has_results = False
 
     def add_common(self, part: answers.Answer, model: ModelDescription, version: str) -> Iterator[Message]:
         """Adds a part that both kinds of answer have. Raises TypeError for any other."""
@@ -122,6 +123,7 @@ class _Stream(Generic[Message]):
             yield self._send()
         self.message.MergeFrom(part)
         self._size += size
+        self._has_results = self._has_results or not part.HasField("context")
 
     def add_readings(self, part: Readings) -> Iterator[Message]:
         """Adds runs to those that the message has, if they follow them directly."""
@@ -133,14 +135,16 @@ class _Stream(Generic[Message]):
             yield self._send()
         new = self.texts.new(part.top_tokens)
         self._readings.append(part)
+        self._has_results = True
         self._new_texts.update(new)
         # Texts that are longer than the estimate allows for count in full.
         self._size += max(size, sum(len(text.encode()) + 16 for text in new.values()) + size // 2)
 
     def _advance(self, progress: answers.Progress) -> Iterator[Message]:
-        """Note the progress, and send what there is if nothing was sent for a while."""
+        """Note the progress, and send what there is if nothing was sent for a while, or no results."""
         self.message.progress.CopyFrom(pb.Progress(done=progress.done, total=progress.total))
-        if progress.total > SMALL_RUNS and self._clock() - self._sent_at >= PROGRESS_SECONDS:
+        since = self._results_at if self._has_results else self._sent_at
+        if progress.total > SMALL_RUNS and self._clock() - since >= PROGRESS_SECONDS:
             yield self._send()
 
     def flush(self) -> Iterator[Message]:
@@ -152,6 +156,8 @@ class _Stream(Generic[Message]):
         message: Message = self.message
         if self._readings and isinstance(message, pb.InterveneResponse):
             message.readings.CopyFrom(encode_readings(join_readings(self._readings), self._new_texts))
-        self._begin()
         self._sent_at = self._clock()
+        if self._has_results:
+            self._results_at = self._sent_at
+        self._begin()
         return message
