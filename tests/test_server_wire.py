@@ -196,6 +196,24 @@ def test_a_long_one_tells_of_its_progress_in_time(step: float, several: bool) ->
     assert answer.progress == pb.Progress(done=100, total=100)
 
 
+def test_the_first_results_do_not_wait_behind_the_first_progress() -> None:
+    """The message before had none, so they are due at once; the next ones half a second later."""
+    clock = Clock(0)
+
+    def parts() -> Iterator[answers.Answer]:
+        yield CONTEXT
+        clock.now = 0.6
+        yield answers.Progress(0, 100)
+        for run, now in ((0, 0.7), (1, 0.8), (2, 1.3)):
+            clock.now = now
+            one = floats(1, 1)
+            yield Readings(run, one, one, None, np.zeros((1, 0), np.int32), floats(1, 0), one)
+            yield answers.Progress(run + 1, 100)
+
+    messages = list(encode_intervene(parts(), MODEL, VOCABULARY, "1", clock))
+    assert [(one.progress.done, one.readings.count) for one in messages] == [(0, 0), (1, 1), (3, 2)]
+
+
 @pytest.mark.parametrize("shape", [(3, 2), (600, 1000), (1 << 20,)])
 def test_activations_of_any_size(shape: tuple[int, ...]) -> None:
     parts = [Activation(run, 1, 2, floats(*shape, seed=run + 1)) for run in (-1, 0)]
