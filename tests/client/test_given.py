@@ -61,6 +61,13 @@ def test_arrays_of_every_kind_are_sent(name: str) -> None:
     assert np.array_equal(from_tensor(steered), 2 * np.array(expected))
 
 
+def test_masked_entries_are_refused() -> None:
+    """They would be sent as whatever lies under the mask."""
+    assert added(np.ma.array([1.5, 2.5])).tolist() == [1.5, 2.5]
+    with pytest.raises(sonde.InvalidRequest, match="got masked entries"):
+        added(np.ma.array([1.5, 2.5], mask=[True, False]))
+
+
 def test_bfloat16_of_torch_is_sent_exactly() -> None:
     given = torch.tensor(ODD, dtype=torch.bfloat16).requires_grad_()
     bits = given.detach().view(torch.int16).numpy().astype(np.uint16)

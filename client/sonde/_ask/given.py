@@ -78,8 +78,10 @@ def array(given: Any, name: str, expected: str = "an array of numbers") -> npt.N
     A tensor is taken without its gradient, from its device. Types of 8 and 16 bits that numpy lacks become float32.
 
     Raises:
-        InvalidRequest: for what numpy cannot read, as lists of different lengths.
+        InvalidRequest: for what numpy cannot read, as lists of different lengths, and for masked entries.
     """
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise InvalidRequest.at(name, f"expected {expected}, got masked entries")
     try:
         found = np.asarray(_without_tensors(given))
         if found.dtype == object and all(isinstance(entry, numbers.Real) for entry in found.flat):

@@ -135,19 +135,12 @@ def _find_subject(subject: str, path: str, prompt: Prompt, reader: Reader) -> tu
 def _whole_tokens(prompt: Prompt, start: int, end: int, path: str, reader: Reader) -> tuple[int, ...]:
     """The tokens of the prompt's text from `start` to `end`, which is refused where it takes a part of a token.
 
-    Spaces at either end are not counted: whether a token includes those around it differs between vocabularies.
+    A token may include spaces around the text: whether it does differs between vocabularies.
     """
     text = prompt.text
     assert text is not None
     subject = text[start:end]
-    first, last = start, end
-    if subject.strip():
-        first, last = end - len(subject.lstrip()), start + len(subject.rstrip())
-    found = tuple(
-        i
-        for i, (a, b) in enumerate(prompt.offsets)
-        if a < b and ((a < last and b > first) or (a >= start and b <= end))
-    )
+    found = tuple(i for i, (a, b) in enumerate(prompt.offsets) if a < b and a < end and b > start)
     shown = repr(subject if len(subject) <= 80 else subject[:80] + "...")
     if not found:
         reader.problems.add(path, f"expected a text that overlaps a token of the prompt, got {shown}")
