@@ -49,8 +49,8 @@ def show_causal_trace(client: sonde.Client, folder: Path) -> sonde.CausalTracing
     heading("2. A causal trace", "Trace, method CausalTracing")
     say(
         f"Where does the model keep that the Eiffel Tower is in Paris? Noise corrupts the embeddings of {SUBJECT!r}; "
-        f"then one clean state at a time is put back (Meng et al. 2022). {SAMPLES} samples of noise instead of ROME's ten "
-        "keep this to a minute or two on two cores. For the MLP and for attention, the outputs of "
+        f"then one clean state at a time is put back (Meng et al. 2022). {SAMPLES} samples of noise instead of ROME's "
+        "ten keep this to a minute or two on two cores. For the MLP and for attention, the outputs of "
         f"{WINDOW} neighbouring blocks are put back together."
     )
     method = sonde.CausalTracing(subject=SUBJECT, samples=SAMPLES, window=WINDOW)
@@ -67,7 +67,7 @@ def show_causal_trace(client: sonde.Client, folder: Path) -> sonde.CausalTracing
     say(
         f"The probability of {quoted(TARGET)} is {trace.clean[0]:.3f} in the clean run and {trace.corrupted[0]:.3f} in "
         "the corrupted runs. The early blocks look the fact up at the subject, and late attention carries it to the "
-        f"last token, which is what ROME found in GPT-2. One call made {trace.cost.runs:,} runs. The picture is in {path}"
+        f"last token, which is what ROME found in GPT-2. One call made {trace.cost.runs:,} runs. The picture: {path}"
     )
     return trace
 
@@ -118,8 +118,8 @@ def show_steering(client: sonde.Client) -> None:
     heading("5. Steering", "Trace, method Activations; Intervene with generation")
     directions = questions.steering_vector(client, CITIES, layers=STEERING_LAYERS)
     say(
-        f"The mean difference between {len(CITIES)} prompts about Rome and as many about Paris, at their last token, is "
-        f"a direction. It is added from the last token of {PROMPT!r} on, after one block, while the model writes:"
+        f"The mean difference between {len(CITIES)} prompts about Rome and as many about Paris, at their last token, "
+        f"is a direction. It is added from the last token of {PROMPT!r} on, after one block, while the model writes:"
     )
     last = len(client.trace(PROMPT, dry_run=True).tokens) - 1
     edits = [
