@@ -61,6 +61,13 @@ def test_its_weights_are_rounded_if_asked(tiny: TinyLlama, tmp_path: Path) -> No
         assert torch.equal(loaded.decoder.model.state_dict()[name], expected.bfloat16()), name
 
 
+def test_it_can_be_spread(tiny: TinyLlama, tmp_path: Path) -> None:
+    loaded = load(str(tiny.write(tmp_path / "tiny.gguf")), device_map="auto")
+    ids = [5, 130, 77]
+    found = logits(loaded.decoder.model, ids).cpu()
+    assert torch.allclose(found, logits(tiny.model, ids), rtol=0, atol=1e-4)
+
+
 def test_nothing_beside_it_is_read(tiny: TinyLlama, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}), "utf-8")
     (tmp_path / "adapter_config.json").write_text("{}", "utf-8")
