@@ -1,20 +1,44 @@
 """What are the activations?"""
 
+import enum
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from .answers import Answer, Floats
+from .answers import Answer, Floats, Integers
 from .costs import FLOAT, Cost, state_bytes
 from .extents import Restarts, rereading, token_layers
 from .places import PAIRWISE, ModelDescription, Place, Site, Sized
 from .prompts import Asked
 
 
+class Encoding(enum.IntEnum):
+    """How activations leave, numbered as the contract's data types."""
+
+    FLOAT32 = 1
+    BFLOAT16 = 2
+    FLOAT16 = 3
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one number."""
+        return 4 if self is Encoding.FLOAT32 else 2
+
+
+class Pooling(enum.IntEnum):
+    """How the positions of a row are joined, numbered as in the contract."""
+
+    NONE = 0
+    MEAN = 1
+    MAX = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """The values at these sites."""
+    """The values at these sites, pooled over the positions of each row and encoded as asked."""
 
     sites: tuple[Site, ...]
+    encoding: Encoding = Encoding.FLOAT32
+    pooling: Pooling = Pooling.NONE
 
     @property
     def pairs(self) -> bool:
@@ -50,9 +74,26 @@ class Activations:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activation(Answer):
-    """One whole activation of one run (-1: the unchanged one), at the site of this index and one layer."""
+    """One whole activation of one run (-1: the unchanged one), at the site of this index and one layer.
+
+    `counts`: of a reduction, how many values each row is over.
+    """
 
     run: int
     site: int
     layer: int
     values: Floats
+    encoding: Encoding = Encoding.FLOAT32
+    counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LargestActivations(Answer):
+    """The largest values of one activation over cases: [rows, units..., listed], with their cases and positions."""
+
+    run: int
+    site: int
+    layer: int
+    values: Floats
+    cases: Integers
+    positions: Integers

@@ -35,7 +35,8 @@ RECOMPUTED = (Component.QUERY, Component.KEY)
 class AttributionPatching:
     """Estimate what patching each place from `source` would do.
 
-    `edges`: how many edges are answered; 0: all, None: none.
+    `edges`: how many edges are answered; 0: all, None: none. `rows`: positions whose estimates are summed, each row
+    being one place; None: every position is a place.
     """
 
     source: Prompt
@@ -46,6 +47,7 @@ class AttributionPatching:
     recompute_softmax: bool = False
     drop_layers: bool = False
     edges: int | None = None
+    rows: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def integrated(self) -> bool:
@@ -155,12 +157,16 @@ class AttributionPatching:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attributions(Answer):
-    """Some estimates of one component: [layers, positions, targets]; units before targets if it is swept by unit."""
+    """Some estimates of one component: [layers, positions, targets]; units before targets if it is swept by unit.
+
+    `counts`: of a reduction, how many cases each row is over.
+    """
 
     component: Component
     layers: tuple[int, ...]
     positions: tuple[int, ...]
     estimates: Floats
+    counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

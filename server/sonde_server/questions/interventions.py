@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from math import prod
 
+from .activations import Encoding, Pooling
 from .answers import Answer, Floats, Integers
 from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, continued_at_once, item_bytes, state_bytes
 from .edits import Edit, Noise, Patch
@@ -24,6 +25,8 @@ class Readout:
     kl_divergence: bool = False
     activations: tuple[Site, ...] = ()
     generation: Generation | None = None
+    encoding: Encoding = Encoding.FLOAT32
+    pooling: Pooling = Pooling.NONE
 
 
 @dataclass(frozen=True, slots=True)

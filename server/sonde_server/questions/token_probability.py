@@ -11,10 +11,14 @@ from .prompts import Asked, Metric
 
 @dataclass(frozen=True, slots=True)
 class TokenProbability:
-    """The target read at every depth, and optionally the gradient of its final value."""
+    """The target read at every depth, and optionally the gradient of its final value.
+
+    `rows`: the positions where it is read; None: the one that is asked.
+    """
 
     gradient_norms: bool
     metric: Metric
+    rows: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def pairs(self) -> bool:
@@ -50,7 +54,10 @@ class TokenProbability:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerReadings(Answer):
-    """The target read at every depth; gradient norms are [depths, positions, targets], or None."""
+    """The target read at every depth of one position; gradient norms are [depths, positions, targets], or None.
+
+    `count`: of a reduction, how many values the row `position` is over.
+    """
 
     depths: tuple[int, ...]
     log_probabilities: Floats
@@ -61,3 +68,5 @@ class LayerReadings(Answer):
     top_log_probabilities: Floats
     gradient_norms: Floats | None
     positions: tuple[int, ...]
+    position: int = 0
+    count: int = 0
