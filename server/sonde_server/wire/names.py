@@ -227,4 +227,4 @@ def _quoted(text: str) -> str:
 
 
 _KNOWN_PARTS = frozenset(pb.SpanPart.values())
-_PARTS = tuple(name.removeprefix("SPAN_PART_") for name in pb.SpanPart.keys() if name != "SPAN_PART_UNSPECIFIED")
+_PARTS = tuple(name.removeprefix("SPAN_PART_") for name, _ in pb.SpanPart.items() if name != "SPAN_PART_UNSPECIFIED")
