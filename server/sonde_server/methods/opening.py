@@ -40,11 +40,11 @@ def opening(
     cost = question.cost(session.decoder, restarts)
     attention = attention_of(session.decoder.attention, restarts, pairs=question.pairs)
     if question.dry_run:
-        yield Context(tokens, asked.targets, position, None, cost, attention, question.axes)
+        yield Context(tokens, asked.targets, position, None, cost, attention, question.axes, asked.prompt.spans)
         return None
     state = session.start(Base(tokens), read=position)
     beside(state)
     session.ready([state])
     targets, prediction = predict(session, state, asked.targets, position, asked.top_k)
-    yield Context(tokens, targets, position, prediction, cost, attention, question.axes)
+    yield Context(tokens, targets, position, prediction, cost, attention, question.axes, asked.prompt.spans)
     return Clean(state, position, targets)
