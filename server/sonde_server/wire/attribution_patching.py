@@ -135,6 +135,7 @@ def encode_attributions(part: Attributions) -> Iterator[pb.Attributions]:
                 layers=part.layers[layer : layer + 1],
                 positions=part.positions[start:stop],
                 estimates=encode_floats(estimates[None, start:stop]),
+                counts=part.counts[start:stop],
             )
 
 

@@ -218,7 +218,7 @@ def encode_grid(part: RestorationGrid) -> Iterator[pb.RestorationGrid]:
     """As many positions at a time as fit into a message; where one alone does not fit, as many of its layers."""
     positions, layers = len(part.positions), len(part.layers)
     for start, stop in spans(positions, row_bytes(part, positions)):
-        some = rows(part, start, stop, positions=part.positions[start:stop])
+        some = rows(part, start, stop, positions=part.positions[start:stop], counts=part.counts[start:stop])
         if layers < 2 or stop - start > 1:
             yield _encode_cells(some)
             continue
@@ -235,6 +235,7 @@ def _encode_cells(grid: RestorationGrid) -> pb.RestorationGrid:
         probabilities=encode_floats(grid.probabilities),
         deviations=encode_floats(grid.deviations),
         logits=encode_floats(grid.logits),
+        counts=grid.counts,
     )
     if grid.sample_probabilities is not None:
         message.sample_probabilities.CopyFrom(encode_floats(grid.sample_probabilities))

@@ -205,6 +205,10 @@ class Texts(dict[int, str]):
         text = self[token] = self._vocabulary.text(token)
         return text
 
+    def begin(self) -> None:
+        """From now on, every text is new again: the messages of each case have a table of their own."""
+        self._sent.clear()
+
     def new(self, tokens: answers.Integers) -> dict[int, str]:
         """The texts of those tokens that were not asked for here before."""
         found = [token for token in np.unique(tokens).tolist() if token not in self._sent]
