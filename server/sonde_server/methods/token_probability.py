@@ -6,7 +6,7 @@ The gradient norm is || d metric / d stream[depth, position] ||_2. Its backward 
 position that is read, and once backwards for every target.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
 from functools import partial
 
 import numpy as np
@@ -21,15 +21,17 @@ from .opening import Clean
 from .prediction import numbers
 
 
-def parts(question: TraceQuestion, method: TokenProbability, session: Session, clean: Clean) -> Iterator[Answer]:
+async def parts(
+    question: TraceQuestion, method: TokenProbability, session: Session, clean: Clean
+) -> AsyncGenerator[Answer, None]:
     """One LayerReadings over all depths."""
     state, position, targets = clean.state, clean.position, clean.targets
     read = partial(session.engine.lens, state, position, targets, question.top_k)
-    lens = session.call(read, positions=session.layers)
+    lens = await session.call(read, positions=session.layers)
     log_probabilities, logits, ranks, divergences, top_tokens, top_log_probabilities = lens
     norms = None
     if method.gradient_norms:
-        norms = _gradient_norms(session, state, position, targets, method.metric)
+        norms = await _gradient_norms(session, state, position, targets, method.metric)
     yield LayerReadings(
         tuple(range(session.layers + 1)),
         numbers(log_probabilities),
@@ -43,17 +45,17 @@ def parts(question: TraceQuestion, method: TokenProbability, session: Session, c
     )
 
 
-def _gradient_norms(
+async def _gradient_norms(
     session: Session, state: State, position: int, targets: tuple[Target, ...], metric: Metric
 ) -> Floats:
     """L2 norm of d metric(target) / d stream, [depths, positions, targets]; 0 after the position that is read."""
     descent = session.descent(state, position + 1)
     passes = (1 + 2 * len(targets)) * (position + 1)
-    gradient = session.call(lambda: descent.top(targets, metric), positions=session.layers).below
+    gradient = (await session.call(lambda: descent.top(targets, metric), positions=session.layers)).below
     norms = np.zeros((session.layers + 1, len(state.tokens), len(targets)), np.float32)
     for depth in range(session.layers, -1, -1):
         norms[depth, : position + 1] = numbers(gradient.float().norm(dim=-1).T.cpu())
         if depth:
             block = partial(descent.block, depth - 1, gradient, frozenset())
-            gradient = session.call(block, positions=-(-passes // session.layers)).below
+            gradient = (await session.call(block, positions=-(-passes // session.layers))).below
     return norms
