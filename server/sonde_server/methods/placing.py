@@ -88,10 +88,10 @@ class Placing:
     def _patch(self, site: Site, patch: Patch, layer: int) -> Tensor:
         """Mean over the sources of the site's value, in the shape that the run selects."""
         values = []
-        for source in patch.sources:
+        for number, source in enumerate(patch.sources):
             place = source, site.component, patch.layer_for(layer)
             taken = self._captures[place].positions
-            rows = [taken.index(position) for position in self.question.positions_in(source, site, patch)]
+            rows = [taken.index(position) for position in self.question.source_positions(site, patch, number)]
             values.append(_select(self._sourced[place], site, rows))
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 

@@ -23,6 +23,7 @@ class Estimates:
     """The sums so far, by component: [layers, positions, targets], with units before targets if it is swept by unit."""
 
     def __init__(self, method: AttributionPatching, session: Session, tokens: int, targets: int) -> None:
+        self._rows = method.rows
         self.arrays: dict[Component, Floats] = {}
         for component in method.components:
             layers = 1 if component in LAYERLESS else session.layers
@@ -36,20 +37,35 @@ class Estimates:
 
     def parts(self, component: Component) -> Iterator[Attributions]:
         """The estimates of one component, layer by layer."""
-        array = self.arrays[component]
+        array = self._places(component)
         for layer in range(len(array)):
             layers = () if component in LAYERLESS else (layer,)
             yield Attributions(component, layers, tuple(range(array.shape[1])), array[layer : layer + 1])
 
+    def _places(self, component: Component) -> Floats:
+        """The estimates of every place: what several positions make up has the sum of theirs."""
+        array = self.arrays[component]
+        if self._rows is None:
+            return array
+        places = np.zeros((len(array), len(self._rows), *array.shape[2:]), np.float32)
+        for number, row in enumerate(self._rows):
+            places[:, number] = array[:, list(row)].sum(1)
+        return places
+
     def largest(self, count: int) -> list[tuple[Site, Floats]]:
         """The places of the largest estimates by the first target, and their estimates by target."""
         found: list[tuple[float, Site, Floats]] = []
-        for component, array in self.arrays.items():
+        for component in self.arrays:
+            array = self._places(component)
+            rows = self._rows or tuple((position,) for position in range(array.shape[1]))
             sizes = np.abs(array[..., 0])
+            # A name without positions is no place.
+            sizes[:, [number for number, row in enumerate(rows) if not row]] = -1
             for flat in np.argsort(-sizes, axis=None, kind="stable")[:count]:
-                layer, position, *unit = (int(i) for i in np.unravel_index(flat, sizes.shape))
-                site = Site(component, (layer,), tuple(unit) or None, (position,))
-                found.append((float(sizes.flat[flat]), site, array[(layer, position, *unit)]))
+                layer, place, *unit = (int(i) for i in np.unravel_index(flat, sizes.shape))
+                if rows[place]:
+                    site = Site(component, (layer,), tuple(unit) or None, rows[place])
+                    found.append((float(sizes.flat[flat]), site, array[(layer, place, *unit)]))
         found.sort(key=lambda one: -one[0])
         return [(site, estimated) for _, site, estimated in found[:count]]
 
