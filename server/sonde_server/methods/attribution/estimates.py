@@ -1,6 +1,6 @@
 """The estimates of attribution patching, summed up block by block, from the last block to the first."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -113,7 +113,7 @@ class Estimation:
         if method.drop_layers:
             self._factor = 1 / max(1, self.session.layers - 1)
 
-    def run(self) -> Iterator[Progress]:
+    async def run(self) -> AsyncGenerator[Progress, None]:
         """Every integration step, block by block; each block is one call on the model's thread."""
         layers, steps = self.session.layers, self.method.integration_steps
         low = self.method.lowest_block(layers)
@@ -123,18 +123,18 @@ class Estimation:
             descent = self.base
             if steps > 1:
                 work = partial(self._between, (step + 0.5) / steps)
-                descent = self.session.call(work, positions=len(self.base.state.tokens))
-            gradients = self.session.call(partial(self._top, descent), positions=layers)
+                descent = await self.session.call(work, positions=len(self.base.state.tokens))
+            gradients = await self.session.call(partial(self._top, descent), positions=layers)
             for layer in range(layers - 1, low - 1, -1):
                 block = partial(self._block, descent, layer, gradients)
-                gradients = self.session.call(block, positions=self._positions(len(gradients.weights)))
+                gradients = await self.session.call(block, positions=self._positions(len(gradients.weights)))
                 done += 1
                 yield Progress(done, total)
             if Component.TOKEN_EMBEDDING in self.method.components:
-                self.session.call(partial(self._entrance, descent, gradients), positions=1)
+                await self.session.call(partial(self._entrance, descent, gradients), positions=1)
             if self.edges is not None:
                 for first in range(0, self.length, self.edges.chunk):
-                    self.session.call(partial(self.edges.add, descent, self.base, self.source, first))
+                    await self.session.call(partial(self.edges.add, descent, self.base, self.source, first))
             done += 1
             yield Progress(done, total)
 
