@@ -96,7 +96,11 @@ class _Changed:
             for number, (run, lasting) in enumerate(self._runs(clean)):
                 yield generation.Continued(number, run, lasting)
 
-        yield from generation.answer(self.session, clean, runs(), self.question.plan.count, asked, self._report)
+        question = self.question
+        continuing = generation.Continuing(
+            self.session, clean, question.plan.count, asked, question.readout.encoding, self._report
+        )
+        yield from continuing.answer(runs())
 
     def _report(self, offset: int, group: list[Result]) -> Iterator[Answer]:
         """What was read of runs from `offset` on."""

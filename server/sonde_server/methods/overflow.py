@@ -19,6 +19,7 @@ from ..questions.activations import Activation, Activations
 from ..questions.answers import Answer, Context
 from ..questions.attribution_patching import AttributionPatching, Attributions, EdgeAttributions, VerifiedEffect
 from ..questions.causal_tracing import CausalTracing, Corruption, Counterfactual, ExplicitNoise, RestorationGrid
+from ..questions.generation import Generated
 from ..questions.interventions import InterveneQuestion, Readings
 from ..questions.places import Component, Site
 from ..questions.plans import Sweep
@@ -66,6 +67,10 @@ def _check(answer: Answer, question: TraceQuestion | InterveneQuestion) -> None:
             masked = site.component is Component.ATTENTION_SCORES
             values = answer.values[~np.isneginf(answer.values)] if masked else answer.values
             _hold(answer.run, f"{site.component.name} of layer {answer.layer}", values)
+        case Generated():
+            for site, values in zip(_generated_sites(question), answer.activations, strict=True):
+                for run, read in zip(answer.runs, values, strict=True):
+                    _hold(run, f"{site.component.name} of generated tokens", read)
         case LayerReadings():
             _hold(None, "the lens", answer.log_probabilities, answer.logits, answer.kl_divergences)
             _hold(None, "the lens", answer.top_log_probabilities)
@@ -100,6 +105,12 @@ def _sites(question: TraceQuestion | InterveneQuestion) -> tuple[Site, ...]:
         return question.readout.activations
     assert isinstance(question.method, Activations)
     return question.method.sites
+
+
+def _generated_sites(question: TraceQuestion | InterveneQuestion) -> tuple[Site, ...]:
+    assert isinstance(question, InterveneQuestion)
+    assert question.readout.generation is not None
+    return question.readout.generation.activations
 
 
 def _explained(found: Overflow, question: TraceQuestion | InterveneQuestion, session: Session) -> SondeServerError:

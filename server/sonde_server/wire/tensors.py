@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sonde.v1 import inspection_pb2 as pb
 
+from ..questions.activations import Encoding
 from ..questions.edits import Values
 from .fields import Reader
 
@@ -67,6 +68,17 @@ def encode_floats(values: NDArray[np.float32]) -> pb.Tensor:
     """A float32 tensor."""
     data = np.ascontiguousarray(values, dtype="<f4")
     return pb.Tensor(data_type=pb.DATA_TYPE_FLOAT32, shape=values.shape, data=data.tobytes())
+
+
+def encode_values(values: NDArray[np.float32], encoding: Encoding) -> pb.Tensor:
+    """A tensor of the type that was asked for; halves are rounded to the nearest, to even where two are as near."""
+    if encoding is Encoding.FLOAT32:
+        return encode_floats(values)
+    if encoding is Encoding.FLOAT16:
+        return pb.Tensor(data_type=pb.DATA_TYPE_FLOAT16, shape=values.shape, data=values.astype("<f2").tobytes())
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    upper = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return pb.Tensor(data_type=pb.DATA_TYPE_BFLOAT16, shape=values.shape, data=upper.tobytes())
 
 
 def encode_integers(values: NDArray[np.int32]) -> pb.Tensor:
