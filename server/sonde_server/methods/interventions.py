@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 from torch import Tensor
 
-from ..engine import Capture, Reading, Result, Run, State
+from ..engine import Reading, Result, Run, State
 from ..questions.activations import Activation
 from ..questions.answers import Answer, Floats, Progress
 from ..questions.generation import Generation
@@ -40,7 +40,8 @@ class _Changed:
     def __init__(self, question: InterveneQuestion, session: Session) -> None:
         self.question = question
         self.session = session
-        self._captures = captures_of(question.readout.activations, question.asked.tokens)
+        readout = question.readout
+        self._captures = captures_of(readout.activations, question.asked.tokens, readout.pooling)
         self._wanted = tuple(capture for _, capture in self._captures)
         self._results: Iterator[Result] = iter(())
 
@@ -77,7 +78,7 @@ class _Changed:
     def parts(self, clean: Clean) -> Iterator[Answer]:
         """Readings and activations run by run, with the progress."""
         if self._wanted:
-            yield from _activations(-1, self._captures, self.session.values(clean.state, self._wanted))
+            yield from self._activations(-1, self.session.values(clean.state, self._wanted))
         if self.question.readout.generation is not None:
             yield from self._continued(clean.state, self.question.readout.generation)
             return
@@ -106,12 +107,11 @@ class _Changed:
         """What was read of runs from `offset` on."""
         yield _readings(offset, group, kl=self.question.readout.kl_divergence)
         for number, result in enumerate(group):
-            yield from _activations(offset + number, self._captures, result.captures)
+            yield from self._activations(offset + number, result.captures)
 
-
-def _activations(run: int, captures: list[tuple[int, Capture]], read: list[Tensor]) -> Iterator[Activation]:
-    for (site, capture), values in zip(captures, read, strict=True):
-        yield Activation(run, site, capture.layer, numbers(values))
+    def _activations(self, run: int, read: list[Tensor]) -> Iterator[Activation]:
+        for (site, capture), values in zip(self._captures, read, strict=True):
+            yield Activation(run, site, capture.layer, numbers(values), self.question.readout.encoding)
 
 
 def _readings(offset: int, group: list[Result], *, kl: bool) -> Readings:

@@ -15,8 +15,8 @@ import torch
 
 from ..engine import Base, State
 from ..errors import InvalidQuestion, NotFinite, SondeServerError, Violation
-from ..questions.activations import Activation, Activations
-from ..questions.answers import Answer, Context
+from ..questions.activations import Activation, Activations, Encoding
+from ..questions.answers import Answer, Context, Floats
 from ..questions.attribution_patching import AttributionPatching, Attributions, EdgeAttributions, VerifiedEffect
 from ..questions.causal_tracing import CausalTracing, Corruption, Counterfactual, ExplicitNoise, RestorationGrid
 from ..questions.generation import Generated
@@ -66,11 +66,15 @@ def _check(answer: Answer, question: TraceQuestion | InterveneQuestion) -> None:
             site = _sites(question)[answer.site]
             masked = site.component is Component.ATTENTION_SCORES
             values = answer.values[~np.isneginf(answer.values)] if masked else answer.values
-            _hold(answer.run, f"{site.component.name} of layer {answer.layer}", values)
+            what = f"{site.component.name} of layer {answer.layer}"
+            _hold(answer.run, what, values)
+            _check_encoding(what, values, answer.encoding)
         case Generated():
-            for site, values in zip(_generated_sites(question), answer.activations, strict=True):
-                for run, read in zip(answer.runs, values, strict=True):
-                    _hold(run, f"{site.component.name} of generated tokens", read)
+            for site, read in zip(_generated_sites(question), answer.activations, strict=True):
+                what = f"{site.component.name} of generated tokens"
+                for run, values in zip(answer.runs, read, strict=True):
+                    _hold(run, what, values)
+                _check_encoding(what, read, answer.encoding)
         case LayerReadings():
             _hold(None, "the lens", answer.log_probabilities, answer.logits, answer.kl_divergences)
             _hold(None, "the lens", answer.top_log_probabilities)
@@ -90,6 +94,13 @@ def _check(answer: Answer, question: TraceQuestion | InterveneQuestion) -> None:
 def _hold(run: int | None, what: str, *arrays: object) -> None:
     if not all(np.isfinite(array).all() for array in arrays if isinstance(array, np.ndarray)):
         raise Overflow(run, what)
+
+
+def _check_encoding(what: str, values: Floats, encoding: Encoding) -> None:
+    """Raises NotFinite if a number is beyond the range of the type that values leave in."""
+    if values.size and (largest := np.abs(values).max()) >= encoding.beyond:
+        wider = "BFLOAT16 or FLOAT32" if encoding is Encoding.FLOAT16 else "FLOAT32"
+        raise NotFinite(f"{what} has {largest:.6g}, beyond the range of {encoding.name}; ask for {wider}")
 
 
 def _check_readings(answer: Readings) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
+from torch import Tensor
 
 from ..engine import State
 from ..questions.answers import Answer, Floats
@@ -22,16 +23,21 @@ from .prediction import numbers
 
 
 def parts(question: TraceQuestion, method: TokenProbability, session: Session, clean: Clean) -> Iterator[Answer]:
-    """One LayerReadings over all depths."""
-    state, position, targets = clean.state, clean.position, clean.targets
-    read = partial(session.engine.lens, state, position, targets, question.top_k)
-    lens = session.call(read, positions=session.layers)
-    log_probabilities, logits, ranks, divergences, top_tokens, top_log_probabilities = lens
+    """One LayerReadings over all depths for each position, in the order of the request."""
     norms = None
     if method.gradient_norms:
-        norms = _gradient_norms(session, state, position, targets, method.metric)
-    yield LayerReadings(
-        tuple(range(session.layers + 1)),
+        norms = _gradient_norms(session, clean.state, clean.position, clean.targets, method.metric)
+    for row in method.read_at(question):
+        for position in row:
+            read = partial(session.engine.lens, clean.state, position, clean.targets, question.top_k)
+            yield _readings(position, session.call(read, positions=session.layers), norms)
+            norms = None
+
+
+def _readings(position: int, lens: tuple[Tensor, ...], norms: Floats | None) -> LayerReadings:
+    log_probabilities, logits, ranks, divergences, top_tokens, top_log_probabilities = lens
+    return LayerReadings(
+        tuple(range(len(logits))),
         numbers(log_probabilities),
         numbers(logits),
         ranks.numpy(),
@@ -39,7 +45,8 @@ def parts(question: TraceQuestion, method: TokenProbability, session: Session, c
         top_tokens.numpy(),
         numbers(top_log_probabilities),
         norms,
-        tuple(range(question.tokens)) if norms is not None else (),
+        () if norms is None else tuple(range(norms.shape[1])),
+        position,
     )
 
 

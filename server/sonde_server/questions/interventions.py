@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from math import prod
 
-from .activations import Encoding, Pooling
+from .activations import Encoding, Pooling, numbers_read
 from .answers import Answer, Floats, Integers
 from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, item_bytes, state_bytes
 from .edits import Edit, Noise, Patch
@@ -90,7 +90,8 @@ class InterveneQuestion:
         """What is read of every changed run; activations and generated tokens of the unchanged one as well."""
         readout, runs = self.readout, self.plan.count
         columns = 2 * self.asked.columns + readout.kl_divergence + 2 * readout.top_k + self.plan.edits_per_run
-        every = FLOAT * sum(model.numbers(site, self.asked.tokens) for site in readout.activations)
+        read = numbers_read(readout.activations, readout.pooling, self.asked.tokens, model)
+        every = readout.encoding.bytes * read
         if readout.generation is not None:
             every += readout.generation.answer_bytes(model, readout.encoding)
         return FLOAT * runs * columns + (runs + 1) * every

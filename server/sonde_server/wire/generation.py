@@ -11,7 +11,7 @@ from ..questions.places import PAIRWISE, Site
 from ..questions.texts import GrowingText
 from .fields import MOST_NUMBERS, MOST_SITES, Reader
 from .sites import Role, read_site
-from .tensors import encode_values
+from .tensors import encode_floats
 
 if TYPE_CHECKING:
     from ..model.vocabulary import Vocabulary
@@ -145,5 +145,5 @@ def encode_generated(step: Generated, texts: Mapping[int, str], continuations: C
             text=continuations.add(run, sample, token, last=reason is not None),
             finish_reason=pb.Generated.FinishReason.ValueType(reason or 0),
             log_probabilities=() if given is None else given[number : number + 1],
-            activations=[encode_values(values[number], step.encoding) for values in step.activations],
+            activations=[encode_floats(values[number], step.encoding) for values in step.activations],
         )

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
+from ..questions.answers import Floats, Integers
 from ..questions.prompts import Metric
 from ..questions.token_probability import LayerReadings, TokenProbability
 from .fields import MOST_NUMBERS, Reader
@@ -21,9 +23,16 @@ def read_token_probability(
             f"{path}.gradient_norms",
             f"expected at most {MOST_NUMBERS} positions x targets, got {tokens} x {targets}",
         )
-    return TokenProbability(
-        message.gradient_norms, read_metric(message.metric, Metric.PROBABILITY, f"{path}.metric", reader)
-    )
+    metric = read_metric(message.metric, Metric.PROBABILITY, f"{path}.metric", reader)
+    return TokenProbability(message.gradient_norms, metric, _read_rows(message, path, tokens, reader))
+
+
+def _read_rows(
+    message: pb.TokenProbability, path: str, tokens: int, reader: Reader
+) -> tuple[tuple[int, ...], ...] | None:
+    """The positions where the stream is read; None where none are listed."""
+    positions = reader.positions(message.positions, tokens or None, f"{path}.positions")
+    return tuple((position,) for position in positions) or None
 
 
 def encode_layers(part: LayerReadings, texts: Texts) -> Iterator[pb.LayerReadings]:
@@ -38,12 +47,21 @@ def _encode_depths(layers: LayerReadings, texts: Texts) -> pb.LayerReadings:
         depths=layers.depths,
         log_probabilities=encode_floats(layers.log_probabilities),
         logits=encode_floats(layers.logits),
-        ranks=encode_integers(layers.ranks),
+        ranks=_encode_ranks(layers.ranks),
         kl_divergences=encode_floats(layers.kl_divergences),
         positions=layers.positions,
+        position=layers.position,
+        row_count=layers.count,
         token_texts=texts.new(layers.top_tokens),
     )
     encode_top_tokens(layers, message)
     if layers.gradient_norms is not None:
         message.gradient_norms.CopyFrom(encode_floats(layers.gradient_norms))
     return message
+
+
+def _encode_ranks(ranks: Integers | Floats) -> pb.Tensor:
+    """Ranks are whole numbers, but their statistics are not."""
+    if np.issubdtype(ranks.dtype, np.floating):
+        return encode_floats(ranks.astype(np.float32, copy=False))
+    return encode_integers(ranks.astype(np.int32, copy=False))
