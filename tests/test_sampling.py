@@ -378,3 +378,112 @@ def test_more_numbers_than_a_message_has_are_refused(gpt2: Host) -> None:
     assert (
         f"got {(count + 1) * gpt2.oracle.vocabulary}" in refused(gpt2, activations=[site] * (count + 1))["activations"]
     )
+
+
+# ------------------------------------------------------------------ the client and the command
+
+
+SAME = sonde.scale(sonde.residual(layer=0), 1.0)
+
+
+@pytest.fixture
+def client(gpt2: Host) -> Any:
+    with sonde.Client(gpt2.server.address) as one:
+        yield one
+
+
+def test_the_client_has_every_sample_with_what_was_asked_of_it(gpt2: Host, client: sonde.Client) -> None:
+    sites = [sonde.residual(layer=[2, 0]), sonde.site("final_norm", units=[3, 1])]
+    generation = sonde.Generation(NEW, 1.5, 12, True, 0.9, samples=3, log_probabilities=True, activations=sites)
+    halved = sonde.scale(sonde.site("mlp_out", layers=1, from_position=2), 0.5)
+    result = client.intervene(IDS, [halved], generation=generation)
+    raw = gpt2.intervene(
+        asked(
+            [[HALVED]],
+            temperature=1.5,
+            seed=12,
+            top_p=0.9,
+            samples=3,
+            log_probabilities=True,
+            activations=[wire.site(Site("RESIDUAL_POST", (2, 0))), wire.site(Site("FINAL_NORM", units=(3, 1)))],
+        )
+    )
+    assert result.generated == [result[0].continuation] == [result.continuations[0][0]]
+    for run, whole in ((-1, result.clean), (0, result[0])):
+        assert whole.continuation == whole.continuations[0]
+        assert [said.sample for said in whole.continuations] == [0, 1, 2]
+        for said in whole.continuations:
+            expected = raw.samples[run, said.sample]
+            assert [token.id for token in said.tokens] == expected.tokens
+            assert said.text == expected.text
+            assert_close(said.log_probabilities, expected.log_probabilities)
+            assert_close(said.activations["residual_post"], expected.activations(0))
+            assert_close(said.activations["final_norm"], expected.activations(1)[0])
+            axes = said.activations.axes("residual_post")
+            assert axes["layer"] == (2, 0)
+            assert axes["position"] == tuple(range(PROMPT, PROMPT + NEW - 1))
+    text = result.to_text()
+    assert "unchanged, sample 2" in text
+    assert "changed, sample 1" in text
+
+
+def test_the_client_says_why_a_text_ends(client: sonde.Client) -> None:
+    free = client.intervene(IDS, SAME, generation=sonde.Generation(NEW, ignore_end_token=True)).clean.continuation
+    assert free is not None
+    assert free.finish_reason == "length"
+    assert not len(free.log_probabilities)
+    assert not len(free.activations)
+    middle = next(token.text for token in free.tokens[2:] if token.text.strip() and token.text in free.text)
+    generation = sonde.Generation(NEW, ignore_end_token=True, stop=middle)
+    said = client.intervene(IDS, SAME, generation=generation).clean.continuation
+    assert said is not None
+    assert said.finish_reason == "stop"
+    assert middle in said.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"stop": 3}, "stop"),
+        ({"stop": ["a", 3]}, "stop"),
+        ({"samples": 1.5}, "samples"),
+        ({"top_p": "much"}, "top_p"),
+        ({"log_probabilities": 1}, "log_probabilities"),
+        ({"activations": "logits"}, "activations"),
+    ],
+)
+def test_the_client_refuses_what_is_none_of_these(client: sonde.Client, fields: dict[str, Any], name: str) -> None:
+    with pytest.raises(sonde.InvalidRequest) as caught:
+        client.intervene(IDS, SAME, generation=sonde.Generation(2, **fields))
+    assert caught.value.violations[0].field == name
+
+
+def test_a_file_keeps_every_sample(client: sonde.Client, tmp_path: Any) -> None:
+    generation = sonde.Generation(
+        3, 1.0, samples=2, ignore_end_token=True, log_probabilities=True, activations=sonde.residual()
+    )
+    result = client.intervene(IDS, [sonde.scale(sonde.head(layer=0, unit=1), 0.0)], generation=generation)
+    result.save(tmp_path / "result.npz")
+    kept = sonde.load(tmp_path / "result.npz")
+    assert kept.continuations == result.continuations
+    for a, b in zip(kept[0].continuations, result[0].continuations, strict=True):
+        assert np.array_equal(a.log_probabilities, b.log_probabilities)
+        assert np.array_equal(a.activations[0], b.activations[0])
+
+
+def test_the_command_prints_every_sample(
+    gpt2: Host, client: sonde.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SONDE_ADDRESS", gpt2.server.address)
+    prompt = "Paris is the capital of"
+    options = ["--tokens", "5", "--temperature", "1.5", "--top-p", "0.9", "--seed", "3", "--samples", "2"]
+    assert cli.main(["generate", prompt, *options, "--stop", "zz", "--ignore-end-token", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    generation = sonde.Generation(5, 1.5, 3, True, 0.9, "zz", 2)
+    texts = [said.text for said in client.intervene(prompt, SAME, generation=generation).clean.continuations]
+    assert [found["continuations"][0]["text"], found["further_samples"][0][0]["text"]] == texts
+    assert cli.main(["generate", prompt, *options, "--log-probabilities", "--ignore-end-token"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("sample 0:\n")
+    assert "\nsample 1:\n" in shown
+    assert shown.count("log p") == 2

@@ -178,7 +178,7 @@ class Continuing:
         return Stops(asked.stop, asked.decode, self.clean.tokens)
 
     def _grow(self, growing: list[_Growing], choosers: list["Chooser"]) -> Iterator[Answer]:
-        """Continues until all have ended. A token is yielded as soon as it is chosen, or once its activations are read."""
+        """Continues until all have ended. A token is yielded when it is chosen, or once its activations are read."""
         reads = bool(self.generation.activations)
         for offset in range(self.generation.max_new_tokens):
             if offset:
