@@ -4,6 +4,7 @@ The oracle is a loop over plain transformers: the whole text anew for every toke
 counted token by token.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -247,7 +248,7 @@ def test_an_end_token_says_so_also_beside_a_stop(host: Host) -> None:
 def parts_of(data: bytes, cuts: Sequence[int]) -> list[bytes]:
     """Bytes, cut at these places."""
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    return [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(places)]
 
 
 @given(st.text(max_size=12), st.text(min_size=1, max_size=4), st.text(max_size=6), st.lists(st.integers(0, 99)))

@@ -117,7 +117,7 @@ class Engine:
         return slots
 
     def branched(self, base: State, slot: Slot) -> State:
-        """What the continuations of a run over `base` share: its prompt's keys and values, the last of them in `slot`."""
+        """What continuations of a run over `base` share: the prompt's keys and values, the last of them in `slot`."""
         end = len(base.tokens)
         if slot.first >= end:
             return base

@@ -1,6 +1,6 @@
 """The values at chosen sites of the unchanged run."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
 from itertools import groupby
 
 from ..engine import Capture
@@ -23,11 +23,13 @@ def captures_of(sites: tuple[Site, ...], tokens: int, pooling: Pooling) -> list[
     ]
 
 
-def parts(question: TraceQuestion, method: Activations, session: Session, clean: Clean) -> Iterator[Answer]:
+async def parts(
+    question: TraceQuestion, method: Activations, session: Session, clean: Clean
+) -> AsyncGenerator[Answer, None]:
     """Every site's values, one layer at a time, so that a large answer leaves as it is read."""
     wanted = sorted(captures_of(method.sites, question.tokens, method.pooling), key=lambda one: one[1].layer)
     for _, layer in groupby(wanted, key=lambda one: one[1].layer):
         group = list(layer)
-        found = session.values(clean.state, [capture for _, capture in group])
+        found = await session.values(clean.state, [capture for _, capture in group])
         for (number, capture), values in zip(group, found, strict=True):
             yield Activation(-1, number, capture.layer, numbers(values), method.encoding)

@@ -11,7 +11,7 @@ All runs draw the same random numbers, so tokens differ only because of the edit
 keys and values, and each draws from a seed of its own.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -54,12 +54,13 @@ class Continued:
 class _Prompt:
     """A run whose prompt has been computed: what its continuations attend to, and their first tokens, by sample.
 
-    `left`: how many of its continuations have not ended.
+    `slot`: where the rest of the prompt is, if there is one continuation, which goes on there. `left`: how many of its
+    continuations have not ended.
     """
 
     continued: Continued
     base: State
-    slot: Slot
+    slot: Slot | None
     taken: list[Taken]
     left: int
 
@@ -126,32 +127,39 @@ class Continuing:
         self.steps = _Steps(portions * generation.max_new_tokens)
         self.ends = frozenset[int]() if generation.ignore_end_token else session.decoder.end_tokens
 
-    def answer(self, runs: Iterable[Continued]) -> Iterator[Answer]:
+    async def answer(self, runs: Iterable[Continued]) -> AsyncGenerator[Answer, None]:
         """What is read of each run, then the tokens, step by step, for as many at a time as fit in memory."""
         source, samples = iter(runs), self.generation.samples
         while some := list(islice(source, self.at_once.runs)):
             choosers = [Chooser(self.generation, self.session.decoder.vocabulary_size, i) for i in range(samples)]
-            prompts = yield from self._prompts(some, choosers)
+            prompts: list[_Prompt] = []
+            async for part in self._prompts(some, choosers, prompts):
+                yield part
             for first in range(0, samples, self.at_once.samples):
                 portion = range(first, min(first + self.at_once.samples, samples))
-                yield from self._grow(self._begun(prompts, portion), choosers)
+                async for part in self._grow(self._begun(prompts, portion), choosers):
+                    yield part
 
-    def _prompts(self, some: list[Continued], choosers: list["Chooser"]) -> Generator[Answer, None, list[_Prompt]]:
-        """Computes prompts, and yields what is read of them."""
+    async def _prompts(
+        self, some: list[Continued], choosers: list["Chooser"], prompts: list[_Prompt]
+    ) -> AsyncGenerator[Answer, None]:
+        """Computes the prompts of some runs, yields what is read of them, and adds them to `prompts`."""
         session, engine, alone = self.session, self.session.engine, len(choosers) == 1
         tokens = len(self.clean.tokens)
         choices = tuple(chooser.at(tokens - 1) for chooser in choosers)
         rows = [engine.run_row(replace(one.run, choices=choices)) for one in some]
         slots = engine.continued_rows(rows, self._limit if alone else tokens)
-        found = []
-        for one, slot, result in zip(some, slots, session.compute(rows), strict=True):
+        results = session.compute(rows)
+        for one, slot in zip(some, slots, strict=True):
+            (result,) = await results.take(1)
             if one.number != CLEAN:
-                yield from self.report(one.number, [result])
-            found.append(_Prompt(one, self.clean, slot, _taken(one, result), len(choosers)))
+                for part in self.report(one.number, [result]):
+                    yield part
+            prompts.append(_Prompt(one, self.clean, slot, _taken(one, result), len(choosers)))
         if not alone:
-            bases = session.call(lambda: [engine.branched(self.clean, slot) for slot in slots])
-            found = [replace(prompt, base=base) for prompt, base in zip(found, bases, strict=True)]
-        return found
+            bases = await session.call(lambda: [engine.branched(self.clean, slot) for slot in slots])
+            for prompt, base in zip(prompts, bases, strict=True):
+                prompt.base, prompt.slot = base, None
 
     @property
     def _limit(self) -> int:
@@ -160,10 +168,8 @@ class Continuing:
 
     def _begun(self, prompts: list[_Prompt], samples: range) -> list[_Growing]:
         """The continuations of these samples, each with its first token."""
-        asked = self.generation
-        if asked.samples == 1:
-            slots = [prompt.slot for prompt in prompts]
-        else:
+        slots = [prompt.slot for prompt in prompts if prompt.slot is not None]
+        if not slots:
             slots = self.session.engine.branches(self.clean, len(prompts) * len(samples), self._limit)
         pairs = [(prompt, sample) for prompt in prompts for sample in samples]
         return [
@@ -177,12 +183,12 @@ class Continuing:
             return None
         return Stops(asked.stop, asked.decode, self.clean.tokens)
 
-    def _grow(self, growing: list[_Growing], choosers: list["Chooser"]) -> Iterator[Answer]:
+    async def _grow(self, growing: list[_Growing], choosers: list["Chooser"]) -> AsyncGenerator[Answer, None]:
         """Continues until all have ended. A token is yielded when it is chosen, or once its activations are read."""
         reads = bool(self.generation.activations)
         for offset in range(self.generation.max_new_tokens):
             if offset:
-                results = self._fed(growing, offset - 1, choosers)
+                results = await self._fed(growing, offset - 1, choosers)
                 if reads:
                     yield self._part(offset - 1, growing, results)
                 for one, result in zip(growing, results, strict=True):
@@ -201,7 +207,7 @@ class Continuing:
         self.steps.done += self.generation.max_new_tokens
         yield self.steps.at(0)
 
-    def _fed(self, growing: list[_Growing], offset: int, choosers: list["Chooser"]) -> list[Result]:
+    async def _fed(self, growing: list[_Growing], offset: int, choosers: list["Chooser"]) -> list[Result]:
         """Reads the token of each at this offset, and chooses the next one."""
         position = len(self.clean.tokens) + offset
         # Every continuation of a sample draws the same.
@@ -222,7 +228,7 @@ class Continuing:
             )
             for one in growing
         ]
-        return list(self.session.compute(rows))
+        return await self.session.compute(rows).take(len(rows))
 
     def _reason(self, one: _Growing, offset: int) -> FinishReason | None:
         """Why a continuation ends with its last token, if it does."""

@@ -5,8 +5,8 @@ the range of any type. What follows is infinite or not a number, down to the pro
 the exception: they are -infinity, as the contract says.
 """
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import fields
 from functools import partial
 
@@ -42,17 +42,17 @@ class Overflow(Exception):
         self.what = what
 
 
-def finite(
-    answers: Generator[Answer, None, None], question: TraceQuestion | InterveneQuestion, session: Session
-) -> Iterator[Answer]:
+async def finite(
+    answers: AsyncGenerator[Answer, None], question: TraceQuestion | InterveneQuestion, session: Session
+) -> AsyncGenerator[Answer, None]:
     """The same answers. Raises NotFinite if the model overflowed, InvalidQuestion if an edit or noise made it."""
-    with closing(answers):
+    async with aclosing(answers):
         try:
-            for answer in answers:
+            async for answer in answers:
                 _check(answer, question)
                 yield answer
         except Overflow as found:
-            raise _explained(found, question, session) from None
+            raise await _explained(found, question, session) from None
 
 
 def _check(answer: Answer, question: TraceQuestion | InterveneQuestion) -> None:
@@ -124,12 +124,14 @@ def _generated_sites(question: TraceQuestion | InterveneQuestion) -> tuple[Site,
     return question.readout.generation.activations
 
 
-def _explained(found: Overflow, question: TraceQuestion | InterveneQuestion, session: Session) -> SondeServerError:
+async def _explained(
+    found: Overflow, question: TraceQuestion | InterveneQuestion, session: Session
+) -> SondeServerError:
     """The error for the caller: an unchanged run that overflows by itself, otherwise what the question changes."""
     kind = str(session.decoder.dtype).removeprefix("torch.")
     for name, tokens in _prompts(question):
-        state = session.states([Base(tokens)])[0]
-        block = session.call(partial(_first_block, state))
+        (state,) = await session.states([Base(tokens)])
+        block = await session.call(partial(_first_block, state))
         if block is not None:
             where = "its token embeddings" if block < 0 else f"block {block}"
             return NotFinite(f"the unchanged run of {name} is not finite in {kind} from {where} on{_advice(kind)}")

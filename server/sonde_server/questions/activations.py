@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 
 from .answers import Answer, Floats, Integers
-from .costs import FLOAT, Cost, state_bytes
+from .costs import Cost, state_bytes
 from .extents import Restarts, rereading, token_layers
 from .places import PAIRWISE, ModelDescription, Place, Site, Sized
 from .prompts import Asked

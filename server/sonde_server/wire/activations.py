@@ -6,17 +6,18 @@ from sonde.v1 import inspection_pb2 as pb
 
 from ..questions.activations import Activation, Activations, Encoding, LargestActivations, Pooling
 from ..questions.places import PAIRWISE, Site
+from ..questions.prompts import Prompt
 from .fields import Reader
 from .parts import spans
 from .sites import read_sites
 from .tensors import encode_floats, encode_integers, type_name
 
 
-def read_activations(message: pb.Activations, path: str, tokens: int | None, reader: Reader) -> Activations:
+def read_activations(message: pb.Activations, path: str, prompt: Prompt | None, reader: Reader) -> Activations:
     """The question."""
     if not message.sites:
         reader.problems.add(f"{path}.sites", "expected at least one site, got none")
-    sites = read_sites(message.sites, f"{path}.sites", tokens, reader)
+    sites = read_sites(message.sites, f"{path}.sites", prompt, reader)
     encoding = read_encoding(message.data_type, f"{path}.data_type", reader)
     return Activations(sites, encoding, read_pooling(message.pooling, sites, f"{path}.pooling", reader))
 

@@ -23,7 +23,7 @@ from ..questions.causal_tracing import (
 from ..questions.places import Component
 from ..questions.prompts import Prompt
 from .fields import MOST_NUMBERS, Reader
-from .names import find_text, read_position_list
+from .names import find_text, part_of, read_position_list, read_rows, union
 from .parts import arrays, row_bytes, rows, spans
 from .prompts import read_prompt
 from .sites import read_components
@@ -36,7 +36,6 @@ def read_causal_tracing(
     message: pb.CausalTracing, path: str, prompt: Prompt | None, targets: int, reader: Reader
 ) -> CausalTracing | None:
     """The question; None where its corruption is faulty."""
-    tokens = None if prompt is None else len(prompt.tokens)
     if message.WhichOneof("corruption") == "counterfactual":
         corruption: CorruptedBy | None
         corruption, subject = _read_counterfactual(message, path, prompt, reader)
@@ -48,7 +47,7 @@ def read_causal_tracing(
     if message.HasField("window"):
         window = reader.at_least_one(message.window, f"{path}.window")
     layers = reader.layers(message.layers, f"{path}.layers")
-    positions = reader.positions(message.positions, tokens, f"{path}.positions")
+    positions, rows = _read_positions(message, path, prompt, subject, reader)
     if corruption is None:
         return None
     tracing = CausalTracing(
@@ -58,8 +57,9 @@ def read_causal_tracing(
         components,
         window,
         layers or tuple(range(reader.model.layers)),
-        positions or tuple(range(tokens or 0)),
+        positions,
         message.per_sample,
+        rows,
     )
     if tracing.numbers_per_cell(targets) > MOST_NUMBERS:
         reader.problems.add(
@@ -107,9 +107,44 @@ def _read_subject(message: pb.CausalTracing, path: str, prompt: Prompt | None, r
         case "subject_positions":
             field = f"{path}.subject_positions.positions"
             return read_position_list(message.subject_positions, prompt, field, reader)
+        case "named_subject":
+            return (read_rows([message.named_subject], prompt, f"{path}.named_subject", reader, filled=True) or ((),))[
+                0
+            ]
         case _:
-            reader.problems.add(f"{path}.subject", "expected a subject (subject_text or subject_positions), got none")
+            reader.problems.add(
+                f"{path}.subject", "expected a subject (subject_text, subject_positions or named_subject), got none"
+            )
             return ()
+
+
+def _read_positions(
+    message: pb.CausalTracing, path: str, prompt: Prompt | None, subject: tuple[int, ...], reader: Reader
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...] | None]:
+    """The positions of the grids, and the rows of a reduction where each position is not one of its own."""
+    tokens = 0 if prompt is None else len(prompt.tokens)
+    if message.positions and message.named_positions:
+        reader.problems.add(f"{path}.named_positions", "expected one of positions and named_positions, got both")
+    if message.positions:
+        return reader.positions(message.positions, tokens or None, f"{path}.positions"), None
+    if message.named_positions:
+        rows = read_rows(message.named_positions, prompt, f"{path}.named_positions", reader) or ()
+    elif reader.reduced:
+        span = tuple(sorted(subject))
+        rows = (*(part_of(span, part, tokens) for part in _ROLES), (tokens - 1,))
+    else:
+        return tuple(range(tokens)), None
+    return union(rows), rows if reader.reduced else None
+
+
+# The roles of positions in figure 2 of the paper, before the last.
+_ROLES = (
+    pb.SPAN_PART_FIRST,
+    pb.SPAN_PART_MIDDLE,
+    pb.SPAN_PART_LAST,
+    pb.SPAN_PART_NEXT,
+    pb.SPAN_PART_FURTHER,
+)
 
 
 def _read_noise(message: pb.CausalTracing, path: str, corrupted: int, reader: Reader) -> CorruptedBy | None:

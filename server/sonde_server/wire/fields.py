@@ -52,7 +52,10 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """The bounds within which a request is read. `prompt` and `sources`: the paths of what is run and patched from."""
+    """The bounds within which a request is read.
+
+    `prompt` and `sources`: the paths of what is run and patched from. `reduced`: answers are joined over cases.
+    """
 
     model: ModelDescription
     vocabulary: "Vocabulary"
@@ -60,6 +63,7 @@ class Reader:
     problems: Problems = field(default_factory=Problems)
     prompt: str = "prompt"
     sources: str = "sources"
+    reduced: bool = False
 
     def index(self, value: int, count: int, path: str, kind: str) -> int | None:
         """A unit, source or token, counted from 0."""

@@ -30,9 +30,9 @@ def read_readout(message: pb.Readout, prompt: Prompt | None, reader: Reader) -> 
     """What is read in every run."""
     tokens = None if prompt is None else len(prompt.tokens)
     targets = read_targets(message.targets, "readout.targets", reader)
-    position = read_position(message, prompt, "readout.position", reader)
+    position = read_position(message, prompt, "readout.", reader)
     top_k = reader.top_k(message.top_k, "readout.top_k")
-    sites = read_sites(message.activations, "readout.activations", tokens, reader)
+    sites = read_sites(message.activations, "readout.activations", prompt, reader)
     encoding = read_encoding(message.activations_data_type, "readout.activations_data_type", reader)
     pooling = read_pooling(message.pooling, sites, "readout.pooling", reader)
     generation = None

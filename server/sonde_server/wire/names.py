@@ -1,6 +1,6 @@
 """Positions by name: the spans of a prompt, and which of its positions a name means."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from sonde.v1 import inspection_pb2 as pb
@@ -121,10 +121,9 @@ def read_one(
     return row[0]
 
 
-def only_one_of(first: object, second: object, path: str, names: tuple[str, str], reader: Reader) -> None:
-    """Refuses two ways to give the same thing at once. `names`: their fields, the second of which is reported."""
-    if first and second:
-        reader.problems.add(f"{path}{names[1]}", f"expected one of {names[0]} and {names[1]}, got both")
+def union(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """The positions of several rows, each once, where it comes first."""
+    return tuple(dict.fromkeys(position for row in rows for position in row))
 
 
 def part_of(span: tuple[int, ...], part: int, tokens: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from ..questions.interventions import Readings
 from ..questions.prompts import Metric, Prompt, Target
 from ..questions.token_probability import LayerReadings
 from .fields import MOST_TARGETS, Reader
-from .names import read_spans
+from .names import read_one, read_spans
 from .tensors import encode_floats, encode_integers
 
 if TYPE_CHECKING:
@@ -95,9 +95,14 @@ def _fits(tokens: int, most: int, path: str, reader: Reader) -> bool:
 
 
 def read_position(
-    message: pb.TraceRequest | pb.Readout, prompt: Prompt | None, path: str, reader: Reader
+    message: pb.TraceRequest | pb.Readout, prompt: Prompt | None, prefix: str, reader: Reader
 ) -> int | None:
-    """The position that is read, by default the last."""
+    """The position that is read, by default the last. `prefix`: what the paths of its fields begin with."""
+    path = f"{prefix}position"
+    if message.HasField("named_position"):
+        if message.HasField("position"):
+            reader.problems.add(f"{prefix}named_position", "expected one of position and named_position, got both")
+        return read_one(message.named_position, prompt, f"{prefix}named_position", reader)
     given = message.position if message.HasField("position") else -1
     return reader.position(given, None if prompt is None else len(prompt.tokens), path)
 
