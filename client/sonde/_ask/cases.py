@@ -187,7 +187,7 @@ def as_cases(given: "PromptLike | CasesLike | Iterable[Case | PromptLike]") -> C
         return None
     axes = getattr(given, "ndim", None)
     kind = str(getattr(given, "dtype", ""))
-    if isinstance(axes, int) and kind not in _TEXTS:
+    if isinstance(axes, int) and (axes == 0 or kind not in _TEXTS):
         several_rows = axes == 2 and "int" in kind and len(cast("Any", given)) > 1
         return Cases([Case(row) for row in cast("Any", given)]) if several_rows else None
     entries = tuple(cast("Iterable[Any]", given))
