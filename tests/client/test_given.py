@@ -19,7 +19,9 @@ ODD = [0.1, -2.7182817, 3.0e38]
 
 
 def request(plan: Any = None, **options: Any) -> pb.InterveneRequest:
-    asked = _signatures.intervene("a", sonde.scale(PLACE, 0.0) if plan is None else plan, **options).asking.request(None)
+    asked = _signatures.intervene("a", sonde.scale(PLACE, 0.0) if plan is None else plan, **options).asking.request(
+        None
+    )
     assert isinstance(asked, pb.InterveneRequest)
     return asked
 

@@ -181,9 +181,9 @@ def as_cases(given: "PromptLike | CasesLike | Iterable[Case | PromptLike]") -> C
     if isinstance(given, Case):
         return Cases([given])
     whole: object = given
-    if isinstance(whole, str | Prompt | Chat | bytes | bytearray | memoryview | Mapping):
-        return None
-    if not isinstance(given, Iterable):
+    if isinstance(whole, str | Prompt | Chat | bytes | bytearray | memoryview | Mapping) or not isinstance(
+        whole, Iterable
+    ):
         return None
     axes = getattr(given, "ndim", None)
     kind = str(getattr(given, "dtype", ""))

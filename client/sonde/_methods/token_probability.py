@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,7 @@ class TokenProbabilityResult(TraceResult):
     gradient_positions: tuple[int, ...]
     """The positions of the gradient norms."""
     _texts: Mapping[int, str]
+    drawn_with_errors: ClassVar[bool] = True
     read_at: int = 0
     """The position where the stream is read."""
     _others: tuple["TokenProbabilityResult", ...] = ()
@@ -121,8 +122,16 @@ class TokenProbabilityResult(TraceResult):
             table.append([depth, probability, rank, repr(visible(top[0].text)) if top else ""])
         return table
 
-    def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
-        """Draw the probability by depth, and the gradient norms if there are any (needs matplotlib)."""
+    def plot(
+        self, path: "str | Path | None" = None, *, target: int = 0, error: "TokenProbabilityResult | None" = None
+    ) -> "Figure":
+        """Draw the probability by depth, and the gradient norms if there are any (needs matplotlib).
+
+        Args:
+            path: where the figure is saved; None saves none.
+            target: the target's index.
+            error: a result with standard errors, as `Reduced.standard_error`, which are drawn at each point.
+        """
         norms = None if self.gradient_norms is None else self.gradient_norms[..., target]
         word, across = self._word(target), "after block (0: embeddings)"
 
@@ -136,7 +145,11 @@ class TokenProbabilityResult(TraceResult):
                 plotting.draw_panel(figure, map_, panel, 0.0, max(float(np.nanmax(norms, initial=0.0)), 1e-12))
             title = f"probability of “{word}”, read after each block"
             values = self.probabilities[:, target]
-            plotting.draw_curve(line, title, self.depths, values, across=across, tops=self._top_texts())
+            spread = None if error is None else error.log_probabilities[:, target]
+            # The error of the logarithm, as a range of probabilities.
+            errors = None if spread is None else np.array([values * -np.expm1(-spread), values * np.expm1(spread)])
+            tops = self._top_texts()
+            plotting.draw_curve(line, title, self.depths, values, across=across, tops=tops, errors=errors)
 
         positions = 0 if norms is None else norms.shape[1]
         figure = plotting.figure(4.6 if norms is None else 9.2, max(3.0, 1.2 + 0.22 * positions), draw)
