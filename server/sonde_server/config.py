@@ -23,6 +23,8 @@ class Limits:
     max_runs: int = 0
     max_answer_bytes: int = 0
     max_working_bytes: int = 0
+    max_cases: int = 0
+    max_total_tokens: int = 0
 
 
 class SettingError(ValueError):

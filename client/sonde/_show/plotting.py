@@ -4,7 +4,7 @@ Importing this module does not import matplotlib; drawing does.
 """
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sonde._arrays import Floats, Label, visible
+from sonde._show.palette import MARKERS, SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +26,12 @@ _CHARACTERS_PER_INCH: Final = 12
 """How much of a title fits above the panels."""
 _LINE_INCHES: Final = 0.19
 _INK: Final = "#222222"
+_BARS_INCHES: Final = 6.4
+_LINES_INCHES: Final = (6.4, 3.0)
+_BAR_COLOURS: Final = ("#b2182b", "#2166ac")
+_PALE_BAR_COLOURS: Final = ("#d6604d", "#4393c3")
+"""On these, the lines of errors can be seen."""
+_ERROR_BARS: Final[dict[str, Any]] = {"fmt": "none", "ecolor": _INK, "elinewidth": 1.0, "capsize": 2.5}
 _STYLE: Final[dict[str, Any]] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -122,11 +129,11 @@ def panels(
             if i and list(panel.rows) == list(shown[0].rows):
                 axes.set_yticklabels([])
         if title:
-            made.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11)
+            _title(made, wrapped)
 
     width, height = size or _size(shown)
-    lines = textwrap.wrap(title, max(20, int(_CHARACTERS_PER_INCH * width)))
-    return figure(width, height + _LINE_INCHES * max(len(lines) - 1, 0), draw)
+    wrapped = _wrapped(title, width)
+    return figure(width, height + _LINE_INCHES * max(len(wrapped) - 1, 0), draw)
 
 
 def draw_panel(made: "Figure", axes: "Axes", panel: Panel, low: float, high: float, *, legend: str = "") -> None:
@@ -209,21 +216,103 @@ def draw_curve(
         )
 
 
-def bars(title: str, labels: Sequence[str], values: Floats) -> "Figure":
-    """Draw horizontal bars: blue for positive values, red for negative ones."""
+def bars(
+    title: str, labels: Sequence[str], values: Floats, *, errors: Floats | None = None, across: str = ""
+) -> "Figure":
+    """Draw horizontal bars: blue for positive values, red for negative ones.
+
+    Args:
+        title: the title; one that is wider than the figure is wrapped.
+        labels: one for each bar.
+        values: [bar]
+        errors: [bar]: the standard error of each value, drawn as a line of this length to both sides; NaN draws none.
+        across: the label of the horizontal axis.
+    """
+    lines = _wrapped(title, _BARS_INCHES)
 
     def draw(made: "Figure") -> None:
         axes = made.subplots()
         rows = np.arange(len(labels))
-        colours = ["#b2182b" if value < 0 else "#2166ac" for value in values]
+        below, above = _BAR_COLOURS if errors is None else _PALE_BAR_COLOURS
+        colours = [below if value < 0 else above for value in values]
         axes.barh(rows, np.nan_to_num(values), color=colours, height=0.72)
-        axes.set_yticks(rows, labels)
+        if errors is not None:
+            known = np.isfinite(values) & np.isfinite(errors)
+            axes.errorbar(values[known], rows[known], xerr=errors[known], **_ERROR_BARS)
+        axes.set_yticks(rows, [visible(label) for label in labels])
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.axvline(0, color="#999999", linewidth=0.8)
         axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        axes.set_title(title, pad=8)
+        axes.set_xlabel(across)
+        _title(made, lines)
 
-    return figure(6.0, 0.9 + 0.21 * max(len(labels), 2), draw)
+    height = 0.75 + 0.21 * max(len(labels), 2) + 0.2 * bool(across) + _LINE_INCHES * len(lines)
+    return figure(_BARS_INCHES, height, draw)
+
+
+def lines(  # noqa: PLR0913 - the parts of a figure, by keyword
+    title: str,
+    at: Sequence[float] | Sequence[str],
+    series: Mapping[str, Floats],
+    *,
+    errors: Mapping[str, Floats] | None = None,
+    across: str = "",
+    down: str = "",
+    zero: bool = False,
+) -> "Figure":
+    """Draw numbers as lines over a common horizontal axis, each in a colour and with a marker of its own.
+
+    Args:
+        title: the title; one that is wider than the figure is wrapped.
+        at: where the numbers are along the horizontal axis: numbers, or texts, which are equally far apart.
+        series: by the name of the line, which the legend shows if there are several, [point]; NaN leaves a gap.
+        errors: by the same names, [point]: the standard error of each number, drawn as a band of this height to both
+            sides; a line that has none is left out.
+        across: the label of the horizontal axis.
+        down: the label of the vertical axis.
+        zero: draw a line at zero, for effects.
+    """
+    named = bool(len(at)) and isinstance(at[0], str)
+    where = np.arange(len(at)) if named else np.asarray(at, np.float64)
+    wrapped = _wrapped(title, _LINES_INCHES[0])
+
+    def draw(made: "Figure") -> None:
+        axes = made.subplots()
+        for number, (name, values) in enumerate(series.items()):
+            colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+            spread = None if errors is None else errors.get(name)
+            if spread is not None:
+                axes.fill_between(where, values - spread, values + spread, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(
+                where, values, color=colour, marker=marker, markersize=4, linewidth=1.6, label=visible(name).strip()
+            )
+        if zero:
+            axes.axhline(0, color="#999999", linewidth=0.8, zorder=0.5)
+        if named:
+            shown = _sparse(len(at), MOST_COLUMNS if max(map(len, map(str, at))) > 4 else MOST_POINTS)
+            axes.set_xticks(shown, [visible(str(at[i])) for i in shown])
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_xlabel(across)
+        axes.set_ylabel(down)
+        if len(series) > 1:
+            made.legend(loc="outside right upper", frameon=False, fontsize=8)
+        _title(made, wrapped)
+
+    wide, tall = _LINES_INCHES
+    return figure(wide, tall + _LINE_INCHES * len(wrapped), draw)
+
+
+def _wrapped(title: str, width: float) -> list[str]:
+    """The lines of a title that is no wider than a figure of this width in inches."""
+    return [
+        line for part in title.splitlines() for line in textwrap.wrap(part, max(20, int(_CHARACTERS_PER_INCH * width)))
+    ]
+
+
+def _title(made: "Figure", wrapped: Sequence[str]) -> None:
+    """Write a title from the left edge of the figure."""
+    made.suptitle("\n".join(wrapped), x=0.01, ha="left", fontsize=11)

@@ -3,6 +3,7 @@
 `wire` encodes them, joins small ones into one message and cuts large ones.
 """
 
+import enum
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,8 +47,40 @@ class Context(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Progress(Answer):
-    """How many steps are done, of all. `runs`: whether a step is a run."""
+    """How many steps are done, of all. `runs`: whether a step is a run. Of cases: how many are answered in full."""
 
     done: int
     total: int
     runs: bool = False
+    cases_done: int = 0
+    cases: int = 0
+
+
+class Statistic(enum.IntEnum):
+    """A statistic over cases, numbered as in the contract."""
+
+    MEAN = 1
+    DEVIATION = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CaseAnswer(Answer):
+    """A part of the answer to one case, by its index in the request."""
+
+    case: int
+    part: Answer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReducedAnswer(Answer):
+    """A part of an answer whose numbers are statistics over the cases [first_case, first_case + cases) of a group.
+
+    `count`: how many of these cases belong to the group.
+    """
+
+    group: str
+    statistic: Statistic
+    first_case: int
+    cases: int
+    count: int
+    part: Answer

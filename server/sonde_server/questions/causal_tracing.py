@@ -71,7 +71,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class CausalTracing:
-    """Corrupt the subject, then restore one clean state at a time."""
+    """Corrupt the subject, then restore one clean state at a time.
+
+    `rows`: the positions of the grids by row of a reduction; None: each is a row.
+    """
 
     corruption: GaussianCorruption | ExplicitNoise | Counterfactual
     replace: bool
@@ -81,11 +84,17 @@ class CausalTracing:
     layers: tuple[int, ...]
     positions: tuple[int, ...]
     per_sample: bool
+    rows: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def pairs(self) -> bool:
         """Whether scores or patterns are restored."""
         return not PAIRWISE.isdisjoint(self.components)
+
+    @property
+    def reduced_rows(self) -> tuple[tuple[int, ...], ...]:
+        """The positions of the grids by row of a reduction. A position may be in several rows."""
+        return tuple((position,) for position in self.positions) if self.rows is None else self.rows
 
     @property
     def cell_count(self) -> int:
@@ -175,7 +184,10 @@ class Corruption(Answer):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RestorationGrid(Answer):
-    """A part of one component's grid: [positions, layers, targets], samples last where asked for."""
+    """A part of one component's grid: [positions, layers, targets], samples last where asked for.
+
+    `counts`: of a reduction, how many values each row is over.
+    """
 
     component: Component
     positions: tuple[int, ...]
@@ -184,3 +196,4 @@ class RestorationGrid(Answer):
     deviations: Floats
     logits: Floats
     sample_probabilities: Floats | None
+    counts: tuple[int, ...] = ()

@@ -32,13 +32,16 @@ class Cost:
     runs: with changes, those that are asked for: the unchanged runs of the prompt, of sources and of a counterfactual,
     which questions share, are not counted. Without changes, every pass through the model, forwards or backwards.
     token_layers: positions x blocks that are computed, over all passes. full_token_layers: if every pass were computed
-    in full. answer_bytes: the size of the answer.
+    in full. answer_bytes: the size of the answer. tokens: those of all prompts and sources. cases: how many there are,
+    0 where the request has a single prompt.
     """
 
     runs: int
     token_layers: int
     full_token_layers: int
     answer_bytes: int
+    tokens: int = 0
+    cases: int = 0
 
 
 def item_bytes(data_type: str) -> int:

@@ -4,6 +4,7 @@ import enum
 from dataclasses import dataclass
 
 from .answers import Answer
+from .places import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,11 @@ class Generation:
     temperature: float = 0.0
     seed: int = 1
     ignore_end_token: bool = False
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    samples: int = 1
+    log_probabilities: bool = False
+    activations: tuple[Site, ...] = ()
 
     @property
     def answer_bytes(self) -> int:
@@ -26,6 +32,7 @@ class FinishReason(enum.IntEnum):
 
     LENGTH = 1
     END_TOKEN = 2
+    STOP = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,15 @@ class Metric(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, and the text with each token's place in it where the prompt was given as text."""
+    """Token ids, and the text with each token's place in it where the prompt was given as text or as a chat.
+
+    `spans`: the positions that have a name, by name.
+    """
 
     tokens: tuple[int, ...]
     text: str | None = None
     offsets: tuple[tuple[int, int], ...] = ()
+    spans: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
