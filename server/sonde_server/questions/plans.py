@@ -131,13 +131,16 @@ class Sweep:
     def widest(self, layers: int) -> tuple[Edit, ...]:
         """The edits of a run that changes the most layers and positions. In units all runs are the same size."""
         site = self.edit.site
-        positions: tuple[int, ...] = site.positions or ()
-        widest = max(_rows(site, self.together), key=lambda row: len(positions[row]), default=slice(0))
+        rows = _rows(site, self.together)
+        sizes = [len(_select(site, row).positions or ()) for row in rows]
+        widest = rows[sizes.index(max(sizes))] if rows else slice(0)
         units = next(iter(_units(site, self.together)), ())
         return self._run(max(self._windows(layers), key=len), units, widest)
 
     def _run(self, layers: tuple[int, ...], units: tuple[int, ...] | None, row: slice) -> tuple[Edit, ...]:
-        site, operation = replace(_select(self.edit.site, row), layers=layers, units=units), self.edit.operation
+        swept, operation = self.edit.site, self.edit.operation
+        positions = None if swept.positions is None else swept.positions[row]
+        site = Site(swept.component, layers, units, positions, swept.from_position)
         if isinstance(operation, Patch) and operation.positions is not None:
             # The positions in the sources pair with those of the axis.
             operation = replace(operation, positions=tuple(positions[row] for positions in operation.positions))
