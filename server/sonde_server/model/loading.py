@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ def load(
     decoder = Decoder(model)
     vocabulary = Vocabulary(_tokenizer(source, revision), decoder.vocabulary_size)
     where = str(place) if device_map is None else places(model)
-    return LoadedModel(decoder, vocabulary, _describe(name, revision, decoder, where))
+    description = replace(_describe(name, revision, decoder, where), chat_template=vocabulary.chat_template)
+    return LoadedModel(decoder, vocabulary, description)
 
 
 def _pretrained(source: str, options: dict[str, Any], fault: str) -> PreTrainedModel:
