@@ -159,7 +159,8 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
         generation=generation,
         dry_run=dry_run,
     )
-    return Question("Intervene", request, InterveneAssembler(request, sites), progress, timeout)
+    read = () if generation is None else generation.sites
+    return Question("Intervene", request, InterveneAssembler(request, sites, read), progress, timeout)
 
 
 def trace_token_probability(

@@ -32,7 +32,7 @@ StackName: TypeAlias = Literal["decoder", "text_encoder", "vision_encoder"]
 MetricName: TypeAlias = Literal["logit", "log_probability", "probability"]
 AxisName: TypeAlias = Literal["layer", "unit", "position"]
 DataTypeName: TypeAlias = Literal["float32", "bfloat16", "float16", "int32", "int64"]
-FinishReason: TypeAlias = Literal["length", "end_token"]
+FinishReason: TypeAlias = Literal["length", "end_token", "stop"]
 
 WITHOUT_LAYER: Final[frozenset[ComponentName]] = frozenset({"token_embedding", "final_norm", "logits"})
 _BY_HEAD: Final = ("position", "head", "entry")
