@@ -33,15 +33,21 @@ def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
     return read() if path.startswith("cases[") else reader.once(path, read)
 
 
-def read_source(message: pb.Prompt, path: str, sources: Sequence[pb.Prompt] | None, reader: Reader) -> Prompt | None:
-    """Another prompt that a method takes; without input, the only one of a case's `sources` (None: no cases)."""
+def read_source(
+    message: pb.Prompt, path: str, sources: Sequence[pb.Prompt] | None, reader: Reader
+) -> tuple[Prompt | None, str]:
+    """Another prompt that a method takes, and its path.
+
+    Without input it is the only one of a case's `sources` (None: there are no cases).
+    """
     if sources is None or message.WhichOneof("input") is not None:
-        return read_prompt(message, path, reader)
+        return read_prompt(message, path, reader), path
     if len(sources) != 1:
         field = reader.prompt.removesuffix("prompt") + "sources"
         reader.problems.add(field, f"expected one source, which {path} without input means, got {len(sources)}")
-        return None
-    return read_prompt(sources[0], f"{reader.sources}[0]", reader)
+        return None, path
+    path = f"{reader.sources}[0]"
+    return read_prompt(sources[0], path, reader), path
 
 
 def _read_input(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
