@@ -226,7 +226,7 @@ def test_without_reduction_named_positions_of_a_trace_come_once() -> None:
 
 
 def test_a_method_without_a_prompt_of_its_own_takes_the_cases_source() -> None:
-    other = spoken("the dog sat on the mat")
+    other = spoken("the mat sat on the cat")
     cases = [case(sources=(other,))]
     (question,) = trace(cases, causal_tracing=pb.CausalTracing(counterfactual=pb.Prompt())).questions
     assert isinstance(question.method, CausalTracing)
@@ -280,9 +280,8 @@ def test_a_fault_of_a_case_is_told_with_its_number() -> None:
 def test_a_name_that_a_case_lacks_is_told_with_the_field_that_wants_it() -> None:
     cases = [*TWO, case(cat="cat", mat="mat")]
     asked = pb.InterveneRequest(cases=cases, list=listed(pb.Edit(site=place(ANIMAL), scale=0.0)))
-    text = (
-        "expected a span 'animal', which list.interventions[0].edits[0].site.named_positions[0] names, got 'cat', 'mat'"
-    )
+    field = "list.interventions[0].edits[0].site.named_positions[0]"
+    text = f"expected a span 'animal', which {field} names, got 'cat', 'mat'"
     assert refused(asked) == {"cases[2].prompt.spans": text}
 
 
@@ -397,7 +396,17 @@ PATCH = pb.Patch(sources=[0], source_positions=[0], named_source_positions=[LAST
             "causal_tracing.named_subject[0]",
         ),
         (pb.TraceRequest(cases=TWO, causal_tracing=pb.CausalTracing(counterfactual=pb.Prompt())), "cases[0].sources"),
-        (pb.TraceRequest(cases=TWO, attribution_patching=pb.AttributionPatching(components=[STREAM])), "cases[0].sources"),
+        (
+            pb.TraceRequest(cases=TWO, attribution_patching=pb.AttributionPatching(components=[STREAM])),
+            "cases[0].sources",
+        ),
+        (
+            pb.TraceRequest(
+                cases=[case(sources=(spoken(DOG),))],
+                causal_tracing=pb.CausalTracing(counterfactual=pb.Prompt()),
+            ),
+            "cases[0].sources[0]",
+        ),
     ],
 )  # fmt: skip
 def test_what_excludes_each_other_or_lacks_something_is_refused(
