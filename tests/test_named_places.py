@@ -84,7 +84,7 @@ def test_activations_come_in_the_order_of_the_names(host: Host) -> None:
 def test_edits_are_those_at_the_positions(host: Host) -> None:
     noise = pb.Noise(standard_deviation=0.5)
     scores = site(component=pb.COMPONENT_ATTENTION_SCORES, named_positions=[named("", "LAST")])
-    pairs = [
+    pairs: list[tuple[pb.Site, pb.Site, dict[str, Any]]] = [
         (site(named_positions=[named("subject"), named("gap")]), site(positions=[1, 2, 0, 3, 5]), {"noise": noise}),
         (site(named_from_position=named("gap", "LAST")), site(from_position=5), {"scale": 0.3}),
         (
@@ -97,7 +97,7 @@ def test_edits_are_those_at_the_positions(host: Host) -> None:
         if "knockout" in operation:
             numeric = {"knockout": pb.Knockout(key_positions=[1, 2, 0])}
         first = intervene(host, list=listed(pb.Edit(site=by_name, **operation)))
-        second = intervene(host, list=listed(pb.Edit(site=by_number, **numeric)))  # type: ignore[arg-type]
+        second = intervene(host, list=listed(pb.Edit(site=by_number, **numeric)))
         for column in ("logits", "edit_norms"):
             np.testing.assert_array_equal(first.columns[column], second.columns[column])
 
