@@ -489,7 +489,7 @@ def test_a_request_has_so_many_cases_and_tokens_at_most() -> None:
     trace(several, Limits(max_cases=5, max_total_tokens=5 * tokens))
     assert "at most 4 cases, got 5" in refused(pb.TraceRequest(cases=several), Limits(max_cases=4))["cases"]
     found = refused(pb.TraceRequest(cases=several), Limits(max_total_tokens=5 * tokens - 1))
-    assert f"more than {5 * tokens - 1} tokens" in found["cases"]
+    assert f"at least {5 * tokens} tokens in all; the limit is {5 * tokens - 1}" in found["cases"]
     single = pb.InterveneRequest(
         prompt=spoken(CAT), sources=[spoken(CAT)], list=listed(pb.Edit(site=place(LAST), scale=0.0))
     )
