@@ -1,7 +1,7 @@
 """Loads a model from a directory, the hub or a GGUF file. Weights are never pickles; no code of a checkpoint is run."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,7 +80,8 @@ def load(
     decoder = Decoder(model)
     vocabulary = Vocabulary(_tokenizer(checkpoint), decoder.vocabulary_size)
     where = str(place) if device_map is None else places(model)
-    return LoadedModel(decoder, vocabulary, _describe(checkpoint, decoder, where))
+    description = replace(_describe(checkpoint, decoder, where), chat_template=vocabulary.chat_template)
+    return LoadedModel(decoder, vocabulary, description)
 
 
 def _pretrained(checkpoint: Checkpoint, options: dict[str, Any], fault: str) -> PreTrainedModel:
