@@ -24,7 +24,11 @@ from tests.support.tolerance import assert_close
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
 TARGETS = [Target(41)]
-TYPES = {pb.DATA_TYPE_FLOAT32: torch.float32, pb.DATA_TYPE_BFLOAT16: torch.bfloat16, pb.DATA_TYPE_FLOAT16: torch.float16}
+TYPES = {
+    pb.DATA_TYPE_FLOAT32: torch.float32,
+    pb.DATA_TYPE_BFLOAT16: torch.bfloat16,
+    pb.DATA_TYPE_FLOAT16: torch.float16,
+}
 READ = [Site("RESIDUAL_POST", (0, 2)), Site("HEAD_OUT", (1,), (1,)), Site("NEURON", (3,)), Site("LOGITS")]
 SUBJECT = [1, 2, 3]
 POOLED = {pb.POOLING_MEAN: lambda values: values.mean(0), pb.POOLING_MAX: lambda values: values.max(0)}
@@ -184,7 +188,10 @@ def test_what_cannot_be_encoded_or_pooled_is_refused(host: Host, method: str) ->
             call, path = host.stub.Trace(trace(read, **fields), timeout=DEADLINE), f"activations.{name}"
         else:
             renamed = {"activations_data_type" if key == "data_type" else key: value for key, value in fields.items()}
-            call, path = host.stub.Intervene(intervene(read, **renamed), timeout=DEADLINE), f"readout.{[*renamed][0]}"
+            call, path = (
+                host.stub.Intervene(intervene(read, **renamed), timeout=DEADLINE),
+                f"readout.{next(iter(renamed))}",
+            )
         refused = wire.refusal(call)
         assert refused.code == grpc.StatusCode.INVALID_ARGUMENT
         assert list(refused.violations) == [path]
