@@ -79,9 +79,23 @@ class InterveneQuestion:
 
     # ------------------------------------------------------------ what it costs
 
+    @property
+    def others(self) -> tuple[Prompt, ...]:
+        """The prompts beside its own."""
+        return self.sources
+
+    @property
+    def total_tokens(self) -> int:
+        """The tokens of its prompts and sources in all."""
+        return self.asked.tokens + sum(len(source.tokens) for source in self.others)
+
     def runs(self, _model: Sized) -> int:
         """How many runs it asks for, as `Cost.runs` counts them: the changed ones."""
         return self.plan.count
+
+    def most_runs(self, model: Sized) -> int:
+        """What the limit of runs is for."""
+        return self.runs(model)
 
     def answer_bytes(self, model: Sized) -> int:
         """What is read of every changed run; activations and generated tokens of the unchanged one as well."""
@@ -118,7 +132,7 @@ class InterveneQuestion:
         if (generation := self.readout.generation) is not None:
             lengths = sum(tokens + step for step in range(1, generation.max_new_tokens))
             total += (runs + 1) * generation.samples * lengths * layers
-        return Cost(runs, work, total, self.answer_bytes(model))
+        return Cost(runs, work, total, self.answer_bytes(model), self.total_tokens)
 
     def _changed(self, layers: int) -> "Counter[Extent]":
         """What the changed runs compute, and how many of them. Which units a run changes makes no difference."""
