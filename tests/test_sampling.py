@@ -79,9 +79,9 @@ def test_sampling_from_a_nucleus_is_the_loop_by_hand(host: Host, top_p: float) -
 
 def test_a_nucleus_leaves_tokens_out(host: Host) -> None:
     """What the draws would take without it is not in it."""
-    free, held = (host.intervene(asked(temperature=3.0, seed=4, **given)) for given in ({}, {"top_p": 0.3}))
+    free = host.intervene(asked(temperature=3.0, seed=4))
+    held, whole = (host.intervene(asked(temperature=3.0, seed=4, top_p=top_p)) for top_p in (0.3, 1.0))
     assert tokens_of(free) != tokens_of(held)
-    whole = host.intervene(asked(temperature=3.0, seed=4, top_p=1.0))
     assert tokens_of(whole) == tokens_of(free)
 
 
@@ -288,7 +288,8 @@ def test_text_and_stops_whatever_the_tokens(before: str, stop: str, after: str, 
 
 def test_log_probabilities_are_those_of_the_whole_distribution(host: Host) -> None:
     """Whatever the tokens were drawn from."""
-    for fields in ({}, {"temperature": 2.0, "top_p": 0.7, "samples": 2}):
+    drawn: dict[str, Any] = {"temperature": 2.0, "top_p": 0.7, "samples": 2}
+    for fields in ({}, drawn):
         answer = host.intervene(asked(log_probabilities=True, **fields))
         for (run, _), said in answer.samples.items():
             logits = continued_logits(host.oracle, IDS, said.tokens[:-1], edits_of(run))
