@@ -64,8 +64,8 @@ class Settings:
     )
     pack_weights: bool = setting(
         True,
-        "on a CPU in float32, keep a second copy of the weights in a layout that is faster for small requests, if it "
-        "fits into a quarter of the free memory",
+        "on a CPU in float32, keep a second copy of those weights that another layout makes faster for small requests, "
+        "as measured at the start, if it fits into a quarter of the free memory",
     )
     # Requests carry tensors: noise to replay, directions, values to set.
     max_request_bytes: int = setting(64 << 20, "maximum size of one request, in bytes", least=1 << 10, most=1 << 30)
