@@ -327,7 +327,7 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
     )
 
     def assembler() -> InterveneAssembler:
-        return InterveneAssembler(request, sites)
+        return InterveneAssembler(request, sites, () if generation is None else generation.sites)
 
     asking: Any = _asking(request, cases, assembler, list(request.readout.activations))
     return Question("Intervene", asking, progress, timeout)

@@ -140,7 +140,9 @@ def everything() -> list[Message]:
     readout = options | {
         "kl_divergence": True,
         "activations": [everywhere],
-        "generation": sonde.Generation(5, 0.7, 2, ignore_end_token=True),
+        "generation": sonde.Generation(
+            5, 0.7, 2, True, 0.9, ["a", "b"], 3, log_probabilities=True, activations=[sonde.residual(layer=1)]
+        ),
         "sources": [sonde.Prompt([1, 2], image=b"png")],
     }
     tracing = {"replace": True, "components": "mlp_out", "window": 3, "layers": 1, "positions": 2, "per_sample": True}

@@ -105,6 +105,8 @@ class InterventionResult(Result):
     _activations: Sequence[Captured]
     _continuations: Sequence[Continuation | None]
     drawn_with_errors: ClassVar[bool] = True
+    _further_samples: Sequence[Sequence[Continuation]] = ()
+    """By run, its continuations after the first."""
     _unit_name: str = "unit"
     """The word for the units of a sweep in figures: head, neuron, or unit if it is not known."""
 
@@ -130,8 +132,13 @@ class InterventionResult(Result):
 
     @property
     def generated(self) -> list[Continuation | None]:
-        """The text that each run generated; None where nothing was generated."""
+        """The first text that each run generated; None where nothing was generated."""
         return list(self._continuations)
+
+    @property
+    def continuations(self) -> list[tuple[Continuation, ...]]:
+        """All texts that each run generated, one for each of `Generation.samples`."""
+        return [run.continuations for run in self]
 
     def __len__(self) -> int:
         return self.arrived.size
@@ -151,6 +158,7 @@ class InterventionResult(Result):
             self._ranking(flat),
             self._activations[flat] if self._activations else Captured((), ()),
             self._continuations[flat] if self._continuations else None,
+            tuple(self._further_samples[flat]) if self._further_samples else (),
             self._by_run(self.effect)[flat],
             None if self.kl_divergences is None else float(self.kl_divergences.reshape(-1)[flat]),
             np.empty(0, np.float32) if self.edit_norms is None else self._by_run(self.edit_norms)[flat],
@@ -335,8 +343,12 @@ class InterventionResult(Result):
     def _said(self) -> list[tuple[str, Continuation]]:
         """The generated texts, each with the name of its run."""
         names = [f"run {i}" if len(self) > 1 else "changed" for i in range(len(self))]
-        said = zip(["unchanged", *names], [self.clean.continuation, *self.generated], strict=False)
-        return [(name, text) for name, text in said if text is not None]
+        said = zip(["unchanged", *names], [self.clean.continuations, *self.continuations], strict=False)
+        return [
+            (f"{name}, sample {text.sample}" if len(texts) > 1 else name, text)
+            for name, texts in said
+            for text in texts
+        ]
 
     def _largest(self, count: int) -> str:
         """The largest changes, as a table."""

@@ -35,7 +35,7 @@ DataTypeName: TypeAlias = Literal["float32", "bfloat16", "float16", "int32", "in
 SpanPart: TypeAlias = Literal["first", "middle", "last", "next", "further"]
 PoolingName: TypeAlias = Literal["mean", "max"]
 ReduceName: TypeAlias = Literal["mean"]
-FinishReason: TypeAlias = Literal["length", "end_token"]
+FinishReason: TypeAlias = Literal["length", "end_token", "stop"]
 
 WITHOUT_LAYER: Final[frozenset[ComponentName]] = frozenset({"token_embedding", "final_norm", "logits"})
 _BY_HEAD: Final = ("position", "head", "entry")

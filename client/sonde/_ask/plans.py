@@ -18,6 +18,7 @@ from sonde._ask.indices import Indices, index, indices
 from sonde._ask.named import PositionsLike
 from sonde._ask.named import positions as positions_of
 from sonde._ask.names import AXES, AxisName, check_name
+from sonde._ask.sites import Site
 from sonde.errors import InvalidRequest
 
 
@@ -91,9 +92,30 @@ class Generation:
         temperature: the temperature of the sampling; the default, 0, always takes the most probable token.
         seed: the seed of the sampling; the default is 1.
         ignore_end_token: continue after an end token; the default is False.
+        top_p: sample from the fewest most probable tokens that together have this probability; the default, 1, is all.
+        stop: a text, or several, that end a continuation where it contains one of them.
+        samples: how many continuations each run has, with the seeds `seed`, `seed + 1` and so on; the default is 1.
+        log_probabilities: return the log-probability of each token that was taken; the default is False.
+        activations: sites to read at the generated tokens, except the last token; the default is none. They name no
+            positions.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     seed: int | None = None
     ignore_end_token: bool = False
+    top_p: float | None = None
+    stop: str | Iterable[str] = ()
+    samples: int = 1
+    log_probabilities: bool = False
+    activations: Site | Iterable[Site] = ()
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """`activations` as a tuple.
+
+        Raises:
+            InvalidRequest: if it is not a site or a list of sites.
+        """
+        given = self.activations
+        return (given,) if isinstance(given, Site) else several(given, "activations", "a list of sites")

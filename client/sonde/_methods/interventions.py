@@ -100,13 +100,15 @@ class InterveneAssembler(Stream):
         "edit_norms",
     )
 
-    def __init__(self, request: pb.InterveneRequest, sites: Sequence[Site]) -> None:
+    def __init__(
+        self, request: pb.InterveneRequest, sites: Sequence[Site], generated_sites: Sequence[Site] = ()
+    ) -> None:
         super().__init__(dry_run=request.dry_run)
         self._request = request
         by_row = request.HasField("reduction") or request.readout.pooling != pb.POOLING_UNSPECIFIED
         self._values = Values(sites, by_row=by_row)
         self._sites = sites
-        self._continuations = Continuations()
+        self._continuations = Continuations(request.readout.generation, generated_sites)
         self._axes: dict[str, tuple[Label, ...]] = {}
         self._columns: dict[str, npt.NDArray[np.generic]] = {}
         self._filled: dict[str, Booleans] = {}
@@ -209,9 +211,10 @@ class InterveneAssembler(Stream):
         targets = len(context.targets)
         filled = self._filled.get("log_probabilities")
         shape = tuple(map(len, self._axes.values()))
-        clean_said = self._continuations.of(CLEAN)
-        common = context.common(self._values.captured(CLEAN), clean_said)
+        tokens = len(context.tokens)
+        common = context.common(self._values.captured(CLEAN), self._continuations.of(CLEAN, tokens))
         generating = self._request.readout.HasField("generation")
+        said = [self._continuations.of(run, tokens) for run in range(self._runs)] if generating else []
         return InterventionResult(
             **common,
             axes=self._axes | {"target": tuple(t.text for t in context.targets)},
@@ -224,7 +227,8 @@ class InterveneAssembler(Stream):
             arrived=np.zeros(shape, np.bool_) if filled is None else filled.reshape(shape),
             _texts=self._texts,
             _activations=[self._values.captured(run) for run in range(self._runs)] if self._sites else (),
-            _continuations=[self._continuations.of(run) for run in range(self._runs)] if generating else (),
+            _continuations=[samples[0] if samples else None for samples in said],
+            _further_samples=[samples[1:] for samples in said] if any(len(samples) > 1 for samples in said) else (),
             _unit_name=_unit_name(self._request.sweep.edit.site.component),
         )
 

@@ -49,7 +49,7 @@ class Context:
         resolved = tuple(dict.fromkeys(p + len(self.tokens) if p < 0 else p for p in given))
         return resolved or None
 
-    def common(self, activations: Captured | None = None, continuation: Continuation | None = None) -> Common:
+    def common(self, activations: Captured | None = None, continuations: Sequence[Continuation] = ()) -> Common:
         """The fields that all results share."""
         captured = Captured((), ()) if activations is None else activations
         return {
@@ -60,10 +60,10 @@ class Context:
             "provenance": self.provenance,
             "dry_run": self.dry_run,
             "spans": {span.name: tuple(span.positions) for span in self.message.spans},
-            "_clean": None if self.dry_run else self._prediction(captured, continuation),
+            "_clean": None if self.dry_run else self._prediction(captured, continuations),
         }
 
-    def _prediction(self, activations: Captured, continuation: Continuation | None) -> Prediction:
+    def _prediction(self, activations: Captured, continuations: Sequence[Continuation]) -> Prediction:
         clean = self.message.clean
         counts = len(clean.log_probabilities), len(clean.logits), len(self.targets)
         if len(set(counts)) != 1 or len(clean.top_tokens) != len(clean.top_log_probabilities):
@@ -77,5 +77,6 @@ class Context:
                 for t, p in zip(clean.top_tokens, clean.top_log_probabilities, strict=True)
             ),
             activations,
-            continuation,
+            continuations[0] if continuations else None,
+            tuple(continuations[1:]),
         )

@@ -5,7 +5,7 @@ from itertools import starmap
 from typing import Protocol, SupportsIndex, TypeVar, cast, get_args
 
 from sonde._ask.cases import Case, Cases
-from sonde._ask.given import flag, number, refusal
+from sonde._ask.given import flag, number, refusal, several
 from sonde._ask.indices import index
 from sonde._ask.named import NamedPositions, PositionLike, Positions, position
 from sonde._ask.names import (
@@ -226,9 +226,24 @@ def encode_generation(generation: Generation) -> pb.Generation:
     """Encode how far runs are continued."""
     if not isinstance(generation, Generation):
         raise refusal("generation", "sonde.Generation(max_new_tokens)", generation)
+    sites = generation.sites
     return pb.Generation(
         max_new_tokens=index(generation.max_new_tokens, "max_new_tokens"),
         temperature=number(generation.temperature, "temperature"),
         seed=None if generation.seed is None else index(generation.seed, "seed", 64),
         ignore_end_token=flag(generation.ignore_end_token, "ignore_end_token"),
+        top_p=None if generation.top_p is None else number(generation.top_p, "top_p"),
+        stop=_stops(generation.stop),
+        samples=index(generation.samples, "samples"),
+        log_probabilities=flag(generation.log_probabilities, "log_probabilities"),
+        activations=map(encode_site, sites),
     )
+
+
+def _stops(given: str | Iterable[str]) -> tuple[str, ...]:
+    stops = (given,) if isinstance(given, str) else several(given, "stop", "a text or a list of texts")
+    for stop in stops:
+        whole: object = stop
+        if not isinstance(whole, str):
+            raise refusal("stop", "a text or a list of texts", stop)
+    return stops

@@ -1,5 +1,6 @@
 """Joining what a stream sends in parts: arrays, activations and generated tokens."""
 
+import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -205,55 +206,104 @@ class Values:
                     raise missing(f"activations of run {run} at site {index} ({site.component})")
 
 
+class _Sample(NamedTuple):
+    run: int
+    sample: int
+
+
 class Continuations:
-    """Generated tokens, joined from slices that each belong to one run."""
+    """Generated tokens, joined from slices that each belong to one sample of one run."""
 
     _REASONS: Mapping[int, FinishReason] = {
         pb.Generated.FINISH_REASON_LENGTH: "length",
         pb.Generated.FINISH_REASON_END_TOKEN: "end_token",
+        pb.Generated.FINISH_REASON_STOP: "stop",
     }
 
-    def __init__(self) -> None:
-        self._parts: dict[int, dict[int, pb.Generated]] = {}
+    def __init__(self, request: pb.Generation, sites: Sequence[Site]) -> None:
+        """Begin with no slices.
+
+        Args:
+            request: what was requested.
+            sites: those of its activations.
+        """
+        self._request = request
+        self._samples = max(1, request.samples)
+        self._sites = tuple(sites)
+        self._parts: dict[_Sample, dict[int, list[pb.Generated]]] = {}
 
     def add(self, part: pb.Generated) -> None:
         """Add a slice. A slice without tokens, which only ends the run, may share its offset with another one."""
-        parts = self._parts.setdefault(part.run, {})
-        offset = part.offset
-        if offset in parts and part.tokens and parts[offset].tokens:
-            raise ProtocolError(f"the answer has the generated token {offset} of run {part.run} twice")
-        if offset in parts:
-            joined = pb.Generated()
-            joined.CopyFrom(parts[offset])
-            joined.MergeFrom(part)
-            joined.text = parts[offset].text + part.text
-            part = joined
-        parts[offset] = part
+        if not 0 <= part.sample < self._samples:
+            raise ProtocolError(f"the answer has sample {part.sample} of run {part.run}, which was not requested")
+        known = self._parts.setdefault(_Sample(part.run, part.sample), {}).setdefault(part.offset, [])
+        if part.tokens and any(other.tokens for other in known):
+            raise ProtocolError(f"the answer has the generated token {part.offset} of run {part.run} twice")
+        known.append(part)
 
-    def of(self, run: int) -> Continuation | None:
-        """Return what a run has generated, up to the first gap."""
-        parts = self._parts.get(run)
+    def of(self, run: int, tokens: int) -> tuple[Continuation, ...]:
+        """Return what a run has generated after a prompt of this many tokens: its samples, each up to the first gap.
+
+        Samples that follow one that has not begun are left out.
+        """
+        found = (self._sample(_Sample(run, sample), tokens) for sample in range(self._samples))
+        return tuple(itertools.takewhile(lambda said: said is not None, found))  # type: ignore[arg-type]
+
+    def _sample(self, key: _Sample, prompt: int) -> Continuation | None:
+        parts = self._parts.get(key)
         if parts is None:
             return None
         tokens: list[Token] = []
-        text = ""
+        joined: list[pb.Generated] = []
         reason: FinishReason | None = None
         for offset in sorted(parts):
             if offset != len(tokens):
                 break
-            tokens.extend(map(token, parts[offset].tokens))
-            text += parts[offset].text
-            if parts[offset].finish_reason in self._REASONS:
-                reason = self._REASONS[parts[offset].finish_reason]
-        return Continuation(tuple(tokens), text, reason)
+            for part in parts[offset]:
+                joined.append(part)
+                tokens.extend(map(token, part.tokens))
+                reason = self._REASONS.get(part.finish_reason, reason)
+        return Continuation(
+            tuple(tokens),
+            "".join(part.text for part in joined),
+            reason,
+            np.array([value for part in joined for value in part.log_probabilities], np.float32),
+            self._captured(key, joined, prompt),
+            key.sample,
+        )
+
+    def _captured(self, key: _Sample, parts: Sequence[pb.Generated], prompt: int) -> Captured:
+        """The activations of a continuation, by site."""
+        parts = [part for part in parts if part.activations]
+        if not parts or not self._sites:
+            return Captured((), ())
+        if any(len(part.activations) != len(self._sites) for part in parts):
+            raise ProtocolError(f"the answer has activations of other sites in the generated tokens of run {key.run}")
+        arrays: list[tuple[Axes, npt.NDArray[np.generic]]] = []
+        for index, site in enumerate(self._sites):
+            try:
+                values = np.concatenate([from_tensor(part.activations[index]) for part in parts], axis=1)
+            except ValueError as error:
+                raise ProtocolError(f"the answer has activations that do not join at site {index}: {error}") from None
+            layers = site.layers or range(len(values))
+            axes = captured_axes(site, layers, values.shape[1:])
+            places: Axes = {**axes, "position": tuple(range(prompt, prompt + values.shape[1]))}
+            arrays.append((places, values[0] if site.component in WITHOUT_LAYER else values))
+        return Captured(self._sites, arrays)
 
     def check(self, runs: Iterable[int]) -> None:
-        """Check that these runs have ended.
+        """Check that all samples of these runs have ended, with all that was requested of their tokens.
 
         Raises:
             ProtocolError: if one has not; the message names the run.
         """
         for run in runs:
-            said = self.of(run)
-            if said is None or said.finish_reason is None:
-                raise missing(f"the generated tokens of run {run}")
+            for sample in range(self._samples):
+                said = self._sample(_Sample(run, sample), 0)
+                if said is None or said.finish_reason is None:
+                    raise missing(f"the generated tokens of run {run}")
+                if self._request.log_probabilities and len(said.log_probabilities) != len(said.tokens):
+                    raise missing(f"the log-probabilities of the generated tokens of run {run}")
+                read = {len(said.activations.axes(site)["position"]) for site in said.activations}
+                if len(said.activations) != len(self._sites) or read - {len(said.tokens) - 1}:
+                    raise missing(f"the activations of the generated tokens of run {run}")

@@ -58,7 +58,8 @@ def load(
     """Loads `name`: "atlas" (the embedded model), a directory, or a hub id.
 
     The model is put on one device or, with `device_map`, on several: accelerate spreads it, or a JSON file does. With
-    `pack_weights`, a second copy of the weights makes products of few rows faster; this applies to float32 on a CPU.
+    `pack_weights`, a second copy of weights makes products of few rows faster, where this is measured to be so on this
+    processor; this applies to float32 on a CPU.
 
     Raises:
         UnsupportedModel: for an unknown name, device or architecture, for a checkpoint that is faulty, incomplete or

@@ -52,9 +52,15 @@ class Cases(Generic[Question]):
             sum(cost.token_layers for cost in costs),
             sum(cost.full_token_layers for cost in costs),
             self.answer_bytes(model),
-            sum(cost.tokens for cost in costs),
+            self.total_tokens,
             len(costs),
         )
+
+    @property
+    def total_tokens(self) -> int:
+        """The tokens of all prompts and sources. A source that several cases share counts once."""
+        others = {id(other): len(other.tokens) for question in self.questions for other in question.others}
+        return sum(question.asked.tokens for question in self.questions) + sum(others.values())
 
     def answer_bytes(self, model: Sized) -> int:
         """The size of the answer; of a reduction, at most."""

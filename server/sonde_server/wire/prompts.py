@@ -24,8 +24,24 @@ _NO_TOKENIZER = "expected token ids, because this model has no tokenizer"
 
 def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
     """The token ids of a prompt, its text if it was given as text, and its named positions."""
-    prompt = _read_input(message, path, reader)
-    return None if prompt is None else read_spans(message.spans, prompt, path, reader)
+
+    def read() -> Prompt | None:
+        prompt = _read_input(message, path, reader)
+        return None if prompt is None else read_spans(message.spans, prompt, path, reader)
+
+    # What is not a case's own is the same for all of them.
+    return read() if path.startswith("cases[") else reader.once(path, read)
+
+
+def read_source(message: pb.Prompt, path: str, sources: Sequence[pb.Prompt] | None, reader: Reader) -> Prompt | None:
+    """Another prompt that a method takes; without input, the only one of a case's `sources` (None: no cases)."""
+    if sources is None or message.WhichOneof("input") is not None:
+        return read_prompt(message, path, reader)
+    if len(sources) != 1:
+        field = reader.prompt.removesuffix("prompt") + "sources"
+        reader.problems.add(field, f"expected one source, which {path} without input means, got {len(sources)}")
+        return None
+    return read_prompt(sources[0], f"{reader.sources}[0]", reader)
 
 
 def _read_input(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
@@ -151,7 +167,7 @@ def _read_token(text: str, path: str, reader: Reader) -> int | None:
             f"expected one token, of which the longest has {vocabulary.longest}, got {len(text)} characters",
         )
         return None
-    if (token := vocabulary.target(text)) is not None:
+    if (token := reader.once(("token", text), lambda: vocabulary.target(text))) is not None:
         return token if _embedded(token, path, reader) else None
     try:
         pieces = vocabulary.pieces(text)
@@ -188,6 +204,10 @@ class Texts(dict[int, str]):
     def __missing__(self, token: int) -> str:
         text = self[token] = self._vocabulary.text(token)
         return text
+
+    def begin(self) -> None:
+        """From now on, every text is new again: the messages of each case have a table of their own."""
+        self._sent.clear()
 
     def new(self, tokens: answers.Integers) -> dict[int, str]:
         """The texts of those tokens that were not asked for here before."""
