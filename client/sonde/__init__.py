@@ -18,6 +18,7 @@ from sonde._answers.edges import Edge, Edges
 from sonde._answers.interventions import Change, InterventionResult
 from sonde._answers.model import Model
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
+from sonde._answers.requests import Request
 from sonde._answers.results import Cost, Provenance, Result, TraceResult
 from sonde._ask.edits import Edit, add, knockout, multiply, noise, patch, project_out, replace, scale
 from sonde._ask.plans import Generation, Sweep, sweep
@@ -82,6 +83,7 @@ __all__ = [
     "ProtocolError",
     "Provenance",
     "ReplicasDiffer",
+    "Request",
     "Result",
     "Run",
     "Site",

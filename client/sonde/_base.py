@@ -18,7 +18,7 @@ from sonde._answers.model import Model
 from sonde._answers.results import Result, TraceResult
 from sonde._ask.edits import scale as scale_edit
 from sonde._ask.given import several
-from sonde._ask.plans import Generation, Plan
+from sonde._ask.plans import Generation, Plan, labels_of
 from sonde._ask.prompts import PromptLike, Targets
 from sonde._ask.sites import Site, neuron
 from sonde._connection.addresses import DEFAULT_ADDRESS
@@ -130,7 +130,8 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
 
     Args:
         prompt: text or token ids.
-        interventions: one entry per run: an edit, or a list of edits made together. Or a `sweep()`.
+        interventions: one entry per run: an edit, or a list of edits made together. A mapping names the runs, as in
+            `{"no head 9.1": edit}`. Or a `sweep()`.
         targets: the tokens to measure, by text or id, or `(target, contrast)`; None measures the unchanged run's own
             top prediction.
         sources: prompts to which patches refer by index. A patch can also contain its prompt.
@@ -159,7 +160,9 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
         generation=generation,
         dry_run=dry_run,
     )
-    return Question("Intervene", request, InterveneAssembler(request, sites), progress, timeout)
+    return Question(
+        "Intervene", request, InterveneAssembler(request, sites, labels_of(interventions)), progress, timeout
+    )
 
 
 def trace_token_probability(

@@ -6,6 +6,7 @@ from typing import Any, Final
 from sonde._answers import files
 from sonde._answers.interventions import InterventionResult
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
+from sonde._answers.requests import Request
 from sonde._answers.results import Cost, Provenance, Result, TraceResult
 from sonde._ask.sites import Site
 from sonde._methods.method import METHODS
@@ -14,6 +15,7 @@ _SHARED: Final = (
     Result,
     Cost,
     Provenance,
+    Request,
     Token,
     TokenPrediction,
     Continuation,

@@ -264,7 +264,9 @@ def test_what_is_not_meant_is_refused_by_the_name_of_its_argument(name: str) -> 
             continue
         with pytest.raises(sonde.InvalidRequest, match=r"expected .*, got ") as caught:
             ask(given)
-        assert [violation.field for violation in caught.value.violations] == [field], given
+        # A mapping of interventions names its runs: what is wrong is what it names.
+        wrong = "edit" if field == "interventions" and isinstance(given, dict) else field
+        assert [violation.field for violation in caught.value.violations] == [wrong], given
         assert len(str(caught.value)) < 500
 
 

@@ -27,7 +27,7 @@ from sonde._arrays import (
     shape_of,
     visible,
 )
-from sonde._ask.names import check_name
+from sonde._ask.names import check_name, unknown_name
 from sonde._show import plotting, terminal
 from sonde._show.display import heatmap, html_table, note, ranking_html, sortable_table
 
@@ -56,12 +56,13 @@ class Change:
     """By the chosen measure; by default, the log-probability in this run minus that in the unchanged run."""
     probability: float
     clean_probability: float
+    label: str = ""
+    """The run's label; see `InterventionResult.labels`."""
 
     @property
     def place(self) -> str:
-        """The place, in words."""
-        named = (("layer", self.layer), ("unit", self.unit), ("position", self.position))
-        return ", ".join(f"{name} {label}" for name, label in named if label is not None) or f"run {self.run}"
+        """The place in a sweep, in words; otherwise the run's label."""
+        return place_words((self.layer, self.unit, self.position)) or self.label or f"run {self.run}"
 
     def row(self) -> list[object]:
         """The change as a row of a table: target, probabilities before and after, and effect."""
@@ -72,6 +73,12 @@ class Change:
             f"Change({self.place}: {self.target!r} {self.clean_probability:.4g} -> {self.probability:.4g}, "
             f"effect {self.effect:+.4g})"
         )
+
+
+def place_words(place: tuple[Label, Label, Label]) -> str:
+    """Layer, unit and position of a run of a sweep, in words."""
+    named = zip(("layer", "unit", "position"), place, strict=True)
+    return ", ".join(f"{name} {label}" for name, label in named if label is not None)
 
 
 Measure: TypeAlias = Literal["log_probability", "probability", "logit", "kl_divergence"]
@@ -132,15 +139,24 @@ class InterventionResult(Result):
         """The text that each run generated; None where nothing was generated."""
         return list(self._continuations)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A name for each run: the one that the program gave it, or what it edits, such as `head 9.1 × 0`."""
+        if "run" not in self.axes:
+            return tuple(place_words(self._place(run)) for run in range(len(self)))
+        known = () if self.request is None else self.request.run_labels
+        return known if len(known) == len(self) else tuple(f"run {run}" for run in range(len(self)))
+
     def __len__(self) -> int:
         return self.arrived.size
 
-    def __getitem__(self, run: int | tuple[int, ...]) -> Run:
-        """One run, by its number or, in a sweep, by its indices along layer, unit and position.
+    def __getitem__(self, run: int | str | tuple[int, ...]) -> Run:
+        """One run, by its number, by its label or, in a sweep, by its indices along layer, unit and position.
 
         Raises:
             TypeError: for several runs, such as a slice; iterate over the result to get them one by one.
             IndexError: if there is no such run.
+            KeyError: if there is no run with this label, or several.
         """
         flat = self._number(run)
         return Run(
@@ -158,7 +174,7 @@ class InterventionResult(Result):
     def __iter__(self) -> Iterator[Run]:
         return (self[run] for run in range(len(self)))
 
-    def top(self, count: int | None = None, *, run: int | tuple[int, ...] = 0) -> list[TokenPrediction]:
+    def top(self, count: int | None = None, *, run: int | str | tuple[int, ...] = 0) -> list[TokenPrediction]:
         """The most probable tokens of a changed run; `clean.top(count)` has those of the unchanged run."""
         return self[run].top(count)
 
@@ -176,6 +192,7 @@ class InterventionResult(Result):
         """
         effects = self._measure(by, target).reshape(-1)
         probabilities = self._by_run(self.probabilities)[:, target]
+        labels = self.labels
         return [
             Change(
                 run,
@@ -184,6 +201,7 @@ class InterventionResult(Result):
                 float(effects[run]),
                 float(probabilities[run]),
                 float(self.clean.probabilities[target]),
+                labels[run],
             )
             for (run,) in largest(effects, count)
         ]
@@ -193,7 +211,7 @@ class InterventionResult(Result):
         return self.axes, self.log_probabilities
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row per run and target (needs pandas)."""
+        """One row per run and target, with the run's label and the text that it generated, if any (needs pandas)."""
         columns: dict[str, npt.NDArray[np.generic]] = {
             "log_probability": self.log_probabilities,
             "probability": self.probabilities,
@@ -202,7 +220,13 @@ class InterventionResult(Result):
         }
         if self.kl_divergences is not None:
             columns["kl_divergence"] = np.repeat(self.kl_divergences.reshape(-1), len(self.targets))
-        return data_frame(long_form(self.axes, columns))
+        table = long_form(self.axes, columns)
+        if "run" in self.axes:
+            run, *others = table.items()
+            table = dict([run, ("label", [name for name in self.labels for _ in self.targets]), *others])
+        if self._continuations:
+            table["text"] = [None if said is None else said.text for said in self.generated for _ in self.targets]
+        return data_frame(table)
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
         """Draw the effects, and save the figure if a path is given (needs matplotlib).
@@ -263,7 +287,7 @@ class InterventionResult(Result):
     def _bar_label(self, change: Change) -> str:
         """A place, by the axes that vary; positions also have their token."""
         if "run" in self.axes:
-            return f"run {change.run}"
+            return change.place
         indices = np.unravel_index(change.run, self.arrived.shape)
         parts = []
         for (name, labels), index in zip(list(self.axes.items())[:3], indices, strict=True):
@@ -287,7 +311,7 @@ class InterventionResult(Result):
         ]
         if len(self) == 1 and self.complete:
             pieces += [ranking_html("unchanged", self.clean.top_tokens), ranking_html("changed", self[0].top_tokens)]
-        said = [[name, text.text] for name, text in self._said()[: _MOST_LISTED + 1]]
+        said = [[name, visible(text.text)] for name, text in self._said()[: _MOST_LISTED + 1]]
         return [*pieces, html_table("continuations", ["run", "text"], said)] if said else pieces
 
     def _pictures(self) -> list[str]:
@@ -323,15 +347,18 @@ class InterventionResult(Result):
 
     def _said(self) -> list[tuple[str, Continuation]]:
         """The generated texts, each with the name of its run."""
-        names = [f"run {i}" if len(self) > 1 else "changed" for i in range(len(self))]
+        names = [*self.labels] if len(self) > 1 or (self.request and self.request.labels) else ["changed"] * len(self)
         said = zip(["unchanged", *names], [self.clean.continuation, *self.generated], strict=False)
         return [(name, text) for name, text in said if text is not None]
 
     def _largest(self, count: int) -> str:
         """The largest changes, as a table."""
         by_run = "run" in self.axes
-        rows = [[*([c.run] if by_run else [c.layer, c.unit, c.position]), *c.row()] for c in self.most_changed(count)]
-        header = [*(["run"] if by_run else ["layer", "unit", "position"]), *_HEADER]
+        rows = [
+            [*([c.run, c.label] if by_run else [c.layer, c.unit, c.position]), *c.row()]
+            for c in self.most_changed(count)
+        ]
+        header = [*(["run", "label"] if by_run else ["layer", "unit", "position"]), *_HEADER]
         return f"{len(self):,} runs, the {len(rows)} largest changes first\n{terminal.table(header, rows)}"
 
     def _beside(self) -> str:
@@ -357,7 +384,19 @@ class InterventionResult(Result):
             raise ValueError(message)
         return self.kl_divergences
 
-    def _number(self, run: int | tuple[int, ...]) -> int:
+    def _labelled_run(self, label: str) -> int:
+        found = [run for run, name in enumerate(self.labels) if name == label]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            message = f"{len(found)} runs are labelled {label!r}; choose by number: {', '.join(map(str, found))}"
+        else:
+            message = f"expected the label of a run: {unknown_name(label, tuple(dict.fromkeys(self.labels)))}"
+        raise KeyError(message)
+
+    def _number(self, run: int | str | tuple[int, ...]) -> int:
+        if isinstance(run, str):
+            return self._labelled_run(run)
         try:
             if isinstance(run, tuple):
                 return operator.index(np.arange(len(self)).reshape(self.arrived.shape)[run])

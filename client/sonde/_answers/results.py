@@ -1,7 +1,7 @@
 """The parts that all results share: the prompt, the unchanged run, the cost and the provenance."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from sonde._answers import files
 from sonde._answers.predictions import Prediction, Token, TokenPrediction
+from sonde._answers.requests import Request
 from sonde._arrays import Axes, Floats, visible
 from sonde._show import terminal
-from sonde._show.display import html_table, note, page, ranking_html, token_strip
+from sonde._show.display import details, html_table, note, page, ranking_html, token_strip
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +55,7 @@ class Common(TypedDict):
     cost: Cost
     provenance: Provenance
     dry_run: bool
+    request: Request | None
     _clean: Prediction | None
 
 
@@ -72,6 +74,13 @@ class Result:
     dry_run: bool
     """True if nothing was run: only the tokens, the cost and the resolved request are known."""
     _clean: Prediction | None
+    request: Request | None = field(default=None, kw_only=True)
+    """What was asked: what was run, read and edited, where and when. None in files of versions that did not keep it."""
+
+    @property
+    def asked_at(self) -> str:
+        """When the call was made: the time in UTC, as in ISO 8601; empty if it is not known."""
+        return "" if self.request is None else self.request.asked_at
 
     @property
     def prediction(self) -> Prediction:
@@ -115,7 +124,7 @@ class Result:
             ValueError: for any other suffix.
             ImportError: if safetensors is not installed; the message says how to install it.
         """
-        words = {field.name: str(getattr(self.provenance, field.name)) for field in fields(self.provenance)}
+        words = {one.name: str(getattr(self.provenance, one.name)) for one in fields(self.provenance)}
         files.write(self, path, words)
 
     def to_text(self, count: int = 10) -> str:
@@ -135,7 +144,12 @@ class Result:
     def _repr_html_(self) -> str:
         if self.dry_run:
             return page(_cost_table(self.cost), *map(note, self._announced()))
-        return page(*self._pieces(), note(_origin(self.provenance)))
+        return page(*self._pieces(), *self._origin_notes())
+
+    def _origin_notes(self) -> list[str]:
+        """What was asked and where the numbers come from, as lines of HTML."""
+        asked = [] if self.request is None else [details(self.request.summary(), self.request.describe())]
+        return [*asked, note(_origin(self.provenance))]
 
     def _pieces(self) -> list[str]:
         """What a notebook shows, as pieces of HTML (see display.py)."""

@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from sonde._answers.interventions import InterventionResult
 from sonde._arrays import Booleans, Label
-from sonde._ask.edits import Edit
 from sonde._ask.given import flag, refusal, several
 from sonde._ask.indices import index
 from sonde._ask.names import COMPONENT_AXES, COMPONENT_NAMES
-from sonde._ask.plans import Generation, Plan, Sweep
+from sonde._ask.plans import Generation, Plan, Sweep, runs_of
 from sonde._ask.prompts import Prompt, PromptLike, Targets
 from sonde._ask.sites import Site
+from sonde._wire.asked import record
 from sonde._wire.assembly import Stream
 from sonde._wire.context import Context
 from sonde._wire.edits import EditEncoder
@@ -24,8 +24,6 @@ from sonde._wire.parts import CLEAN, Continuations, Values, missing
 from sonde._wire.tensors import from_tensor
 from sonde.errors import ProtocolError
 from sonde.v1 import inspection_pb2 as pb
-
-_PLAN: Final = "an edit, a list of edits, or a sweep"
 
 
 def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
@@ -53,8 +51,7 @@ def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
     if isinstance(plan, Sweep):
         request.sweep.CopyFrom(edits.sweep(plan))
     else:
-        interventions = (plan,) if isinstance(plan, Edit) else several(plan, "interventions", _PLAN)
-        request.list.interventions.extend(map(edits.intervention, interventions))
+        request.list.interventions.extend(map(edits.intervention, runs_of(plan)))
         request.list.SetInParent()
     request.sources.extend(edits.sources)
     readout = request.readout
@@ -81,8 +78,8 @@ class InterveneAssembler(Stream):
         "edit_norms",
     )
 
-    def __init__(self, request: pb.InterveneRequest, sites: Sequence[Site]) -> None:
-        super().__init__(dry_run=request.dry_run)
+    def __init__(self, request: pb.InterveneRequest, sites: Sequence[Site], labels: Sequence[str] = ()) -> None:
+        super().__init__(dry_run=request.dry_run, asked=record(request, labels))
         self._request = request
         self._values = Values(sites)
         self._sites = sites

@@ -7,6 +7,7 @@ from sonde._ask.given import flag, refusal
 from sonde._ask.indices import index
 from sonde._ask.prompts import PromptLike, Targets
 from sonde._methods.method import METHODS, Assembly, Kind, Method, Prediction, TraceT
+from sonde._wire.asked import record
 from sonde._wire.assembly import Stream
 from sonde._wire.encoding import encode_prompt, encode_targets
 from sonde.v1 import inspection_pb2 as pb
@@ -42,7 +43,7 @@ class TraceAssembler(Stream, Generic[TraceT]):
     """Joins the answer to a trace."""
 
     def __init__(self, request: pb.TraceRequest, method: Method[TraceT] | None) -> None:
-        super().__init__(dry_run=request.dry_run)
+        super().__init__(dry_run=request.dry_run, asked=record(request))
         made = Prediction() if method is None else _kind(method).assembly(method, request)
         # A `Kind` connects each method with the assembly of its own result. Types cannot express that.
         self._assembly = cast("Assembly[TraceT]", made)

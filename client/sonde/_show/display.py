@@ -47,6 +47,12 @@ def note(text: str) -> str:
     return f'<p class="note">{html.escape(text)}</p>'
 
 
+def details(summary: str, text: str) -> str:
+    """A line in a muted colour, and a longer text that a click on it unfolds."""
+    inside = f"<summary>{html.escape(summary)}</summary><pre>{html.escape(text)}</pre>"
+    return f'<details class="note">{inside}</details>'
+
+
 # ---------------------------------------------------------------------- tables
 
 

@@ -26,6 +26,9 @@ overflow-x:auto}}
 .sonde form{{max-height:30em;overflow-y:auto}}
 .sonde .sortable thead{{position:sticky;top:0;background:var(--ground)}}
 .sonde .note{{color:var(--faint)}}
+.sonde details summary{{cursor:pointer}}
+.sonde details pre{{margin:.3em 0 .6em 1em;font:12px/1.4 ui-monospace,"DejaVu Sans Mono",monospace;color:inherit;
+white-space:pre-wrap;background:none}}
 .sonde svg{{display:block}}
 .sonde svg text{{fill:var(--text);font:11px system-ui,"Segoe UI","DejaVu Sans",sans-serif}}
 .sonde svg .faint{{fill:var(--faint)}}

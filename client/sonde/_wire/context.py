@@ -6,6 +6,7 @@ import numpy as np
 
 from sonde._answers.captured import Captured
 from sonde._answers.predictions import Continuation, Prediction, TokenPrediction
+from sonde._answers.requests import Request
 from sonde._answers.results import Common, Cost, Provenance
 from sonde._wire.parts import token
 from sonde.errors import ProtocolError
@@ -22,11 +23,12 @@ def provenance(message: pb.Provenance) -> Provenance:
 class Context:
     """The context of an answer, decoded."""
 
-    def __init__(self, message: pb.RunContext, *, dry_run: bool) -> None:
+    def __init__(self, message: pb.RunContext, *, dry_run: bool, asked: Request | None = None) -> None:
         if not dry_run and not message.HasField("clean"):
             raise ProtocolError("the answer's context has no unchanged run")
         self.message = message
         self.dry_run = dry_run
+        self.asked = asked
         self.tokens = tuple(map(token, message.tokens))
         self.targets = tuple(map(token, message.targets))
         cost = message.cost
@@ -53,6 +55,7 @@ class Context:
             "cost": self.cost,
             "provenance": self.provenance,
             "dry_run": self.dry_run,
+            "request": self.asked,
             "_clean": None if self.dry_run else self._prediction(captured, continuation),
         }
 
