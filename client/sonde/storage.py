@@ -4,6 +4,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonde._answers import files
+from sonde._answers.findings import (
+    ActivationPatching,
+    AttentionKnockout,
+    LensTable,
+    LogitAttribution,
+    SteeringStrengths,
+)
 from sonde._answers.interventions import InterventionResult
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
 from sonde._answers.requests import Request
@@ -24,6 +31,11 @@ _SHARED: Final = (
     Site,
     TraceResult,
     InterventionResult,
+    ActivationPatching,
+    AttentionKnockout,
+    LensTable,
+    LogitAttribution,
+    SteeringStrengths,
 )
 
 

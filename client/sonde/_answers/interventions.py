@@ -7,7 +7,7 @@ plan, in its order.
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,9 @@ def _of_target(values: Floats, target: int) -> Floats:
 @dataclass(frozen=True, eq=False, repr=False)
 class InterventionResult(Result):
     """The effect of each run's edits. Arrays are [run, ...] for a list, [layer, unit, position, ...] for a sweep."""
+
+    drawn_with_errors: ClassVar[bool] = True
+    """Whether `plot` takes the standard errors of a mean."""
 
     axes: Axes
     """The axes of `log_probabilities`, with their labels: run, target; or layer, unit, position, target."""
@@ -228,23 +231,43 @@ class InterventionResult(Result):
             table["text"] = [None if said is None else said.text for said in self.generated for _ in self.targets]
         return data_frame(table)
 
-    def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
+    def plot(
+        self, path: "str | Path | None" = None, *, target: int = 0, error: "InterventionResult | None" = None
+    ) -> "Figure":
         """Draw the effects, and save the figure if a path is given (needs matplotlib).
 
         A sweep over two axes becomes a heat map. Anything else becomes bars, if there are many, only the largest ones.
-        """
-        clean = float(self.clean.probabilities[target])
-        title = f"change of log p({self._word(target)}), in nats; unchanged p = {clean:.3f}"
-        grid = self._grid(target)
-        figure = self._bars(title, target) if grid is None else self._heatmap(title, *grid)
-        return plotting.save(figure, path)
 
-    def _grid(self, target: int) -> tuple[str, str, Floats] | None:
-        """The effects if exactly two axes vary: the axis that goes down, the one that goes across, and the values."""
+        Args:
+            path: where the figure is saved; None saves nothing.
+            target: the target's index.
+            error: for a mean over cases, the same with standard errors. Where there would be bars, the mean
+                log-probability of each run is then drawn with its standard error, beside that of the unchanged run:
+                the error of their difference is not known.
+        """
+        if error is not None and self._grid(self.effect[..., target]) is None:
+            return plotting.save(self._points(target, error), path)
+        clean = float(self.clean.probabilities[target])
+        title = f"Change of log p({self._word(target)}), in nats; unchanged p = {clean:.3f}"
+        return plotting.save(self.drawn(title, self.effect[..., target]), path)
+
+    def drawn(self, title: str, values: Floats, *, across: str = "") -> "Figure":
+        """Draw one number for each run: as a heat map if exactly two axes vary, otherwise as bars.
+
+        Args:
+            title: the title.
+            values: [run], or [layer, unit, position].
+            across: what the bars are, in words.
+        """
+        grid = self._grid(values)
+        return self._bars(title, values, across) if grid is None else self._heatmap(title, *grid)
+
+    def _grid(self, values: Floats) -> tuple[str, str, Floats] | None:
+        """The values if exactly two axes vary: the axis that goes down, the one that goes across, and the values."""
         long_axes = [name for name in list(self.axes)[:-1] if len(self.axes[name]) > 1]
         if len(long_axes) != 2:
             return None
-        grid = self.effect[..., target].reshape([len(self.axes[name]) for name in long_axes])
+        grid = values.reshape([len(self.axes[name]) for name in long_axes])
         down, across = long_axes
         # Tokens are easier to read as rows. Without positions, layers are the rows.
         return (across, down, grid.T) if across == "position" else (down, across, grid)
@@ -275,27 +298,43 @@ class InterventionResult(Result):
             return [str(label) for label in labels]
         return [self.token_labels([label])[0] if isinstance(label, int) else str(label) for label in labels]
 
-    def _bars(self, title: str, target: int) -> "Figure":
-        changes = self.most_changed(min(len(self), plotting.MOST_ROWS), target=target)
+    def _bars(self, title: str, values: Floats, across: str) -> "Figure":
+        flat = values.reshape(-1)
+        runs = [run for (run,) in largest(flat, plotting.MOST_ROWS)]
         if len(self) <= plotting.MOST_ROWS:
-            changes = sorted(changes, key=lambda change: change.run)
+            runs = list(range(len(self)))
         else:
-            title = f"{title}\n(the {len(changes)} largest of {len(self):,})"
-        values = np.array([change.effect for change in changes], np.float32)
-        return plotting.bars(title, [self._bar_label(change) for change in changes], values)
+            title = f"{title}\n(the {len(runs)} largest of {len(self):,})"
+        return plotting.bars(title, [self._bar_label(run) for run in runs], flat[runs], across=across)
 
-    def _bar_label(self, change: Change) -> str:
-        """A place, by the axes that vary; positions also have their token."""
+    def _points(self, target: int, error: "InterventionResult") -> "Figure":
+        values, errors = (one.log_probabilities[..., target].reshape(-1) for one in (self, error))
+        runs = sorted(run for (run,) in largest(self.effect[..., target].reshape(-1), plotting.MOST_ROWS))
+        title = f"Mean log p({self._word(target)}) of each run, with its standard error"
+        if len(runs) < len(self):
+            title += f"\n(the {len(runs)} largest changes of {len(self):,})"
+        return plotting.points(
+            title,
+            [self._bar_label(run) for run in runs],
+            values[runs],
+            errors[runs],
+            reference=float(self.clean.log_probabilities[target]),
+            across="log p (nats)",
+            named="unchanged",
+        )
+
+    def _bar_label(self, run: int) -> str:
+        """A run by its label, or by the axes that vary; positions also have their token."""
         if "run" in self.axes:
-            return change.place
-        indices = np.unravel_index(change.run, self.arrived.shape)
+            return self.labels[run]
+        indices = np.unravel_index(run, self.arrived.shape)
         parts = []
         for (name, labels), index in zip(list(self.axes.items())[:3], indices, strict=True):
             label = labels[int(index)]
             if len(labels) > 1:
                 token = f" {self.token_labels([label])[0].strip()}" if isinstance(label, int) else ""
                 parts.append(f"{self._axis_word(name)} {label}{token if name == 'position' else ''}")
-        return ", ".join(parts) or change.place
+        return ", ".join(parts) or place_words(self._place(run))
 
     def _pieces(self) -> list[str]:
         changes = self.most_changed(min(len(self), _MOST_LISTED)) if self.arrived.any() else []
@@ -320,10 +359,10 @@ class InterventionResult(Result):
         values = self._by_token()
         if np.isfinite(values).any():
             pieces.append(self._strip("the strongest effect at each token, in nats", values))
-        grid = self._grid(0)
+        grid = self._grid(self.effect[..., 0])
         if grid is not None:
             down, across, effects = grid
-            title = f"change of log p({self._word()}), in nats"
+            title = f"Change of log p({self._word()}), in nats"
             word = self._axis_word(down)
             rows = [f"{word} {label}" if down != "position" else label for label in self._axis_labels(down)]
             pieces.append(heatmap(title, rows, self._axis_labels(across), effects, across=self._axis_word(across)))

@@ -12,11 +12,12 @@ from sonde._answers import files
 from sonde._answers.predictions import Prediction, Token, TokenPrediction
 from sonde._answers.requests import Request
 from sonde._arrays import Axes, Floats, visible
-from sonde._show import terminal
+from sonde._show import plotting, terminal
 from sonde._show.display import details, html_table, note, page, ranking_html, token_strip
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 _TARGET: Final = ("target", "p", "logit, minus any contrast's")
 
@@ -177,6 +178,15 @@ class TraceResult(Result):
     def top(self, count: int | None = None) -> list[TokenPrediction]:
         """The most probable tokens; None gives 5, or all if the answer has fewer."""
         return self.prediction.top(count)
+
+    def plot(self, path: "str | Path | None" = None) -> "Figure":
+        """Draw the most probable tokens as bars, and save the figure if a path is given (needs matplotlib)."""
+        shown = self.prediction.top_tokens[: plotting.MOST_ROWS]
+        values = np.array([token.probability for token in shown], np.float32)
+        labels = [repr(visible(token.text)) for token in shown]
+        last = self.token_labels([self.position])[0].strip()
+        title = f"What comes next, after “{last}”"
+        return plotting.save(plotting.bars(title, labels, values, across="probability"), path)
 
     def _pieces(self) -> list[str]:
         measured = html_table("targets", _TARGET, self._target_rows())

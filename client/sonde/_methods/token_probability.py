@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ _COLUMNS: Final = (*_WHOLE, "top_token_ids", "top_log_probabilities")
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenProbabilityResult(TraceResult):
     """The target at each layer. Depth 0 is the residual stream before block 0; depth k is after k blocks."""
+
+    drawn_with_errors: ClassVar[bool] = True
+    """Whether `plot` takes the standard errors of a mean."""
 
     depths: tuple[int, ...]
     log_probabilities: Floats
@@ -109,10 +112,28 @@ class TokenProbabilityResult(TraceResult):
             table.append([depth, probability, rank, repr(visible(top[0].text)) if top else ""])
         return table
 
-    def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
-        """Draw the probability by depth, and the gradient norms if there are any (needs matplotlib)."""
+    def plot(
+        self,
+        path: "str | Path | None" = None,
+        *,
+        target: int = 0,
+        error: "TokenProbabilityResult | None" = None,
+    ) -> "Figure":
+        """Draw the probability by depth with the top token at each, and the gradient norms if there are any.
+
+        Depth goes up, as the stream does (needs matplotlib).
+
+        Args:
+            path: where the figure is saved; None saves nothing.
+            target: the target's index.
+            error: for a mean over cases, the same with standard errors. The curve is then the probability of the mean
+                log-probability, with a band of one standard error of it.
+        """
         norms = None if self.gradient_norms is None else self.gradient_norms[..., target]
-        word, across = self._word(target), "after block (0: embeddings)"
+        word, depth = self._word(target), "after block (0: embeddings)"
+        title = f"How “{word}” forms: its probability when the stream is read after each block"
+        # Columns of the figure, in inches: the curve, the top tokens beside it, and the gradient norms.
+        wide = 5.4 if norms is None else 10.4
 
         def draw(figure: "Figure") -> None:
             if norms is None:
@@ -120,15 +141,20 @@ class TokenProbabilityResult(TraceResult):
             else:
                 line, map_ = figure.subplots(1, 2, width_ratios=[1, 1.25])
                 rows = self.token_labels(self.gradient_positions)
-                panel = plotting.Panel("gradient norm", norms.T, rows, self.depths, "Blues", across)
+                panel = plotting.Panel("gradient norm", norms.T, rows, self.depths, "Blues", depth)
                 plotting.draw_panel(figure, map_, panel, 0.0, max(float(np.nanmax(norms, initial=0.0)), 1e-12))
-            title = f"probability of “{word}”, read after each block"
             values = self.probabilities[:, target]
-            plotting.draw_curve(line, title, self.depths, values, across=across, tops=self._top_texts())
+            spread = None
+            if error is not None:
+                means, errors = self.log_probabilities[:, target], error.log_probabilities[:, target]
+                spread = np.exp(means - errors), np.exp(means + errors)
+            tops = self._top_texts()
+            plotting.draw_lens(line, f"p({word})", self.depths, values, spread=spread, down=depth, tops=tops)
+            plotting.write_title(figure, title, wide)
 
         positions = 0 if norms is None else norms.shape[1]
-        figure = plotting.figure(4.6 if norms is None else 9.2, max(3.0, 1.2 + 0.22 * positions), draw)
-        return plotting.save(figure, path)
+        tall = max(1.5 + 0.19 * min(len(self.depths), plotting.MOST_ROWS), 1.4 + 0.22 * positions, 3.0)
+        return plotting.save(plotting.figure(wide, tall, draw), path)
 
     def _top_texts(self) -> list[str]:
         """The top token at each depth; an empty list if the request asked for none."""

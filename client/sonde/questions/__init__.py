@@ -9,14 +9,21 @@ Functions that return edits or plans contact no server, and their results work w
 a `Client`, and send several requests at a time so that the server always has the next one.
 """
 
-from sonde.questions.attribution import LogitAttribution, direct_logit_attribution
+from sonde._answers.findings import (
+    ActivationPatching,
+    AttentionKnockout,
+    LensTable,
+    LogitAttribution,
+    SteeringStrengths,
+)
+from sonde.questions.attribution import direct_logit_attribution
 from sonde.questions.average_trace import TOKEN_CLASSES, AverageTrace, Case, average_causal_trace
-from sonde.questions.knockout import AttentionKnockout, attention_knockout, knockout_sweep
-from sonde.questions.lens import LensTable, logit_lens
+from sonde.questions.knockout import attention_knockout, knockout_sweep
+from sonde.questions.lens import logit_lens
 from sonde.questions.mean_ablation import mean_ablation, mean_activation
-from sonde.questions.patching import ActivationPatching, activation_patching
+from sonde.questions.patching import activation_patching
 from sonde.questions.patchscopes import IDENTITY_PROMPT, patchscope, patchscopes
-from sonde.questions.steering import directional_ablation, steer, steering_vector
+from sonde.questions.steering import directional_ablation, steer, steering_strengths, steering_vector
 
 __all__ = [
     "IDENTITY_PROMPT",
@@ -27,6 +34,7 @@ __all__ = [
     "Case",
     "LensTable",
     "LogitAttribution",
+    "SteeringStrengths",
     "activation_patching",
     "attention_knockout",
     "average_causal_trace",
@@ -39,5 +47,6 @@ __all__ = [
     "patchscope",
     "patchscopes",
     "steer",
+    "steering_strengths",
     "steering_vector",
 ]
