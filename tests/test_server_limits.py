@@ -205,12 +205,13 @@ def test_huge_lists_are_refused_without_being_looked_through(hosts: Any, name: s
 def test_what_a_question_may_hold_is_never_less_than_what_the_engine_keeps(hosts: Any) -> None:
     from sonde_server.engine import Base
     from sonde_server.questions.costs import state_bytes
+    from sonde_server.sharing.driving import complete
 
     for family in ("gpt2", "llama"):
         server = hosts[family].server
         session = server.scheduler.session(caller="test", cancelled=threading.Event())
         for tokens in (1, 9, 33):
-            state = session.states([Base(tuple(range(5, 5 + tokens)))])[0]
+            (state,) = complete(session.states([Base(tuple(range(5, 5 + tokens)))]), session)
             described = server._loaded.description
             assert state.bytes <= state_bytes(tokens, described) <= 2 * state.bytes
 

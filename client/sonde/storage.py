@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonde._answers import files
+from sonde._answers.cases import CasesResult
 from sonde._answers.findings import (
     ActivationPatching,
     AttentionKnockout,
@@ -12,9 +13,12 @@ from sonde._answers.findings import (
     SteeringStrengths,
 )
 from sonde._answers.interventions import InterventionResult
+from sonde._answers.largest import LargestActivations, Ranked
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
+from sonde._answers.reduced import Reduced, Statistics
 from sonde._answers.requests import Request
 from sonde._answers.results import Cost, Provenance, Result, TraceResult
+from sonde._ask.named import NamedPositions
 from sonde._ask.sites import Site
 from sonde._methods.method import METHODS
 
@@ -29,8 +33,14 @@ _SHARED: Final = (
     Prediction,
     Run,
     Site,
+    NamedPositions,
     TraceResult,
     InterventionResult,
+    CasesResult,
+    Reduced,
+    Statistics,
+    LargestActivations,
+    Ranked,
     ActivationPatching,
     AttentionKnockout,
     LensTable,

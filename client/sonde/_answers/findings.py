@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sonde._answers import files
 from sonde._answers.interventions import InterventionResult
 from sonde._answers.predictions import Token, TokenPrediction
+from sonde._answers.requests import Request
 from sonde._answers.results import Provenance
 from sonde._arrays import Axes, Floats, Label, data_frame, largest, long_form, visible
 from sonde._show import plotting
@@ -217,6 +218,8 @@ class LensTable(Finding):
     cells: tuple[tuple[TokenPrediction, ...], ...]
     """The most probable tokens, by depth and then by position."""
     provenance: Provenance | None = None
+    request: Request | None = None
+    """What was asked."""
 
     @property
     def probabilities(self) -> Floats:

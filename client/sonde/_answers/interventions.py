@@ -7,7 +7,7 @@ plan, in its order.
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -92,9 +92,6 @@ def _of_target(values: Floats, target: int) -> Floats:
 @dataclass(frozen=True, eq=False, repr=False)
 class InterventionResult(Result):
     """The effect of each run's edits. Arrays are [run, ...] for a list, [layer, unit, position, ...] for a sweep."""
-
-    drawn_with_errors: ClassVar[bool] = True
-    """Whether `plot` takes the standard errors of a mean."""
 
     axes: Axes
     """The axes of `log_probabilities`, with their labels: run, target; or layer, unit, position, target."""

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from sonde._show.display import page, ranking_html
 
 if TYPE_CHECKING:
     import pandas as pd
+
+NO_TOKEN: Final = -1
+"""The id and the position of what is no token: a row of a statistic over cases."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ direction that is added, are kept as their shape, norm and SHA-256, those of up 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 from sonde._arrays import visible
+from sonde._show.display import details
 from sonde._show.palette import words
 
 Content: TypeAlias = Mapping[str, Any]
@@ -61,6 +62,11 @@ class Request:
         runs = self.content["list"].get("interventions", ())
         return tuple(run_words(run.get("edits", ()), self.content.get("sources", ())) for run in runs)
 
+    def without_cases(self) -> "Request":
+        """The same without the cases: what each of them was asked."""
+        kept = {name: value for name, value in self.content.items() if name != "cases"}
+        return replace(self, content=kept)
+
     def summary(self) -> str:
         """What was asked, on one line."""
         plan = {"list": _counted(len(self.run_labels), "run"), "sweep": f"sweep of {self._swept()}"}
@@ -95,6 +101,11 @@ class Request:
 
     def __str__(self) -> str:
         return self.describe()
+
+
+def asked_html(request: Request | None) -> list[str]:
+    """What a notebook shows of a request: one line, which unfolds."""
+    return [] if request is None else [details(request.summary(), request.describe())]
 
 
 def run_words(edits: Sequence[Content], sources: Sequence[Content] = ()) -> str:

@@ -16,6 +16,8 @@ from typing import Final, TypeAlias, cast
 from sonde._ask.edits import Edit
 from sonde._ask.given import refusal, several
 from sonde._ask.indices import Indices, index, indices
+from sonde._ask.named import PositionsLike
+from sonde._ask.named import positions as positions_of
 from sonde._ask.names import AXES, AxisName, check_name
 from sonde.errors import InvalidRequest
 
@@ -35,7 +37,7 @@ def sweep(
     *,
     layers: Indices = None,
     units: Indices = None,
-    positions: Indices = None,
+    positions: PositionsLike = None,
     together: AxisName | Iterable[AxisName] = (),
     layer_window: int | None = None,
     always: Edit | Iterable[Edit] = (),
@@ -48,7 +50,7 @@ def sweep(
         edit: the edit. Its site can name the layers, units and positions instead of the arguments below.
         layers: the blocks to sweep.
         units: the heads or neurons to sweep. Components without either are edited over their full width.
-        positions: the positions to sweep.
+        positions: the positions to sweep. Each name counts as one: a run edits its positions together.
         together: axes that each run edits as a whole, such as `"position"`.
         layer_window: how many layers each run edits, centred as in `CausalTracing.window`; the default is 1.
         always: edits that every run makes first.
@@ -66,7 +68,7 @@ def sweep(
         place,
         layers=place.layers or indices(layers, "layers"),
         units=place.units or indices(units, "units"),
-        positions=place.positions or indices(positions, "positions"),
+        positions=place.positions or positions_of(positions, "positions"),
     )
     axes = (together,) if isinstance(together, str) else several(together, "together", "names of axes")
     return Sweep(

@@ -119,10 +119,11 @@ class ActivationsResult(TraceResult):
         labels, place = self.activations.axes(site)[axis], self.activations.site(site)
         if any(isinstance(label, str) for label in labels):
             return tuple(map(str, labels))
-        if place.from_position is not None:
-            return self.token_labels(range(place.from_position % len(self.tokens), len(self.tokens)))
-        chosen = place.positions or range(len(labels))
-        return self.token_labels([p % len(self.tokens) for p in chosen])
+        first = place.from_position
+        if isinstance(first, int):
+            return self.token_labels(range(first % len(self.tokens), len(self.tokens)))
+        chosen = [p % len(self.tokens) for p in place.positions if isinstance(p, int)]
+        return self.token_labels(chosen or range(len(labels)))
 
     def _pieces(self) -> list[str]:
         return [self._strip("prompt"), self.activations.table()]
@@ -171,8 +172,9 @@ def _write(method: Activations, request: pb.TraceRequest) -> None:
 
 
 class _Assembly(Assembly[ActivationsResult]):
-    def __init__(self, method: Activations, _: pb.TraceRequest) -> None:
-        self._values = Values(method.sites)
+    def __init__(self, method: Activations, request: pb.TraceRequest) -> None:
+        by_row = request.HasField("reduction") or request.activations.pooling != pb.POOLING_UNSPECIFIED
+        self._values = Values(method.sites, by_row=by_row)
 
     def take(self, context: Context, message: pb.TraceResponse) -> None:  # noqa: ARG002 - needs no more than its shapes
         for part in message.activations:

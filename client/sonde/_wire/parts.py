@@ -2,22 +2,23 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sonde._answers.captured import Captured, captured_axes
 from sonde._answers.predictions import Continuation, Token
-from sonde._arrays import Axes, Booleans, Label
+from sonde._arrays import BFLOAT16, Axes, Booleans, Label
 from sonde._ask.names import COMPONENT_NAMES, WITHOUT_LAYER, ComponentName, FinishReason
 from sonde._ask.sites import Site
-from sonde._wire.tensors import from_tensor
+from sonde._wire.tensors import from_tensor, from_tensor_as_sent
 from sonde.errors import ProtocolError
 from sonde.v1 import inspection_pb2 as pb
 
 CLEAN: Final = -1
 """The number that the contract gives to the unchanged run."""
+_NAN_BFLOAT16: Final = 0x7FC0
 NO_LAYER: Final = -1
 """The label on the layer axis of a component that has no layers."""
 
@@ -128,16 +129,25 @@ class _Flat(NamedTuple):
     """The activations of one layer, flattened."""
 
     shape: tuple[int, ...]
-    values: npt.NDArray[np.generic]
+    values: npt.NDArray[Any]
     arrived: Booleans
     """Which values have arrived."""
+
+
+def _empty(size: int, dtype: "np.dtype[Any]") -> npt.NDArray[Any]:
+    """An array whose values have not arrived: NaN, or -1 among integers."""
+    if dtype == BFLOAT16:
+        return np.full(size, _NAN_BFLOAT16, np.uint16).view(BFLOAT16)
+    return np.full(size, np.nan if dtype.kind == "f" else -1, dtype)
 
 
 class Values:
     """Activations, joined from slices that each belong to one run, site and layer."""
 
-    def __init__(self, sites: Sequence[Site]) -> None:
+    def __init__(self, sites: Sequence[Site], *, by_row: bool = False) -> None:
+        """Join activations of these sites; `by_row`: their positions are joined in rows, one for each listed entry."""
         self._sites = tuple(sites)
+        self._by_row = by_row
         self._known: dict[_Place, dict[int, _Flat]] = {}
         """By run and site, then by layer."""
 
@@ -147,15 +157,17 @@ class Values:
         Raises:
             ProtocolError: if it lies outside its array, or contradicts the slices before it.
         """
-        values, shape = from_tensor(part.values).reshape(-1), tuple(part.shape)
-        size, end = math.prod(shape), part.offset + part.values.shape[0] if part.values.shape else part.offset + 1
+        values, shape = from_tensor_as_sent(part.values).reshape(-1), tuple(part.shape)
+        size, end = math.prod(shape), part.offset + len(values)
         if not (0 <= part.site < len(self._sites) and min(shape, default=0) >= 0 <= part.offset and end <= size):
             raise ProtocolError(f"the answer has activations outside site {part.site}, at offset {part.offset}")
         layers = self._known.setdefault(_Place(part.run, part.site), {})
-        if part.layer not in layers:
-            empty = np.nan if values.dtype.kind == "f" else -1
-            layers[part.layer] = _Flat(shape, np.full(size, empty, values.dtype), np.zeros(size, np.bool_))
-        known = layers[part.layer]
+        known = layers.get(part.layer)
+        if known is None and len(values) == size:
+            layers[part.layer] = _Flat(shape, values, np.ones(size, np.bool_))
+            return
+        if known is None:
+            known = layers[part.layer] = _Flat(shape, _empty(size, values.dtype), np.zeros(size, np.bool_))
         if known.shape != shape or known.values.dtype != values.dtype:
             raise ProtocolError(f"the answer has activations of two shapes or types at site {part.site}")
         known.values[part.offset : end] = values
@@ -163,7 +175,7 @@ class Values:
 
     def captured(self, run: int) -> Captured:
         """Return what has arrived of one run."""
-        arrays: list[tuple[Axes, npt.NDArray[np.generic]]] = []
+        arrays: list[tuple[Axes, npt.NDArray[Any]]] = []
         for index, site in enumerate(self._sites):
             known = self._known.get(_Place(run, index), {})
             layers = [layer for layer in in_order(site.layers, known) or sorted(known) if layer in known]
@@ -174,7 +186,7 @@ class Values:
                 raise ProtocolError(f"the answer has activations whose shape depends on the layer, at site {index}")
             shape = parts[0].shape
             stacked = np.stack([part.values.reshape(shape) for part in parts])
-            axes = captured_axes(site.component, layers, shape)
+            axes = captured_axes(site, layers, shape, by_row=self._by_row)
             arrays.append((axes, stacked[0] if site.component in WITHOUT_LAYER else stacked))
         return Captured(self._sites, arrays)
 

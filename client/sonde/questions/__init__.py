@@ -16,6 +16,7 @@ from sonde._answers.findings import (
     LogitAttribution,
     SteeringStrengths,
 )
+from sonde._readable import make_readable
 from sonde.questions.attribution import direct_logit_attribution
 from sonde.questions.average_trace import TOKEN_CLASSES, AverageTrace, Case, average_causal_trace
 from sonde.questions.knockout import attention_knockout, knockout_sweep
@@ -50,3 +51,5 @@ __all__ = [
     "steering_strengths",
     "steering_vector",
 ]
+
+make_readable(globals()[name] for name in __all__)

@@ -4,30 +4,19 @@ https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-len
 """
 
 from sonde._answers.findings import LensTable
-from sonde._ask.indices import Indices, indices
+from sonde._ask.named import PositionsLike
 from sonde._ask.prompts import PromptLike
-from sonde._methods.token_probability import TokenProbability, TokenProbabilityResult
+from sonde._methods.token_probability import TokenProbability
 from sonde.client import Client
-from sonde.questions.pipeline import each
 
 
-def logit_lens(client: Client, prompt: PromptLike, *, positions: Indices = None) -> LensTable:
+def logit_lens(client: Client, prompt: PromptLike, *, positions: PositionsLike = None) -> LensTable:
     """Find the most probable next token at each depth and position.
 
     Args:
         client: the client to use.
         prompt: the prompt to run.
-        positions: the positions to read; None means all.
+        positions: the positions to read, by number or by name; None means all.
     """
-    described = client.trace(prompt, top_k=0, dry_run=True)
-    count = len(described.tokens)
-    chosen = [p % count if -count <= p < count else p for p in indices(positions, "positions")] or list(range(count))
-
-    def read(position: int) -> TokenProbabilityResult:
-        return client.trace(prompt, method=TokenProbability(), position=position, top_k=1)
-
-    results = list(each(read, chosen))
-    depths = results[0].depths
-    cells = tuple(tuple(result.top_at(depth, 1)[0] for result in results) for depth in depths)
-    tokens = tuple(described.tokens[p] for p in chosen)
-    return LensTable(tokens, tuple(chosen), depths, cells, described.provenance)
+    method = TokenProbability(positions="all" if positions is None else positions)
+    return client.trace(prompt, method=method, top_k=1).table

@@ -13,6 +13,7 @@ from .cache import StateCache
 from .execute import Execution, Work
 from .layout import Row
 from .memory import Memory
+from .pooling import leaving
 from .readout import divergence, logits_of, read
 from .runs import Asked, Base, Capture, PlacedEdit, Reading, Result, Run, State
 from .sampling import Choice
@@ -60,7 +61,7 @@ class Engine:
             Component.VALUE: lambda: state.values[capture.layer],
         }
         values = parts[capture.component]()[list(capture.positions)]
-        return (values if capture.units is None else values[:, list(capture.units)]).float().cpu()
+        return leaving(values if capture.units is None else values[:, list(capture.units)], capture)
 
     def read(self, states: Sequence[State], reading: Reading) -> list[Result]:
         """What is read of base runs.

@@ -16,6 +16,7 @@ from .attention import Block, Masks, attend
 from .decoding import copy_below, gather, store
 from .layout import Layout, Row, Segment, by_choice, by_reading
 from .midblock import finish_block, resume, resuming
+from .pooling import leaving
 from .readout import read
 from .runs import State
 from .sampling import choose
@@ -82,7 +83,7 @@ class Execution:
                 self._block(depth)
         self._read()
         for row in self.waiting:
-            row.result.captures = [row.captured[number].float().cpu() for number in range(len(row.captures))]
+            row.result.captures = [leaving(row.captured[number], one) for number, one in enumerate(row.captures)]
             if row.squares is not None:
                 row.result.edit_norms = row.squares.sqrt().cpu()
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..questions.activations import Pooling
 from ..questions.places import Component
 from ..questions.prompts import Target
 from .sampling import Choice
@@ -39,12 +40,17 @@ class PlacedEdit:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """Values that are copied out of a run at some positions and units, in the contract's shape."""
+    """Values that are copied out of a run at some positions and units, in the contract's shape.
+
+    `rows`: how many of the positions belong to each row, over which `pooling` joins them.
+    """
 
     component: Component
     layer: int
     positions: tuple[int, ...]
     units: tuple[int, ...] | None = None
+    pooling: Pooling = Pooling.NONE
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

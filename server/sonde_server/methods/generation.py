@@ -9,7 +9,7 @@ All runs draw the same random numbers, so tokens differ only because of the edit
 2409.17027, give the Gumbel-max form of it).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -60,9 +60,9 @@ def lasting(edits: Sequence[Edit], placed: Sequence[PlacedEdit]) -> Lasting:
     return tuple((start, edit) for edit in placed if (start := starts[edit.receipt]) is not None)
 
 
-def answer(
+async def answer(
     session: Session, clean: State, runs: Iterable[Continued], count: int, generation: Generation, report: Report
-) -> Iterator[Answer]:
+) -> AsyncGenerator[Answer, None]:
     """What `report` yields for each result, then the tokens, step by step, for as many runs at a time as fit in memory.
 
     `runs` is the unchanged run and the `count` changed ones.
@@ -72,7 +72,8 @@ def answer(
     source = iter(runs)
     steps = _Steps(-(-(count + 1) // size) * generation.max_new_tokens)
     while some := list(islice(source, size)):
-        yield from _continue(session, clean, some, generation, report, steps)
+        async for part in _continue(session, clean, some, generation, report, steps):
+            yield part
 
 
 def check(decoder: Decoder, tokens: int, generation: Generation) -> None:
@@ -98,14 +99,14 @@ class _Steps:
         return Progress(self.done + done, self.total)
 
 
-def _continue(
+async def _continue(
     session: Session,
     clean: State,
     some: list[Continued],
     generation: Generation,
     report: Report,
     steps: _Steps,
-) -> Iterator[Answer]:
+) -> AsyncGenerator[Answer, None]:
     engine, tokens = session.engine, len(clean.tokens)
     chooser = Chooser(generation, session.decoder.vocabulary_size)
     choice = chooser.at(tokens - 1)
@@ -113,9 +114,11 @@ def _continue(
     slots = engine.continued_rows(rows, tokens + generation.max_new_tokens - 1)
     results = session.compute(rows)
     growing = []
-    for one, slot, result in zip(some, slots, results, strict=True):
+    for one, slot in zip(some, slots, strict=True):
+        (result,) = await results.take(1)
         if one.number != CLEAN:
-            yield from report(one.number, [result])
+            for part in report(one.number, [result]):
+                yield part
         growing.append(_Growing(one, slot, _chosen(one, result)))
     ends = frozenset[int]() if generation.ignore_end_token else session.decoder.end_tokens
     for offset in range(generation.max_new_tokens):
@@ -125,7 +128,8 @@ def _continue(
                 engine.step_row(clean, run.slot, run.token, run.continued.edits_at(choice.position), choice)
                 for run in growing
             ]
-            for run, result in zip(growing, session.compute(stepping), strict=True):
+            chosen = await session.compute(stepping).take(len(stepping))
+            for run, result in zip(growing, chosen, strict=True):
                 run.token = _chosen(run.continued, result)
         generated = _step(offset, growing, ends, generation)
         yield generated

@@ -47,7 +47,7 @@ class Context(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Progress(Answer):
-    """How many steps are done, of all. `runs`: whether a step is a run. Of many cases: how many are answered in full."""
+    """How many steps are done, of all. `runs`: whether a step is a run. Of cases: how many are answered in full."""
 
     done: int
     total: int

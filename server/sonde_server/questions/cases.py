@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 from .costs import Cost
 from .interventions import InterveneQuestion
 from .places import ModelDescription, Sized
+from .reductions import WAITING_BYTES, reduced_bytes, summed_bytes
 from .traces import TraceQuestion
 
 Question = TypeVar("Question", TraceQuestion, InterveneQuestion)
@@ -56,13 +57,24 @@ class Cases(Generic[Question]):
         )
 
     def answer_bytes(self, model: Sized) -> int:
-        """The size of the answer."""
-        return sum(question.answer_bytes(model) for question in self.questions)
+        """The size of the answer; of a reduction, at most."""
+        if self.reduction is None:
+            return sum(question.answer_bytes(model) for question in self.questions)
+        every = self.reduction.every or max(1, len(self.questions))
+        parts = -(-len(self.questions) // every) * min(every, len(set(self.groups)))
+        return parts * max(reduced_bytes(one, model, self.reduction.largest) for one in self.questions)
 
     def held_bytes(self, model: ModelDescription) -> int:
         """Bytes that answering them holds at one time, at most: as much as cases that advance together may hold."""
         held = [question.held_bytes(model) for question in self.questions]
-        return max(*held, min(sum(held), live_bytes(model.device))) if held else 0
+        return max(*held, min(sum(held), live_bytes(model.device))) + self._summed_bytes(model) if held else 0
+
+    def _summed_bytes(self, model: ModelDescription) -> int:
+        """What a reduction holds: the sums of every group, and the answers that wait to be summed up."""
+        if self.reduction is None:
+            return 0
+        each = max(summed_bytes(question, model, self.reduction.largest) for question in self.questions)
+        return WAITING_BYTES + each * min(self.reduction.every or len(self.groups), len(set(self.groups)))
 
 
 def live_bytes(device: str) -> int:

@@ -92,6 +92,11 @@ class CausalTracing:
         return not PAIRWISE.isdisjoint(self.components)
 
     @property
+    def reduced_rows(self) -> tuple[tuple[int, ...], ...]:
+        """The positions of the grids by row of a reduction. A position may be in several rows."""
+        return tuple((position,) for position in self.positions) if self.rows is None else self.rows
+
+    @property
     def cell_count(self) -> int:
         """How many cells the grids have."""
         columns = sum(1 if component in LAYERLESS else len(self.layers) for component in self.components)

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from math import prod
 
-from .activations import Encoding, Pooling
+from .activations import Encoding, Pooling, numbers_read
 from .answers import Answer, Floats, Integers
 from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, continued_at_once, item_bytes, state_bytes
 from .edits import Edit, Noise, Patch
@@ -67,18 +67,15 @@ class InterveneQuestion:
         for edits in self.plan.one_unit().runs(layers):
             for edit in edits:
                 if isinstance(edit.operation, Patch):
-                    for source in edit.operation.sources:
-                        positions = self.positions_in(source, edit.site, edit.operation)
+                    for number, source in enumerate(edit.operation.sources):
+                        positions = self.source_positions(edit.site, edit.operation, number)
                         for layer in edit.site.layers:
                             taken[source, edit.site.component, edit.operation.layer_for(layer)].update(positions)
         return {place: tuple(sorted(positions)) for place, positions in taken.items()}
 
-    def positions_in(self, source: int, site: Site, patch: Patch) -> tuple[int, ...]:
-        """The positions of a source that pair with those of a patch's site, counted from 0."""
-        if patch.positions is None:
-            return site.positions_within(self.asked.tokens)
-        tokens = len(self.sources[source].tokens)
-        return tuple(position % tokens for position in patch.positions)
+    def source_positions(self, site: Site, patch: Patch, number: int) -> tuple[int, ...]:
+        """The positions that pair with those of a patch's site, in the source that the patch names at `number`."""
+        return site.positions_within(self.asked.tokens) if patch.positions is None else patch.positions[number]
 
     # ------------------------------------------------------------ what it costs
 
@@ -90,7 +87,8 @@ class InterveneQuestion:
         """What is read of every changed run; activations and generated tokens of the unchanged one as well."""
         readout, runs = self.readout, self.plan.count
         columns = 2 * self.asked.columns + readout.kl_divergence + 2 * readout.top_k + self.plan.edits_per_run
-        every = FLOAT * sum(model.numbers(site, self.asked.tokens) for site in readout.activations)
+        read = numbers_read(readout.activations, readout.pooling, self.asked.tokens, model)
+        every = readout.encoding.bytes * read
         if readout.generation is not None:
             every += readout.generation.answer_bytes
         return FLOAT * runs * columns + (runs + 1) * every

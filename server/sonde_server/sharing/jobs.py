@@ -1,9 +1,10 @@
 """What waits for the model: calls and portions of rows, each on behalf of one question."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import coroutine
 from typing import Protocol
 
 from ..engine import Base, State
@@ -34,6 +35,12 @@ class Job:
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self.future: Future[object] = Future()
+
+    @coroutine
+    def done(self) -> "Generator[Job, None, object]":
+        """Wait for it: its result. Whoever drives what awaits this is handed the job (driving.py)."""
+        yield self
+        return self.future.result()
 
     def fail(self, error: BaseException) -> None:
         """Passes an error to whoever waits for the job. Only the first one counts."""

@@ -14,6 +14,7 @@ from ..questions.attribution_patching import (
 from ..questions.places import EDGE_ENDS, PAIRWISE, Component
 from ..questions.prompts import Metric, Prompt
 from .fields import MOST_NUMBERS, Reader
+from .names import read_rows
 from .parts import row_bytes, rows, spans
 from .prompts import read_metric, read_prompt
 from .sites import encode_site, read_components
@@ -31,6 +32,9 @@ def read_attribution_patching(
     verify_top = _count(message.verify_top, f"{path}.verify_top", reader)
     edges = _read_edges(message, f"{path}.edges", reader)
     _check_corrections(message, components, path, reader)
+    rows = None
+    if message.named_positions:
+        rows = read_rows(message.named_positions, prompt, f"{path}.named_positions", reader)
     if source is None:
         return None
     question = AttributionPatching(
@@ -42,6 +46,7 @@ def read_attribution_patching(
         message.recompute_softmax,
         message.drop_layers,
         edges,
+        rows,
     )
     _check_numbers(question, f"{path}.components", targets, reader)
     return question

@@ -23,6 +23,7 @@ from ..questions.causal_tracing import (
 from ..questions.places import Component
 from ..questions.prompts import Prompt
 from .fields import MOST_NUMBERS, Reader
+from .names import find_text, part_of, read_position_list, read_rows, union
 from .parts import arrays, row_bytes, rows, spans
 from .prompts import read_prompt
 from .sites import read_components
@@ -35,7 +36,6 @@ def read_causal_tracing(
     message: pb.CausalTracing, path: str, prompt: Prompt | None, targets: int, reader: Reader
 ) -> CausalTracing | None:
     """The question; None where its corruption is faulty."""
-    tokens = None if prompt is None else len(prompt.tokens)
     if message.WhichOneof("corruption") == "counterfactual":
         corruption: CorruptedBy | None
         corruption, subject = _read_counterfactual(message, path, prompt, reader)
@@ -47,7 +47,7 @@ def read_causal_tracing(
     if message.HasField("window"):
         window = reader.at_least_one(message.window, f"{path}.window")
     layers = reader.layers(message.layers, f"{path}.layers")
-    positions = reader.positions(message.positions, tokens, f"{path}.positions")
+    positions, rows = _read_positions(message, path, prompt, subject, reader)
     if corruption is None:
         return None
     tracing = CausalTracing(
@@ -57,8 +57,9 @@ def read_causal_tracing(
         components,
         window,
         layers or tuple(range(reader.model.layers)),
-        positions or tuple(range(tokens or 0)),
+        positions,
         message.per_sample,
+        rows,
     )
     if tracing.numbers_per_cell(targets) > MOST_NUMBERS:
         reader.problems.add(
@@ -99,59 +100,51 @@ def _read_counterfactual(
 def _read_subject(message: pb.CausalTracing, path: str, prompt: Prompt | None, reader: Reader) -> tuple[int, ...]:
     match message.WhichOneof("subject"):
         case "subject_text":
-            return () if prompt is None else _find_subject(message.subject_text, f"{path}.subject_text", prompt, reader)
+            field = f"{path}.subject_text"
+            if prompt is None:
+                return ()
+            return find_text(message.subject_text, prompt, field, reader, instead="subject_positions")
         case "subject_positions":
             field = f"{path}.subject_positions.positions"
-            if not message.subject_positions.positions:
-                reader.problems.add(field, "expected at least one position, got none")
-            tokens = None if prompt is None else len(prompt.tokens)
-            return reader.positions(message.subject_positions.positions, tokens, field)
+            return read_position_list(message.subject_positions, prompt, field, reader)
+        case "named_subject":
+            return (read_rows([message.named_subject], prompt, f"{path}.named_subject", reader, filled=True) or ((),))[
+                0
+            ]
         case _:
-            reader.problems.add(f"{path}.subject", "expected a subject (subject_text or subject_positions), got none")
+            reader.problems.add(
+                f"{path}.subject", "expected a subject (subject_text, subject_positions or named_subject), got none"
+            )
             return ()
 
 
-def _find_subject(subject: str, path: str, prompt: Prompt, reader: Reader) -> tuple[int, ...]:
-    """The positions of the tokens that make up the first occurrence of a text in the prompt."""
-    problems = reader.problems
-    shown = repr(subject if len(subject) <= 80 else subject[:80] + "...")
-    if not subject:
-        problems.add(path, "expected a part of the prompt's text, got an empty text")
-    elif prompt.text is None:
-        problems.add(path, "expected subject_positions, because the prompt is given as token ids, got a text")
-    elif not prompt.offsets:
-        problems.add(
-            path,
-            "expected subject_positions, because this model's tokenizer does not report where its tokens are in the "
-            "text, got a text",
-        )
-    elif (start := prompt.text.find(bare := subject.strip() or subject)) < 0:
-        problems.add(path, f"expected a part of the prompt's text, exactly as written there, got {shown}")
+def _read_positions(
+    message: pb.CausalTracing, path: str, prompt: Prompt | None, subject: tuple[int, ...], reader: Reader
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...] | None]:
+    """The positions of the grids, and the rows of a reduction where each position is not one of its own."""
+    tokens = 0 if prompt is None else len(prompt.tokens)
+    if message.positions and message.named_positions:
+        reader.problems.add(f"{path}.named_positions", "expected one of positions and named_positions, got both")
+    if message.positions:
+        return reader.positions(message.positions, tokens or None, f"{path}.positions"), None
+    if message.named_positions:
+        rows = read_rows(message.named_positions, prompt, f"{path}.named_positions", reader) or ()
+    elif reader.reduced:
+        span = tuple(sorted(subject))
+        rows = (*(part_of(span, part, tokens) for part in _ROLES), (tokens - 1,))
     else:
-        return _whole_tokens(prompt, start, start + len(bare), path, reader)
-    return ()
+        return tuple(range(tokens)), None
+    return union(rows), rows if reader.reduced else None
 
 
-def _whole_tokens(prompt: Prompt, start: int, end: int, path: str, reader: Reader) -> tuple[int, ...]:
-    """The tokens of the prompt's text from `start` to `end`, which is refused where it takes a part of a token.
-
-    A token may include spaces around the text: whether it does differs between vocabularies.
-    """
-    text = prompt.text
-    assert text is not None
-    subject = text[start:end]
-    found = tuple(i for i, (a, b) in enumerate(prompt.offsets) if a < b and a < end and b > start)
-    shown = repr(subject if len(subject) <= 80 else subject[:80] + "...")
-    if not found:
-        reader.problems.add(path, f"expected a text that overlaps a token of the prompt, got {shown}")
-    cut = [i for i in found if (text[prompt.offsets[i][0] : start] + text[end : prompt.offsets[i][1]]).strip()]
-    if cut:
-        tokens = " and of ".join(f"{reader.vocabulary.text(prompt.tokens[i])!r} (position {i})" for i in cut[:4])
-        reader.problems.add(
-            path,
-            f"{shown} does not cover whole tokens: it takes only part of {tokens}. Use whole tokens, or give positions",
-        )
-    return found
+# The roles of positions in figure 2 of the paper, before the last.
+_ROLES = (
+    pb.SPAN_PART_FIRST,
+    pb.SPAN_PART_MIDDLE,
+    pb.SPAN_PART_LAST,
+    pb.SPAN_PART_NEXT,
+    pb.SPAN_PART_FURTHER,
+)
 
 
 def _read_noise(message: pb.CausalTracing, path: str, corrupted: int, reader: Reader) -> CorruptedBy | None:

@@ -29,7 +29,7 @@ def decode_trace(
     reader = Reader(description, vocabulary, limits)
     prompt = read_prompt(request.prompt, "prompt", reader)
     targets = read_targets(request.targets, "targets", reader)
-    position = read_position(request, prompt, "position", reader)
+    position = read_position(request, prompt, "", reader)
     top_k = reader.top_k(request.top_k, "top_k")
     method = read_method(request, prompt, max(1, len(request.targets)), reader)
     reader.problems.settle()
@@ -49,8 +49,7 @@ def decode_intervene(
     prompt = read_prompt(request.prompt, "prompt", reader)
     sources = read_sources(request.sources, reader)
     readout = read_readout(request.readout, prompt, reader)
-    tokens = None if prompt is None else len(prompt.tokens)
-    plan = read_plan(request, reader, Scene(tokens, sources, generating=request.readout.HasField("generation")))
+    plan = read_plan(request, reader, Scene(prompt, sources, generating=request.readout.HasField("generation")))
     reader.problems.settle()
     assert prompt is not None
     assert readout is not None

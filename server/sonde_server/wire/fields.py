@@ -52,12 +52,18 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """The bounds within which a request is read."""
+    """The bounds within which a request is read.
+
+    `prompt` and `sources`: the paths of what is run and patched from. `reduced`: answers are joined over cases.
+    """
 
     model: ModelDescription
     vocabulary: "Vocabulary"
     limits: Limits
     problems: Problems = field(default_factory=Problems)
+    prompt: str = "prompt"
+    sources: str = "sources"
+    reduced: bool = False
 
     def index(self, value: int, count: int, path: str, kind: str) -> int | None:
         """A unit, source or token, counted from 0."""

@@ -9,6 +9,7 @@ from sonde.v1 import inspection_pb2 as pb
 
 from ..questions.interventions import Readings, Readout
 from ..questions.prompts import Prompt
+from .activations import read_encoding, read_pooling
 from .fields import Reader
 from .generation import read_generation
 from .parts import arrays, row_bytes, rows, spans
@@ -29,15 +30,17 @@ def read_readout(message: pb.Readout, prompt: Prompt | None, reader: Reader) -> 
     """What is read in every run."""
     tokens = None if prompt is None else len(prompt.tokens)
     targets = read_targets(message.targets, "readout.targets", reader)
-    position = read_position(message, prompt, "readout.position", reader)
+    position = read_position(message, prompt, "readout.", reader)
     top_k = reader.top_k(message.top_k, "readout.top_k")
-    sites = read_sites(message.activations, "readout.activations", tokens, reader)
+    sites = read_sites(message.activations, "readout.activations", prompt, reader)
+    encoding = read_encoding(message.activations_data_type, "readout.activations_data_type", reader)
+    pooling = read_pooling(message.pooling, sites, "readout.pooling", reader)
     generation = None
     if message.HasField("generation"):
         generation = read_generation(message.generation, "readout.generation", tokens, reader)
     if position is None:
         return None
-    return Readout(targets, position, top_k, message.kl_divergence, sites, generation)
+    return Readout(targets, position, top_k, message.kl_divergence, sites, generation, encoding, pooling)
 
 
 def cut_readings(part: Readings) -> Iterator[Readings]:

@@ -11,6 +11,7 @@ from ..questions.interventions import Readings
 from ..questions.prompts import Metric, Prompt, Target
 from ..questions.token_probability import LayerReadings
 from .fields import MOST_TARGETS, Reader
+from .names import read_one, read_spans
 from .tensors import encode_floats, encode_integers
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ _NO_TOKENIZER = "expected token ids, because this model has no tokenizer"
 
 
 def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
-    """The token ids of a prompt, and its text if it was given as text."""
+    """The token ids of a prompt, its text if it was given as text, and its named positions."""
+    prompt = _read_input(message, path, reader)
+    return None if prompt is None else read_spans(message.spans, prompt, path, reader)
+
+
+def _read_input(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
     if message.image:
         reader.problems.add(f"{path}.image", "expected no image, because the hosted model reads none, got one")
     most = reader.model.max_positions
@@ -89,9 +95,14 @@ def _fits(tokens: int, most: int, path: str, reader: Reader) -> bool:
 
 
 def read_position(
-    message: pb.TraceRequest | pb.Readout, prompt: Prompt | None, path: str, reader: Reader
+    message: pb.TraceRequest | pb.Readout, prompt: Prompt | None, prefix: str, reader: Reader
 ) -> int | None:
-    """The position that is read, by default the last."""
+    """The position that is read, by default the last. `prefix`: what the paths of its fields begin with."""
+    path = f"{prefix}position"
+    if message.HasField("named_position"):
+        if message.HasField("position"):
+            reader.problems.add(f"{prefix}named_position", "expected one of position and named_position, got both")
+        return read_one(message.named_position, prompt, f"{prefix}named_position", reader)
     given = message.position if message.HasField("position") else -1
     return reader.position(given, None if prompt is None else len(prompt.tokens), path)
 

@@ -22,17 +22,16 @@ from .token_probability import encode_layers, read_token_probability
 
 def read_method(request: pb.TraceRequest, prompt: Prompt | None, targets: int, reader: Reader) -> Method | None:
     """The method that a request names; None if it is faulty."""
-    tokens = None if prompt is None else len(prompt.tokens)
     match request.WhichOneof("method"):
         case "token_probability":
-            return read_token_probability(request.token_probability, "token_probability", tokens or 0, targets, reader)
+            return read_token_probability(request.token_probability, "token_probability", prompt, targets, reader)
         case "causal_tracing":
             return read_causal_tracing(request.causal_tracing, "causal_tracing", prompt, targets, reader)
         case "attribution_patching":
             asked = request.attribution_patching
             return read_attribution_patching(asked, "attribution_patching", prompt, targets, reader)
         case "activations":
-            return read_activations(request.activations, "activations", tokens, reader)
+            return read_activations(request.activations, "activations", prompt, reader)
         case None:
             return Prediction()
 
