@@ -43,6 +43,8 @@ class ReadableSignature(inspect.Signature):
         if len(line) <= _LONGEST:
             return line
         inside = "".join(f"    {part},\n" for part in parts)
+        if len(ending) > _LONGEST:
+            ending = " -> (\n    " + ending.removeprefix(" -> ").replace(" | ", "\n    | ") + "\n)"
         return f"(\n{inside}){ending}"
 
     def format(self, **_: Any) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonde._answers import files
+from sonde._answers.average_trace import AverageTrace
 from sonde._answers.cases import CasesResult
 from sonde._answers.findings import (
     ActivationPatching,
@@ -42,6 +43,7 @@ _SHARED: Final = (
     LargestActivations,
     Ranked,
     ActivationPatching,
+    AverageTrace,
     AttentionKnockout,
     LensTable,
     LogitAttribution,

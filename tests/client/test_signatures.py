@@ -116,7 +116,7 @@ def helped(thing: object) -> str:
 )
 def test_help_can_be_read(thing: object) -> None:
     shown = helped(thing)
-    head = shown[: shown.index("Args:")]
+    head = shown[shown.index("(") : shown.find("Args:")]
     assert max(map(len, head.splitlines())) <= 125
     assert not re.search(r"typing\.|collections\.abc|numpy\.|sonde\._(ask|answers)|<class", head)
 

@@ -272,7 +272,7 @@ class InterventionResult(Result):
     def _heatmap(self, title: str, down: str, across: str, grid: Floats) -> "Figure":
         high = max(float(np.nanmax(np.abs(grid), initial=0.0)), 1e-6)
         panel = plotting.Panel(
-            title,
+            "",
             grid,
             self._axis_labels(down),
             self._axis_labels(across),
@@ -284,7 +284,7 @@ class InterventionResult(Result):
             min(12.0, max(5.5, 1.5 + 0.2 * grid.shape[1])),
             min(12.0, max(2.6, 1.25 + 0.24 * grid.shape[0])),
         )
-        return plotting.panels([panel], -high, high, size=size)
+        return plotting.panels([panel], -high, high, title=title, size=size)
 
     def _axis_word(self, axis: str) -> str:
         return self._unit_name if axis == "unit" else axis

@@ -23,7 +23,7 @@ MOST_ROWS: Final = 40
 """The most rows with a label or a bar of their own."""
 MOST_COLUMNS: Final = 8
 MOST_POINTS: Final = 12
-MOST_TOKENS: Final = 32
+MOST_TOKENS: Final = 24
 """The most positions of a table of tokens."""
 MOST_PATTERNS: Final = 6
 """The most patterns of attention that have their tokens beside them."""

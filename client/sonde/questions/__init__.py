@@ -9,6 +9,7 @@ Functions that return edits or plans contact no server, and their results work w
 a `Client`, and send several requests at a time so that the server always has the next one.
 """
 
+from sonde._answers.average_trace import TOKEN_CLASSES, AverageTrace
 from sonde._answers.findings import (
     ActivationPatching,
     AttentionKnockout,
@@ -18,7 +19,7 @@ from sonde._answers.findings import (
 )
 from sonde._readable import make_readable
 from sonde.questions.attribution import direct_logit_attribution
-from sonde.questions.average_trace import TOKEN_CLASSES, AverageTrace, Case, average_causal_trace
+from sonde.questions.average_trace import Case, average_causal_trace
 from sonde.questions.knockout import attention_knockout, knockout_sweep
 from sonde.questions.lens import logit_lens
 from sonde.questions.mean_ablation import mean_ablation, mean_activation

@@ -5,34 +5,18 @@ further tokens, and the last token of the prompt. The only token of a subject co
 is both the first after the subject and the last of the prompt counts as both.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sonde._arrays import Booleans, Floats, Integers, Label
+from sonde._answers.average_trace import TOKEN_CLASSES, AverageTrace
+from sonde._arrays import Floats
 from sonde._ask.names import ComponentName
 from sonde._ask.prompts import PromptLike, TokenLike
 from sonde._methods.causal_tracing import CausalTracing, CausalTracingResult
-from sonde._show import plotting
-from sonde._show.palette import look
 from sonde.client import Client
 from sonde.questions.pipeline import AT_ONCE, each
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from matplotlib.figure import Figure
-
-TOKEN_CLASSES: Final = (
-    "first subject token",
-    "middle subject tokens",
-    "last subject token",
-    "first subsequent token",
-    "further tokens",
-    "last token",
-)
 
 
 @dataclass(frozen=True)
@@ -42,50 +26,6 @@ class Case:
     prompt: PromptLike
     subject: str | Sequence[int]
     target: TokenLike
-
-
-@dataclass(frozen=True, eq=False)
-class AverageTrace:
-    """The average indirect effect of restoring each kind of token at each layer, by component."""
-
-    effects: Mapping[ComponentName, Floats]
-    """[class, layer]: restored minus corrupted probability, averaged over tokens; NaN if no prompt has such a token."""
-    deviations: Mapping[ComponentName, Floats]
-    """[class, layer]: the standard deviation over tokens."""
-    layers: Mapping[ComponentName, tuple[Label, ...]]
-    """The labels of the layer axis."""
-    counts: Integers
-    """[class]: the number of tokens."""
-    used: Booleans
-    """[case]: whether the model predicted the target; other cases are not traced."""
-    clean: float
-    """The mean probability of the targets in the unchanged runs of the traced cases."""
-    corrupted: float
-    """The mean probability in the corrupted runs; `clean` minus this is the average total effect."""
-
-    def plot(self, path: "str | Path | None" = None) -> "Figure":
-        """Draw figure 2 of the paper, one panel per component, and save it if a path is given (needs matplotlib).
-
-        All panels share one scale, which begins at zero.
-        """
-        labels = [f"{name} ({count:,})" for name, count in zip(TOKEN_CLASSES, self.counts, strict=True)]
-        panels = [
-            plotting.Panel(
-                look(name).title,
-                effects,
-                labels,
-                self.layers[name],
-                look(name).colour_map,
-                "restored layer, or the centre of several",
-            )
-            for name, effects in self.effects.items()
-        ]
-        high = max((float(np.nanmax(effects, initial=0.0)) for effects in self.effects.values()), default=0.0)
-        title = (
-            f"Average indirect effect over {int(self.used.sum()):,} prompts: "
-            f"{self.clean:.3f} clean, {self.corrupted:.3f} corrupted"
-        )
-        return plotting.save(plotting.panels(panels, 0.0, max(high, 1e-6), title=title), path)
 
 
 def average_causal_trace(
@@ -167,4 +107,5 @@ def _average(results: Sequence[CausalTracingResult | None]) -> AverageTrace:
         np.array([result is not None for result in results]),
         float(np.mean([result.clean[0] for result in found])),
         float(np.mean([result.corrupted[0] for result in found])),
+        found[0].provenance,
     )
