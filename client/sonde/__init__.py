@@ -22,6 +22,7 @@ from sonde._answers.model import Model
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
 from sonde._answers.reduced import Reduced, Statistics
 from sonde._answers.results import Cost, Provenance, Result, TraceResult
+from sonde._answers.tokens import Tokens
 from sonde._ask.cases import Case, Cases
 from sonde._ask.edits import Edit, add, knockout, multiply, noise, patch, project_out, replace, scale
 from sonde._ask.named import span
@@ -106,6 +107,7 @@ __all__ = [
     "TokenPrediction",
     "TokenProbability",
     "TokenProbabilityResult",
+    "Tokens",
     "TraceResult",
     "Unauthenticated",
     "Unsupported",

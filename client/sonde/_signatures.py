@@ -13,6 +13,7 @@ from sonde._answers.cases import CasesResult
 from sonde._answers.interventions import InterventionResult
 from sonde._answers.reduced import Reduced
 from sonde._answers.results import Provenance, Result, TraceResult
+from sonde._answers.tokens import Tokens, TokensOfCases
 from sonde._ask.cases import Cases, CasesLike, as_cases
 from sonde._ask.edits import scale as scale_edit
 from sonde._ask.given import several
@@ -24,6 +25,7 @@ from sonde._ask.sites import Site, neuron
 from sonde._asking.asking import Asking, OnePrompt, Request
 from sonde._asking.cases import EachCase
 from sonde._asking.reductions import ReducedCases
+from sonde._asking.tokens import Tokenizing
 from sonde._connection.progress import Progress
 from sonde._connection.timeouts import DEFAULT, Timeout
 from sonde._methods.interventions import InterveneAssembler, intervene_request
@@ -31,7 +33,7 @@ from sonde._methods.method import Method, TraceT
 from sonde._methods.token_probability import TokenProbability, TokenProbabilityResult
 from sonde._methods.trace import TraceAssembler, trace_request
 from sonde._wire.assembly import Assembler
-from sonde._wire.encoding import reduction
+from sonde._wire.encoding import encode_prompt, reduction
 from sonde.v1 import inspection_pb2 as pb
 
 
@@ -345,6 +347,30 @@ def _asking(
     if request.HasField("reduction"):
         return ReducedCases(request, cases, assembler, sites)
     return EachCase(request, assembler)
+
+
+@overload
+def tokenize(prompt: PromptLike, *, timeout: Timeout = DEFAULT) -> Question[Tokens]: ...
+@overload
+def tokenize(prompt: CasesLike, *, timeout: Timeout = DEFAULT) -> Question[TokensOfCases]: ...
+def tokenize(
+    prompt: PromptLike | CasesLike, *, timeout: Timeout = DEFAULT
+) -> Question[Tokens] | Question[TokensOfCases]:
+    """Return the tokens of a prompt as the model reads it, with the positions of its spans; nothing is run.
+
+    Special tokens are included. A `Chat` is written by the template of the model's own checkpoint.
+
+    Args:
+        prompt: text, token ids or a `Chat`; of a list of prompts, or `Cases`, the tokens of each are returned.
+        timeout: seconds; None sets no limit beyond the server's own.
+
+    Raises:
+        SondeError: or one of its subclasses; the transport's own exceptions are never raised.
+    """
+    cases = as_cases(prompt)
+    prompts = [cast("PromptLike", prompt)] if cases is None else [case.whole_prompt for case in cases]
+    asking: Any = Tokenizing(list(map(encode_prompt, prompts)), many=cases is not None)
+    return Question("Trace", asking, False, timeout)
 
 
 def trace_token_probability(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonde._answers import files
+from sonde._answers.average_trace import AverageTrace
 from sonde._answers.cases import CasesResult
 from sonde._answers.interventions import InterventionResult
 from sonde._answers.largest import LargestActivations, Ranked
@@ -28,6 +29,7 @@ _SHARED: Final = (
     TraceResult,
     InterventionResult,
     CasesResult,
+    AverageTrace,
     Reduced,
     Statistics,
     LargestActivations,

@@ -266,7 +266,7 @@ def bars(
     return figure(_BARS_INCHES, height, draw)
 
 
-def lines(  # noqa: PLR0913 - the parts of a figure, by keyword
+def lines(
     title: str,
     at: Sequence[float] | Sequence[str],
     series: Mapping[str, Floats],
