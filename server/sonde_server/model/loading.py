@@ -188,7 +188,7 @@ def _describe(name: str, revision: str | None, decoder: Decoder, device: str) ->
         name=_public_name(name),
         revision=revision or getattr(config, "_commit_hash", None) or _fingerprint(name),
         architecture=str(config.model_type),
-        data_type=str(decoder.dtype).removeprefix("torch."),
+        data_type=decoder.data_type,
         device=device,
         attention=decoder.attention,
         layers=decoder.layers,

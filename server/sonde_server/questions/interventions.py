@@ -10,7 +10,7 @@ from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, continued_at_onc
 from .edits import Edit, Noise, Patch
 from .extents import Extent, Restarts, extent_of, rereading, token_layers
 from .generation import Generation
-from .places import PAIRWISE, Component, ModelDescription, Place, Site, Sized
+from .places import PAIRWISE, Component, Place, Site, Sized
 from .plans import Plan, Sweep, SweepAxes
 from .prompts import Asked, Prompt, Target
 
@@ -146,20 +146,20 @@ class InterveneQuestion:
         prompts += [(len(self.sources[source].tokens), places) for source, places in read.items()]
         return [(rereading(places, tokens, layers), tokens) for tokens, places in prompts]
 
-    def held_bytes(self, model: ModelDescription) -> int:
+    def held_bytes(self, model: Sized) -> int:
         """The states of all prompts, the continued runs, the changed values of the runs laid out, and the sources'."""
         tokens = self.asked.tokens
         held = state_bytes(tokens, model)
         held += sum(state_bytes(len(source), model) for source in {source.tokens for source in self.sources})
         if self.readout.generation is not None:
             each = cache_bytes(tokens + self.readout.generation.max_new_tokens, model, item_bytes(model.data_type))
-            held += each * continued_at_once(1 + self.plan.count, each, model.device)
+            held += each * continued_at_once(1 + self.plan.count, each, model.device_type)
         for (source, component, _), positions in self.sourced(model.layers).items():
             length = len(self.sources[source].tokens)
             held += FLOAT * prod(model.selected_shape(component, None, len(positions), length))
         return held + self._changed_bytes(model)
 
-    def _changed_bytes(self, model: ModelDescription) -> int:
+    def _changed_bytes(self, model: Sized) -> int:
         """Noise and patched values of the runs that are laid out at a time, at most."""
 
         def made(edits: tuple[Edit, ...]) -> int:
