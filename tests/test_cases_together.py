@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import fields, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -140,6 +140,7 @@ def reversed_source(ids: list[int]) -> list[int]:
 
 
 SITES = [Site("RESIDUAL_POST", (0, 3), (), (-1,)), Site("HEAD_OUT", (1,)), Site("ATTENTION_SCORES", (2,))]
+SWEEP = Sweep(Edit(Site("HEAD_OUT"), Scale(0.0)))
 ABLATED = [[Edit(Site("NEURON", (2,), (unit,), (-1,)), Scale(0.0))] for unit in (1, 5)]
 KINDS: dict[str, Callable[[list[int]], Message]] = {
     "prediction": traced,
@@ -241,7 +242,7 @@ def test_progress_is_that_of_the_whole(gpt2: Host) -> None:
     assert (told[0].done, told[0].cases_done) == (0, 0)
     assert (told[-1].done, told[-1].cases_done) == (40, 20)
     assert all(one.runs and (one.total, one.cases) == (40, 20) for one in told)
-    assert all(one.done <= other.done and one.cases_done <= other.cases_done for one, other in zip(told, told[1:]))
+    assert all(one.done <= other.done and one.cases_done <= other.cases_done for one, other in pairwise(told))
 
 
 def test_a_dry_run_runs_nothing(gpt2: Host) -> None:
@@ -312,9 +313,7 @@ def test_cases_that_are_given_up_leave_nothing_behind(gpt2: Host) -> None:
     scheduler = gpt2.server.scheduler
     engine = scheduler.engine
     engine.cache.clear()
-    questions = [
-        asked(gpt2, changed(ids_of(number, 20), Sweep(Edit(Site("HEAD_OUT"), Scale(0.0))))) for number in range(40)
-    ]
+    questions = [asked(gpt2, changed(ids_of(number, 20), SWEEP)) for number in range(40)]
     with session_of(gpt2) as session, closing(methods.intervene(together(questions), session)) as parts:  # type: ignore[type-var]
         for part in parts:
             if isinstance(part, CaseAnswer) and isinstance(part.part, Readings):
@@ -331,15 +330,15 @@ def test_cases_that_are_given_up_leave_nothing_behind(gpt2: Host) -> None:
 
 
 def test_cases_stop_when_they_are_cancelled_or_late(gpt2: Host) -> None:
-    questions = [
-        asked(gpt2, changed(ids_of(number, 20), Sweep(Edit(Site("HEAD_OUT"), Scale(0.0))))) for number in range(9)
-    ]
+    questions = [asked(gpt2, changed(ids_of(number, 20), SWEEP)) for number in range(9)]
     scheduler = gpt2.server.scheduler
     cancelled = threading.Event()
-    with pytest.raises(Stopped), scheduler.session(caller="test", cancelled=cancelled) as session:
-        for part in methods.intervene(together(questions), session):
-            if isinstance(part, CaseAnswer):
-                cancelled.set()
+    with scheduler.session(caller="test", cancelled=cancelled) as session:
+        parts = methods.intervene(together(questions), session)
+        assert any(isinstance(part, CaseAnswer) for part in parts)
+        cancelled.set()
+        with pytest.raises(Stopped):
+            list(parts)
     with pytest.raises(Stopped), scheduler.session(caller="t", cancelled=threading.Event(), deadline=0.0) as session:
         list(methods.intervene(together(questions), session))
     settle(gpt2)

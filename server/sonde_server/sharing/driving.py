@@ -60,7 +60,7 @@ class _Abandoned(BaseException):
 
 def abandon(steps: Steps[T]) -> None:
     """End a step that waits for a job."""
-    # Not `close`, nor GeneratorExit, which does the same further in: it leaves an asynchronous generator where it waits.
+    # Not `close`, nor GeneratorExit, which does the same further in: an asynchronous generator would stay where it is.
     with suppress(_Abandoned):
         steps.throw(_Abandoned())
 
