@@ -260,18 +260,19 @@ def test_i26_the_cache_changes_no_logit(host: Host) -> None:
     blind = PlacedEdit(Component.ATTENTION_SCORES, 2, (), None, Change("knockout", keys=(0, 3)))
     with session_of(host) as session:
         (clean,) = complete(session.states([Base(tuple(IDS))]), session)
-        run = Run(clean, [*flipped, neurons], Reading(PROMPT - 1, everything), choice=Choice(PROMPT - 1))
+        run = Run(clean, [*flipped, neurons], Reading(PROMPT - 1, everything), choices=(Choice(PROMPT - 1),))
         row = engine.run_row(run)
         (slot,) = engine.continued_rows([row], PROMPT + NEW)
         found, tokens = [], []
         for position in range(PROMPT, PROMPT + NEW):
             (result,) = complete(session.compute([row]).take(1), session)
-            assert result.token is not None
+            (taken,) = result.taken
+            assert taken is not None
             assert result.logits is not None
             found.append(result.logits)
-            tokens.append(result.token)
+            tokens.append(taken.token)
             going_on = [replace(edit, positions=(position,)) for edit in (neurons, blind)]
-            row = engine.step_row(clean, slot, result.token, going_on, Choice(position))
+            row = engine.step_row(clean, slot, taken.token, going_on, Choice(position))
             row.reading = Reading(position, everything)
     edits = [
         Edit(Site("KEY", (0, 3), positions=(1, 4)), oracle.Scale(-1.0)),

@@ -14,15 +14,22 @@ Importing this package imports grpc, protobuf and numpy, but never torch, matplo
 """
 
 from sonde._answers.captured import Captured
+from sonde._answers.cases import CasesResult
 from sonde._answers.edges import Edge, Edges
 from sonde._answers.interventions import Change, InterventionResult
+from sonde._answers.largest import LargestActivations
 from sonde._answers.model import Model
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
+from sonde._answers.reduced import Reduced, Statistics
 from sonde._answers.results import Cost, Provenance, Result, TraceResult
+from sonde._answers.tokens import Tokens
+from sonde._ask.cases import Case, Cases
 from sonde._ask.edits import Edit, add, knockout, multiply, noise, patch, project_out, replace, scale
+from sonde._ask.named import span
 from sonde._ask.plans import Generation, Sweep, sweep
-from sonde._ask.prompts import Prompt, Target
+from sonde._ask.prompts import Chat, Prompt, Target
 from sonde._ask.sites import Site, head, neuron, residual, site
+from sonde._ask.spans import Span
 from sonde._connection.connection import TLS
 from sonde._connection.replicas import ReplicasDiffer
 from sonde._methods.activations import Activations, ActivationsResult
@@ -59,9 +66,13 @@ __all__ = [
     "Busy",
     "Cancelled",
     "Captured",
+    "Case",
+    "Cases",
+    "CasesResult",
     "CausalTracing",
     "CausalTracingResult",
     "Change",
+    "Chat",
     "Client",
     "Continuation",
     "Cost",
@@ -74,6 +85,7 @@ __all__ = [
     "InterventionResult",
     "InvalidRequest",
     "InvalidSettings",
+    "LargestActivations",
     "Model",
     "NotServing",
     "PermissionDenied",
@@ -81,17 +93,21 @@ __all__ = [
     "Prompt",
     "ProtocolError",
     "Provenance",
+    "Reduced",
     "ReplicasDiffer",
     "Result",
     "Run",
     "Site",
     "SondeError",
+    "Span",
+    "Statistics",
     "Sweep",
     "Target",
     "Token",
     "TokenPrediction",
     "TokenProbability",
     "TokenProbabilityResult",
+    "Tokens",
     "TraceResult",
     "Unauthenticated",
     "Unsupported",
@@ -110,5 +126,6 @@ __all__ = [
     "residual",
     "scale",
     "site",
+    "span",
     "sweep",
 ]

@@ -235,7 +235,18 @@ def _add_generate(commands: Any) -> None:
         help="the temperature of sampling; 0 takes the most probable token (0)",
     )
     parser.add_argument("--seed", type=int, help="the seed of sampling (1)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="sample from the most probable tokens that together have this share (1)",
+    )
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="the number of texts to generate (1)")
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end where the generated text contains this; repeatable"
+    )
     parser.add_argument("--ignore-end-token", action="store_true", help="continue after an end token")
+    parser.add_argument("--log-probabilities", action="store_true", help="also print the log-probability of each token")
     parser.add_argument("--dry-run", action="store_true", help="only print the largest possible cost")
     places = _add_places(parser)
     places.add_argument(

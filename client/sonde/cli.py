@@ -13,6 +13,7 @@ import numpy as np
 
 from sonde import errors
 from sonde._answers.interventions import InterventionResult
+from sonde._answers.predictions import Continuation, Prediction
 from sonde._answers.results import TraceResult
 from sonde._arrays import visible
 from sonde._ask.edits import Edit, add, noise, patch, replace, scale
@@ -26,7 +27,7 @@ from sonde._methods.causal_tracing import CausalTracing
 from sonde._methods.token_probability import TokenProbability
 from sonde._needed import check
 from sonde._options import SWEPT, parse
-from sonde._show import console, plotting
+from sonde._show import console, plotting, terminal
 from sonde._show.report import as_json
 from sonde.client import Client
 
@@ -180,21 +181,48 @@ def _intervene(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     edits = _lasting_edits(options)
-    generation = Generation(options.tokens, options.temperature, options.seed, options.ignore_end_token)
+    generation = Generation(
+        options.tokens,
+        options.temperature,
+        options.seed,
+        options.ignore_end_token,
+        options.top_p,
+        options.stop or (),
+        options.samples,
+        options.log_probabilities,
+    )
     with _client(options) as client:
         if options.dry_run or options.json:
             result = client.intervene(options.prompt, [edits], top_k=0, generation=generation, dry_run=options.dry_run)
             _show(options, result.to_text, lambda: as_json(result))
             return
-        shown, unchanged = 0, ""
-        for known in client.stream_intervene(options.prompt, [edits], top_k=0, generation=generation):
-            said, clean = known[0].continuation, known.clean.continuation
-            if said is not None and clean is not None:
+        shown, last = 0, None
+        for last in client.stream_intervene(options.prompt, [edits], top_k=0, generation=generation):
+            said, clean = last[0].continuation, last.clean.continuation
+            if options.samples == 1 and said is not None and clean is not None:
                 _write(said.text[shown:])
-                shown, unchanged = len(said.text), clean.text
-    _write("\n")
-    if options.sites:
-        _write(f"\nunchanged:\n{unchanged}\n")
+                shown = len(said.text)
+    if last is not None:
+        _write(_texts(last[0])[shown:])
+        if options.sites:
+            _write(f"\nunchanged:\n{_texts(last.clean)}")
+
+
+def _texts(run: Prediction) -> str:
+    """What a run generated, with the log-probabilities that were requested."""
+    several = len(run.continuations) > 1
+    return "\n".join(
+        (f"sample {said.sample}:\n" if several else "") + said.text + "\n" + _probable(said)
+        for said in run.continuations
+    )
+
+
+def _probable(said: Continuation) -> str:
+    if not len(said.log_probabilities):
+        return ""
+    pairs = zip(said.tokens, said.log_probabilities, strict=True)
+    rows = [[repr(visible(token.text)), float(value)] for token, value in pairs]
+    return "\n" + terminal.table(["token", "log p"], rows) + "\n"
 
 
 def _lasting_edits(options: argparse.Namespace) -> list[Edit]:

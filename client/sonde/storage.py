@@ -4,9 +4,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonde._answers import files
+from sonde._answers.average_trace import AverageTrace
+from sonde._answers.cases import CasesResult
 from sonde._answers.interventions import InterventionResult
+from sonde._answers.largest import LargestActivations, Ranked
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
+from sonde._answers.reduced import Reduced, Statistics
 from sonde._answers.results import Cost, Provenance, Result, TraceResult
+from sonde._ask.named import NamedPositions
 from sonde._ask.sites import Site
 from sonde._methods.method import METHODS
 
@@ -20,8 +25,15 @@ _SHARED: Final = (
     Prediction,
     Run,
     Site,
+    NamedPositions,
     TraceResult,
     InterventionResult,
+    CasesResult,
+    AverageTrace,
+    Reduced,
+    Statistics,
+    LargestActivations,
+    Ranked,
 )
 
 

@@ -26,15 +26,18 @@ def test_both_clients_take_the_same_and_say_the_same(name: str) -> None:
 def test_what_they_return_is_told_by_each() -> None:
     for name in QUESTIONS:
         answer = inspect.signature(getattr(sonde.Client, name)).return_annotation
-        assert issubclass(answer, sonde.Result)
-        assert inspect.signature(getattr(sonde.AsyncClient, name)).return_annotation is answer
+        kinds = {typing.get_origin(kind) or kind for kind in typing.get_args(answer) or (answer,)}
+        assert {kind for kind in kinds if not issubclass(kind, sonde.Result)} <= {sonde.CasesResult, sonde.Reduced}
+        assert any(issubclass(kind, sonde.Result) for kind in kinds)
+        assert inspect.signature(getattr(sonde.AsyncClient, name)).return_annotation == answer
         assert inspect.iscoroutinefunction(getattr(sonde.AsyncClient, name))
     for name in STREAMS:
         hints = (
             typing.get_type_hints(getattr(sonde.Client, name)),
             typing.get_type_hints(getattr(sonde.AsyncClient, name)),
         )
-        assert [typing.get_origin(one["return"]) for one in hints] == [Generator, AsyncGenerator]
+        for hint, kind in zip(hints, (Generator, AsyncGenerator), strict=True):
+            assert {typing.get_origin(one) for one in typing.get_args(hint["return"])} == {kind}
 
 
 SNIPPET = """
@@ -47,6 +50,15 @@ def ask(client: sonde.Client) -> None:
     assert_type(client.trace("a"), sonde.TraceResult)
     assert_type(client.trace("a", method=sonde.CausalTracing("b")), sonde.CausalTracingResult)
     assert_type(client.intervene("a", []), sonde.InterventionResult)
+    assert_type(client.trace([1, 2]), sonde.TraceResult)
+    assert_type(client.trace(sonde.Chat([("user", "a")])), sonde.TraceResult)
+    assert_type(client.trace(["a", "b"]), sonde.CasesResult[sonde.TraceResult])
+    assert_type(client.trace(sonde.Cases(["a"]), method=sonde.CausalTracing("b")),
+                sonde.CasesResult[sonde.CausalTracingResult])
+    assert_type(client.trace(["a"], method=sonde.CausalTracing("b"), reduce="mean"),
+                sonde.Reduced[sonde.CausalTracingResult])
+    assert_type(client.intervene([sonde.Case("a")], []), sonde.CasesResult[sonde.InterventionResult])
+    assert_type(client.intervene(sonde.Cases(["a"]), [], reduce="mean"), sonde.Reduced[sonde.InterventionResult])
     assert_type(client.stream_trace("a", method=sonde.TokenProbability()),
                 Generator[sonde.TokenProbabilityResult, None, None])
     assert_type(client.trace_token_probability([1], 2), sonde.TokenProbabilityResult)

@@ -7,7 +7,7 @@ plan, in its order.
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -104,6 +104,9 @@ class InterventionResult(Result):
     _texts: Mapping[int, str]
     _activations: Sequence[Captured]
     _continuations: Sequence[Continuation | None]
+    drawn_with_errors: ClassVar[bool] = True
+    _further_samples: Sequence[Sequence[Continuation]] = ()
+    """By run, its continuations after the first."""
     _unit_name: str = "unit"
     """The word for the units of a sweep in figures: head, neuron, or unit if it is not known."""
 
@@ -129,8 +132,13 @@ class InterventionResult(Result):
 
     @property
     def generated(self) -> list[Continuation | None]:
-        """The text that each run generated; None where nothing was generated."""
+        """The first text that each run generated; None where nothing was generated."""
         return list(self._continuations)
+
+    @property
+    def continuations(self) -> list[tuple[Continuation, ...]]:
+        """All texts that each run generated, one for each of `Generation.samples`."""
+        return [run.continuations for run in self]
 
     def __len__(self) -> int:
         return self.arrived.size
@@ -150,6 +158,7 @@ class InterventionResult(Result):
             self._ranking(flat),
             self._activations[flat] if self._activations else Captured((), ()),
             self._continuations[flat] if self._continuations else None,
+            tuple(self._further_samples[flat]) if self._further_samples else (),
             self._by_run(self.effect)[flat],
             None if self.kl_divergences is None else float(self.kl_divergences.reshape(-1)[flat]),
             np.empty(0, np.float32) if self.edit_norms is None else self._by_run(self.edit_norms)[flat],
@@ -204,15 +213,24 @@ class InterventionResult(Result):
             columns["kl_divergence"] = np.repeat(self.kl_divergences.reshape(-1), len(self.targets))
         return data_frame(long_form(self.axes, columns))
 
-    def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
+    def plot(
+        self, path: "str | Path | None" = None, *, target: int = 0, error: "InterventionResult | None" = None
+    ) -> "Figure":
         """Draw the effects, and save the figure if a path is given (needs matplotlib).
 
         A sweep over two axes becomes a heat map. Anything else becomes bars, if there are many, only the largest ones.
+
+        Args:
+            path: where the figure is saved; None saves none.
+            target: the target's index.
+            error: a result with standard errors, as `Reduced.standard_error`. The bars have those of the changed runs'
+                log-probabilities.
         """
         clean = float(self.clean.probabilities[target])
         title = f"change of log p({self._word(target)}), in nats; unchanged p = {clean:.3f}"
         grid = self._grid(target)
-        figure = self._bars(title, target) if grid is None else self._heatmap(title, *grid)
+        errors = None if error is None else error.log_probabilities[..., target].reshape(-1)
+        figure = self._bars(title, target, errors) if grid is None else self._heatmap(title, *grid)
         return plotting.save(figure, path)
 
     def _grid(self, target: int) -> tuple[str, str, Floats] | None:
@@ -251,14 +269,15 @@ class InterventionResult(Result):
             return [str(label) for label in labels]
         return [self.token_labels([label])[0] if isinstance(label, int) else str(label) for label in labels]
 
-    def _bars(self, title: str, target: int) -> "Figure":
+    def _bars(self, title: str, target: int, errors: Floats | None) -> "Figure":
         changes = self.most_changed(min(len(self), plotting.MOST_ROWS), target=target)
         if len(self) <= plotting.MOST_ROWS:
             changes = sorted(changes, key=lambda change: change.run)
         else:
             title = f"{title}\n(the {len(changes)} largest of {len(self):,})"
         values = np.array([change.effect for change in changes], np.float32)
-        return plotting.bars(title, [self._bar_label(change) for change in changes], values)
+        spread = None if errors is None else errors[[change.run for change in changes]]
+        return plotting.bars(title, [self._bar_label(change) for change in changes], values, errors=spread)
 
     def _bar_label(self, change: Change) -> str:
         """A place, by the axes that vary; positions also have their token."""
@@ -324,8 +343,12 @@ class InterventionResult(Result):
     def _said(self) -> list[tuple[str, Continuation]]:
         """The generated texts, each with the name of its run."""
         names = [f"run {i}" if len(self) > 1 else "changed" for i in range(len(self))]
-        said = zip(["unchanged", *names], [self.clean.continuation, *self.generated], strict=False)
-        return [(name, text) for name, text in said if text is not None]
+        said = zip(["unchanged", *names], [self.clean.continuations, *self.continuations], strict=False)
+        return [
+            (f"{name}, sample {text.sample}" if len(texts) > 1 else name, text)
+            for name, texts in said
+            for text in texts
+        ]
 
     def _largest(self, count: int) -> str:
         """The largest changes, as a table."""

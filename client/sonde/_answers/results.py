@@ -1,7 +1,7 @@
 """The parts that all results share: the prompt, the unchanged run, the cost and the provenance."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
@@ -30,6 +30,10 @@ class Cost:
     full_token_layers: int
     """The same number if every run were computed in full."""
     answer_bytes: int
+    cases: int = 0
+    """The number of cases; 0 if there is a single prompt."""
+    tokens: int = 0
+    """The number of tokens in all prompts and sources."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Common(TypedDict):
     cost: Cost
     provenance: Provenance
     dry_run: bool
+    spans: Mapping[str, tuple[int, ...]]
     _clean: Prediction | None
 
 
@@ -72,6 +77,8 @@ class Result:
     dry_run: bool
     """True if nothing was run: only the tokens, the cost and the resolved request are known."""
     _clean: Prediction | None
+    spans: Mapping[str, tuple[int, ...]] = field(default_factory=dict, kw_only=True)
+    """The positions of the prompt's spans by their names; in a chat, also of each message, as `"user[0]"`."""
 
     @property
     def prediction(self) -> Prediction:
@@ -121,7 +128,7 @@ class Result:
     def to_text(self, count: int = 10) -> str:
         """The result as text for a terminal: tables of up to `count` rows, and heat maps; after a dry run, the cost."""
         if self.dry_run:
-            return "\n".join([_cost_text(self.cost), *self._announced()])
+            return "\n".join([cost_text(self.cost), *self._announced()])
         return "\n\n".join(self._paragraphs(count))
 
     def _announced(self) -> list[str]:
@@ -134,8 +141,12 @@ class Result:
 
     def _repr_html_(self) -> str:
         if self.dry_run:
-            return page(_cost_table(self.cost), *map(note, self._announced()))
-        return page(*self._pieces(), note(_origin(self.provenance)))
+            return page(cost_table(self.cost), *map(note, self._announced()))
+        return page(self.html())
+
+    def html(self) -> str:
+        """What a notebook shows of it, without the style sheet."""
+        return "".join([*self._pieces(), note(_origin(self.provenance))])
 
     def _pieces(self) -> list[str]:
         """What a notebook shows, as pieces of HTML (see display.py)."""
@@ -186,13 +197,18 @@ class TraceResult(Result):
         return ""
 
 
-def _cost_text(cost: Cost) -> str:
+def cost_text(cost: Cost) -> str:
+    """The cost in words."""
     saved = f", of {cost.full_token_layers:,} in full" if cost.full_token_layers else ""
-    return f"{cost.runs:,} runs, {cost.token_layers:,} token-layers{saved}; an answer of {cost.answer_bytes:,} bytes"
+    cases = f"{cost.cases:,} cases of {cost.tokens:,} tokens in all, " if cost.cases else ""
+    work = f"{cost.runs:,} runs, {cost.token_layers:,} token-layers{saved}"
+    return f"{cases}{work}; an answer of {cost.answer_bytes:,} bytes"
 
 
-def _cost_table(cost: Cost) -> str:
+def cost_table(cost: Cost) -> str:
+    """The cost as an HTML table."""
     numbers = (
+        *((("cases", cost.cases), ("tokens", cost.tokens)) if cost.cases else ()),
         ("runs", cost.runs),
         ("token layers", cost.token_layers),
         ("in full", cost.full_token_layers),

@@ -15,7 +15,10 @@ from typing import TypeAlias
 from sonde._ask.edits import Edit
 from sonde._ask.given import refusal, several
 from sonde._ask.indices import Indices, index, indices
+from sonde._ask.named import PositionsLike
+from sonde._ask.named import positions as positions_of
 from sonde._ask.names import AXES, AxisName, check_name
+from sonde._ask.sites import Site
 from sonde.errors import InvalidRequest
 
 
@@ -34,7 +37,7 @@ def sweep(
     *,
     layers: Indices = None,
     units: Indices = None,
-    positions: Indices = None,
+    positions: PositionsLike = None,
     together: AxisName | Iterable[AxisName] = (),
     layer_window: int | None = None,
     always: Edit | Iterable[Edit] = (),
@@ -47,7 +50,7 @@ def sweep(
         edit: the edit. Its site can name the layers, units and positions instead of the arguments below.
         layers: the blocks to sweep.
         units: the heads or neurons to sweep. Components without either are edited over their full width.
-        positions: the positions to sweep.
+        positions: the positions to sweep. Each name counts as one: a run edits its positions together.
         together: axes that each run edits as a whole, such as `"position"`.
         layer_window: how many layers each run edits, centred as in `CausalTracing.window`; the default is 1.
         always: edits that every run makes first.
@@ -65,7 +68,7 @@ def sweep(
         place,
         layers=place.layers or indices(layers, "layers"),
         units=place.units or indices(units, "units"),
-        positions=place.positions or indices(positions, "positions"),
+        positions=place.positions or positions_of(positions, "positions"),
     )
     axes = (together,) if isinstance(together, str) else several(together, "together", "names of axes")
     return Sweep(
@@ -89,9 +92,30 @@ class Generation:
         temperature: the temperature of the sampling; the default, 0, always takes the most probable token.
         seed: the seed of the sampling; the default is 1.
         ignore_end_token: continue after an end token; the default is False.
+        top_p: sample from the fewest most probable tokens that together have this probability; the default, 1, is all.
+        stop: a text, or several, that end a continuation where it contains one of them.
+        samples: how many continuations each run has, with the seeds `seed`, `seed + 1` and so on; the default is 1.
+        log_probabilities: return the log-probability of each token that was taken; the default is False.
+        activations: sites to read at the generated tokens, except the last token; the default is none. They name no
+            positions.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     seed: int | None = None
     ignore_end_token: bool = False
+    top_p: float | None = None
+    stop: str | Iterable[str] = ()
+    samples: int = 1
+    log_probabilities: bool = False
+    activations: Site | Iterable[Site] = ()
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """`activations` as a tuple.
+
+        Raises:
+            InvalidRequest: if it is not a site or a list of sites.
+        """
+        given = self.activations
+        return (given,) if isinstance(given, Site) else several(given, "activations", "a list of sites")

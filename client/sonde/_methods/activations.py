@@ -73,8 +73,9 @@ def _write(method: Activations, request: pb.TraceRequest) -> None:
 
 
 class _Assembly(Assembly[ActivationsResult]):
-    def __init__(self, method: Activations, _: pb.TraceRequest) -> None:
-        self._values = Values(method.sites)
+    def __init__(self, method: Activations, request: pb.TraceRequest) -> None:
+        by_row = request.HasField("reduction") or request.activations.pooling != pb.POOLING_UNSPECIFIED
+        self._values = Values(method.sites, by_row=by_row)
 
     def take(self, context: Context, message: pb.TraceResponse) -> None:  # noqa: ARG002 - needs no more than its shapes
         for part in message.activations:

@@ -189,10 +189,23 @@ def _sparse(count: int, wanted: int) -> list[int]:
 
 
 def draw_curve(
-    axes: "Axes", title: str, at: Sequence[int], values: Floats, *, across: str, tops: Sequence[str]
+    axes: "Axes",
+    title: str,
+    at: Sequence[int],
+    values: Floats,
+    *,
+    across: str,
+    tops: Sequence[str],
+    errors: Floats | None = None,
 ) -> None:
-    """Draw numbers from 0 to 1 as a line; `tops` has a text for each point, or none at all."""
+    """Draw numbers from 0 to 1 as a line; `tops` has a text for each point, or none at all.
+
+    `errors`, [2, point], are drawn as lines of these lengths downward and upward; NaN draws none.
+    """
     axes.plot(at, values, color="#54278f", marker="o", markersize=4, linewidth=1.6, clip_on=False)
+    if errors is not None:
+        known = np.isfinite(values) & np.isfinite(errors).all(0)
+        axes.errorbar(np.asarray(at)[known], values[known], yerr=errors[:, known], **_ERROR_BARS)
     axes.set_ylim(0, 1.05)
     axes.set_xlim(at[0], max(at[-1], at[0] + 1))
     labelled = _sparse(len(at), MOST_POINTS)
@@ -253,7 +266,7 @@ def bars(
     return figure(_BARS_INCHES, height, draw)
 
 
-def lines(  # noqa: PLR0913 - the parts of a figure, by keyword
+def lines(
     title: str,
     at: Sequence[float] | Sequence[str],
     series: Mapping[str, Floats],

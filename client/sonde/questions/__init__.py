@@ -6,11 +6,13 @@
     edits = questions.directional_ablation(direction[0], client.model.layers)
 
 Functions that return edits or plans contact no server, and their results work with an `AsyncClient` too. The others use
-a `Client`, and send several requests at a time so that the server always has the next one.
+a `Client`. What is about many prompts goes to the server as one dataset.
 """
 
+from sonde._answers.average_trace import AverageTrace
+from sonde._methods.causal_tracing import TOKEN_CLASSES
 from sonde.questions.attribution import LogitAttribution, direct_logit_attribution
-from sonde.questions.average_trace import TOKEN_CLASSES, AverageTrace, Case, average_causal_trace
+from sonde.questions.average_trace import average_causal_trace, average_causal_trace_cost
 from sonde.questions.knockout import AttentionKnockout, attention_knockout, knockout_sweep
 from sonde.questions.lens import LensTable, logit_lens
 from sonde.questions.mean_ablation import mean_ablation, mean_activation
@@ -24,12 +26,12 @@ __all__ = [
     "ActivationPatching",
     "AttentionKnockout",
     "AverageTrace",
-    "Case",
     "LensTable",
     "LogitAttribution",
     "activation_patching",
     "attention_knockout",
     "average_causal_trace",
+    "average_causal_trace_cost",
     "direct_logit_attribution",
     "directional_ablation",
     "knockout_sweep",

@@ -18,7 +18,6 @@ from sonde._ask.sites import head, residual, site
 from sonde._methods.activations import Activations
 from sonde.client import Client
 from sonde.errors import Unsupported
-from sonde.questions.pipeline import each
 
 _Array = npt.NDArray[np.float64]
 
@@ -107,7 +106,7 @@ def _by_heads(client: Client, prompt: PromptLike, position: int, attention: _Arr
         alone: _Array = shares[:-1]
         return alone
 
-    return list(each(ask, range(len(attention))))
+    return [ask(layer) for layer in range(len(attention))]
 
 
 def _through_norm(

@@ -10,11 +10,11 @@ import numpy as np
 from sonde._answers.predictions import Token, TokenPrediction
 from sonde._arrays import Floats, visible
 from sonde._ask.indices import Indices, indices
+from sonde._ask.named import span
 from sonde._ask.prompts import PromptLike
-from sonde._methods.token_probability import TokenProbability, TokenProbabilityResult
+from sonde._methods.token_probability import TokenProbability
 from sonde._show.display import html_table
 from sonde.client import Client
-from sonde.questions.pipeline import each
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,14 +67,10 @@ def logit_lens(client: Client, prompt: PromptLike, *, positions: Indices = None)
         prompt: the prompt to run.
         positions: the positions to read; None means all.
     """
-    described = client.trace(prompt, top_k=0, dry_run=True)
-    count = len(described.tokens)
-    chosen = [p % count if -count <= p < count else p for p in indices(positions, "positions")] or list(range(count))
-
-    def read(position: int) -> TokenProbabilityResult:
-        return client.trace(prompt, method=TokenProbability(), position=position, top_k=1)
-
-    results = list(each(read, chosen))
-    depths = results[0].depths
+    asked = indices(positions, "positions")
+    result = client.trace(prompt, method=TokenProbability(positions=asked or span("")), top_k=1)
+    count = len(result.tokens)
+    chosen = [p % count for p in asked] or list(range(count))
+    results, depths = [result.by_position[p] for p in chosen], result.depths
     cells = tuple(tuple(result.top_at(depth, 1)[0] for result in results) for depth in depths)
-    return LensTable(tuple(described.tokens[p] for p in chosen), tuple(chosen), depths, cells)
+    return LensTable(tuple(result.tokens[p] for p in chosen), tuple(chosen), depths, cells)

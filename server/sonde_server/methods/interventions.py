@@ -105,8 +105,11 @@ class _Changed:
             for number, (run, lasting) in enumerate(changed):
                 yield generation.Continued(number, run, lasting)
 
-        count = self.question.plan.count
-        async for part in generation.answer(self.session, clean, runs(), count, asked, self._report):
+        question = self.question
+        continuing = generation.Continuing(
+            self.session, clean, question.plan.count, asked, question.readout.encoding, self._report
+        )
+        async for part in continuing.answer(runs()):
             yield part
 
     def _report(self, offset: int, group: list[Result]) -> Iterator[Answer]:

@@ -40,10 +40,10 @@ async def opening(
     cost = question.cost(session.decoder, restarts)
     attention = attention_of(session.decoder.attention, restarts, pairs=question.pairs)
     if question.dry_run:
-        return Context(tokens, asked.targets, position, None, cost, attention, question.axes), None
+        return Context(tokens, asked.targets, position, None, cost, attention, question.axes, asked.prompt.spans), None
     state = await session.start(Base(tokens), read=position)
     await beside(state)
     await session.ready([state])
     targets, prediction = await predict(session, state, asked.targets, position, asked.top_k)
-    context = Context(tokens, targets, position, prediction, cost, attention, question.axes)
+    context = Context(tokens, targets, position, prediction, cost, attention, question.axes, asked.prompt.spans)
     return context, Clean(state, position, targets)

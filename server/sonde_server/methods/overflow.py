@@ -19,6 +19,7 @@ from ..questions.activations import Activation, Activations, Encoding
 from ..questions.answers import Answer, Context, Floats
 from ..questions.attribution_patching import AttributionPatching, Attributions, EdgeAttributions, VerifiedEffect
 from ..questions.causal_tracing import CausalTracing, Corruption, Counterfactual, ExplicitNoise, RestorationGrid
+from ..questions.generation import Generated
 from ..questions.interventions import InterveneQuestion, Readings
 from ..questions.places import Component, Site
 from ..questions.plans import Sweep
@@ -68,6 +69,12 @@ def _check(answer: Answer, question: TraceQuestion | InterveneQuestion) -> None:
             what = f"{site.component.name} of layer {answer.layer}"
             _hold(answer.run, what, values)
             _check_encoding(what, values, answer.encoding)
+        case Generated():
+            for site, read in zip(_generated_sites(question), answer.activations, strict=True):
+                what = f"{site.component.name} of generated tokens"
+                for run, values in zip(answer.runs, read, strict=True):
+                    _hold(run, what, values)
+                _check_encoding(what, read, answer.encoding)
         case LayerReadings():
             _hold(None, "the lens", answer.log_probabilities, answer.logits, answer.kl_divergences)
             _hold(None, "the lens", answer.top_log_probabilities)
@@ -109,6 +116,12 @@ def _sites(question: TraceQuestion | InterveneQuestion) -> tuple[Site, ...]:
         return question.readout.activations
     assert isinstance(question.method, Activations)
     return question.method.sites
+
+
+def _generated_sites(question: TraceQuestion | InterveneQuestion) -> tuple[Site, ...]:
+    assert isinstance(question, InterveneQuestion)
+    assert question.readout.generation is not None
+    return question.readout.generation.activations
 
 
 async def _explained(

@@ -1,8 +1,8 @@
 """Reductions: the answers to many cases, joined to their mean and standard deviation while they come.
 
-A stage behind the answers of the cases: it takes them in the order of the cases and holds sums alone, so its memory does
-not grow with their number. Each statistic is answered like a case. What of a case has a statistic, and how rows of
-positions come about, is in `reduction.gathering`; the sums are in `reduction.moments`.
+A stage behind the answers of the cases. It takes them in the order of the cases, and holds sums alone, so that its
+memory stays the same however many there are. Each statistic is answered like a case. What of a case has a statistic,
+and what its rows of positions are, is in `reduction.gathering`; the sums are in `reduction.moments`.
 """
 
 from collections.abc import Generator, Hashable, Iterator

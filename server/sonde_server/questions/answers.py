@@ -34,7 +34,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context(Answer):
-    """The first part of every answer. `clean` is None in a dry run."""
+    """The first part of every answer. `clean` is None in a dry run. `spans`: the named positions of the prompt."""
 
     tokens: tuple[int, ...]
     targets: tuple[Target, ...]
@@ -43,6 +43,7 @@ class Context(Answer):
     cost: Cost
     attention: str
     axes: SweepAxes | None = None
+    spans: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

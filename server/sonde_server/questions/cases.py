@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from .costs import Cost
 from .interventions import InterveneQuestion
 from .places import Sized
-from .reductions import WAITING_BYTES, reduced_bytes, summed_bytes
+from .reductions import WAITING_BYTES, WHILE_SUMMED, reduced_bytes, summed_bytes
 from .traces import TraceQuestion
 
 Question = TypeVar("Question", TraceQuestion, InterveneQuestion)
@@ -52,9 +52,15 @@ class Cases(Generic[Question]):
             sum(cost.token_layers for cost in costs),
             sum(cost.full_token_layers for cost in costs),
             self.answer_bytes(model),
-            sum(cost.tokens for cost in costs),
+            self.total_tokens,
             len(costs),
         )
+
+    @property
+    def total_tokens(self) -> int:
+        """The tokens of all prompts and sources. A source that several cases share counts once."""
+        others = {id(other): len(other.tokens) for question in self.questions for other in question.others}
+        return sum(question.asked.tokens for question in self.questions) + sum(others.values())
 
     def answer_bytes(self, model: Sized) -> int:
         """The size of the answer; of a reduction, at most."""
@@ -74,7 +80,9 @@ class Cases(Generic[Question]):
         if self.reduction is None:
             return 0
         each = max(summed_bytes(question, model, self.reduction.largest) for question in self.questions)
-        return WAITING_BYTES + each * min(self.reduction.every or len(self.groups), len(set(self.groups)))
+        return WHILE_SUMMED * WAITING_BYTES + each * min(
+            self.reduction.every or len(self.groups), len(set(self.groups))
+        )
 
 
 def live_bytes(device_type: str) -> int:

@@ -6,7 +6,7 @@ from math import prod
 
 from .activations import Encoding, Pooling, numbers_read
 from .answers import Answer, Floats, Integers
-from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, continued_at_once, item_bytes, state_bytes
+from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, item_bytes, state_bytes
 from .edits import Edit, Noise, Patch
 from .extents import Extent, Restarts, extent_of, rereading, token_layers
 from .generation import Generation
@@ -79,9 +79,23 @@ class InterveneQuestion:
 
     # ------------------------------------------------------------ what it costs
 
+    @property
+    def others(self) -> tuple[Prompt, ...]:
+        """The prompts beside its own."""
+        return self.sources
+
+    @property
+    def total_tokens(self) -> int:
+        """The tokens of its prompts and sources in all."""
+        return self.asked.tokens + sum(len(source.tokens) for source in self.others)
+
     def runs(self, _model: Sized) -> int:
         """How many runs it asks for, as `Cost.runs` counts them: the changed ones."""
         return self.plan.count
+
+    def most_runs(self, model: Sized) -> int:
+        """What the limit of runs is for."""
+        return self.runs(model)
 
     def answer_bytes(self, model: Sized) -> int:
         """What is read of every changed run; activations and generated tokens of the unchanged one as well."""
@@ -90,7 +104,7 @@ class InterveneQuestion:
         read = numbers_read(readout.activations, readout.pooling, self.asked.tokens, model)
         every = readout.encoding.bytes * read
         if readout.generation is not None:
-            every += readout.generation.answer_bytes
+            every += readout.generation.answer_bytes(model, readout.encoding)
         return FLOAT * runs * columns + (runs + 1) * every
 
     def restarts(self, model: Sized) -> Restarts:
@@ -101,7 +115,7 @@ class InterveneQuestion:
         if generation is not None and generation.max_new_tokens > 1:
             # Each of these positions attends to the keys of the prompt. A text that meets an end token has fewer.
             position = Extent.whole(layers, tokens + 1, tokens)
-            found[position] += (self.plan.count + 1) * (generation.max_new_tokens - 1)
+            found[position] += (self.plan.count + 1) * generation.steps
         return found
 
     def cost(self, model: Sized, restarts: Restarts | None = None) -> Cost:
@@ -115,11 +129,10 @@ class InterveneQuestion:
         work = unchanged + token_layers(self.restarts(model) if restarts is None else restarts)
         total = unchanged + runs * tokens * layers
         total += sum(length * layers for extent, length in self._read_again(layers) if extent.token_layers)
-        if self.readout.generation is not None:
-            total += (
-                (runs + 1) * sum(tokens + step for step in range(1, self.readout.generation.max_new_tokens)) * layers
-            )
-        return Cost(runs, work, total, self.answer_bytes(model))
+        if (generation := self.readout.generation) is not None:
+            lengths = sum(tokens + step for step in range(1, generation.max_new_tokens))
+            total += (runs + 1) * generation.samples * lengths * layers
+        return Cost(runs, work, total, self.answer_bytes(model), self.total_tokens)
 
     def _changed(self, layers: int) -> "Counter[Extent]":
         """What the changed runs compute, and how many of them. Which units a run changes makes no difference."""
@@ -151,9 +164,10 @@ class InterveneQuestion:
         tokens = self.asked.tokens
         held = state_bytes(tokens, model)
         held += sum(state_bytes(len(source), model) for source in {source.tokens for source in self.sources})
-        if self.readout.generation is not None:
-            each = cache_bytes(tokens + self.readout.generation.max_new_tokens, model, item_bytes(model.data_type))
-            held += each * continued_at_once(1 + self.plan.count, each, model.device_type)
+        if (generation := self.readout.generation) is not None:
+            item = item_bytes(model.data_type)
+            prompt, new = (cache_bytes(count, model, item) for count in (tokens, generation.max_new_tokens))
+            held += generation.held_bytes(1 + self.plan.count, prompt, new, model)
         for (source, component, _), positions in self.sourced(model.layers).items():
             length = len(self.sources[source].tokens)
             held += FLOAT * prod(model.selected_shape(component, None, len(positions), length))

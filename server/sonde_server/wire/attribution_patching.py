@@ -1,6 +1,6 @@
 """Attribution patching: what is patched from where, which places and edges are estimated, and how."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sonde.v1 import inspection_pb2 as pb
 
@@ -16,16 +16,21 @@ from ..questions.prompts import Metric, Prompt
 from .fields import MOST_NUMBERS, Reader
 from .names import read_rows
 from .parts import row_bytes, rows, spans
-from .prompts import read_metric, read_prompt
+from .prompts import read_metric, read_source
 from .sites import encode_site, read_components
 from .tensors import encode_floats, encode_integers
 
 
 def read_attribution_patching(
-    message: pb.AttributionPatching, path: str, prompt: Prompt | None, targets: int, reader: Reader
+    message: pb.AttributionPatching,
+    path: str,
+    prompt: Prompt | None,
+    sources: Sequence[pb.Prompt] | None,
+    targets: int,
+    reader: Reader,
 ) -> AttributionPatching | None:
-    """The question; None where its source is faulty."""
-    source = _read_source(message, f"{path}.source", prompt, reader)
+    """The question; None where its source is faulty. `sources`: those of a case, maybe the source."""
+    source = _read_source(message, f"{path}.source", prompt, sources, reader)
     components = _read_components(message, path, reader)
     steps = _count(message.integration_steps, f"{path}.integration_steps", reader)
     metric = read_metric(message.metric, Metric.LOGIT, f"{path}.metric", reader)
@@ -52,8 +57,14 @@ def read_attribution_patching(
     return question
 
 
-def _read_source(message: pb.AttributionPatching, path: str, prompt: Prompt | None, reader: Reader) -> Prompt | None:
-    source = read_prompt(message.source, path, reader)
+def _read_source(
+    message: pb.AttributionPatching,
+    path: str,
+    prompt: Prompt | None,
+    sources: Sequence[pb.Prompt] | None,
+    reader: Reader,
+) -> Prompt | None:
+    source, path = read_source(message.source, path, sources, reader)
     if source is None or prompt is None:
         return None
     if len(source.tokens) != len(prompt.tokens):
@@ -124,6 +135,7 @@ def encode_attributions(part: Attributions) -> Iterator[pb.Attributions]:
                 layers=part.layers[layer : layer + 1],
                 positions=part.positions[start:stop],
                 estimates=encode_floats(estimates[None, start:stop]),
+                counts=part.counts[start:stop],
             )
 
 

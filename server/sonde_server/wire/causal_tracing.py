@@ -1,7 +1,7 @@
 """Causal tracing: what is corrupted, by what, and what is restored."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..questions.prompts import Prompt
 from .fields import MOST_NUMBERS, Reader
 from .names import find_text, part_of, read_position_list, read_rows, union
 from .parts import arrays, row_bytes, rows, spans
-from .prompts import read_prompt
+from .prompts import read_source
 from .sites import read_components
 from .tensors import decode_tensor, encode_floats
 
@@ -33,12 +33,17 @@ CorruptedBy = GaussianCorruption | ExplicitNoise | Counterfactual
 
 
 def read_causal_tracing(
-    message: pb.CausalTracing, path: str, prompt: Prompt | None, targets: int, reader: Reader
+    message: pb.CausalTracing,
+    path: str,
+    prompt: Prompt | None,
+    sources: Sequence[pb.Prompt] | None,
+    targets: int,
+    reader: Reader,
 ) -> CausalTracing | None:
-    """The question; None where its corruption is faulty."""
+    """The question; None where its corruption is faulty. `sources`: those of a case, maybe the counterfactual."""
     if message.WhichOneof("corruption") == "counterfactual":
         corruption: CorruptedBy | None
-        corruption, subject = _read_counterfactual(message, path, prompt, reader)
+        corruption, subject = _read_counterfactual(message, path, prompt, sources, reader)
     else:
         subject = _read_subject(message, path, prompt, reader)
         corruption = _read_noise(message, path, len(subject), reader)
@@ -70,7 +75,11 @@ def read_causal_tracing(
 
 
 def _read_counterfactual(
-    message: pb.CausalTracing, path: str, prompt: Prompt | None, reader: Reader
+    message: pb.CausalTracing,
+    path: str,
+    prompt: Prompt | None,
+    sources: Sequence[pb.Prompt] | None,
+    reader: Reader,
 ) -> tuple[Counterfactual | None, tuple[int, ...]]:
     problems = reader.problems
     if (subject := message.WhichOneof("subject")) is not None:
@@ -83,8 +92,7 @@ def _read_counterfactual(
             f"{path}.replace",
             "expected replace to be unset with a counterfactual, which always replaces the embeddings",
         )
-    field = f"{path}.counterfactual"
-    other = read_prompt(message.counterfactual, field, reader)
+    other, field = read_source(message.counterfactual, f"{path}.counterfactual", sources, reader)
     if other is None or prompt is None:
         return None, ()
     if len(other.tokens) != len(prompt.tokens):
@@ -209,7 +217,7 @@ def encode_grid(part: RestorationGrid) -> Iterator[pb.RestorationGrid]:
     """As many positions at a time as fit into a message; where one alone does not fit, as many of its layers."""
     positions, layers = len(part.positions), len(part.layers)
     for start, stop in spans(positions, row_bytes(part, positions)):
-        some = rows(part, start, stop, positions=part.positions[start:stop])
+        some = rows(part, start, stop, positions=part.positions[start:stop], counts=part.counts[start:stop])
         if layers < 2 or stop - start > 1:
             yield _encode_cells(some)
             continue
@@ -226,6 +234,7 @@ def _encode_cells(grid: RestorationGrid) -> pb.RestorationGrid:
         probabilities=encode_floats(grid.probabilities),
         deviations=encode_floats(grid.deviations),
         logits=encode_floats(grid.logits),
+        counts=grid.counts,
     )
     if grid.sample_probabilities is not None:
         message.sample_probabilities.CopyFrom(encode_floats(grid.sample_probabilities))

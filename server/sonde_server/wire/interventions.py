@@ -21,15 +21,17 @@ from .tensors import encode_floats
 def read_sources(messages: Sequence[pb.Prompt], reader: Reader) -> list[Prompt | None]:
     """The other prompts, whose values patches take."""
     # Each is a run of its own.
-    if not reader.runs(len(messages), "sources"):
+    if not reader.runs(len(messages), reader.sources):
         return []
-    return [read_prompt(source, f"sources[{i}]", reader) for i, source in enumerate(messages)]
+    return [read_prompt(source, f"{reader.sources}[{i}]", reader) for i, source in enumerate(messages)]
 
 
-def read_readout(message: pb.Readout, prompt: Prompt | None, reader: Reader) -> Readout | None:
-    """What is read in every run."""
+def read_readout(
+    message: pb.Readout, prompt: Prompt | None, targeted: Sequence[pb.Target], reader: Reader
+) -> Readout | None:
+    """What is read in every run, of the targets of the request or of a case."""
     tokens = None if prompt is None else len(prompt.tokens)
-    targets = read_targets(message.targets, "readout.targets", reader)
+    targets = read_targets(targeted, reader.targets, reader)
     position = read_position(message, prompt, "readout.", reader)
     top_k = reader.top_k(message.top_k, "readout.top_k")
     sites = read_sites(message.activations, "readout.activations", prompt, reader)

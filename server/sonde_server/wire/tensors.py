@@ -18,8 +18,14 @@ ITEM_SIZES = {pb.DATA_TYPE_FLOAT32: 4, pb.DATA_TYPE_BFLOAT16: 2, pb.DATA_TYPE_FL
 def decode_tensor(tensor: pb.Tensor, path: str, reader: Reader) -> Values | None:
     """Float32 values of a tensor of any float type; None, with the fault noted, if it is faulty.
 
+    No case has tensors of its own, so each is decoded once, and all cases share its values.
+
     The bytes are compared with the shape before anything of that shape is allocated.
     """
+    return reader.once(path, lambda: _decode(tensor, path, reader))
+
+
+def _decode(tensor: pb.Tensor, path: str, reader: Reader) -> Values | None:
     size = ITEM_SIZES.get(tensor.data_type)
     if size is None:
         given = type_name(tensor.data_type)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -40,12 +40,22 @@ class Gathered:
     positions: Integers | None = None
 
 
+class _Places(NamedTuple):
+    """Where the values of a site are: in which of `among` rows, at which positions. `taken` None: all have a row."""
+
+    among: int
+    rows: Rows
+    positions: Integers
+    taken: Rows | None
+
+
 class Gathering:
     """Gathers the parts of one case, in their order."""
 
     def __init__(self, question: TraceQuestion | InterveneQuestion) -> None:
         self.question = question
         self._lens_rows: Iterator[int] | None = None
+        self._places: dict[int, _Places] = {}
 
     def gather(self, part: Answer) -> Gathered:
         """The numbers of a part. Raises TypeError for one that has no statistics, such as a text."""
@@ -141,14 +151,10 @@ class Gathering:
         return Gathered("edges", 1, {"estimates": (part.estimates[order][None], SINGLE)}, restore)
 
     def _activation(self, part: Activation) -> Gathered:
-        site, pooling = self._site(part.site)
-        tokens = self.question.asked.tokens
-        sizes = site.row_sizes(tokens)
-        positions, rows = np.array(site.positions_within(tokens), np.int32), _numbered(sizes)
-        values = part.values
-        if pooling is not Pooling.NONE:
-            rows, firsts = np.unique(rows, return_index=True)
-            values, positions = values[rows], positions[firsts]
+        if part.site not in self._places:
+            self._places[part.site] = _places(*self._site(part.site), self.question.asked.tokens)
+        places = self._places[part.site]
+        values = part.values if places.taken is None else part.values[places.taken]
 
         def restore(found: Sum, statistic: Statistic) -> Iterator[Answer]:
             whole = found.read("values", statistic)
@@ -157,7 +163,7 @@ class Gathering:
                 yield LargestActivations(part.run, part.site, part.layer, *listed)
 
         key = ("activation", part.run, part.site, part.layer)
-        return Gathered(key, len(sizes), {"values": (values, rows)}, restore, positions)
+        return Gathered(key, places.among, {"values": (values, places.rows)}, restore, places.positions)
 
     def _site(self, number: int) -> tuple[Site, Pooling]:
         if isinstance(self.question, InterveneQuestion):
@@ -171,6 +177,16 @@ class Gathering:
         return self.question.method
 
 
+def _places(site: Site, pooling: Pooling, tokens: int) -> _Places:
+    sizes = site.row_sizes(tokens)
+    positions, rows = np.array(site.positions_within(tokens), np.int32), _numbered(sizes)
+    if pooling is Pooling.NONE:
+        return _Places(len(sizes), rows, positions, None)
+    # A row has one value, and none where it has no positions.
+    rows, firsts = np.unique(rows, return_index=True)
+    return _Places(len(sizes), rows, positions[firsts], rows)
+
+
 def _context(part: Context) -> Gathered:
     assert part.clean is not None
     columns = _whole(part.clean, "log_probabilities", "logits")
@@ -178,7 +194,7 @@ def _context(part: Context) -> Gathered:
     def restore(found: Sum, statistic: Statistic) -> Iterator[Answer]:
         log_probabilities, logits = (found.read(name, statistic)[0] for name in columns)
         clean = Prediction(log_probabilities, logits, np.empty(0, np.int32), np.empty(0, np.float32))
-        yield replace(part, tokens=(), position=0, clean=clean)
+        yield replace(part, tokens=(), position=0, clean=clean, spans=())
 
     return Gathered("context", 1, columns, restore)
 

@@ -1,5 +1,8 @@
 """The largest values of activations over cases, and where they are."""
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,6 +11,20 @@ from .moments import Rows, by_row
 
 # The low half of a number of 64 bits.
 LOW = 0xFFFFFFFF
+# About how many values are compared at a time: a few units of them, which stay in the cache.
+CHUNK = 1 << 19
+
+
+class Listed(NamedTuple):
+    """Values of every unit, with their cases and positions: [units, n] each."""
+
+    values: Floats
+    cases: Integers
+    positions: Integers
+
+    def cut(self, units: slice) -> "Listed":
+        """Those of some units."""
+        return Listed(self.values[units], self.cases[units], self.positions[units])
 
 
 class Largest:
@@ -16,60 +33,75 @@ class Largest:
     def __init__(self, rows: int, shape: tuple[int, ...], most: int) -> None:
         self._most = most
         self._shape = shape
-        # By row: values, cases and positions [units, listed].
         units = int(np.prod(shape, dtype=np.int64))
-        self._found: list[tuple[Floats, Integers, Integers]] = [
-            (np.empty((units, 0), np.float32), np.empty((units, 0), np.int32), np.empty((units, 0), np.int32))
-            for _ in range(rows)
-        ]
-        self._values: list[Floats] = []
-        self._rows: list[Rows] = []
-        self._places: list[Integers] = []
+        none = np.empty((units, 0), np.int32)
+        self._found = [Listed(none.astype(np.float32), none, none)] * rows
+        self._waiting: list[tuple[Floats, Rows, int, Integers]] = []
 
     def add(self, values: Floats, rows: Rows, case: int, positions: Integers) -> None:
         """Adds values [n, ...] of a case, each with its row and position. They are compared later."""
         if len(values):
-            self._values.append(values)
-            self._rows.append(rows)
-            self._places.append(np.stack([np.full_like(positions, case), positions]))
+            self._waiting.append((values, rows, case, positions))
 
     def fold(self) -> None:
         """Compares the values that wait."""
-        if not self._values:
+        if not self._waiting:
             return
-        order, places = by_row(self._rows, len(self._found))
-        values, where = np.concatenate(self._values)[order], np.concatenate(self._places, 1)[:, order]
+        waiting, self._waiting = self._waiting, []
+        order, places = by_row([rows for _, rows, _, _ in waiting], len(self._found))
+        values = np.concatenate([values.reshape(len(values), -1) for values, _, _, _ in waiting])[order]
+        lengths = [len(values) for values, _, _, _ in waiting]
+        cases = np.repeat(np.array([case for _, _, case, _ in waiting], np.int32), lengths)[order]
+        positions = np.concatenate([positions for _, _, _, positions in waiting])[order]
         for row, place in places:
-            self._join(row, values[place].reshape(len(values[place]), -1).T, where[:, place])
-        self._values, self._rows, self._places = [], [], []
+            self._join(row, values[place], cases[place], positions[place])
 
-    def read(self) -> tuple[Floats, Integers, Integers]:
-        """Values, cases and positions, [rows, ..., listed]. A row with fewer ends with 0 of case and position -1."""
+    def read(self) -> Listed:
+        """The largest values, [rows, ..., listed] each. A row with fewer ends with 0 of case -1 and position -1."""
         self.fold()
-        listed = max((found[0].shape[1] for found in self._found), default=0)
+        listed = max((found.values.shape[1] for found in self._found), default=0)
 
-        def whole(part: int, empty: int) -> NDArray[np.generic]:
-            filled = [
-                np.pad(found[part], ((0, 0), (0, listed - found[part].shape[1])), constant_values=empty)
-                for found in self._found
-            ]
+        def whole(parts: Sequence[Floats | Integers], empty: int) -> NDArray[Any]:
+            filled = [np.pad(part, ((0, 0), (0, listed - part.shape[1])), constant_values=empty) for part in parts]
             return np.stack(filled).reshape(len(filled), *self._shape, listed)
 
-        return whole(0, 0).astype(np.float32), whole(1, -1).astype(np.int32), whole(2, -1).astype(np.int32)
+        values, cases, positions = zip(*self._found, strict=True)
+        return Listed(whole(values, 0), whole(cases, -1), whole(positions, -1))
 
-    def _join(self, row: int, new: Floats, where: Integers) -> None:
-        values = np.concatenate([self._found[row][0], new], 1)
-        chosen = _order(values)[:, : self._most]
-        joined = [
-            np.concatenate([old, np.broadcast_to(one, new.shape)], 1)
-            for old, one in zip(self._found[row][1:], where, strict=True)
-        ]
-        cases, positions = (np.take_along_axis(one, chosen, 1) for one in joined)
-        self._found[row] = np.take_along_axis(values, chosen, 1), cases, positions
+    def _join(self, row: int, values: Floats, cases: Integers, positions: Integers) -> None:
+        """Joins values [n, units] of a row, with the case and position of each n, with the largest before them."""
+        old = self._found[row]
+        step = max(1, CHUNK // (self._most + len(values)))
+        cuts = [slice(first, first + step) for first in range(0, len(old.values), step)]
+        found = [self._joined(old.cut(cut), values[:, cut], cases, positions) for cut in cuts]
+        self._found[row] = Listed(*map(np.concatenate, zip(*found, strict=True)))
+
+    def _joined(self, old: Listed, values: Floats, cases: Integers, positions: Integers) -> Listed:
+        if old.values.shape[1] == self._most:
+            new = _above(old.values[:, -1], values, cases, positions)
+        else:
+            new = Listed(values.T, *(np.broadcast_to(one, values.T.shape) for one in (cases, positions)))
+        joined = [np.concatenate(pair, 1) for pair in zip(old, new, strict=True)]
+        chosen = _order(joined[0])[:, : self._most]
+        return Listed(*(np.take_along_axis(one, chosen, 1) for one in joined))
+
+
+def _above(least: Floats, values: Floats, cases: Integers, positions: Integers) -> Listed:
+    """The values [n, units] above a unit's `least`: few, once many have been seen. A unit of fewer is filled up."""
+    number, unit = np.divmod(np.flatnonzero(values > least), len(least))
+    order = np.argsort(unit, kind="stable")
+    number, unit = number[order], unit[order]
+    counts = np.bincount(unit, minlength=len(least))
+    column = np.arange(len(unit)) - (np.cumsum(counts) - counts)[unit]
+    shape = len(least), int(counts.max(initial=0))
+    found = Listed(np.full(shape, -np.inf, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.int32))
+    found.values[unit, column] = values[number, unit]
+    found.cases[unit, column], found.positions[unit, column] = cases[number], positions[number]
+    return found
 
 
 def _order(values: Floats) -> NDArray[np.int64]:
-    """The columns of each row of finite values from the largest to the smallest, equal ones in their order.
+    """The columns of each row of values from the largest to the smallest, equal ones in their order.
 
     A float's bits, read as an integer, are in the order of the floats, but that of negative ones is turned around. With
     the column below them they are sorted several times faster than floats are by a stable sort.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from ...questions.answers import Floats, Integers, Statistic
-from .largest import Largest
+from .largest import Largest, Listed
 from .moments import Moments, Rows
 
 Columns = Mapping[str, tuple[Floats, Rows]]
@@ -45,6 +45,6 @@ class Sum:
         """A statistic of a column, [rows, ...]."""
         return self._moments[name].read(statistic)
 
-    def largest(self) -> tuple[Floats, Integers, Integers] | None:
+    def largest(self) -> Listed | None:
         """The largest values with their cases and positions, [rows, ..., listed], where they are asked for."""
         return None if self._largest is None else self._largest.read()
