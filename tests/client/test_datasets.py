@@ -411,3 +411,21 @@ def test_the_mean_of_interventions_has_the_axes_of_the_sweep(answers: Any, tmp_p
     assert np.allclose(table["logit_deviation"], 2 * values.std(0), atol=1e-6)
     result.plot(tmp_path / "figure.png")
     assert "subject.last" in result._repr_html_()
+
+
+def test_tokens_come_of_one_prompt_or_of_many(answers: Any) -> None:
+    def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: ARG001
+        assert request.dry_run
+        begun = answers.context(clean=False)
+        begun.spans.add(name="subject", positions=[1, 2])
+        yield pb.TraceResponse(context=begun)
+
+    with serving(answer, answers.model()) as (address, server), sonde.Client(address) as client:
+        one = client.tokenize(sonde.Prompt("The Eiffel Tower is in the city of", spans={"subject": "Eiffel Tower"}))
+        many = client.tokenize(["a", "b"])
+    assert "".join(one.texts) == "The Eiffel Tower is in the city of"
+    assert one.ids == tuple(range(100, 108))
+    assert one.spans == {"subject": (1, 2)}
+    assert "Eiffel Tower" in one._repr_html_()
+    assert [request.prompt.text for request in server.requests[1:]] == ["a", "b"]
+    assert [len(tokens) for tokens in many] == [8, 8]
