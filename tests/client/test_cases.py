@@ -197,7 +197,7 @@ def test_a_dataset_comes_back_from_a_file(tmp_path: Path) -> None:
             FACT,
             sonde.Case(
                 FACT,
-                sources=["The Louvre", sonde.Prompt([3, 4], spans={"x": [0]})],
+                sources=[sonde.Prompt("The Louvre"), sonde.Prompt([3, 4], spans={"x": [0]})],
                 targets=[" Paris", (" Rome", 7), 5],
                 spans={"subject": "The Eiffel Tower", "the": ("the", -1), "some": [0, -1]},
                 group="new",
