@@ -110,7 +110,9 @@ def test_layers_are_measured_by_shape_a_few_of_each() -> None:
 
     def measure(plain: Sequence[nn.Module], packed: Sequence[nn.Module], rows: int) -> float:
         assert all(other.plain is one for one, other in zip(plain, packed, strict=True))
-        asked.append((plain[0].weight.shape[0], len(plain), rows))  # type: ignore[index]
+        weight = plain[0].weight
+        assert isinstance(weight, Tensor)
+        asked.append((len(weight), len(plain), rows))
         return 0.0
 
     layers = [linear(16, height, bias=False, turned=False) for height in (8, 24) for _ in range(LAYERS + 2)]

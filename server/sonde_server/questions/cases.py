@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from .costs import Cost
 from .interventions import InterveneQuestion
 from .places import ModelDescription, Sized
-from .reductions import WAITING_BYTES, reduced_bytes, summed_bytes
+from .reductions import WAITING_BYTES, WHILE_SUMMED, reduced_bytes, summed_bytes
 from .traces import TraceQuestion
 
 Question = TypeVar("Question", TraceQuestion, InterveneQuestion)
@@ -80,7 +80,9 @@ class Cases(Generic[Question]):
         if self.reduction is None:
             return 0
         each = max(summed_bytes(question, model, self.reduction.largest) for question in self.questions)
-        return WAITING_BYTES + each * min(self.reduction.every or len(self.groups), len(set(self.groups)))
+        return WHILE_SUMMED * WAITING_BYTES + each * min(
+            self.reduction.every or len(self.groups), len(set(self.groups))
+        )
 
 
 def live_bytes(device: str) -> int:
