@@ -45,15 +45,10 @@ def intervene(question: InterveneQuestion | Cases[InterveneQuestion], session: S
 
 def _cases(cases: Cases[Question], answering: Answering[Question], session: Session) -> Iterator[Answer]:
     """The answer to one case after another, part by part, or statistics over them in their place; and the progress."""
-<<<<<<< HEAD
-    answers = advance(cases, answering, session)
-    return answers if cases.reduction is None or cases.dry_run else reduced(answers, cases)
-=======
     if cases.reduction is None or cases.dry_run:
         return advance(cases, answering, session)
     each = replace(cases, questions=tuple(map(reducible, cases.questions)))
     return reduced(advance(each, answering, session), cases)
->>>>>>> reduce-core
 
 
 def _traced(question: TraceQuestion, session: Session) -> AsyncGenerator[Answer, None]:
