@@ -17,7 +17,7 @@ from sonde._answers.findings import (
     LogitAttribution,
     SteeringStrengths,
 )
-from sonde._readable import make_readable
+from sonde._readable import make_readable as _make_readable
 from sonde.questions.attribution import direct_logit_attribution
 from sonde.questions.average_trace import Case, average_causal_trace
 from sonde.questions.knockout import attention_knockout, knockout_sweep
@@ -53,4 +53,4 @@ __all__ = [
     "steering_vector",
 ]
 
-make_readable(globals()[name] for name in __all__)
+_make_readable(globals()[name] for name in __all__)
