@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..sharing.session import Session
 
 
-Asked = TraceQuestion | InterveneQuestion | Cases[TraceQuestion] | Cases[InterveneQuestion]
+Question = TraceQuestion | InterveneQuestion | Cases[TraceQuestion] | Cases[InterveneQuestion]
 
 
 class Sessions(Protocol):
@@ -98,7 +98,7 @@ class InspectionServicer(InspectionServiceServicer):
         return hosted
 
 
-def _answers(question: Asked, answers: Iterator[Answer], session: "Session") -> Iterator[Answer]:
+def _answers(question: Question, answers: Iterator[Answer], session: "Session") -> Iterator[Answer]:
     """The answers, with a heartbeat where there are more than one message has."""
     call = current_call()
     if question.dry_run or call is None or call.runs <= SMALL_RUNS:
@@ -106,7 +106,7 @@ def _answers(question: Asked, answers: Iterator[Answer], session: "Session") -> 
     return with_heartbeat(answers, session.cancelled.set, session.runs_done)
 
 
-def _session(hosted: Hosted, question: Asked, context: grpc.ServicerContext) -> AbstractContextManager["Session"]:
+def _session(hosted: Hosted, question: Question, context: grpc.ServicerContext) -> AbstractContextManager["Session"]:
     call = current_call()
     assert call is not None
     held = 0

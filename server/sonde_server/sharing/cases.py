@@ -62,10 +62,11 @@ class _Case:
         self._batch = session.engine.memory.batch_positions * session.layers
         self.work = self._whole = cost.token_layers / self._batch
         self._had = 0.0
-        self._continued = isinstance(question, InterveneQuestion) and question.readout.generation is not None
-        if self._continued:
-            # Whatever its length, it gives the model a position of each run at a time.
-            self.work = WORK * (1 + self.runs) / MOST_CONTINUED
+        generation = question.readout.generation if isinstance(question, InterveneQuestion) else None
+        self._continued = generation is not None
+        if generation is not None:
+            # Whatever its length, it gives the model a position of each continuation at a time.
+            self.work = WORK * (1 + self.runs) * generation.samples / MOST_CONTINUED
         self.done = 0.0
         self.ended = False
         self.parts: deque[Answer] = deque()
