@@ -108,6 +108,30 @@ def test_patching_between_prompts_that_answer_alike_is_refused(client: sonde.Cli
         questions.activation_patching(client, IDS, IDS, RIGHT, WRONG, layers=[0])
 
 
+def test_patching_over_pairs_is_the_mean_of_the_pairs(host: Host, client: sonde.Client, tmp_path: Path) -> None:
+    pairs = [(IDS, OTHER), (OTHER, SHORT)]
+    cases = [sonde.Case(bad, sources=[sonde.Prompt(good)], targets=[(RIGHT, WRONG)]) for good, bad in pairs]
+    found = questions.average_activation_patching(client, cases, component="head_out", positions="end", layers=[0, 2])
+    clean, corrupted = (
+        np.mean([difference(host.oracle.run(pair[side]).logits[-1]) for pair in pairs]) for side in (0, 1)
+    )
+    assert_close([found.clean, found.corrupted], [clean, corrupted])
+    assert found.axes["position"] == ("last",)
+    for row, layer in enumerate((0, 2)):
+        for head in range(host.oracle.heads):
+            patched = []
+            for good, bad in pairs:
+                edit = Edit(Site("HEAD_OUT", (layer,), (head,), (len(bad) - 1,)), oracle.Patch((0,), (len(good) - 1,)))
+                patched.append(difference(host.oracle.run(bad, [edit], [good]).logits[-1]))
+            score = (np.mean(patched) - corrupted) / (clean - corrupted)
+            assert found.scores[row, head, 0] == pytest.approx(score, abs=1e-4)
+            error = np.std(patched, ddof=1) / np.sqrt(2) / abs(clean - corrupted)
+            assert found.standard_errors[row, head, 0] == pytest.approx(error, abs=1e-4)
+    found.save(tmp_path / "patching.npz")
+    assert repr(sonde.load(tmp_path / "patching.npz")) == repr(found)
+    assert len(found.to_dataframe()) == found.scores.size
+
+
 def test_knockout_is_the_papers_relative_change(host: Host, client: sonde.Client) -> None:
     found = questions.attention_knockout(client, IDS, [1, 2], target=RIGHT, window=3)
     before = host.oracle.run(IDS).logits[-1].double().softmax(-1)[RIGHT]

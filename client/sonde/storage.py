@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonde._answers import files
+from sonde._answers.average_patching import AveragePatching
 from sonde._answers.average_trace import AverageTrace
 from sonde._answers.cases import CasesResult
 from sonde._answers.findings import (
@@ -38,6 +39,7 @@ _SHARED: Final = (
     TraceResult,
     InterventionResult,
     CasesResult,
+    AveragePatching,
     AverageTrace,
     Reduced,
     Statistics,

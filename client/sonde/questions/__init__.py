@@ -9,6 +9,7 @@ Functions that return edits or plans contact no server, and their results work w
 a `Client`. What is about many prompts goes to the server as one dataset.
 """
 
+from sonde._answers.average_patching import AveragePatching
 from sonde._answers.average_trace import AverageTrace
 from sonde._answers.findings import (
     ActivationPatching,
@@ -24,7 +25,7 @@ from sonde.questions.average_trace import average_causal_trace, average_causal_t
 from sonde.questions.knockout import attention_knockout, knockout_sweep
 from sonde.questions.lens import logit_lens
 from sonde.questions.mean_ablation import mean_ablation, mean_activation
-from sonde.questions.patching import activation_patching
+from sonde.questions.patching import activation_patching, average_activation_patching
 from sonde.questions.patchscopes import IDENTITY_PROMPT, patchscope, patchscopes
 from sonde.questions.steering import directional_ablation, steer, steering_strengths, steering_vector
 
@@ -33,12 +34,14 @@ __all__ = [
     "TOKEN_CLASSES",
     "ActivationPatching",
     "AttentionKnockout",
+    "AveragePatching",
     "AverageTrace",
     "LensTable",
     "LogitAttribution",
     "SteeringStrengths",
     "activation_patching",
     "attention_knockout",
+    "average_activation_patching",
     "average_causal_trace",
     "average_causal_trace_cost",
     "direct_logit_attribution",
