@@ -103,7 +103,8 @@ def find(client: sonde.Client, asked: Sequence[Sentence]) -> Floats:
     found = client.trace(cases(asked, corrupted=True), method=sonde.AttributionPatching(components="head_out"))
     lost = difference(client.trace(cases(asked, corrupted=False))) - difference(found)
     shares = [one.estimates["head_out"][..., 0].astype(float).sum(axis=1) for one in found]
-    return np.mean([share / whole for share, whole in zip(shares, lost, strict=True)], axis=0)
+    mean: Floats = np.mean([share / whole for share, whole in zip(shares, lost, strict=True)], axis=0)
+    return mean
 
 
 def confirm(client: sonde.Client, asked: Sequence[Sentence]) -> Floats:
@@ -111,15 +112,17 @@ def confirm(client: sonde.Client, asked: Sequence[Sentence]) -> Floats:
     plan = sonde.sweep(sonde.patch(sonde.head(), 0), together="position")
     patched = client.intervene(cases(asked, corrupted=True), plan)
     low, high = difference(patched), difference(client.trace(cases(asked, corrupted=False)))
-    logits = patched.logits[:, :, :, 0, 0].astype(float)
-    return ((logits - low[:, None, None]) / (high - low)[:, None, None]).mean(axis=0)
+    logits: Floats = patched.logits[:, :, :, 0, 0].astype(float)
+    mean: Floats = np.mean((logits - low[:, None, None]) / (high - low)[:, None, None], axis=0)
+    return mean
 
 
 def differences(client: sonde.Client, asked: Sequence[Sentence], groups: Sequence[Sequence[Head]]) -> Floats:
     """Return logit differences [sentence, 1 + groups]: intact, then with each group of heads at zero."""
     runs = [[sonde.scale(sonde.head(layer=layer, unit=unit), 0.0) for layer, unit in heads] for heads in groups]
     result = client.intervene(cases(asked, corrupted=False), runs)
-    return np.concatenate([difference(result)[:, None], result.logits[:, :, 0].astype(float)], axis=1)
+    changed: Floats = result.logits[:, :, 0].astype(float)
+    return np.concatenate([difference(result)[:, None], changed], axis=1)
 
 
 def circuit(client: sonde.Client) -> Circuit:

@@ -64,6 +64,18 @@ def test_steering_goes_on_in_what_is_generated(host: Host, client: sonde.Client)
     assert ids == continued_logits(host.oracle, IDS, ids[:-1], [by_hand]).argmax(-1).tolist()
 
 
+def test_each_strength_of_a_direction_is_a_run_of_its_own(host: Host, client: sonde.Client, tmp_path: Path) -> None:
+    vector = questions.steering_vector(client, [(IDS, OTHER)], layers=[1])[0]
+    found = questions.steering_strengths(client, IDS, vector, layer=1, strengths=[2.0, -1.0], targets=[RIGHT, WRONG])
+    for strength, effects in zip((2.0, -1.0), found.effects, strict=True):
+        by_hand = Edit(Site("RESIDUAL_POST", (1,), from_position=0), oracle.Add(strength * vector))
+        logits = [host.oracle.run(IDS, edits).logits[LAST].log_softmax(-1) for edits in ([by_hand], [])]
+        assert_close(effects, [float(logits[0][token] - logits[1][token]) for token in (RIGHT, WRONG)])
+    assert found.result.labels == ("strength 2", "strength -1")
+    found.save(tmp_path / "strengths.npz")
+    assert sonde.load(tmp_path / "strengths.npz").effects.tolist() == found.effects.tolist()
+
+
 def test_ablating_a_direction_leaves_nothing_of_it(host: Host, client: sonde.Client) -> None:
     direction = np.random.RandomState(4).randn(host.oracle.hidden_size).astype(np.float32)
     edits = questions.directional_ablation(direction, client.model.layers)
@@ -106,6 +118,30 @@ def test_patching_the_whole_last_state_is_the_clean_run(host: Host, client: sond
 def test_patching_between_prompts_that_answer_alike_is_refused(client: sonde.Client) -> None:
     with pytest.raises(ValueError, match="logit difference"):
         questions.activation_patching(client, IDS, IDS, RIGHT, WRONG, layers=[0])
+
+
+def test_patching_over_pairs_is_the_mean_of_the_pairs(host: Host, client: sonde.Client, tmp_path: Path) -> None:
+    pairs = [(IDS, OTHER), (OTHER, SHORT)]
+    cases = [sonde.Case(bad, sources=[sonde.Prompt(good)], targets=[(RIGHT, WRONG)]) for good, bad in pairs]
+    found = questions.average_activation_patching(client, cases, component="head_out", positions="end", layers=[0, 2])
+    clean, corrupted = (
+        np.mean([difference(host.oracle.run(pair[side]).logits[-1]) for pair in pairs]) for side in (0, 1)
+    )
+    assert_close([found.clean, found.corrupted], [clean, corrupted])
+    assert found.axes["position"] == ("last",)
+    for row, layer in enumerate((0, 2)):
+        for head in range(host.oracle.heads):
+            patched = []
+            for good, bad in pairs:
+                edit = Edit(Site("HEAD_OUT", (layer,), (head,), (len(bad) - 1,)), oracle.Patch((0,), (len(good) - 1,)))
+                patched.append(difference(host.oracle.run(bad, [edit], [good]).logits[-1]))
+            score = (np.mean(patched) - corrupted) / (clean - corrupted)
+            assert found.scores[row, head, 0] == pytest.approx(score, abs=1e-4)
+            error = np.std(patched, ddof=1) / np.sqrt(2) / abs(clean - corrupted)
+            assert found.standard_errors[row, head, 0] == pytest.approx(error, abs=1e-4)
+    found.save(tmp_path / "patching.npz")
+    assert repr(sonde.load(tmp_path / "patching.npz")) == repr(found)
+    assert len(found.to_dataframe()) == found.scores.size
 
 
 def test_knockout_is_the_papers_relative_change(host: Host, client: sonde.Client) -> None:

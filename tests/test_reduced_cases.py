@@ -1,11 +1,10 @@
 """Reduced answers over a socket: the statistics of what each prompt is answered when it is asked about alone."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from sonde.v1 import inspection_pb2 as pb
 
 from tests.conftest import DEADLINE, Host

@@ -3,9 +3,7 @@
 Geva et al. 2023 (arXiv 2304.14767), with a window of 9 layers.
 """
 
-from dataclasses import dataclass
-
-from sonde._answers.interventions import InterventionResult
+from sonde._answers.findings import AttentionKnockout
 from sonde._arrays import Floats
 from sonde._ask.edits import knockout
 from sonde._ask.indices import Indices
@@ -15,18 +13,6 @@ from sonde._ask.prompts import PromptLike, TokenLike
 from sonde._ask.sites import site
 from sonde.client import Client
 from sonde.errors import InvalidRequest
-
-
-@dataclass(frozen=True, eq=False)
-class AttentionKnockout:
-    """The effect on the target of blocking attention around each layer."""
-
-    layers: tuple[int, ...]
-    """The centres of the windows."""
-    changes: Floats
-    """[layer]: the change in the target's probability, in percent of its probability in the unchanged run."""
-    result: InterventionResult
-    """The full result of the changed runs."""
 
 
 def knockout_sweep(

@@ -10,6 +10,7 @@ from typing import SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from sonde._answers.findings import SteeringStrengths
 from sonde._arrays import Floats
 from sonde._ask.cases import Case, Cases
 from sonde._ask.edits import Edit, add, project_out
@@ -17,7 +18,8 @@ from sonde._ask.given import array, is_real, number, refusal, several
 from sonde._ask.indices import Indices, index
 from sonde._ask.named import PositionLike
 from sonde._ask.names import ComponentName
-from sonde._ask.prompts import PromptLike
+from sonde._ask.plans import Generation
+from sonde._ask.prompts import PromptLike, Targets
 from sonde._ask.sites import residual, site
 from sonde._connection.progress import Progress
 from sonde._methods.activations import Activations
@@ -69,6 +71,40 @@ def steer(vector: npt.ArrayLike, *, layer: SupportsIndex, coefficient: float = 1
         raise refusal("vector", "an array of real numbers", vector)
     scaled = number(coefficient, "coefficient") * direction.astype(np.float32)
     return add(residual(layer=[layer], from_position=from_position), scaled)
+
+
+def steering_strengths(
+    client: Client,
+    prompt: PromptLike,
+    vector: npt.ArrayLike,
+    *,
+    layer: SupportsIndex,
+    strengths: Iterable[float],
+    targets: Targets = None,
+    from_position: int = 0,
+    generation: Generation | None = None,
+) -> SteeringStrengths:
+    """Add a direction with several strengths, one run for each, and measure what each does; see its `plot()`.
+
+    Args:
+        client: the client to use.
+        prompt: the prompt to run.
+        vector: the direction: [D].
+        layer: the block after which it is added.
+        strengths: the factors with which it is added; negative ones subtract it.
+        targets: the tokens to measure; None measures the unchanged run's own top prediction.
+        from_position: where it is added: at this position and all later ones, including generated ones.
+        generation: let every run generate text too.
+    """
+    factors = [number(one, "strengths") for one in several(strengths, "strengths", "a list of numbers")]
+    plan = {
+        f"strength {factor:g}": steer(vector, layer=layer, coefficient=factor, from_position=from_position)
+        for factor in factors
+    }
+    if len(plan) != len(factors):
+        raise refusal("strengths", "different numbers", factors)
+    result = client.intervene(prompt, plan, targets=targets, generation=generation, top_k=5)
+    return SteeringStrengths(tuple(factors), result.effect, result)
 
 
 def directional_ablation(direction: npt.ArrayLike, layers: int) -> list[Edit]:
