@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sonde_server.methods.reduction.largest import Largest
+from sonde_server.methods.reduction.moments import Moments
 from sonde_server.methods.reductions import reduced
 from sonde_server.questions import answers
 from sonde_server.questions.activations import Activation, Activations, Encoding, LargestActivations, Pooling
@@ -208,6 +210,35 @@ def assert_largest(part: LargestActivations, rows: list[list[tuple[Array, int, i
         place = row, unit, number
         got = zip(part.values[place].tolist(), part.cases[place].tolist(), part.positions[place].tolist(), strict=True)
         assert list(got) == best
+
+
+@settings(max_examples=60 * EFFORT)
+@given(st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=12), st.integers(1, 4), st.data())
+def test_batches_make_no_difference(batches: list[list[int]], most: int, data: st.DataObject) -> None:
+    """However the values of rows come, and whenever they are summed up."""
+    draws = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    moments, largest = Moments(3, (2,)), Largest(3, (2,), most)
+    seen: list[list[tuple[Array, int, int]]] = [[], [], []]
+    for case, rows in enumerate(batches):
+        # Both zeros are the same number.
+        values = draws.choice(np.array([-2.5, -1.0, -0.0, 0.0, 1.0, 3.0], np.float32), (len(rows), 2))
+        positions = draws.permutation(len(rows)).astype(np.int32)
+        moments.add(values, np.array(rows, np.intp))
+        largest.add(values, np.array(rows, np.intp), case, positions)
+        for value, row, position in zip(values, rows, positions.tolist(), strict=True):
+            seen[row].append((value, case, position))
+        if data.draw(st.booleans(), "fold"):
+            moments.fold()
+            largest.fold()
+    mean, deviation = (moments.read(statistic) for statistic in Statistic)
+    listed = largest.read()
+    assert moments.counts.tolist() == list(map(len, seen))
+    for row, values_seen in enumerate(seen):
+        assert_moments(mean[row], deviation[row], [value for value, _, _ in values_seen])
+        for unit in range(2):
+            best = sorted(((float(v[unit]), c, p) for v, c, p in values_seen), key=lambda one: -one[0])[:most]
+            best += [(0.0, -1, -1)] * (min(most, max(map(len, seen))) - len(best))
+            assert list(zip(*(part[row, unit].tolist() for part in listed), strict=True)) == best
 
 
 @settings(max_examples=30 * EFFORT)

@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -126,11 +127,7 @@ def _measure_cases(options: argparse.Namespace, settings: list[Setting], outcome
                 _say(f"smollm2, {name}, {counts[name]} cases")
                 # The average trace takes minutes.
                 rounds = options.rounds or (1 if name == "W8" else 3)
-                plan = CasePlan(
-                    name,
-                    lambda number, name=name: make_cases(name, subject, counts[name], number),
-                    rounds,  # type: ignore[misc]
-                )
+                plan = CasePlan(name, partial(make_cases, name, subject, counts[name]), rounds)
                 timings = measure_cases(plan, entries, numbers, _say)
                 token_layers, readings = sonde.cost(plan.make(numbers()))
                 minimum = measured.minimum(token_layers, readings)

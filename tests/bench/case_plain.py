@@ -6,6 +6,7 @@ sorted by length, and only what is read is unembedded: of a logit difference two
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,8 @@ class Batched:
         answer = torch.empty(len(workload), workload.layers, self.model.config.hidden_size, dtype=torch.bfloat16)
         for some in sorted_by_length(workload.cases):
             ids, mask, last = padded([workload.cases[number] for number in some])
-            rows, kept = torch.arange(len(some)), []
+            rows = torch.arange(len(some))
+            kept: list[Tensor] = []
 
             def keep(
                 _: int, value: Tensor, rows: Tensor = rows, last: Tensor = last, kept: list[Tensor] = kept
@@ -126,16 +128,7 @@ class Batched:
             for some in chunks(range(len(cells)), samples * (length - position)):
                 chosen = [cells[number] for number in some]
                 restored = [(component, workload.restored(component, layer)) for layer, component in chosen]
-
-                def restore(component: str, restored: Any = restored, position: int = position) -> Any:
-                    def change(layer: int, value: Tensor) -> Tensor:
-                        for number, (at, layers) in enumerate(restored):
-                            if at == component and layer in layers:
-                                value[number * samples : (number + 1) * samples, 0] = clean[component][layer][position]
-                        return value
-
-                    return change
-
+                restore = partial(_restoring, restored, samples, clean, position)
                 past = prefix_of(self.model, cache, position, list(range(1, 1 + samples)) * len(some))
                 with hooked_at(places, restore):
                     suffix = embedded[1:, position:].repeat(len(some), 1, 1)
@@ -171,13 +164,31 @@ class Batched:
         return output[:, -1].contiguous()
 
 
+def _restoring(
+    restored: Sequence[tuple[str, range]],
+    samples: int,
+    clean: Mapping[str, Sequence[Tensor]],
+    position: int,
+    component: str,
+) -> Callable[[int, Tensor], Tensor]:
+    """Puts clean states back at the first position of the suffix: each row's component, at its layers."""
+
+    def change(layer: int, value: Tensor) -> Tensor:
+        for number, (at, layers) in enumerate(restored):
+            if at == component and layer in layers:
+                value[number * samples : (number + 1) * samples, 0] = clean[component][layer][position]
+        return value
+
+    return change
+
+
 class _Taken(LogitsProcessor):
     """Keeps the log-probability of the most probable token of every step, [rows]."""
 
     def __init__(self) -> None:
         self.log_probabilities: list[Tensor] = []
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, _: Tensor, scores: Tensor) -> Tensor:
         self.log_probabilities.append((scores.amax(-1) - scores.logsumexp(-1)).double())
         return scores
 

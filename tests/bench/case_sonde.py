@@ -1,6 +1,6 @@
 """Sonde over a loopback socket, a dataset in one request: the messages of the contract, as any client sends them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 
 import grpc
 import numpy as np
@@ -85,19 +85,15 @@ class CaseSocket:
 
     def cost(self, workload: CaseWorkload) -> tuple[int, int]:
         """Token-layers, and rows that are unembedded, as a dry run announces them."""
-        dry: pb.TraceRequest | pb.InterveneRequest
-        ask: Callable[..., Iterator[pb.TraceResponse | pb.InterveneResponse]]
         match workload:
-            case Pairs():
-                dry, ask = _pairs(workload), self._stub.Intervene
-            case Continuations():
-                dry, ask = _continuations(workload), self._stub.Intervene
-            case Sentences():
-                dry, ask = _sentences(workload), self._stub.Trace
-            case Facts():
-                dry, ask = _facts(workload), self._stub.Trace
-        dry.dry_run = True
-        cost = next(part.context.cost for part in ask(dry) if part.HasField("context"))
+            case Pairs() | Continuations():
+                changes = _pairs(workload) if isinstance(workload, Pairs) else _continuations(workload)
+                changes.dry_run = True
+                cost = next(iter(self._stub.Intervene(changes))).context.cost
+            case Sentences() | Facts():
+                traces = _sentences(workload) if isinstance(workload, Sentences) else _facts(workload)
+                traces.dry_run = True
+                cost = next(iter(self._stub.Trace(traces))).context.cost
         readings = cost.runs + len(workload.cases)
         if isinstance(workload, Sentences):
             readings = len(workload)

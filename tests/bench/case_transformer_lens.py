@@ -31,15 +31,15 @@ class Loop:
         names = [f"blocks.{layer}.attn.hook_z" for layer in workload.layers]
         for case in workload.cases:
             _, cache = self.bridge.run_with_cache(torch.tensor([case.source]), names_filter=names)
-            for number, layer in enumerate(workload.layers):
+            for number, name in enumerate(names):
                 for head in range(workload.heads):
 
-                    def patch(value: Tensor, hook: Any, head: int = head) -> Tensor:
+                    def patch(value: Tensor, hook: Any, head: int = head, cache: Any = cache) -> Tensor:
                         value[:, -1, head] = cache[hook.name][:, -1, head]
                         return value
 
                     logits = self.bridge.run_with_hooks(
-                        torch.tensor([case.tokens]), fwd_hooks=[(names[number], patch)], return_type="logits"
+                        torch.tensor([case.tokens]), fwd_hooks=[(name, patch)], return_type="logits"
                     )[0, -1]
                     total[number, head] += float(logits[case.target] - logits[case.contrast])
         return total / len(workload.cases)

@@ -122,7 +122,8 @@ class Facts:
                 sums[role] += grid[positions].sum(0)
                 counts[role] += len(positions)
         # A role that no fact has says nothing.
-        return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+        averages: npt.NDArray[np.float64] = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+        return averages
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """What a contender is: something that answers workloads with the array that is due."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol
 
 from tests.bench.case_workloads import CaseWorkload, Continuations, Facts, Pairs, Sentences
 from tests.bench.workloads import Answer, Callers, Grid, Heads, Neurons, OneNeuron, Workload
@@ -75,23 +75,18 @@ class Entry:
 
 def ask(contender: Contender, workload: Workload | CaseWorkload) -> Answer:
     """The contender's answer."""
-    prompts, cases = cast(PromptContender, contender), cast(CaseContender, contender)
-    match workload:
-        case Grid():
-            return prompts.grid(workload)
-        case Neurons():
-            return prompts.neurons(workload)
-        case Heads():
-            return prompts.heads(workload)
-        case OneNeuron():
-            return prompts.one_neuron(workload)
-        case Callers():
-            return prompts.callers(workload)
-        case Pairs():
-            return cases.pairs(workload)
-        case Sentences():
-            return cases.sentences(workload)
-        case Facts():
-            return cases.facts(workload)
-        case Continuations():
-            return cases.continuations(workload)
+    answer: Callable[[Any], Answer] = getattr(contender, _METHODS[type(workload)])
+    return answer(workload)
+
+
+_METHODS: Mapping[type, str] = {
+    Grid: "grid",
+    Neurons: "neurons",
+    Heads: "heads",
+    OneNeuron: "one_neuron",
+    Callers: "callers",
+    Pairs: "pairs",
+    Sentences: "sentences",
+    Facts: "facts",
+    Continuations: "continuations",
+}

@@ -1,6 +1,6 @@
 """Datasets that studies use, from templates: pairs for indirect object identification, facts, and sentences.
 
-Everything is text, drawn from a number: another number gives other examples, so nothing is cached when it is asked.
+Everything is text, drawn from a number: another number gives other examples, so nothing is cached when asked.
 """
 
 import csv
@@ -12,8 +12,10 @@ import numpy as np
 
 # Single tokens of SmolLM2's vocabulary, after a space.
 NAMES = (
-    "Mary", "John", "Tom", "James", "Dan", "Sarah", "Anna", "Paul", "Mark", "David", "Robert", "Michael", "Peter", "Jack",
-    "Emma", "Adam", "Simon", "Alex", "Chris", "Andrew", "Daniel", "Scott", "Martin", "Charles", "George", "William", "Henry",
+    "Mary", "John", "Tom", "James", "Sarah", "Anna", "Paul", "Mark", "Kate", "Lisa", "David", "Emily", "Robert",
+    "Michael", "Laura", "Peter", "Susan", "Alice", "Jack", "Emma", "Adam", "Simon", "Helen", "Julia", "Brian", "Kevin",
+    "Rachel", "Karen", "Jane", "Alex", "Chris", "Andrew", "Daniel", "Scott", "Steve", "Jason", "Linda", "Martin",
+    "Charles", "George", "William", "Thomas", "Henry", "Frank",
 )  # fmt: skip
 # After Wang et al. 2022 (arXiv 2211.00593); A is named first. The prompts differ in length.
 INDIRECT_OBJECTS = (

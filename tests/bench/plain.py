@@ -181,7 +181,10 @@ def hooked(modules: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor]
     with ExitStack() as stack:
         for number, module in enumerate(modules):
 
-            def hook(_: nn.Module, __: Any, output: Tensor, number: int = number) -> Tensor:
+            def hook(_: nn.Module, __: Any, output: Any, number: int = number) -> Any:
+                # Attention gives its weights too.
+                if isinstance(output, tuple):
+                    return (change(number, output[0]), *output[1:])
                 return change(number, output)
 
             stack.callback(module.register_forward_hook(hook).remove)

@@ -166,7 +166,7 @@ def _describe(checkpoint: Checkpoint, decoder: Decoder, device: str) -> ModelDes
         name=checkpoint.public_name,
         revision=checkpoint.revision(config),
         architecture=str(config.model_type),
-        data_type=str(decoder.dtype).removeprefix("torch."),
+        data_type=decoder.data_type,
         device=device,
         attention=decoder.attention,
         layers=decoder.layers,
