@@ -2,7 +2,7 @@
 
 import itertools
 import tracemalloc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sonde_server.methods.reduction.largest import Largest
+from sonde_server.methods.reduction.moments import Moments
 from sonde_server.methods.reductions import reduced
 from sonde_server.questions import answers
 from sonde_server.questions.activations import Activation, Activations, Encoding, LargestActivations, Pooling
@@ -29,6 +31,7 @@ from sonde_server.questions.places import Component, Site
 from sonde_server.questions.plans import InterventionList
 from sonde_server.questions.prediction import Prediction
 from sonde_server.questions.prompts import Metric, Prompt, Target
+from sonde_server.questions.reductions import WAITING_BYTES, WHILE_SUMMED
 from sonde_server.questions.token_probability import LayerReadings, TokenProbability
 from sonde_server.questions.traces import Method, TraceQuestion
 
@@ -55,7 +58,7 @@ def context(question: TraceQuestion | InterveneQuestion, draws: np.random.Genera
     return Context(asked.prompt.tokens, asked.targets, asked.position, answers.Prediction(*numbers, *top), cost, "sdpa")
 
 
-def stream(cases: Streams) -> Iterator[Answer]:
+def stream(cases: Streams) -> Generator[Answer, None, None]:
     for number, parts in enumerate(cases):
         for part in parts:
             yield CaseAnswer(number, part)
@@ -70,7 +73,7 @@ def reduce(
     asked: Cases[Any] = Cases(tuple(questions), tuple(groups), Reduction(every, largest))
     found: Parts = {}
     progress = []
-    for answer in reduced(stream(cases), asked):  # type: ignore[arg-type]
+    for answer in reduced(stream(cases), asked):
         if isinstance(answer, Progress):
             progress.append(answer)
             continue
@@ -209,6 +212,35 @@ def assert_largest(part: LargestActivations, rows: list[list[tuple[Array, int, i
         assert list(got) == best
 
 
+@settings(max_examples=60 * EFFORT)
+@given(st.lists(st.lists(st.integers(0, 2), max_size=5), max_size=12), st.integers(1, 4), st.data())
+def test_batches_make_no_difference(batches: list[list[int]], most: int, data: st.DataObject) -> None:
+    """However the values of rows come, and whenever they are summed up."""
+    draws = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    moments, largest = Moments(3, (2,)), Largest(3, (2,), most)
+    seen: list[list[tuple[Array, int, int]]] = [[], [], []]
+    for case, rows in enumerate(batches):
+        # Both zeros are the same number.
+        values = draws.choice(np.array([-2.5, -1.0, -0.0, 0.0, 1.0, 3.0], np.float32), (len(rows), 2))
+        positions = draws.permutation(len(rows)).astype(np.int32)
+        moments.add(values, np.array(rows, np.intp))
+        largest.add(values, np.array(rows, np.intp), case, positions)
+        for value, row, position in zip(values, rows, positions.tolist(), strict=True):
+            seen[row].append((value, case, position))
+        if data.draw(st.booleans(), "fold"):
+            moments.fold()
+            largest.fold()
+    mean, deviation = (moments.read(statistic) for statistic in Statistic)
+    listed = largest.read()
+    assert moments.counts.tolist() == list(map(len, seen))
+    for row, values_seen in enumerate(seen):
+        assert_moments(mean[row], deviation[row], [value for value, _, _ in values_seen])
+        for unit in range(2):
+            best = sorted(((float(v[unit]), c, p) for v, c, p in values_seen), key=lambda one: -one[0])[:most]
+            best += [(0.0, -1, -1)] * (min(most, max(map(len, seen))) - len(best))
+            assert list(zip(*(part[row, unit].tolist() for part in listed), strict=True)) == best
+
+
 @settings(max_examples=30 * EFFORT)
 @given(st.integers(1, 9), st.lists(st.integers(1, 5), min_size=2, max_size=40), st.integers(0, 2**32 - 1))
 def test_parts_join_to_the_whole(every: int, lengths: list[int], seed: int) -> None:
@@ -242,27 +274,28 @@ def test_a_small_spread_of_large_numbers_is_not_lost() -> None:
     assert_moments(mean.values[0], deviation.values[0], list(values[:, 0]))
 
 
-def test_memory_does_not_grow_with_the_cases() -> None:
+@pytest.mark.parametrize("largest", [0, 2])
+def test_memory_does_not_grow_with_the_cases(largest: int) -> None:
     question = ask(1, Activations((Site(Component.RESIDUAL_POST, (0,)),)))
-    count, size = 400, 1 << 18
+    count, size = 400, 1 << 16
 
-    def answered() -> Iterator[Answer]:
+    def answered() -> Generator[Answer, None, None]:
         draws = np.random.default_rng(0)
         for case in range(count):
             yield CaseAnswer(case, context(question, draws))
-            yield CaseAnswer(case, Activation(-1, 0, 0, np.full((1, size), case, np.float32)))
+            yield CaseAnswer(case, Activation(-1, 0, 0, np.full((1, size), case % 7, np.float32)))
 
-    cases: Cases[TraceQuestion] = Cases((question,) * count, ("",) * count, Reduction())
+    cases: Cases[TraceQuestion] = Cases((question,) * count, ("",) * count, Reduction(0, largest))
     tracemalloc.start()
     try:
-        (*_, last) = reduced(answered(), cases)  # type: ignore[arg-type]
+        *_, last = (one for one in reduced(answered(), cases) if one.statistic is Statistic.DEVIATION)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert isinstance(last, ReducedAnswer)
     assert isinstance(last.part, Activation)
-    np.testing.assert_allclose(last.part.values, np.arange(count).std(), rtol=1e-6)
-    assert most < count * size * 4 / 3, "the answers were kept"
+    np.testing.assert_allclose(last.part.values, (np.arange(count) % 7).std(), rtol=1e-6)
+    assert most < WHILE_SUMMED * WAITING_BYTES < count * size * 4, "the answers were kept"
 
 
 # ------------------------------------------------------------------ the other parts
@@ -350,7 +383,7 @@ def test_the_lens_row_by_row(norms: bool, named: bool) -> None:
         for case, own in zip(cases, expected, strict=True):
             before = sum(map(len, own[:row]))
             read += case[1 + before : 1 + before + len(own[row])]
-            gradients_read += [case[1].gradient_norms[:, [p]] for p in own[row] if norms]  # type: ignore[attr-defined]
+            gradients_read += [case[1].gradient_norms[:, [p]] for p in own[row] if norms]
         assert mean.count == deviation.count == len(read)
         assert mean.depths == (0, 1, 2, 3)
         assert mean.top_tokens.shape == (depths, 0)

@@ -20,6 +20,7 @@ from sonde import cli
 from sonde.v1 import inspection_pb2 as pb
 from sonde_server.engine.sampling import nucleus
 from sonde_server.questions import costs
+from sonde_server.questions.generation import Generation
 from sonde_server.questions.texts import GrowingText, Stops
 from torch import Tensor
 
@@ -78,9 +79,9 @@ def test_sampling_from_a_nucleus_is_the_loop_by_hand(host: Host, top_p: float) -
 
 def test_a_nucleus_leaves_tokens_out(host: Host) -> None:
     """What the draws would take without it is not in it."""
-    free, held = (host.intervene(asked(temperature=3.0, seed=4, **given)) for given in ({}, {"top_p": 0.3}))
+    free = host.intervene(asked(temperature=3.0, seed=4))
+    held, whole = (host.intervene(asked(temperature=3.0, seed=4, top_p=top_p)) for top_p in (0.3, 1.0))
     assert tokens_of(free) != tokens_of(held)
-    whole = host.intervene(asked(temperature=3.0, seed=4, top_p=1.0))
     assert tokens_of(whole) == tokens_of(free)
 
 
@@ -157,6 +158,20 @@ def test_a_prompt_is_computed_once_for_all_samples(host: Host, monkeypatch: pyte
     answer = host.intervene(request)
     assert work.token_layers - before == announced.token_layers
     assert sum(answer.sizes) <= announced.answer_bytes + 1024 * answer.messages
+
+
+@given(st.integers(1, 2000), st.integers(1, 256), st.integers(1, 1 << 28), st.integers(1, 1 << 28))
+def test_what_goes_on_together_fits(runs: int, samples: int, prompt: int, new: int) -> None:
+    at_once = Generation(2, 1.0, samples=samples).at_once(runs, prompt, new, "cpu")
+    assert 1 <= at_once.runs <= runs
+    assert 1 <= at_once.samples <= samples
+    assert at_once.runs * at_once.samples <= costs.MOST_CONTINUED
+    # Runs go on beside each other only with all their samples.
+    assert at_once.runs == 1 or at_once.samples == samples
+    if at_once.samples > 1:
+        assert at_once.samples * new <= costs.CONTINUED_BYTES["cpu"]
+    if at_once.runs > 1:
+        assert at_once.runs * (prompt + samples * new) <= costs.CONTINUED_BYTES["cpu"] + at_once.runs * samples
 
 
 # ------------------------------------------------------------------ texts that end
@@ -273,7 +288,8 @@ def test_text_and_stops_whatever_the_tokens(before: str, stop: str, after: str, 
 
 def test_log_probabilities_are_those_of_the_whole_distribution(host: Host) -> None:
     """Whatever the tokens were drawn from."""
-    for fields in ({}, {"temperature": 2.0, "top_p": 0.7, "samples": 2}):
+    drawn: dict[str, Any] = {"temperature": 2.0, "top_p": 0.7, "samples": 2}
+    for fields in ({}, drawn):
         answer = host.intervene(asked(log_probabilities=True, **fields))
         for (run, _), said in answer.samples.items():
             logits = continued_logits(host.oracle, IDS, said.tokens[:-1], edits_of(run))
@@ -304,6 +320,20 @@ def test_activations_of_generated_tokens_are_those_of_the_whole_text(host: Host,
             expected = values_of(host, site, said.tokens, plan[run] if run >= 0 else ())
             assert said.activations(number).shape == expected.shape
             assert_close(said.activations(number), expected.numpy(), f"{component} of run {run}")
+
+
+@pytest.mark.parametrize(("name", "type_of"), [("BFLOAT16", torch.bfloat16), ("FLOAT16", torch.float16)])
+def test_activations_come_in_the_type_that_was_asked_for(gpt2: Host, name: str, type_of: torch.dtype) -> None:
+    site = pb.Site(component=pb.COMPONENT_RESIDUAL_POST)
+    whole = gpt2.intervene(asked(activations=[site]))
+    request = asked(activations=[site])
+    request.readout.activations_data_type = pb.DataType.Value(f"DATA_TYPE_{name}")
+    answer = gpt2.intervene(request)
+    for run, said in answer.said.items():
+        assert {tensors[0].data_type for tensors in said.read} == {request.readout.activations_data_type}
+        rounded = torch.from_numpy(whole.said[run].activations(0)).to(type_of).float()
+        assert np.array_equal(said.activations(0).astype(np.float32), rounded.numpy())
+    assert answer.context.cost.answer_bytes < whole.context.cost.answer_bytes
 
 
 def test_reading_changes_no_token_and_tokens_come_with_what_was_read(host: Host) -> None:

@@ -93,11 +93,17 @@ def failure(call: Any) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
             swept(1, sources=[wire.prompt([5])] * 4),
             (4, 3),
         ),
+        (
+            {"max_total_tokens": 9},
+            swept(1, sources=[wire.prompt([5] * 6)]),
+            swept(1, sources=[wire.prompt([5] * 7)]),
+            (10, 9),
+        ),
         ({"max_answer_bytes": 1000}, swept(50), swept(150), (None, 1000)),
         ({"max_working_bytes": 25_000}, traced(5), traced(8), (None, 25_000)),
         ({"max_request_bytes": 1024}, traced(targets=[pb.Target(id=1)] * 200), traced(60), (None, 1024)),
     ],
-    ids=["prompt", "runs", "sources", "answer", "memory", "request"],
+    ids=["prompt", "runs", "sources", "tokens", "answer", "memory", "request"],
 )
 def test_what_can_never_fit_is_refused_with_both_numbers(
     model: Path, limits: dict[str, Any], within: Any, beyond: Any, numbers: tuple[int | None, int]

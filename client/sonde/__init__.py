@@ -10,6 +10,18 @@
         )
         trace.restored["residual_post"]  # numpy [position, layer, target]
 
+Connect:  Client, AsyncClient, TLS, Model
+Ask:      Client.trace with a method (CausalTracing, AttributionPatching, TokenProbability, Activations),
+          Client.intervene with a plan (edits, a list or mapping of them, or a sweep)
+Prompts:  text, token ids, Prompt, Chat; many of them: Cases of Case, with Span and span for places by name
+Places:   residual, head, neuron, site
+Edits:    scale, replace, add, multiply, patch, noise, project_out, knockout; sweep; Generation
+Answers:  each has plot(), to_dataframe(), save(path), to_text() and request; load(path) reads a saved one
+Errors:   SondeError, and what is beneath it
+
+`help(sonde.Client.trace)` describes a call and `help(sonde.CausalTracing)` a method; `sonde.questions` has ready-made
+analyses. The names of types in signatures are those of `sonde.annotations`.
+
 Importing this package imports grpc, protobuf and numpy, but never torch, matplotlib or pandas.
 """
 
@@ -21,7 +33,9 @@ from sonde._answers.largest import LargestActivations
 from sonde._answers.model import Model
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
 from sonde._answers.reduced import Reduced, Statistics
+from sonde._answers.requests import Request
 from sonde._answers.results import Cost, Provenance, Result, TraceResult
+from sonde._answers.tokens import Tokens
 from sonde._ask.cases import Case, Cases
 from sonde._ask.edits import Edit, add, knockout, multiply, noise, patch, project_out, replace, scale
 from sonde._ask.named import span
@@ -35,6 +49,7 @@ from sonde._methods.activations import Activations, ActivationsResult
 from sonde._methods.attribution_patching import AttributionPatching, AttributionPatchingResult
 from sonde._methods.causal_tracing import CausalTracing, CausalTracingResult
 from sonde._methods.token_probability import TokenProbability, TokenProbabilityResult
+from sonde._readable import make_readable
 from sonde._version import __version__
 from sonde.aio import AsyncClient
 from sonde.client import Client
@@ -94,6 +109,7 @@ __all__ = [
     "Provenance",
     "Reduced",
     "ReplicasDiffer",
+    "Request",
     "Result",
     "Run",
     "Site",
@@ -106,6 +122,7 @@ __all__ = [
     "TokenPrediction",
     "TokenProbability",
     "TokenProbabilityResult",
+    "Tokens",
     "TraceResult",
     "Unauthenticated",
     "Unsupported",
@@ -127,3 +144,5 @@ __all__ = [
     "span",
     "sweep",
 ]
+
+make_readable(globals()[name] for name in __all__)

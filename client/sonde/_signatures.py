@@ -12,26 +12,30 @@ from typing import Any, Generic, Literal, Protocol, SupportsIndex, TypeVar, Unio
 from sonde._answers.cases import CasesResult
 from sonde._answers.interventions import InterventionResult
 from sonde._answers.reduced import Reduced
+from sonde._answers.requests import Request as Asked
 from sonde._answers.results import Provenance, Result, TraceResult
+from sonde._answers.tokens import Tokens, TokensOfCases
 from sonde._ask.cases import Cases, CasesLike, as_cases
 from sonde._ask.edits import scale as scale_edit
 from sonde._ask.given import several
 from sonde._ask.named import PositionLike
 from sonde._ask.names import DataTypeName, PoolingName, ReduceName
-from sonde._ask.plans import Generation, Plan
+from sonde._ask.plans import Generation, Plan, labels_of
 from sonde._ask.prompts import PromptLike, Targets
 from sonde._ask.sites import Site, neuron
 from sonde._asking.asking import Asking, OnePrompt, Request
 from sonde._asking.cases import EachCase
 from sonde._asking.reductions import ReducedCases
+from sonde._asking.tokens import Tokenizing
 from sonde._connection.progress import Progress
 from sonde._connection.timeouts import DEFAULT, Timeout
 from sonde._methods.interventions import InterveneAssembler, intervene_request
 from sonde._methods.method import Method, TraceT
 from sonde._methods.token_probability import TokenProbability, TokenProbabilityResult
 from sonde._methods.trace import TraceAssembler, trace_request
+from sonde._wire.asked import record
 from sonde._wire.assembly import Assembler
-from sonde._wire.encoding import reduction
+from sonde._wire.encoding import encode_prompt, reduction
 from sonde.v1 import inspection_pb2 as pb
 
 
@@ -197,10 +201,13 @@ def trace(  # noqa: PLR0913 - what one request can say, by keyword
         dry_run=dry_run,
     )
 
-    def assembler() -> TraceAssembler[TraceResult]:
-        return TraceAssembler(request, method)
+    kept = record(request)
+    each = kept.without_cases()
 
-    asking: Any = _asking(request, cases, assembler, list(request.activations.sites))
+    def assembler() -> TraceAssembler[TraceResult]:
+        return TraceAssembler(request, method, each)
+
+    asking: Any = _asking(request, kept, cases, assembler, list(request.activations.sites))
     return Question("Trace", asking, progress, timeout)
 
 
@@ -285,7 +292,8 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
     Args:
         prompt: text, token ids or a `Chat`. A list of prompts, or `Cases`, is a dataset: all its cases are answered in
             one call, as a `CasesResult`.
-        interventions: one entry per run: an edit, or a list of edits made together. Or a `sweep()`.
+        interventions: one entry per run: an edit, or a list of edits made together. A mapping names the runs, as in
+            `{"no head 9.1": edit}`. Or a `sweep()`.
         targets: the tokens to measure, by text or id, or `(target, contrast)`; None measures the unchanged run's own
             top prediction. The targets of a case come first.
         sources: prompts to which patches refer by index. A patch can also contain its prompt, and a case its sources.
@@ -324,10 +332,13 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
         dry_run=dry_run,
     )
 
-    def assembler() -> InterveneAssembler:
-        return InterveneAssembler(request, sites, () if generation is None else generation.sites)
+    kept = record(request, labels_of(interventions))
+    each = kept.without_cases()
 
-    asking: Any = _asking(request, cases, assembler, list(request.readout.activations))
+    def assembler() -> InterveneAssembler:
+        return InterveneAssembler(request, sites, () if generation is None else generation.sites, each)
+
+    asking: Any = _asking(request, kept, cases, assembler, list(request.readout.activations))
     return Question("Intervene", asking, progress, timeout)
 
 
@@ -337,14 +348,42 @@ def _top_k(top_k: int, reduce: ReduceName | None) -> int:
 
 
 def _asking(
-    request: Request, cases: Cases | None, assembler: Callable[[], Assembler[Any, _SingleT]], sites: Sequence[pb.Site]
+    request: Request,
+    kept: Asked,
+    cases: Cases | None,
+    assembler: Callable[[], Assembler[Any, _SingleT]],
+    sites: Sequence[pb.Site],
 ) -> Asking[Any]:
     """How the request is asked, by whether there is one prompt, or many, and whether these are reduced."""
     if cases is None:
         return OnePrompt(request, assembler())
     if request.HasField("reduction"):
-        return ReducedCases(request, cases, assembler, sites)
-    return EachCase(request, assembler)
+        return ReducedCases(request, kept, cases, assembler, sites)
+    return EachCase(request, kept, assembler)
+
+
+@overload
+def tokenize(prompt: PromptLike, *, timeout: Timeout = DEFAULT) -> Question[Tokens]: ...
+@overload
+def tokenize(prompt: CasesLike, *, timeout: Timeout = DEFAULT) -> Question[TokensOfCases]: ...
+def tokenize(
+    prompt: PromptLike | CasesLike, *, timeout: Timeout = DEFAULT
+) -> Question[Tokens] | Question[TokensOfCases]:
+    """Return the tokens of a prompt as the model reads it, with the positions of its spans; nothing is run.
+
+    Special tokens are included. A `Chat` is written by the template of the model's own checkpoint.
+
+    Args:
+        prompt: text, token ids or a `Chat`; of a list of prompts, or `Cases`, the tokens of each are returned.
+        timeout: seconds; None sets no limit beyond the server's own.
+
+    Raises:
+        SondeError: or one of its subclasses; the transport's own exceptions are never raised.
+    """
+    cases = as_cases(prompt)
+    prompts = [cast("PromptLike", prompt)] if cases is None else [case.whole_prompt for case in cases]
+    asking: Any = Tokenizing(list(map(encode_prompt, prompts)), many=cases is not None)
+    return Question("Trace", asking, False, timeout)
 
 
 def trace_token_probability(

@@ -5,7 +5,16 @@ from sonde._ask.cases import CasesLike
 from sonde._ask.edits import SourceLike
 from sonde._ask.indices import Indices
 from sonde._ask.named import PositionLike, PositionsLike
-from sonde._ask.names import AxisName, ComponentName, DataTypeName, MetricName, PoolingName, SpanPart, StackName
+from sonde._ask.names import (
+    AxisName,
+    ComponentName,
+    DataTypeName,
+    MetricName,
+    PoolingName,
+    ReduceName,
+    SpanPart,
+    StackName,
+)
 from sonde._ask.plans import Plan
 from sonde._ask.prompts import PromptLike, TargetLike, Targets, TokenLike
 from sonde._ask.spans import SpanLike, Spans
@@ -26,6 +35,7 @@ __all__ = [
     "PositionsLike",
     "Progress",
     "PromptLike",
+    "ReduceName",
     "SourceLike",
     "SpanLike",
     "SpanPart",

@@ -62,6 +62,7 @@ class Client(BaseClient[grpc.Channel, Model]):
 
     trace = _answered(_signatures.trace)
     intervene = _answered(_signatures.intervene)
+    tokenize = _answered(_signatures.tokenize)
     stream_trace = _streamed(_signatures.trace)
     stream_intervene = _streamed(_signatures.intervene)
     trace_token_probability = _answered(_signatures.trace_token_probability)

@@ -4,11 +4,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonde._answers import files
+from sonde._answers.average_patching import AveragePatching
+from sonde._answers.average_trace import AverageTrace
 from sonde._answers.cases import CasesResult
+from sonde._answers.findings import (
+    ActivationPatching,
+    AttentionKnockout,
+    LensTable,
+    LogitAttribution,
+    SteeringStrengths,
+)
 from sonde._answers.interventions import InterventionResult
 from sonde._answers.largest import LargestActivations, Ranked
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
 from sonde._answers.reduced import Reduced, Statistics
+from sonde._answers.requests import Request
 from sonde._answers.results import Cost, Provenance, Result, TraceResult
 from sonde._ask.named import NamedPositions
 from sonde._ask.sites import Site
@@ -18,6 +28,7 @@ _SHARED: Final = (
     Result,
     Cost,
     Provenance,
+    Request,
     Token,
     TokenPrediction,
     Continuation,
@@ -28,10 +39,18 @@ _SHARED: Final = (
     TraceResult,
     InterventionResult,
     CasesResult,
+    AveragePatching,
+    AverageTrace,
     Reduced,
     Statistics,
     LargestActivations,
     Ranked,
+    ActivationPatching,
+    AverageTrace,
+    AttentionKnockout,
+    LensTable,
+    LogitAttribution,
+    SteeringStrengths,
 )
 
 

@@ -47,7 +47,9 @@ class Settings:
         "bearer token, and `sonde-server ray` serves replicas on Ray."
     )
 
-    model: str = setting("atlas", "the embedded model 'atlas', a local directory, or a Hugging Face hub id")
+    model: str = setting(
+        "atlas", "the embedded model 'atlas', a local directory, a GGUF file, or a Hugging Face hub id"
+    )
     revision: str | None = setting(None, "branch, tag or commit of a hub model")
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 means all interfaces")
     port: int = setting(50051, "port to listen on; 0 means any free port", least=0, most=65535)

@@ -68,7 +68,7 @@ def state(number: int) -> npt.NDArray[np.float32]:
 
 def one_by_one(answers: Any, break_at: int | None = None) -> Answer:
     """Answers every case by its activations; once, the server is lost in the middle of case `break_at`."""
-    broken = []
+    broken: list[bool] = []
 
     def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         total = len(request.cases)
@@ -205,7 +205,7 @@ def test_a_dry_run_has_the_cost_of_all_cases(answers: Any) -> None:
 
 def reducing(answers: Any, break_at: int | None = None, largest: bool = False) -> Answer:
     """Reduces the activations of the cases by group; once, the server is lost before the part of case `break_at`."""
-    broken = []
+    broken: list[bool] = []
 
     def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         total, every = len(request.cases), request.reduction.every or len(request.cases)
@@ -411,3 +411,47 @@ def test_the_mean_of_interventions_has_the_axes_of_the_sweep(answers: Any, tmp_p
     assert np.allclose(table["logit_deviation"], 2 * values.std(0), atol=1e-6)
     result.plot(tmp_path / "figure.png")
     assert "subject.last" in result._repr_html_()
+
+
+def test_tokens_come_of_one_prompt_or_of_many(answers: Any) -> None:
+    def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: ARG001
+        assert request.dry_run
+        begun = answers.context(clean=False)
+        begun.spans.add(name="subject", positions=[1, 2])
+        yield pb.TraceResponse(context=begun)
+
+    with serving(answer, answers.model()) as (address, server), sonde.Client(address) as client:
+        one = client.tokenize(sonde.Prompt("The Eiffel Tower is in the city of", spans={"subject": "Eiffel Tower"}))
+        many = client.tokenize(["a", "b"])
+    assert "".join(one.texts) == "The Eiffel Tower is in the city of"
+    assert one.ids == tuple(range(100, 108))
+    assert one.spans == {"subject": (1, 2)}
+    assert "Eiffel Tower" in one._repr_html_()
+    assert [request.prompt.text for request in server.requests[1:]] == ["a", "b"]
+    assert [len(tokens) for tokens in many] == [8, 8]
+
+
+def test_bfloat16_takes_two_bytes_until_it_is_asked_for(answers: Any, tmp_path: Any) -> None:
+    bits = np.arange(0x3F00, 0x3F06, dtype=np.uint16)
+    exact = (bits.astype(np.uint32) << 16).view(np.float32)
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: ARG001
+        assert request.activations.data_type == pb.DATA_TYPE_BFLOAT16
+        for index in range(len(request.cases)):
+            sent = pb.TraceResponse(case_index=index, context=answers.context())
+            for offset in (0, 3):
+                piece = bits[offset : offset + 3]
+                values = pb.Tensor(data_type=pb.DATA_TYPE_BFLOAT16, shape=[3], data=piece.astype("<u2").tobytes())
+                sent.activations.add(run=-1, layer=1, shape=[1, 6], offset=offset, values=values)
+            yield sent
+
+    read = sonde.Activations(sonde.residual(layer=1, position="last"))
+    with serving(answer, answers.model()) as (address, _), sonde.Client(address) as client:
+        result = client.trace(["a", "b"], method=read, data_type="bfloat16")
+    assert result[0].activations.as_sent(0).nbytes == 12
+    assert result.activations[0].dtype == np.float32
+    assert np.array_equal(result.activations[0], [[exact], [exact]])
+    result.save(tmp_path / "cases.npz")
+    back = sonde.load(tmp_path / "cases.npz")
+    assert back[0].activations.as_sent(0).nbytes == 12
+    assert np.array_equal(back.activations[0], result.activations[0])

@@ -291,7 +291,9 @@ def test_what_has_no_entries_is_no_list(ask: Any, field: str) -> None:
     for given in (1.5, object(), Path("/a/file"), b"bytes", {"a": 1}, np.array(1.5)):
         with pytest.raises(sonde.InvalidRequest, match=r"expected .*, got ") as caught:
             ask(given)
-        assert [violation.field for violation in caught.value.violations] == [field], given
+        # A mapping of interventions names its runs: what is wrong is what it names.
+        wrong = "edit" if field == "interventions" and isinstance(given, dict) else field
+        assert [violation.field for violation in caught.value.violations] == [wrong], given
 
 
 @pytest.mark.parametrize("pairs", ["ab", ["ab"], [("a",)], [("a", "b", "c")], []])

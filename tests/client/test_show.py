@@ -167,10 +167,16 @@ def test_the_units_of_a_sweep_have_their_own_name(answers: Any, place: Any, word
 
 def test_lens_and_attributions_are_drawn(layers: Any, answers: Any) -> None:
     pytest.importorskip("matplotlib")
-    curve = layers.plot().axes[0]
+    figure = layers.plot()
+    curve = figure.axes[0]
     (line,) = curve.lines
-    assert curve.get_title(loc="left") == "probability of “Paris”, read after each block"
-    assert np.allclose(line.get_ydata(), layers.probabilities[:, 0])
+    assert "“Paris”" in figure.get_suptitle()
+    assert curve.get_xlabel() == "p(Paris)"
+    assert np.allclose(line.get_xdata(), layers.probabilities[:, 0])
+    assert line.get_ydata() is not None
+    assert list(line.get_ydata()) == list(layers.depths), "depth goes up"
+    assert [text.get_text() for text in curve.texts] == ["top token", *["Paris"] * 5]
+    assert {text.get_rotation() for text in curve.texts} == {0.0}
     part = pb.Attributions(
         component=pb.COMPONENT_HEAD_OUT,
         layers=[0, 1],

@@ -19,6 +19,7 @@ LAYERS = (
     ("_base", "_signatures", "storage"),
     ("client", "aio", "annotations", "_options"),
     ("_needed",),
+    ("_readable",),
     ("questions", "cli"),
     ("__init__", "__main__"),
 )

@@ -1,5 +1,6 @@
 """A model that exists on paper alone, to read requests with."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ MODEL = ModelDescription(
 
 def reader(vocabulary: Vocabulary = VOCABULARY, limits: Limits | None = None) -> Reader:
     """A reader that has noted no fault yet."""
-    return Reader(MODEL, vocabulary, limits or Limits())
+    return Reader(replace(MODEL, vocabulary_size=vocabulary.size), vocabulary, limits or Limits())
 
 
 def violations(problems: Reader) -> dict[str, str]:

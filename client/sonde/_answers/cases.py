@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sonde._answers import files
 from sonde._answers.captured import Captured
+from sonde._answers.requests import Request, asked_html
 from sonde._answers.results import Cost, Provenance, Result, cost_table, cost_text
 from sonde._arrays import Axes, visible
 from sonde._show import terminal
@@ -88,6 +89,8 @@ class CasesResult(Sequence[ResultT_co], Generic[ResultT_co]):
     provenance: Provenance
     dry_run: bool = False
     """True if nothing was run: only the cost is known."""
+    request: Request | None = None
+    """What was asked, with all cases. None in files of versions that did not keep it."""
 
     @property
     def complete(self) -> bool:
@@ -196,7 +199,8 @@ class CasesResult(Sequence[ResultT_co], Generic[ResultT_co]):
         if self.dry_run:
             return page(cost_table(self.cost))
         more = f"; the first {_MOST_LISTED} are listed" if len(self) > _MOST_LISTED else ""
-        return page(note(f"{self!r}{more}"), sortable_table("cases", _HEADER, self._rows(_MOST_LISTED)))
+        listed = sortable_table("cases", _HEADER, self._rows(_MOST_LISTED))
+        return page(note(f"{self!r}{more}"), listed, *asked_html(self.request))
 
 
 def stacked(arrays: Sequence[npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:

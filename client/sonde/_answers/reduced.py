@@ -1,5 +1,6 @@
 """Statistics over the cases of a dataset, computed on the server: means, deviations and counts of whole results."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from sonde._answers import files
 from sonde._answers.largest import LargestActivations
+from sonde._answers.requests import Request, asked_html
 from sonde._answers.results import Cost, Provenance, Result, cost_table, cost_text
 from sonde._answers.statistics import standard_error
 from sonde._arrays import Axes, data_frame, long_form
@@ -76,9 +78,9 @@ class Statistics(Generic[ResultT_co]):
         if draw is None:
             message = f"a {type(self.mean).__name__} cannot be drawn"
             raise ValueError(message)
-        if getattr(type(self.mean), "drawn_with_errors", False):
-            return cast("Figure", draw(path, target=target, error=self.standard_error))
-        return cast("Figure", draw(path, target=target))
+        given = {"target": target, "error": self.standard_error}
+        taken = inspect.signature(draw).parameters
+        return cast("Figure", draw(path, **{name: value for name, value in given.items() if name in taken}))
 
 
 def _table(result: Result) -> dict[str, list[Any]]:
@@ -106,6 +108,8 @@ class Reduced(Generic[ResultT_co]):
     provenance: Provenance
     dry_run: bool = False
     """True if nothing was run: only the cost is known."""
+    request: Request | None = None
+    """What was asked, with all cases. None in files of versions that did not keep it."""
 
     @property
     def mean(self) -> ResultT_co:
@@ -200,4 +204,4 @@ class Reduced(Generic[ResultT_co]):
         pieces = []
         for name, one in self.groups.items():
             pieces += [note(self._title(name)), one.mean.html()]
-        return page(*pieces)
+        return page(*pieces, *asked_html(self.request))

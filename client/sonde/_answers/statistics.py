@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sonde._answers.captured import Captured
 from sonde._answers.predictions import TokenPrediction
+from sonde._answers.requests import Request
 
 _Result = TypeVar("_Result")
 _Doubles: TypeAlias = npt.NDArray[np.float64]
@@ -42,7 +43,7 @@ def _over(  # noqa: PLR0911 - one per kind
         sites = [value.site(i) for i in value]
         pairs = [(value.axes(i), _over(function, value[i], tuple(other[i] for other in others))) for i in value]
         return Captured(sites, pairs)
-    if is_dataclass(value) and not isinstance(value, type | TokenPrediction):
+    if is_dataclass(value) and not isinstance(value, type | TokenPrediction | Request):
         names = [field.name for field in fields(value) if field.init]
         parts = {
             name: _over(function, getattr(value, name), tuple(getattr(other, name) for other in others))

@@ -45,6 +45,11 @@ class Case:
             raise refusal("group", "the name of a group", self.group)
 
     @property
+    def prompts_from(self) -> tuple[PromptLike, ...]:
+        """The sources, one by one."""
+        return cast("tuple[PromptLike, ...]", self.sources)
+
+    @property
     def whole_prompt(self) -> Prompt:
         """The prompt with all its spans."""
         prompt = as_prompt(self.prompt)

@@ -4,8 +4,8 @@
     sonde.span("subject", "last")      its last position
 
 Wherever positions are expected, a name can be written as text: `"subject"`, or with a part of the span, as in
-`"subject.last"`. `"first"` and `"last"` (or `"end"`) are those of the whole prompt. In a chat, `"user"` is the content
-of the user's last message, and `"user[0]"` that of the first.
+`"subject.last"`. `"first"` and `"last"` (or `"end"`) are those of the whole prompt, and `"all"` is all of its
+positions. In a chat, `"user"` is the content of the user's last message, and `"user[0]"` that of the first.
 """
 
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ from sonde._ask.indices import Indices, index, indices
 from sonde._ask.names import SPAN_PARTS, SpanPart, check_name
 from sonde.errors import InvalidRequest
 
-_WHOLE: Final[dict[str, SpanPart]] = {"first": "first", "last": "last", "end": "last"}
-"""What is a position of the whole prompt rather than the name of a span."""
+_WHOLE: Final[dict[str, SpanPart | None]] = {"all": None, "first": "first", "last": "last", "end": "last"}
+"""What is positions of the whole prompt rather than the name of a span."""
 _AS_NUMBER: Final[dict[SpanPart | None, int]] = {"first": 0, "last": -1}
 _EXPECTED: Final = "a position, the name of a span such as 'subject.last', or sonde.span(...)"
 

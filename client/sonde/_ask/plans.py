@@ -2,15 +2,16 @@
 
     sonde.scale(sonde.neuron(layer=3, unit=17), 0.0)              one run with one edit
     [edit, [edit, edit]]                                          two runs; the second makes two edits together
+    {"no head 9.1": edit, "no heads": [edit, edit]}               two runs with names
     sonde.sweep(edit, layers=[3], positions=[-1])                 one run for each place along the axes
 
 Nothing here contacts a server. Mistakes that do not depend on the model raise `InvalidRequest` at once; the server
 checks the rest, such as whether layer 40 exists.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Final, TypeAlias, cast
 
 from sonde._ask.edits import Edit
 from sonde._ask.given import refusal, several
@@ -79,8 +80,39 @@ def sweep(
     )
 
 
-Plan: TypeAlias = Edit | Sequence[Edit | Sequence[Edit]] | Sweep
-"""One edit; a list with one entry per run, an edit or a list of edits made together; or a sweep."""
+Run: TypeAlias = Edit | Sequence[Edit]
+"""One run: an edit, or a list of edits made together."""
+Plan: TypeAlias = Edit | Sequence[Run] | Mapping[str, Run] | Sweep
+"""One edit; a list with one entry per run, or a mapping from the name of each run to its entry; or a sweep."""
+
+
+def runs_of(plan: Plan) -> tuple[Run, ...]:
+    """The runs of a plan that is no sweep.
+
+    Raises:
+        InvalidRequest: for anything else.
+    """
+    if isinstance(plan, Mapping):
+        return tuple(plan.values())
+    return (plan,) if isinstance(plan, Edit) else several(cast("Sequence[Run]", plan), "interventions", _PLAN)
+
+
+def labels_of(plan: Plan) -> tuple[str, ...]:
+    """The names that a plan gives to its runs; empty if it gives none.
+
+    Raises:
+        InvalidRequest: if one is not text.
+    """
+    if not isinstance(plan, Mapping):
+        return ()
+    given: Iterable[object] = plan
+    strange = [name for name in given if not isinstance(name, str)]
+    if strange:
+        raise refusal("interventions", "names of runs as text", strange[0])
+    return tuple(plan)
+
+
+_PLAN: Final = "an edit, a list of edits, a mapping from names to edits, or a sweep"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from sonde._answers.cases import CasesResult
 from sonde._answers.model import Limits
+from sonde._answers.requests import Request as Asked
 from sonde._answers.results import Cost, Provenance, Result
 from sonde._asking.asking import Asking, Patience, Request, Response
 from sonde._asking.splitting import end_of_request, without_cases
@@ -31,8 +32,9 @@ class Dataset(Asking[AnswerT], ABC, Generic[AnswerT]):
 
     needs_limits = True
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, kept: Asked) -> None:
         self._whole = request
+        self._kept = kept
         self._total = len(request.cases)
         self._done = 0
         """How many cases have been answered in full: the first ones."""
@@ -152,9 +154,9 @@ class Dataset(Asking[AnswerT], ABC, Generic[AnswerT]):
 class EachCase(Dataset[CasesResult[ResultT]], Generic[ResultT]):
     """A dataset that is answered case by case."""
 
-    def __init__(self, request: Request, make: Callable[[], Assembler[Any, ResultT]]) -> None:
+    def __init__(self, request: Request, kept: Asked, make: Callable[[], Assembler[Any, ResultT]]) -> None:
         """`make` creates the assembler of the answer to one case."""
-        super().__init__(request)
+        super().__init__(request, kept)
         self._make = make
         self._groups = tuple(case.group for case in request.cases)
         self._results: list[ResultT] = []
@@ -183,7 +185,7 @@ class EachCase(Dataset[CasesResult[ResultT]], Generic[ResultT]):
         self._current = None
 
     def _answer(self) -> CasesResult[ResultT]:
-        return CasesResult(tuple(self._results), self._groups, self._cost, self._made, self._whole.dry_run)
+        return CasesResult(tuple(self._results), self._groups, self._cost, self._made, self._whole.dry_run, self._kept)
 
 
 def _sum(first: Cost, second: Cost) -> Cost:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from sonde._answers.largest import LargestActivations, Ranked, merged
 from sonde._answers.model import Limits
 from sonde._answers.reduced import Reduced, Statistics
+from sonde._answers.requests import Request as Asked
 from sonde._answers.results import Result
 from sonde._answers.statistics import Moments, finished, joined
 from sonde._ask.cases import Cases
@@ -75,12 +76,13 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
     def __init__(
         self,
         request: Request,
+        kept: Asked,
         cases: Cases,
         make: Callable[[], Assembler[Any, ResultT]],
         sites: Sequence[pb.Site],
     ) -> None:
         """`make` creates the assembler of one statistic; `sites` are those whose activations are read."""
-        super().__init__(request)
+        super().__init__(request, kept)
         self._cases, self._make, self._sites = cases, make, sites
         self._groups: dict[str, _Group] = {}
         self._incoming: dict[str, _Incoming[ResultT]] = {}
@@ -144,7 +146,7 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
                 one = self._groups[name]
                 groups[name] = Statistics(*finished(one.moments), one.cases, one.largest)
         done = sum(one.cases for one in groups.values())
-        return Reduced(groups, done, self._cost, self._made, self._whole.dry_run)
+        return Reduced(groups, done, self._cost, self._made, self._whole.dry_run, self._kept)
 
 
 def _both(first: _Group, second: _Group, count: int) -> _Group:

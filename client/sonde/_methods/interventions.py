@@ -8,16 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sonde._answers.interventions import InterventionResult
+from sonde._answers.requests import Request
 from sonde._arrays import Booleans, Label
 from sonde._ask.cases import Cases
-from sonde._ask.edits import Edit
 from sonde._ask.given import flag, refusal, several
 from sonde._ask.indices import index
 from sonde._ask.named import PositionLike
 from sonde._ask.names import COMPONENT_AXES, COMPONENT_NAMES, DataTypeName, PoolingName
-from sonde._ask.plans import Generation, Plan, Sweep
+from sonde._ask.plans import Generation, Plan, Sweep, runs_of
 from sonde._ask.prompts import Prompt, PromptLike, Targets
 from sonde._ask.sites import Site
+from sonde._wire.asked import record
 from sonde._wire.assembly import Stream
 from sonde._wire.context import Context
 from sonde._wire.edits import EditEncoder
@@ -35,8 +36,6 @@ from sonde._wire.parts import CLEAN, Continuations, Values, missing
 from sonde._wire.tensors import from_tensor
 from sonde.errors import InvalidRequest, ProtocolError
 from sonde.v1 import inspection_pb2 as pb
-
-_PLAN: Final = "an edit, a list of edits, or a sweep"
 
 
 def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
@@ -69,8 +68,7 @@ def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
     if isinstance(plan, Sweep):
         request.sweep.CopyFrom(edits.sweep(plan))
     else:
-        interventions = (plan,) if isinstance(plan, Edit) else several(plan, "interventions", _PLAN)
-        request.list.interventions.extend(map(edits.intervention, interventions))
+        request.list.interventions.extend(map(edits.intervention, runs_of(plan)))
         request.list.SetInParent()
     request.sources.extend(edits.sources)
     if len(edits.sources) > given and any(case.sources for case in request.cases):
@@ -101,9 +99,13 @@ class InterveneAssembler(Stream):
     )
 
     def __init__(
-        self, request: pb.InterveneRequest, sites: Sequence[Site], generated_sites: Sequence[Site] = ()
+        self,
+        request: pb.InterveneRequest,
+        sites: Sequence[Site],
+        generated_sites: Sequence[Site] = (),
+        asked: Request | None = None,
     ) -> None:
-        super().__init__(dry_run=request.dry_run)
+        super().__init__(dry_run=request.dry_run, asked=asked or record(request))
         self._request = request
         by_row = request.HasField("reduction") or request.readout.pooling != pb.POOLING_UNSPECIFIED
         self._values = Values(sites, by_row=by_row)

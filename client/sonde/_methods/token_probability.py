@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from sonde._answers.findings import LensTable
 from sonde._answers.predictions import TokenPrediction
 from sonde._answers.results import TraceResult
 from sonde._arrays import Axes, Floats, Integers, data_frame, long_form, visible
@@ -55,7 +56,6 @@ class TokenProbabilityResult(TraceResult):
     gradient_positions: tuple[int, ...]
     """The positions of the gradient norms."""
     _texts: Mapping[int, str]
-    drawn_with_errors: ClassVar[bool] = True
     read_at: int = 0
     """The position where the stream is read."""
     _others: tuple["TokenProbabilityResult", ...] = ()
@@ -99,19 +99,40 @@ class TokenProbabilityResult(TraceResult):
         pairs = zip(self.top_token_ids[row, :count], self.top_log_probabilities[row, :count], strict=True)
         return [TokenPrediction(int(i), self._texts.get(int(i), f"<{i}>"), float(v)) for i, v in pairs]
 
+    @property
+    def table(self) -> LensTable:
+        """The most probable token at each depth and each position that was requested.
+
+        Raises:
+            ValueError: if the request asked for no top tokens.
+        """
+        read = self.by_position
+        if not all(one.top_token_ids.shape[1:] > (0,) for one in read.values()):
+            message = "the answer has no top tokens; request them with top_k=1"
+            raise ValueError(message)
+        cells = tuple(tuple(one.top_at(depth, 1)[0] for one in read.values()) for depth in self.depths)
+        tokens = tuple(self.tokens[position] for position in read)
+        return LensTable(tokens, tuple(read), self.depths, cells, self.provenance, self.request)
+
     def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
-        """`axes` and `log_probabilities`; `np.asarray(result)` is the latter."""
-        return self.axes, self.log_probabilities
+        """`axes` and `log_probabilities`; if several positions were read, stacked along a first axis `position`."""
+        if not self._others:
+            return self.axes, self.log_probabilities
+        read = self.by_position
+        return {"position": tuple(read), **self.axes}, np.stack([one.log_probabilities for one in read.values()])
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row per depth and target (needs pandas)."""
-        columns: dict[str, npt.NDArray[np.generic]] = {
-            "log_probability": self.log_probabilities,
-            "probability": self.probabilities,
-            "logit": self.logits,
-            "rank": self.ranks,
+        """One row per depth and target, of each position if several were read (needs pandas)."""
+        axes, _ = self.labelled()
+        read = self.by_position.values()
+        names = {
+            "log_probability": "log_probabilities",
+            "probability": "probabilities",
+            "logit": "logits",
+            "rank": "ranks",
         }
-        return data_frame(long_form(self.axes, columns))
+        columns = {name: np.stack([getattr(one, field) for one in read]) for name, field in names.items()}
+        return data_frame(long_form(axes, columns))
 
     def rows(self, target: int = 0) -> list[list[object]]:
         """Depth, probability, rank and top token, as rows of a table."""
@@ -123,17 +144,32 @@ class TokenProbabilityResult(TraceResult):
         return table
 
     def plot(
-        self, path: "str | Path | None" = None, *, target: int = 0, error: "TokenProbabilityResult | None" = None
+        self,
+        path: "str | Path | None" = None,
+        *,
+        target: int = 0,
+        error: "TokenProbabilityResult | None" = None,
     ) -> "Figure":
-        """Draw the probability by depth, and the gradient norms if there are any (needs matplotlib).
+        """Draw the probability by depth with the top token at each, and the gradient norms if there are any.
+
+        If several positions were read, draw the top token at each depth and position instead (see `table`), or
+        without top tokens the target's probability.
+
+        Depth goes up, as the stream does (needs matplotlib).
 
         Args:
-            path: where the figure is saved; None saves none.
+            path: where the figure is saved; None saves nothing.
             target: the target's index.
-            error: a result with standard errors, as `Reduced.standard_error`, which are drawn at each point.
+            error: for a mean over cases, the same with standard errors. The curve is then the probability of the mean
+                log-probability, with a band of one standard error of it.
         """
+        if self._others:
+            return plotting.save(self._by_position_drawn(target), path)
         norms = None if self.gradient_norms is None else self.gradient_norms[..., target]
-        word, across = self._word(target), "after block (0: embeddings)"
+        word, depth = self._word(target), "after block (0: embeddings)"
+        title = f"How “{word}” forms: its probability when the stream is read after each block"
+        # Columns of the figure, in inches: the curve, the top tokens beside it, and the gradient norms.
+        wide = 5.4 if norms is None else 10.4
 
         def draw(figure: "Figure") -> None:
             if norms is None:
@@ -141,19 +177,30 @@ class TokenProbabilityResult(TraceResult):
             else:
                 line, map_ = figure.subplots(1, 2, width_ratios=[1, 1.25])
                 rows = self.token_labels(self.gradient_positions)
-                panel = plotting.Panel("gradient norm", norms.T, rows, self.depths, "Blues", across)
+                panel = plotting.Panel("gradient norm", norms.T, rows, self.depths, "Blues", depth)
                 plotting.draw_panel(figure, map_, panel, 0.0, max(float(np.nanmax(norms, initial=0.0)), 1e-12))
-            title = f"probability of “{word}”, read after each block"
             values = self.probabilities[:, target]
-            spread = None if error is None else error.log_probabilities[:, target]
-            # The error of the logarithm, as a range of probabilities.
-            errors = None if spread is None else np.array([values * -np.expm1(-spread), values * np.expm1(spread)])
+            spread = None
+            if error is not None:
+                means, errors = self.log_probabilities[:, target], error.log_probabilities[:, target]
+                spread = np.exp(means - errors), np.exp(means + errors)
             tops = self._top_texts()
-            plotting.draw_curve(line, title, self.depths, values, across=across, tops=tops, errors=errors)
+            plotting.draw_lens(line, f"p({word})", self.depths, values, spread=spread, down=depth, tops=tops)
+            plotting.write_title(figure, title, wide)
 
         positions = 0 if norms is None else norms.shape[1]
-        figure = plotting.figure(4.6 if norms is None else 9.2, max(3.0, 1.2 + 0.22 * positions), draw)
-        return plotting.save(figure, path)
+        tall = max(1.5 + 0.19 * min(len(self.depths), plotting.MOST_ROWS), 1.4 + 0.22 * positions, 3.0)
+        return plotting.save(plotting.figure(wide, tall, draw), path)
+
+    def _by_position_drawn(self, target: int) -> "Figure":
+        """The top token at each depth and position; without top tokens, the target's probability there."""
+        if self.top_token_ids.shape[1:] > (0,):
+            return self.table.plot()
+        values = np.stack([one.probabilities[:, target] for one in self.by_position.values()])
+        rows, across = self.token_labels(list(self.by_position)), "after block (0: embeddings)"
+        panel = plotting.Panel("", values, rows, self.depths, "Blues", across)
+        title = f"p({self._word(target)}) at each position, read after each block"
+        return plotting.panels([panel], 0.0, max(float(np.nanmax(values, initial=0.0)), 1e-6), title=title)
 
     def _top_texts(self) -> list[str]:
         """The top token at each depth; an empty list if the request asked for none."""
@@ -191,7 +238,7 @@ class TokenProbability(Method[TokenProbabilityResult]):
             False.
         metric: the quantity that is differentiated; the default is `"probability"`.
         positions: the positions where the stream is read, by number or by name; the default is the one position of the
-            call. `result.by_position` has the readings at each.
+            call. `"all"` reads all. `result.by_position` has the readings at each, `result.table` the top tokens.
     """
 
     gradient_norms: bool = False

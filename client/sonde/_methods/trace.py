@@ -2,6 +2,7 @@
 
 from typing import Generic, cast
 
+from sonde._answers.requests import Request
 from sonde._answers.results import TraceResult
 from sonde._ask.cases import Cases
 from sonde._ask.given import flag, refusal
@@ -10,6 +11,7 @@ from sonde._ask.named import PositionLike
 from sonde._ask.names import DataTypeName, PoolingName
 from sonde._ask.prompts import PromptLike, Targets
 from sonde._methods.method import METHODS, Assembly, Kind, Method, Prediction, TraceT
+from sonde._wire.asked import record
 from sonde._wire.assembly import Stream
 from sonde._wire.encoding import encode_data_type, encode_pooling, encode_targets, write_asked, write_position
 from sonde.errors import InvalidRequest
@@ -55,9 +57,9 @@ def trace_request(  # noqa: PLR0913 - what one request can say, by keyword
 class TraceAssembler(Stream, Generic[TraceT]):
     """Joins the answer to a trace."""
 
-    def __init__(self, request: pb.TraceRequest, method: Method[TraceT] | None) -> None:
+    def __init__(self, request: pb.TraceRequest, method: Method[TraceT] | None, asked: Request | None = None) -> None:
         rows = _kind(method).rows(request) if method is not None and request.HasField("reduction") else ()
-        super().__init__(dry_run=request.dry_run, rows=rows)
+        super().__init__(dry_run=request.dry_run, asked=asked or record(request), rows=rows)
         made = Prediction() if method is None else _kind(method).assembly(method, request)
         # A `Kind` connects each method with the assembly of its own result. Types cannot express that.
         self._assembly = cast("Assembly[TraceT]", made)

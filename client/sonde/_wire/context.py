@@ -6,6 +6,7 @@ import numpy as np
 
 from sonde._answers.captured import Captured
 from sonde._answers.predictions import NO_TOKEN, Continuation, Prediction, Token, TokenPrediction
+from sonde._answers.requests import Request
 from sonde._answers.results import Common, Cost, Provenance
 from sonde._wire.parts import token
 from sonde.errors import ProtocolError
@@ -25,11 +26,14 @@ class Context:
     A statistic over cases has rows in place of positions. They stand where a prompt has its tokens.
     """
 
-    def __init__(self, message: pb.RunContext, *, dry_run: bool, rows: Sequence[str] = ()) -> None:
+    def __init__(
+        self, message: pb.RunContext, *, dry_run: bool, asked: Request | None = None, rows: Sequence[str] = ()
+    ) -> None:
         if not dry_run and not message.HasField("clean"):
             raise ProtocolError("the answer's context has no unchanged run")
         self.message = message
         self.dry_run = dry_run
+        self.asked = asked
         self.rows = tuple(rows)
         self.tokens = tuple(Token(NO_TOKEN, row) for row in rows) or tuple(map(token, message.tokens))
         self.targets = tuple(map(token, message.targets))
@@ -59,6 +63,7 @@ class Context:
             "cost": self.cost,
             "provenance": self.provenance,
             "dry_run": self.dry_run,
+            "request": self.asked,
             "spans": {span.name: tuple(span.positions) for span in self.message.spans},
             "_clean": None if self.dry_run else self._prediction(captured, continuations),
         }

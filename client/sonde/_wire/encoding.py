@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from itertools import starmap
-from typing import Protocol, SupportsIndex, TypeVar, cast, get_args
+from typing import Protocol, SupportsIndex, TypeVar, get_args
 
 from sonde._ask.cases import Case, Cases
 from sonde._ask.given import flag, number, refusal, several
@@ -117,10 +117,9 @@ def encode_pooling(given: PoolingName | None) -> pb.Pooling.ValueType:
 
 def encode_case(case: Case) -> pb.Case:
     """Encode one case of a dataset."""
-    sources = cast("Iterable[PromptLike]", case.sources)
     return pb.Case(
         prompt=encode_prompt(case.whole_prompt),
-        sources=list(map(encode_prompt, sources)),
+        sources=list(map(encode_prompt, case.prompts_from)),
         targets=encode_targets(case.targets),
         group=case.group,
     )

@@ -262,7 +262,8 @@ class Continuations:
             for part in parts[offset]:
                 joined.append(part)
                 tokens.extend(map(token, part.tokens))
-                reason = self._REASONS.get(part.finish_reason, reason)
+                if part.finish_reason in self._REASONS:
+                    reason = self._REASONS[part.finish_reason]
         return Continuation(
             tuple(tokens),
             "".join(part.text for part in joined),

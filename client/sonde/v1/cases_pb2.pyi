@@ -96,6 +96,9 @@ class Reduction(_message.Message):
     Along an axis of positions the reduced answer has rows instead: one for each entry of `positions` or
     `named_positions` where the request lists any, otherwise one for all positions. Each position of a row counts as a
     value of its own, as in the averages of Meng et al. 2022.
+
+    Texts, top tokens, single samples, verified effects, scores and patterns have no statistics: a request for them that
+    has a reduction is refused.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -105,7 +108,9 @@ class Reduction(_message.Message):
     every: _builtins.int
     """After how many cases a part is answered: each part is over the next `every` cases. 0: one part, over all cases."""
     largest: _builtins.int
-    """For activations: how many of the largest values are answered too, with their cases and positions. 0: none."""
+    """For activations: how many of the largest values are answered too, with their cases and positions. At most 1000. 0:
+    none.
+    """
     def __init__(
         self,
         *,

@@ -65,8 +65,8 @@ class RunContext(_message.Message):
 
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenSpan]:
-        """The named positions of the prompt: its spans, and the messages of a chat. Those of a chat are named as in
-        NamedPositions.span, each message by its role and number.
+        """The named positions of the prompt: the messages of a chat, and its spans. Those of a chat are named as in
+        NamedPositions.span: each message by its role and number, the last of a role also by the role alone.
         """
 
     def __init__(
@@ -187,7 +187,7 @@ class Cost(_message.Message):
     cases: _builtins.int
     """How many cases there are. 0 where the request has a single prompt."""
     tokens: _builtins.int
-    """How many tokens its prompts and sources have in all."""
+    """How many tokens its prompts and sources have in all. A source that several cases share counts once."""
     def __init__(
         self,
         *,

@@ -128,8 +128,9 @@ class Patch(_message.Message):
 
     @_builtins.property
     def named_source_positions(self) -> _containers.RepeatedCompositeFieldContainer[_prompts_pb2.NamedPositions]:
-        """Instead of `source_positions`: positions by name, as the spans of each source have them. If neither is given, and
-        the site names its positions, the same names are looked up in the source.
+        """Instead of `source_positions`: positions by name, as the spans of each source have them, paired with those of the
+        site in the same way. If neither is given, and the site names its positions, the same names are looked up in the
+        source. Entries that pair must name equally many positions.
         """
 
     def __init__(
@@ -196,7 +197,7 @@ class Knockout(_message.Message):
 
     @_builtins.property
     def named_key_positions(self) -> _containers.RepeatedCompositeFieldContainer[_prompts_pb2.NamedPositions]:
-        """Instead of `key_positions`: positions by name."""
+        """Instead of `key_positions`: positions by name. Each entry must name at least one."""
 
     def __init__(
         self,

@@ -189,7 +189,7 @@ class Limits(_message.Message):
     max_prompt_tokens: _builtins.int
     """The most tokens of a prompt."""
     max_runs: _builtins.int
-    """The most runs of one request."""
+    """The most runs of one request; with cases, of one case."""
     max_answer_bytes: _builtins.int
     """The largest answer to one request, in bytes, over all its messages."""
     max_cases: _builtins.int

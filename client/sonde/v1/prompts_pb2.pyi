@@ -30,7 +30,7 @@ class _SpanPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SpanPart.Val
     SPAN_PART_FIRST: _SpanPart.ValueType  # 1
     """Its first position."""
     SPAN_PART_MIDDLE: _SpanPart.ValueType  # 2
-    """The positions between its first and its last. A span of one or two positions has none."""
+    """Its positions between the first and the last. A span of one or two positions has none."""
     SPAN_PART_LAST: _SpanPart.ValueType  # 3
     """Its last position."""
     SPAN_PART_NEXT: _SpanPart.ValueType  # 4
@@ -46,7 +46,7 @@ SPAN_PART_UNSPECIFIED: SpanPart.ValueType  # 0
 SPAN_PART_FIRST: SpanPart.ValueType  # 1
 """Its first position."""
 SPAN_PART_MIDDLE: SpanPart.ValueType  # 2
-"""The positions between its first and its last. A span of one or two positions has none."""
+"""Its positions between the first and the last. A span of one or two positions has none."""
 SPAN_PART_LAST: SpanPart.ValueType  # 3
 """Its last position."""
 SPAN_PART_NEXT: SpanPart.ValueType  # 4
@@ -130,7 +130,8 @@ Global___Prompt: _TypeAlias = Prompt  # noqa: Y015
 @_typing.final
 class Chat(_message.Message):
     """A conversation, written as one text by the chat template of the hosted model's own checkpoint. Nothing is added to
-    that text when it is tokenized. The content of each message is a span of the prompt (NamedPositions.span).
+    that text when it is tokenized. The content of each message is a span of the prompt (NamedPositions.span), unless the
+    template changes it beyond the spaces at its ends.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -200,16 +201,18 @@ class Span(_message.Message):
     POSITIONS_FIELD_NUMBER: _builtins.int
     OCCURRENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The name: a text of 1 to 64 characters, which no other span of the prompt has. It must not be a role of the chat."""
+    """The name: a text of 1 to 64 characters, which no other span of the prompt has, nor a message of the chat."""
     text: _builtins.str
     """A part of the prompt's text (of a chat, of the text that the template writes). It must consist of whole tokens;
     spaces at its ends do not matter.
     """
     occurrence: _builtins.int
-    """Which occurrence of `text` is meant, from 0; negative ones count from the last. Unset: the first."""
+    """Which occurrence of `text` is meant, from 0; negative ones count from the last. Occurrences do not overlap. Unset:
+    the first.
+    """
     @_builtins.property
     def positions(self) -> Global___PositionList:
-        """The positions themselves."""
+        """The positions themselves, in any order."""
 
     def __init__(
         self,
@@ -244,7 +247,8 @@ class NamedPositions(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     span: _builtins.str
     """The name of a span. In a chat, a role such as "user" names the content of the role's last message, and "user[0]",
-    "user[1]" that of its first, its second. Empty: the whole prompt is the span.
+    "user[1]" that of its first, its second. A name that the prompt lacks is refused. Empty: the whole prompt is the
+    span.
     """
     part: Global___SpanPart.ValueType
     """Which positions. Unspecified: all of the span."""

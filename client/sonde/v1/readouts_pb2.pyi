@@ -119,25 +119,26 @@ class Generation(_message.Message):
     ignore_end_token: _builtins.bool
     """Whether to continue to `max_new_tokens` after an end token."""
     top_p: _builtins.float
-    """Sampling is from the most probable tokens that together have at least this probability: at temperature 1 and above
-    0, they are the fewest such tokens, counted at the temperature. Above 0, at most 1. Unset: 1, every token.
+    """Sampling is from the fewest most probable tokens that together have at least this probability, counted at the
+    temperature; of equally probable tokens those with lower ids come first. Above 0, at most 1. At temperature 0 it
+    makes no difference. Unset: 1, every token.
     """
     samples: _builtins.int
-    """How many continuations every run has. Continuation i has the seed `seed` + i. More than one needs a temperature
-    above 0. 0: one.
+    """How many continuations every run has, at most 256. Continuation i has the seed `seed` + i, modulo 2^32. More than
+    one needs a temperature above 0. 0: one.
     """
     log_probabilities: _builtins.bool
     """Whether to give the log-probability of every token that was taken."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end a continuation where it contains one of them; the text ends with the token that completes it. At
-        most 16, none of them empty.
+        most 16, each of 1 to 1,000 characters.
         """
 
     @_builtins.property
     def activations(self) -> _containers.RepeatedCompositeFieldContainer[_places_pb2.Site]:
         """Activations to read at the positions of the tokens that were added, in every run. The sites name no positions;
-        components with an entry for every key cannot be read there. Empty: none.
+        components with an entry for every key cannot be read there. At most 131,072 numbers for each token. Empty: none.
         """
 
     def __init__(
@@ -325,7 +326,8 @@ class Generated(_message.Message):
     @_builtins.property
     def activations(self) -> _containers.RepeatedCompositeFieldContainer[_tensors_pb2.Tensor]:
         """By site of Generation.activations: [layers, tokens, ...], the values at the positions of these tokens, in the type
-        that the request names. The last token of a continuation is not read, so it has none.
+        that the request names. The last token of a continuation is not read: the tensors of a part with it have one entry
+        less along `tokens`. A component that takes no layer has one along `layers`.
         """
 
     def __init__(

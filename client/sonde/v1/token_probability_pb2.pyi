@@ -46,7 +46,7 @@ class TokenProbability(_message.Message):
 
     @_builtins.property
     def named_positions(self) -> _containers.RepeatedCompositeFieldContainer[_prompts_pb2.NamedPositions]:
-        """Instead of `positions`: positions by name."""
+        """Instead of `positions`: positions by name. Outside a reduction, those of several entries come once."""
 
     def __init__(
         self,

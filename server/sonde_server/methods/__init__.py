@@ -10,23 +10,49 @@ from typing import assert_never
 from ..questions.activations import Activations
 from ..questions.answers import Answer
 from ..questions.attribution_patching import AttributionPatching
+from ..questions.cases import Cases, Question
 from ..questions.causal_tracing import CausalTracing
 from ..questions.interventions import InterveneQuestion
 from ..questions.prediction import Prediction
 from ..questions.token_probability import TokenProbability
 from ..questions.traces import TraceQuestion
+from ..sharing.cases import Answering, advance
 from ..sharing.driving import drive
 from ..sharing.session import Session
 from . import activations, attribution_patching, causal_tracing, interventions, token_probability
 from .opening import Clean, opening
 from .overflow import finite
+from .reductions import reduced
 
 __all__ = ["intervene", "trace"]
 
 
-def trace(question: TraceQuestion, session: Session) -> Iterator[Answer]:
-    """What made this prediction. Yields the context first, then what the method finds."""
-    return drive(finite(_trace(question, session), question, session), session)
+def trace(question: TraceQuestion | Cases[TraceQuestion], session: Session) -> Iterator[Answer]:
+    """What made this prediction. Yields the context first, then what the method finds; of cases as `_cases` says."""
+    if isinstance(question, Cases):
+        return _cases(question, _traced, session)
+    return drive(_traced(question, session), session)
+
+
+def intervene(question: InterveneQuestion | Cases[InterveneQuestion], session: Session) -> Iterator[Answer]:
+    """What happens to the prediction when parts are changed; of cases as `_cases` says."""
+    if isinstance(question, Cases):
+        return _cases(question, _intervened, session)
+    return drive(_intervened(question, session), session)
+
+
+def _cases(cases: Cases[Question], answering: Answering[Question], session: Session) -> Iterator[Answer]:
+    """The answer to one case after another, part by part, or statistics over them in their place; and the progress."""
+    answers = advance(cases, answering, session)
+    return answers if cases.reduction is None or cases.dry_run else reduced(answers, cases)
+
+
+def _traced(question: TraceQuestion, session: Session) -> AsyncGenerator[Answer, None]:
+    return finite(_trace(question, session), question, session)
+
+
+def _intervened(question: InterveneQuestion, session: Session) -> AsyncGenerator[Answer, None]:
+    return finite(interventions.answer(question, session), question, session)
 
 
 async def _trace(question: TraceQuestion, session: Session) -> AsyncGenerator[Answer, None]:
@@ -56,8 +82,3 @@ def _parts(question: TraceQuestion, session: Session, clean: Clean) -> AsyncGene
             return activations.parts(question, method, session, clean)
         case _ as unknown:
             assert_never(unknown)
-
-
-def intervene(question: InterveneQuestion, session: Session) -> Iterator[Answer]:
-    """What happens to the prediction when parts are changed."""
-    return drive(finite(interventions.answer(question, session), question, session), session)

@@ -13,6 +13,7 @@ keys and values, and each draws from a seed of its own.
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -157,7 +158,9 @@ class Continuing:
                     yield part
             prompts.append(_Prompt(one, self.clean, slot, _taken(one, result), len(choosers)))
         if not alone:
-            bases = await session.call(lambda: [engine.branched(self.clean, slot) for slot in slots])
+            branch = partial(engine.branched, self.clean)
+            # It copies the keys and values of one prompt after another.
+            bases = await session.call(lambda: [branch(slot) for slot in slots], positions=len(slots))
             for prompt, base in zip(prompts, bases, strict=True):
                 prompt.base, prompt.slot = base, None
 

@@ -55,7 +55,7 @@ def read_configuration(source: str, revision: str | None) -> PreTrainedConfig:
         with reading(f"the configuration of {source!r} is faulty"):
             written = _written(source, revision)
             config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-            _check_rotary(source, config)
+            check_rotary(source, config)
             family_of(config)
     except OSError as error:
         raise UnsupportedModel(
@@ -63,7 +63,7 @@ def read_configuration(source: str, revision: str | None) -> PreTrainedConfig:
         ) from error
     if not Path(source).is_dir():
         _refuse_adapter(source, revision)
-    _check_attributes(source, config, written)
+    check_attributes(source, config, written)
     return config
 
 
@@ -120,7 +120,8 @@ def _check_quantisation(source: str, quantised: object) -> None:
         raise UnsupportedModel(f"expected a quant_method of {known}, got {method!r} in the configuration of {source!r}")
 
 
-def _check_attributes(source: str, config: PreTrainedConfig, written: Mapping[str, Any]) -> None:
+def check_attributes(source: str, config: PreTrainedConfig, written: Mapping[str, Any]) -> None:
+    """Raises UnsupportedModel for an attribute that `written` sets, and that the model's family would ignore."""
     text = config.get_text_config()
     names = list(unaccounted(config, written))
     if text is not config:
@@ -132,7 +133,8 @@ def _check_attributes(source: str, config: PreTrainedConfig, written: Mapping[st
         )
 
 
-def _check_rotary(source: str, config: PreTrainedConfig) -> None:
+def check_rotary(source: str, config: PreTrainedConfig) -> None:
+    """Raises UnsupportedModel for rotary positions that transformers does not scale as the configuration says."""
     known = ("default", *sorted(ROPE_INIT_FUNCTIONS))
     for parameters in rotary_parameters(config.get_text_config()):
         kind = parameters.get("rope_type", "default")

@@ -1,35 +1,27 @@
-"""Loads a model from a directory or the hub. Weights must be safetensors, and no code from a checkpoint is run."""
+"""Loads a model from a directory, the hub or a GGUF file. Weights are never pickles; no code of a checkpoint is run."""
 
-import hashlib
 import logging
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
-from ..builtin import ATLAS_DIRECTORY
 from ..errors import UnsupportedModel
 from ..questions.places import ModelDescription
 from .anatomy import Decoder
-from .configuration import read_configuration, reading
+from .checkpoint import CONVERT, Checkpoint, find
+from .configuration import reading
 from .kernels import fuse_activations
 from .packing import pack
 from .spreading import check_tied, offload_folder, places, read_device_map
 from .vocabulary import Vocabulary
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_CONVERT = (
-    'to convert a checkpoint that you trust: python -c "from transformers import AutoModelForCausalLM as Model, '
-    "AutoTokenizer as Tokenizer; [kind.from_pretrained('OLD').save_pretrained('NEW') for kind in (Model, Tokenizer)]\""
-)
 MOST_SHOWN = 5
 """How many weights are named if a checkpoint lacks some."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,7 +47,7 @@ def load(
     device_map: str | None = None,
     pack_weights: bool = True,
 ) -> LoadedModel:
-    """Loads `name`: "atlas" (the embedded model), a directory, or a hub id.
+    """Loads `name`: "atlas" (the embedded model), a directory, a GGUF file, or a hub id.
 
     The model is put on one device or, with `device_map`, on several: accelerate spreads it, or a JSON file does. With
     `pack_weights`, a second copy of weights makes products of few rows faster, where this is measured to be so on this
@@ -63,36 +55,36 @@ def load(
 
     Raises:
         UnsupportedModel: for an unknown name, device or architecture, for a checkpoint that is faulty, incomplete or
-            not safetensors, and for a device map that does not fit. The message says what is accepted.
+            neither safetensors nor GGUF, and for a device map that does not fit. The message says what is accepted.
     """
     transformers_logging.disable_progress_bar()
-    source = str(ATLAS_DIRECTORY) if name == "atlas" else name
     place = _device(device)
-    config = read_configuration(source, revision)
-    _refuse_pickles(source)
-    options = {"revision": revision, "config": config, "dtype": _dtype(dtype, place, getattr(config, "dtype", None))}
+    checkpoint = find(name, revision)
+    config = checkpoint.configuration()
+    options = {"config": config, "dtype": _dtype(dtype, place, checkpoint.dtype(config))}
     if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
         # Before transformers 5.21 such a model uses "sdpa" by default, which ignores the cap.
         options["attn_implementation"] = "eager"
     try:
         if device_map is None:
-            model = _pretrained(source, options, f"cannot load {source!r}")
+            model = _pretrained(checkpoint, options, f"cannot load {checkpoint.source!r}")
             model.to(place)  # type: ignore[arg-type]
         else:
-            model = _spread(source, options, device_map)
+            model = _spread(checkpoint, options, device_map)
     except OSError as error:
-        raise UnsupportedModel(f"cannot load {name!r} as safetensors: {error}; {_CONVERT}") from error
+        raise UnsupportedModel(f"cannot load {name!r} as safetensors: {error}; {CONVERT}") from error
     model.eval().requires_grad_(requires_grad=False)
     fuse_activations(model)
     if pack_weights:
         pack(model)
     decoder = Decoder(model)
-    vocabulary = Vocabulary(_tokenizer(source, revision), decoder.vocabulary_size)
+    vocabulary = Vocabulary(_tokenizer(checkpoint), decoder.vocabulary_size)
     where = str(place) if device_map is None else places(model)
-    return LoadedModel(decoder, vocabulary, _describe(name, revision, decoder, where))
+    description = replace(_describe(checkpoint, decoder, where), chat_template=vocabulary.chat_template)
+    return LoadedModel(decoder, vocabulary, description)
 
 
-def _pretrained(source: str, options: dict[str, Any], fault: str) -> PreTrainedModel:
+def _pretrained(checkpoint: Checkpoint, options: dict[str, Any], fault: str) -> PreTrainedModel:
     """The model. `fault` introduces the reason for which transformers cannot load it.
 
     Raises:
@@ -100,10 +92,9 @@ def _pretrained(source: str, options: dict[str, Any], fault: str) -> PreTrainedM
             at random.
     """
     with reading(fault):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
+        loaded: Any = checkpoint.read(
+            AutoModelForCausalLM.from_pretrained,
             use_safetensors=True,
-            trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **options,
@@ -115,31 +106,21 @@ def _pretrained(source: str, options: dict[str, Any], fault: str) -> PreTrainedM
         wrong.append(f"{name} has shape {tuple(found)} instead of {tuple(expected)}")
     if wrong:
         shown = "; ".join(wrong[:MOST_SHOWN]) + (f"; and {len(wrong) - MOST_SHOWN} more" if wrong[MOST_SHOWN:] else "")
-        raise UnsupportedModel(f"{source!r} is not a complete {type(model).__name__}: {shown}")
+        raise UnsupportedModel(f"{checkpoint.source!r} is not a complete {type(model).__name__}: {shown}")
+    checkpoint.check(model)
     return model
 
 
-def _spread(source: str, options: dict[str, Any], device_map: str) -> PreTrainedModel:
+def _spread(checkpoint: Checkpoint, options: dict[str, Any], device_map: str) -> PreTrainedModel:
     spread = read_device_map(device_map)
     with offload_folder() as folder:
         where = {"device_map": spread, "offload_folder": folder.path}
-        model = _pretrained(source, options | where, f"cannot load {source!r} with --device-map {device_map}")
+        model = _pretrained(
+            checkpoint, options | where, f"cannot load {checkpoint.source!r} with --device-map {device_map}"
+        )
         check_tied(model)
         folder.belongs_to(model)
     return model
-
-
-def _refuse_pickles(source: str) -> None:
-    """Refuses a directory whose weights are pickles, which can run code when they are read."""
-    directory = Path(source)
-    if not directory.is_dir() or any(directory.glob("*.safetensors")):
-        return
-    pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
-    if pickles:
-        raise UnsupportedModel(
-            f"expected safetensors in {source!r}, got pickles ({pickles[0]}), which can run code when they are read; "
-            f"{_CONVERT}"
-        )
 
 
 def _device(device: str) -> torch.device:
@@ -158,38 +139,34 @@ def _device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _dtype(dtype: str, place: torch.device, checkpoint: object) -> torch.dtype:
+def _dtype(dtype: str, place: torch.device, own: torch.dtype | None) -> torch.dtype:
     if dtype != "auto":
         return DTYPES[dtype]
-    if place.type == "cpu" or not isinstance(checkpoint, torch.dtype):
-        return torch.float32
-    return checkpoint
+    return torch.float32 if place.type == "cpu" or own is None else own
 
 
-def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase | None:
+def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint, or None if it has none that can be read. The log then says why."""
     try:
         with reading("its tokenizer is faulty"):
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                source, revision=revision, trust_remote_code=False
-            )
+            tokenizer = checkpoint.tokenizer()
             # Without a file many classes make a tokenizer of special tokens only, to which any text is empty or <unk>.
             if set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
                 return tokenizer
         reason = "its vocabulary is empty"
     except (OSError, UnsupportedModel) as error:
         reason = " ".join(str(error).split())
-    _log.warning("%s has no readable tokenizer, so prompts must be token ids: %s", source, reason)
+    _log.warning("%s has no readable tokenizer, so prompts must be token ids: %s", checkpoint.source, reason)
     return None
 
 
-def _describe(name: str, revision: str | None, decoder: Decoder, device: str) -> ModelDescription:
+def _describe(checkpoint: Checkpoint, decoder: Decoder, device: str) -> ModelDescription:
     config = decoder.model.config
     return ModelDescription(
-        name=_public_name(name),
-        revision=revision or getattr(config, "_commit_hash", None) or _fingerprint(name),
+        name=checkpoint.public_name,
+        revision=checkpoint.revision(config),
         architecture=str(config.model_type),
-        data_type=str(decoder.dtype).removeprefix("torch."),
+        data_type=decoder.data_type,
         device=device,
         attention=decoder.attention,
         layers=decoder.layers,
@@ -203,19 +180,3 @@ def _describe(name: str, revision: str | None, decoder: Decoder, device: str) ->
         parameters=sum(parameter.numel() for parameter in decoder.model.parameters()),
         unavailable=dict(decoder.unavailable),
     )
-
-
-def _public_name(name: str) -> str:
-    """What callers are told: of a directory only its own name, since its path is nobody else's concern."""
-    return Path(name).resolve().name if name != "atlas" and Path(name).is_dir() else name
-
-
-def _fingerprint(name: str) -> str:
-    """The revision of a checkpoint in a directory: a hash of its weights."""
-    directory = ATLAS_DIRECTORY if name == "atlas" else Path(name)
-    digest = hashlib.sha256()
-    for file in sorted(directory.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            for chunk in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(chunk)
-    return "sha256:" + digest.hexdigest()[:16]

@@ -10,7 +10,7 @@ from math import prod
 from .answers import Answer, Floats, Integers
 from .costs import Cost, state_bytes
 from .extents import Restarts, rereading, token_layers
-from .places import PAIRWISE, ModelDescription, Place, Site, Sized
+from .places import PAIRWISE, Place, Site, Sized
 from .prompts import Asked
 
 
@@ -88,7 +88,7 @@ class Activations:
         total = full * (1 + sum(restarts.values()))
         return Cost(1, full + token_layers(restarts), total, self.answer_bytes(asked, model))
 
-    def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
+    def held_bytes(self, asked: Asked, model: Sized) -> int:
         """The state of the unchanged run. Values leave as they are read."""
         return state_bytes(asked.tokens, model)
 

@@ -20,7 +20,6 @@ from .places import (
     PAIRWISE,
     UNIT_SWEPT,
     Component,
-    ModelDescription,
     Place,
     Site,
     Sized,
@@ -142,7 +141,7 @@ class AttributionPatching:
             for row in rows
         }
 
-    def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
+    def held_bytes(self, asked: Asked, model: Sized) -> int:
         """Both prompts' runs and that of a step, the answer, the gradients, and what several steps share."""
         length, targets = asked.position + 1, asked.columns
         passes = targets * (model.layers if self.drop_layers else 1)

@@ -6,8 +6,8 @@ from typing import Generic, TypeVar
 
 from .costs import Cost
 from .interventions import InterveneQuestion
-from .places import ModelDescription, Sized
-from .reductions import WAITING_BYTES, reduced_bytes, summed_bytes
+from .places import Sized
+from .reductions import WAITING_BYTES, WHILE_SUMMED, reduced_bytes, summed_bytes
 from .traces import TraceQuestion
 
 Question = TypeVar("Question", TraceQuestion, InterveneQuestion)
@@ -70,22 +70,24 @@ class Cases(Generic[Question]):
         parts = -(-len(self.questions) // every) * min(every, len(set(self.groups)))
         return parts * max(reduced_bytes(one, model, self.reduction.largest) for one in self.questions)
 
-    def held_bytes(self, model: ModelDescription) -> int:
+    def held_bytes(self, model: Sized) -> int:
         """Bytes that answering them holds at one time, at most: as much as cases that advance together may hold."""
         held = [question.held_bytes(model) for question in self.questions]
-        return max(*held, min(sum(held), live_bytes(model.device))) + self._summed_bytes(model) if held else 0
+        return max(*held, min(sum(held), live_bytes(model.device_type))) + self._summed_bytes(model) if held else 0
 
-    def _summed_bytes(self, model: ModelDescription) -> int:
+    def _summed_bytes(self, model: Sized) -> int:
         """What a reduction holds: the sums of every group, and the answers that wait to be summed up."""
         if self.reduction is None:
             return 0
         each = max(summed_bytes(question, model, self.reduction.largest) for question in self.questions)
-        return WAITING_BYTES + each * min(self.reduction.every or len(self.groups), len(set(self.groups)))
+        return WHILE_SUMMED * WAITING_BYTES + each * min(
+            self.reduction.every or len(self.groups), len(set(self.groups))
+        )
 
 
-def live_bytes(device: str) -> int:
-    """How much the cases that advance together may hold, on a device such as "cuda:0"."""
-    return LIVE_BYTES["cuda" if device.startswith("cuda") else "cpu"]
+def live_bytes(device_type: str) -> int:
+    """How much the cases that advance together may hold, on a kind of device such as "cuda"."""
+    return LIVE_BYTES["cuda" if device_type == "cuda" else "cpu"]
 
 
 def groups_of(cases: Cases[Question]) -> Sequence[str]:

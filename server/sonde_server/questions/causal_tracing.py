@@ -10,7 +10,7 @@ from .answers import Answer, Floats
 from .costs import DOUBLE, FLOAT, Cost, state_bytes
 from .edits import Values
 from .extents import Extent, Restarts, extent_of, rereading, token_layers
-from .places import FACTS, LAYERLESS, PAIRWISE, Component, ModelDescription, Place, Sized, Stage, layers_around
+from .places import FACTS, LAYERLESS, PAIRWISE, Component, Place, Sized, Stage, layers_around
 from .prompts import Asked, Prompt
 
 # The defaults of the paper's published script.
@@ -159,7 +159,7 @@ class CausalTracing:
         runs, work = self.runs(asked, model), unchanged * full + token_layers(restarts)
         return Cost(runs, work, (runs + unchanged) * full, self.answer_bytes(asked, model))
 
-    def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
+    def held_bytes(self, asked: Asked, model: Sized) -> int:
         """The unchanged and the corrupted states, the noise as it is drawn and scaled, and what is restored."""
         samples = self.corruption.samples
         counterfactual = isinstance(self.corruption, Counterfactual)

@@ -8,7 +8,7 @@ its runs restart from, the noise that is drawn, the values that are captured of 
 import math
 from dataclasses import dataclass
 
-from .places import ModelDescription, Sized
+from .places import Sized
 
 # Bytes of a number in an answer, and of one that is drawn or summed up.
 FLOAT, DOUBLE = 4, 8
@@ -59,7 +59,7 @@ def stream_bytes(tokens: int, model: Sized, item: int) -> int:
     return tokens * (model.layers + 1) * model.hidden_size * item
 
 
-def state_bytes(tokens: int, model: ModelDescription) -> int:
+def state_bytes(tokens: int, model: Sized) -> int:
     """Bytes of what is kept of an unchanged run of `tokens` positions, at most."""
     item = item_bytes(model.data_type)
     embedding = tokens * model.hidden_size * item

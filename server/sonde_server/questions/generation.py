@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .activations import Encoding
 from .answers import Answer, Floats
 from .costs import DOUBLE, FLOAT, continued_at_once
-from .places import ModelDescription, Site, Sized
+from .places import Site, Sized
 from .texts import Decode
 
 
@@ -64,9 +64,9 @@ class Generation:
         samples = continued_at_once(self.samples, new, device)
         return AtOnce(max(1, continued_at_once(runs * samples, new + prompt // samples, device) // samples), samples)
 
-    def held_bytes(self, runs: int, prompt: int, new: int, model: ModelDescription) -> int:
+    def held_bytes(self, runs: int, prompt: int, new: int, model: Sized) -> int:
         """What is held of `runs` while they are continued: keys and values, and the draws of a step."""
-        at_once = self.at_once(runs, prompt, new, model.device)
+        at_once = self.at_once(runs, prompt, new, model.device_type)
         drawn = DOUBLE * model.vocabulary_size * self.samples if self.temperature else 0
         if self.samples == 1:
             return at_once.runs * (prompt + new) + drawn

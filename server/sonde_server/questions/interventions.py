@@ -10,7 +10,7 @@ from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, item_bytes, stat
 from .edits import Edit, Noise, Patch
 from .extents import Extent, Restarts, extent_of, rereading, token_layers
 from .generation import Generation
-from .places import PAIRWISE, Component, ModelDescription, Place, Site, Sized
+from .places import PAIRWISE, Component, Place, Site, Sized
 from .plans import Plan, Sweep, SweepAxes
 from .prompts import Asked, Prompt, Target
 
@@ -159,7 +159,7 @@ class InterveneQuestion:
         prompts += [(len(self.sources[source].tokens), places) for source, places in read.items()]
         return [(rereading(places, tokens, layers), tokens) for tokens, places in prompts]
 
-    def held_bytes(self, model: ModelDescription) -> int:
+    def held_bytes(self, model: Sized) -> int:
         """The states of all prompts, the continued runs, the changed values of the runs laid out, and the sources'."""
         tokens = self.asked.tokens
         held = state_bytes(tokens, model)
@@ -173,7 +173,7 @@ class InterveneQuestion:
             held += FLOAT * prod(model.selected_shape(component, None, len(positions), length))
         return held + self._changed_bytes(model)
 
-    def _changed_bytes(self, model: ModelDescription) -> int:
+    def _changed_bytes(self, model: Sized) -> int:
         """Noise and patched values of the runs that are laid out at a time, at most."""
 
         def made(edits: tuple[Edit, ...]) -> int:

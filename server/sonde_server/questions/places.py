@@ -142,7 +142,13 @@ class Sized:
     head_size: int
     neurons: int
     vocabulary_size: int
+    data_type: str
     unavailable: Mapping[Component, str]
+
+    @property
+    def device_type(self) -> str:
+        """The kind of device that it is on, such as "cuda"."""
+        raise NotImplementedError
 
     @property
     def parallel(self) -> bool:
@@ -209,6 +215,11 @@ class ModelDescription(Sized):
     parameters: int
     unavailable: Mapping[Component, str] = field(default_factory=dict)
     chat_template: bool = False
+
+    @property
+    def device_type(self) -> str:
+        """The kind of device that it is on, such as "cuda"."""
+        return self.device.partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """What the model reads, and whose prediction is measured."""
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -23,6 +24,11 @@ class Prompt:
     text: str | None = None
     offsets: tuple[tuple[int, int], ...] = ()
     spans: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+def overlapping(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, ...]:
+    """The positions of the tokens that have characters from `start` to before `end`."""
+    return tuple(i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > start)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,10 @@ from .token_probability import TokenProbability
 from .traces import TraceQuestion
 
 _Question = TypeVar("_Question", TraceQuestion, InterveneQuestion)
-# Parts of cases wait until they have this many bytes, because many are summed up faster together.
-WAITING_BYTES = 16 << 20
+# Parts of cases wait until they have this many bytes, because many are summed up faster together. While that is done,
+# at most this many times as much is held: they are also copied, in the order of their rows and in double precision.
+WAITING_BYTES = 8 << 20
+WHILE_SUMMED = 8
 # A statistic has a mean and a sum of squared deviations. One of the largest values has its case and its position.
 SUMS = 2
 ABOUT_LARGEST = 3

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from .answers import Answer, Floats, Integers
 from .costs import FLOAT, Cost, state_bytes
 from .extents import Restarts
-from .places import ModelDescription, Sized
+from .places import Sized
 from .prompts import Asked, Metric
 
 
@@ -50,7 +50,7 @@ class TokenProbability:
         work = full + (runs - 1) * (asked.position + 1) * model.layers
         return Cost(runs, work, runs * full, self.answer_bytes(asked, model))
 
-    def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
+    def held_bytes(self, asked: Asked, model: Sized) -> int:
         """The unchanged run, and what compares every target with the vocabulary at every depth for its rank.
 
         Positions are read one at a time.

@@ -7,7 +7,7 @@ from .attribution_patching import AttributionPatching
 from .causal_tracing import CausalTracing, Counterfactual
 from .costs import Cost
 from .extents import Restarts
-from .places import ModelDescription, Sized
+from .places import Sized
 from .prediction import Prediction
 from .prompts import Asked, Prompt
 from .token_probability import TokenProbability
@@ -73,6 +73,6 @@ class TraceQuestion(Asked):
         cost = self.method.cost(self, model, self.restarts(model) if restarts is None else restarts)
         return replace(cost, tokens=self.total_tokens)
 
-    def held_bytes(self, model: ModelDescription) -> int:
+    def held_bytes(self, model: Sized) -> int:
         """Bytes that answering it holds at one time, at most."""
         return self.method.held_bytes(self, model)

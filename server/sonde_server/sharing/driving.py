@@ -1,16 +1,17 @@
 """Advances what methods do, which waits for the model, on a thread that may wait.
 
 Methods are coroutines and asynchronous generators. What they await are jobs, and each step hands over the job that it
-waits for. So one thread can advance one question, as here, or many.
+waits for. So one thread can advance one question, as here, or many cases (cases.py).
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Generator
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from .jobs import Job
 
 T = TypeVar("T")
+Steps = Generator[Job, None, T]
 
 
 class Waiting(Protocol):
@@ -22,7 +23,7 @@ class Waiting(Protocol):
 
 def complete(work: Awaitable[T], session: Waiting) -> T:
     """Advance a coroutine to its end: its result. Errors while it waits are raised inside it."""
-    steps = work.__await__()
+    steps: Steps[T] = work.__await__()
     try:
         job = steps.send(None)
         while True:
@@ -30,6 +31,9 @@ def complete(work: Awaitable[T], session: Waiting) -> T:
                 session.wait(job)
             except Exception as error:  # noqa: BLE001 - it belongs to who awaits the job
                 job = steps.throw(error)
+            except BaseException:
+                abandon(steps)
+                raise
             else:
                 job = steps.send(None)
     except StopIteration as end:
@@ -37,7 +41,7 @@ def complete(work: Awaitable[T], session: Waiting) -> T:
         return result
 
 
-def drive(answers: AsyncGenerator[T, None], session: Waiting) -> Iterator[T]:
+def drive(answers: AsyncGenerator[T, None], session: Waiting) -> Generator[T, None, None]:
     """Every answer of a method, computed as they are read."""
     try:
         while True:
@@ -48,6 +52,17 @@ def drive(answers: AsyncGenerator[T, None], session: Waiting) -> Iterator[T]:
             yield answer
     finally:
         close(answers)
+
+
+class _Abandoned(BaseException):
+    """Raised in a step that nobody advances any more."""
+
+
+def abandon(steps: Steps[T]) -> None:
+    """End a step that waits for a job."""
+    # Not `close`, nor GeneratorExit, which does the same further in: an asynchronous generator would stay where it is.
+    with suppress(_Abandoned):
+        steps.throw(_Abandoned())
 
 
 def close(answers: AsyncGenerator[T, None]) -> None:

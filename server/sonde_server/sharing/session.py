@@ -19,6 +19,7 @@ from ..questions.places import KEPT
 from .backlog import Backlog
 from .bases import Bases
 from .jobs import Call, Job, Portion, Starting
+from .outbox import Outbox, Rounds
 from .queue import Queue
 from .results import Results
 
@@ -55,7 +56,8 @@ class Session:
         self._wanted = wanted
         self._starting: dict[bytes, Starting] = {}
         self._done = self._reached = 0
-        self._held: list[Job] = []
+        self._outbox = Outbox(self._put)
+        self._gathering = False
 
     def __enter__(self) -> Self:
         """Raises InvalidQuestion and QueueFull."""
@@ -68,8 +70,7 @@ class Session:
         self.cancelled.set()
         for key, one in self._starting.items():
             self._shared.bases.release(key, one)
-        for job in self._held:
-            job.fail(Stopped("the caller went away"))
+        self._outbox.fail(Stopped("the caller went away"))
         self._shared.backlog.drop(self)
         self._shared.queue.drop(self)
 
@@ -116,12 +117,12 @@ class Session:
         row = self.engine.base_row(base, None)
         row.reads = () if read is None else (read,)
         assert row.state is not None
-        mine = Starting(base, row.state, self._portion([row], apart=True))
-        while (begun := self._shared.bases.claim(key, mine)) is not mine:
+        mine = Starting(base, row.state, self._portion([row], joins=True))
+        while (begun := self._shared.bases.claim(key, mine, later=self._gathering)) is not mine:
             if isinstance(begun, State):
                 return begun
             # Send what is held first: the other session may be waiting for it.
-            if self._held:
+            if not self._outbox.empty:
                 self.send()
             try:
                 await begun.portion.done()
@@ -131,20 +132,22 @@ class Session:
             else:
                 return begun.state
         self._starting[key] = mine
-        self._hold(mine.portion)
+        self._outbox.hold(mine.portion)
         return row.state
 
     async def ready(self, states: Iterable[State]) -> None:
         """Wait until states have been computed, and keep them for later questions."""
         wanted = {id(state) for state in states}
         waiting = [(key, one) for key, one in self._starting.items() if id(one.state) in wanted]
-        if waiting and self._held:
+        if waiting and not self._outbox.empty:
             self.send()
         for key, one in waiting:
             await one.portion.done()
             self.engine.cache.keep(one.base, one.state)
             self._shared.bases.release(key, one)
-            del self._starting[key]
+            # Another case may have waited for it too, and a third begun it again.
+            if self._starting.get(key) is one:
+                del self._starting[key]
 
     async def states(self, bases: Sequence[Base], *, read: int | None = None) -> list[State]:
         """The states of clean base runs, from the cache if they are there; `read`: where they will be read."""
@@ -182,7 +185,7 @@ class Session:
         if missing := tuple(dict.fromkeys(one for one in captures if one not in found)):
             row = self.engine.run_row(Run(state, captures=missing))
             # Not beside other questions: runs that are given these values inherit their last bits.
-            await self.submit([row], alone=True).done()
+            await self.submit([row], alone=True, joins=True).done()
             found.update(zip(missing, row.result.captures, strict=True))
         return [found[one] for one in captures]
 
@@ -221,41 +224,56 @@ class Session:
         """How many runs are done, with those under way counted by their share of the work."""
         return self._done + self._reached
 
-    def submit(self, rows: list[Row], *, alone: bool = False) -> Portion:
-        """Queue rows. Those that are `alone` share no batch with those of other sessions."""
-        return self._submit(self._portion(rows, alone=alone))
+    def submit(self, rows: list[Row], *, alone: bool = False, joins: bool = False) -> Portion:
+        """Queue rows. Those that are `alone` share no batch with those of other sessions.
+
+        Those that `joins` may share one with those of the question's other cases.
+        """
+        return self._submit(self._portion(rows, alone=alone, joins=joins))
 
     def _submit_rows(self, rows: list[Row], sweep: bool) -> Portion:
-        return self.submit(rows, alone=sweep)
+        return self.submit(rows, alone=sweep, joins=not sweep)
 
-    def _portion(self, rows: list[Row], *, apart: bool = False, alone: bool = False) -> Portion:
+    def _portion(self, rows: list[Row], *, alone: bool = False, joins: bool = False) -> Portion:
         for row in rows:
             row.abandoned = self.stopped
         memory = self.engine.memory
         sizes = [memory.row_bytes(row) for row in rows]
         small = memory.may_pass(sum(sizes), sum(row.extent.token_layers for row in rows))
-        return Portion(self, rows, sizes, apart=apart, alone=alone or not small)
+        return Portion(self, rows, sizes, joins=joins, alone=alone or not small)
 
-    def _hold(self, job: J) -> J:
-        """Keep a job, to be queued with the next one that is sent."""
-        self._held.append(job)
-        return job
+    def gather(self) -> Rounds:
+        """From now on, hold the jobs of many cases, which share batches; the result says when they are sent."""
+        rounds = Rounds(self._put, self.engine.memory)
+        self._outbox, self._gathering = rounds, True
+        return rounds
 
     def _submit(self, job: J) -> J:
-        self._hold(job)
-        self.send()
+        self._outbox.add(job)
         return job
 
     def send(self) -> None:
         """Queue the jobs that are held, such as a base run that was started. Raises Stopped when nobody waits."""
+        self._outbox.send()
+
+    def _put(self, jobs: Sequence[Job]) -> None:
         self.check()
-        held, self._held = self._held, []
-        self._shared.queue.put(held)
+        if self._gathering:
+            sent = set(jobs)
+            for key, one in self._starting.items():
+                if one.portion in sent:
+                    self._shared.bases.begin(key, one)
+        self._shared.queue.put(jobs)
 
     def wait(self, job: Job) -> object:
         """The result of a job. Raises what the job raised, and Stopped when the deadline passes meanwhile."""
+        self.settle(job)
+        return job.future.result()
+
+    def settle(self, job: Job) -> None:
+        """Wait until a job is done or has failed. Raises Stopped when the deadline passes meanwhile."""
         try:
             remaining = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-            return job.future.result(remaining)
+            job.future.exception(remaining)
         except TimeoutError as error:
             raise Stopped("the deadline passed") from error

@@ -64,7 +64,7 @@ def _read_source(
     sources: Sequence[pb.Prompt] | None,
     reader: Reader,
 ) -> Prompt | None:
-    source = read_source(message.source, path, sources, reader)
+    source, path = read_source(message.source, path, sources, reader)
     if source is None or prompt is None:
         return None
     if len(source.tokens) != len(prompt.tokens):

@@ -92,8 +92,7 @@ def _read_counterfactual(
             f"{path}.replace",
             "expected replace to be unset with a counterfactual, which always replaces the embeddings",
         )
-    field = f"{path}.counterfactual"
-    other = read_source(message.counterfactual, field, sources, reader)
+    other, field = read_source(message.counterfactual, f"{path}.counterfactual", sources, reader)
     if other is None or prompt is None:
         return None, ()
     if len(other.tokens) != len(prompt.tokens):

@@ -177,9 +177,7 @@ class Reader:
         """Whether one request may have this many tokens; more are refused."""
         most = self.limits.max_total_tokens
         if most and tokens > most:
-            text = (
-                f"the prompts and sources have more than {most} tokens in all, which is the limit. Split the request up"
-            )
+            text = f"the prompts and sources have at least {tokens} tokens in all; the limit is {most}. Split them up"
             self.problems.add(path, text)
             return False
         return True

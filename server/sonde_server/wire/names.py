@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sonde.v1 import inspection_pb2 as pb
 
-from ..questions.prompts import Prompt
+from ..questions.prompts import Prompt, overlapping
 from .fields import MOST_LISTED, Reader
 
 LONGEST_NAME = 64
@@ -203,11 +203,6 @@ def _whole_tokens(prompt: Prompt, start: int, end: int, path: str, reader: Reade
             f"{shown} does not cover whole tokens: it takes only part of {tokens}. Use whole tokens, or give {instead}",
         )
     return found
-
-
-def overlapping(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, ...]:
-    """The positions of the tokens that have characters from `start` to before `end`."""
-    return tuple(i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > start)
 
 
 def _empty(message: pb.NamedPositions, path: str, reader: Reader) -> bool:

@@ -10,7 +10,7 @@ from ..questions import answers
 from ..questions.interventions import Readings
 from ..questions.prompts import Metric, Prompt, Target
 from ..questions.token_probability import LayerReadings
-from .fields import MOST_TARGETS, Reader
+from .fields import MOST_LISTED, MOST_TARGETS, Reader
 from .names import read_one, read_spans
 from .tensors import encode_floats, encode_integers
 
@@ -33,15 +33,21 @@ def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
     return read() if path.startswith("cases[") else reader.once(path, read)
 
 
-def read_source(message: pb.Prompt, path: str, sources: Sequence[pb.Prompt] | None, reader: Reader) -> Prompt | None:
-    """Another prompt that a method takes; without input, the only one of a case's `sources` (None: no cases)."""
+def read_source(
+    message: pb.Prompt, path: str, sources: Sequence[pb.Prompt] | None, reader: Reader
+) -> tuple[Prompt | None, str]:
+    """Another prompt that a method takes, and its path.
+
+    Without input it is the only one of a case's `sources` (None: there are no cases).
+    """
     if sources is None or message.WhichOneof("input") is not None:
-        return read_prompt(message, path, reader)
+        return read_prompt(message, path, reader), path
     if len(sources) != 1:
         field = reader.prompt.removesuffix("prompt") + "sources"
         reader.problems.add(field, f"expected one source, which {path} without input means, got {len(sources)}")
-        return None
-    return read_prompt(sources[0], f"{reader.sources}[0]", reader)
+        return None, path
+    path = f"{reader.sources}[0]"
+    return read_prompt(sources[0], path, reader), path
 
 
 def _read_input(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
@@ -55,8 +61,10 @@ def _read_input(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
             return _read_text(message.text, f"{path}.text", most, reader)
         case "token_ids":
             return _read_ids(message.token_ids.ids, f"{path}.token_ids.ids", most, reader)
-        case _:
-            reader.problems.add(path, "expected text or token_ids, got neither")
+        case "chat":
+            return _read_chat(message.chat, f"{path}.chat", most, reader)
+        case None:
+            reader.problems.add(path, "expected text, token_ids or chat, got none")
             return None
 
 
@@ -64,18 +72,65 @@ def _read_text(text: str, path: str, most: int, reader: Reader) -> Prompt | None
     if reader.vocabulary.tokenizer is None:
         reader.problems.add(path, _NO_TOKENIZER)
         return None
-    # A text that cannot fit is not tokenized, which would take long.
-    longest = most * reader.vocabulary.longest
-    if len(text) > longest:
-        reader.problems.add(
-            path, f"expected at most {longest} characters, the most that {most} tokens can have, got {len(text)}"
-        )
+    if not _short_enough(len(text), most, path, reader):
         return None
     try:
         prompt = reader.vocabulary.encode(text)
     except ValueError as error:
         _cannot_encode(error, path, reader)
         return None
+    return _checked(prompt, most, path, reader)
+
+
+def _read_chat(message: pb.Chat, path: str, most: int, reader: Reader) -> Prompt | None:
+    """A conversation, written by the checkpoint's own template."""
+    field, problems, before = f"{path}.messages", reader.problems, len(reader.problems.violations)
+    if reader.vocabulary.tokenizer is None:
+        problems.refuse(path, "this model has no tokenizer, so it takes token ids only")
+        return None
+    if not reader.vocabulary.chat_template:
+        problems.refuse(path, "the checkpoint of this model has no chat template; write the prompt as a text")
+        return None
+    if not message.messages:
+        problems.add(field, "expected at least one message, got none")
+    if not reader.listed(len(message.messages), MOST_LISTED, field, "messages"):
+        return None
+    for i, one in enumerate(message.messages):
+        if not one.role:
+            problems.add(f"{field}[{i}].role", "expected a role, such as user or assistant, got an empty text")
+    if message.add_generation_prompt and message.continue_final_message:
+        problems.add(
+            f"{path}.continue_final_message",
+            "expected one of add_generation_prompt and continue_final_message, got both",
+        )
+    messages = [(one.role, one.content) for one in message.messages]
+    _short_enough(sum(len(role) + len(content) for role, content in messages), most, field, reader)
+    if len(problems.violations) > before:
+        return None
+    try:
+        prompt = reader.vocabulary.chat(
+            messages,
+            add_generation_prompt=message.add_generation_prompt,
+            continue_final_message=message.continue_final_message,
+        )
+    except ValueError as error:
+        problems.add(field, f"expected messages that the model's chat template accepts; it failed: {str(error)[:200]}")
+        return None
+    return _checked(prompt, most, path, reader)
+
+
+def _short_enough(characters: int, most: int, path: str, reader: Reader) -> bool:
+    """Whether a text can have few enough tokens: one that cannot is not tokenized, which would take long."""
+    longest = most * reader.vocabulary.longest
+    if characters > longest:
+        reader.problems.add(
+            path, f"expected at most {longest} characters, the most that {most} tokens can have, got {characters}"
+        )
+    return characters <= longest
+
+
+def _checked(prompt: Prompt, most: int, path: str, reader: Reader) -> Prompt | None:
+    """The prompt, if the model can read its tokens."""
     if not _fits(len(prompt.tokens), most, path, reader):
         return None
     unknown = [token for token in dict.fromkeys(prompt.tokens) if not _embedded(token, path, reader)]

@@ -59,7 +59,9 @@ def read_site(message: pb.Site, path: str, reader: Reader, prompt: Prompt | None
     rows = None
     if message.named_positions:
         field, edited = f"{path}.named_positions", role is not Role.READ
-        rows = read_rows(message.named_positions, prompt, field, reader, filled=edited) or ()
+        rows = read_rows(message.named_positions, prompt, field, reader, filled=edited)
+        if rows is None:
+            return None
         positions = tuple(position for row in rows for position in row)
     elif message.positions:
         positions = reader.positions(

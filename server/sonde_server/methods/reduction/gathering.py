@@ -194,7 +194,7 @@ def _context(part: Context) -> Gathered:
     def restore(found: Sum, statistic: Statistic) -> Iterator[Answer]:
         log_probabilities, logits = (found.read(name, statistic)[0] for name in columns)
         clean = Prediction(log_probabilities, logits, np.empty(0, np.int32), np.empty(0, np.float32))
-        yield replace(part, tokens=(), position=0, clean=clean)
+        yield replace(part, tokens=(), position=0, clean=clean, spans=())
 
     return Gathered("context", 1, columns, restore)
 

@@ -11,6 +11,8 @@ from .moments import Rows, by_row
 
 # The low half of a number of 64 bits.
 LOW = 0xFFFFFFFF
+# About how many values are compared at a time: a few units of them, which stay in the cache.
+CHUNK = 1 << 19
 
 
 class Listed(NamedTuple):
@@ -19,6 +21,10 @@ class Listed(NamedTuple):
     values: Floats
     cases: Integers
     positions: Integers
+
+    def cut(self, units: slice) -> "Listed":
+        """Those of some units."""
+        return Listed(self.values[units], self.cases[units], self.positions[units])
 
 
 class Largest:
@@ -65,13 +71,19 @@ class Largest:
     def _join(self, row: int, values: Floats, cases: Integers, positions: Integers) -> None:
         """Joins values [n, units] of a row, with the case and position of each n, with the largest before them."""
         old = self._found[row]
+        step = max(1, CHUNK // (self._most + len(values)))
+        cuts = [slice(first, first + step) for first in range(0, len(old.values), step)]
+        found = [self._joined(old.cut(cut), values[:, cut], cases, positions) for cut in cuts]
+        self._found[row] = Listed(*map(np.concatenate, zip(*found, strict=True)))
+
+    def _joined(self, old: Listed, values: Floats, cases: Integers, positions: Integers) -> Listed:
         if old.values.shape[1] == self._most:
             new = _above(old.values[:, -1], values, cases, positions)
         else:
             new = Listed(values.T, *(np.broadcast_to(one, values.T.shape) for one in (cases, positions)))
         joined = [np.concatenate(pair, 1) for pair in zip(old, new, strict=True)]
         chosen = _order(joined[0])[:, : self._most]
-        self._found[row] = Listed(*(np.take_along_axis(one, chosen, 1) for one in joined))
+        return Listed(*(np.take_along_axis(one, chosen, 1) for one in joined))
 
 
 def _above(least: Floats, values: Floats, cases: Integers, positions: Integers) -> Listed:
