@@ -5,6 +5,7 @@ all of them.
 """
 
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from typing import assert_never
 
 from ..questions.activations import Activations
@@ -14,6 +15,7 @@ from ..questions.cases import Cases, Question
 from ..questions.causal_tracing import CausalTracing
 from ..questions.interventions import InterveneQuestion
 from ..questions.prediction import Prediction
+from ..questions.reductions import reducible
 from ..questions.token_probability import TokenProbability
 from ..questions.traces import TraceQuestion
 from ..sharing.cases import Answering, advance
@@ -43,8 +45,10 @@ def intervene(question: InterveneQuestion | Cases[InterveneQuestion], session: S
 
 def _cases(cases: Cases[Question], answering: Answering[Question], session: Session) -> Iterator[Answer]:
     """The answer to one case after another, part by part, or statistics over them in their place; and the progress."""
-    answers = advance(cases, answering, session)
-    return answers if cases.reduction is None or cases.dry_run else reduced(answers, cases)
+    if cases.reduction is None or cases.dry_run:
+        return advance(cases, answering, session)
+    each = replace(cases, questions=tuple(map(reducible, cases.questions)))
+    return reduced(advance(each, answering, session), cases)
 
 
 def _traced(question: TraceQuestion, session: Session) -> AsyncGenerator[Answer, None]:
