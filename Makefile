@@ -130,9 +130,10 @@ drift: $(PROTO_VENV)/.installed ## Check that client/sonde/v1 matches the contra
 	@echo "== drift"
 	@$(PROTO_VENV)/bin/python proto/generate.py --check
 
-$(BENCH_VENV)/.installed: .ci/make_venv.sh pyproject.toml constraints.txt client/sonde/_version.py tests/bench/requirements.txt
+$(BENCH_VENV)/.installed: .ci/make_venv.sh pyproject.toml constraints.txt client/sonde/_version.py tests/bench/requirements.txt tests/bench/requirements-alone.txt
 	@sh .ci/make_venv.sh $(BENCH_VENV) $(PYTHON)
 	$(BENCH_VENV)/bin/python $(PIP_INSTALL) --editable '.[server,plot]' --requirement tests/bench/requirements.txt
+	$(BENCH_VENV)/bin/python $(PIP_INSTALL) --no-deps --requirement tests/bench/requirements-alone.txt
 	@touch $@
 
 bench: $(BENCH_VENV)/.installed ## Compare Sonde's speed with other libraries: `make bench ARGS="--quick"`; see tests/bench.

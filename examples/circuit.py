@@ -2,7 +2,7 @@
 
 "When Mary and John went to the store, John gave a drink to" continues with " Mary": the indirect object is the name
 that occurs once (Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593). There are four steps, each with
-one call per sentence:
+a call or two for all sentences:
 
 1. find: for all heads at once, attribution patching estimates the effect of replacing a head's output with that from
    the sentence with the other giver (Nanda 2023; Kramar et al. 2024, arXiv 2403.00745);
@@ -16,13 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import sonde
-from sonde import questions
-from sonde.questions.pipeline import each
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,48 +81,48 @@ def sentences(count: int, seed: int) -> list[Sentence]:
     return made
 
 
+def cases(asked: Sequence[Sentence], *, corrupted: bool) -> sonde.Cases:
+    """Return the sentences as a dataset. Into the corrupted ones, patches come from the clean ones."""
+    return sonde.Cases(
+        sonde.Case(
+            one.corrupted if corrupted else one.clean,
+            sources=[one.clean] if corrupted else [],
+            targets=[(one.answer, one.wrong)],
+        )
+        for one in asked
+    )
+
+
+def difference(result: sonde.CasesResult[Any]) -> Floats:
+    """Return the logit differences of the unchanged runs: [sentence]."""
+    return np.array([float(one.prediction.logits[0]) for one in result])
+
+
 def find(client: sonde.Client, asked: Sequence[Sentence]) -> Floats:
     """Estimate [layer, head]: (clean - corrupted) . gradient, as a share of what is lost; a mean over sentences."""
-
-    def estimate(sentence: Sentence) -> Floats:
-        target = sonde.Target(sentence.answer, sentence.wrong)
-        method = sonde.AttributionPatching(sentence.clean, ["head_out"])
-        found = client.trace(sentence.corrupted, targets=[target], method=method)
-        high = float(client.trace(sentence.clean, targets=[target]).prediction.logits[0])
-        share: Floats = found.estimates["head_out"][..., 0].astype(float).sum(axis=1)
-        return share / (high - float(found.prediction.logits[0]))
-
-    return np.mean(list(each(estimate, asked)), axis=0)
+    found = client.trace(cases(asked, corrupted=True), method=sonde.AttributionPatching(components="head_out"))
+    lost = difference(client.trace(cases(asked, corrupted=False))) - difference(found)
+    shares = [one.estimates["head_out"][..., 0].astype(float).sum(axis=1) for one in found]
+    mean: Floats = np.mean([share / whole for share, whole in zip(shares, lost, strict=True)], axis=0)
+    return mean
 
 
 def confirm(client: sonde.Client, asked: Sequence[Sentence]) -> Floats:
     """Measure the same by patching every head at all positions."""
-
-    def measure(sentence: Sentence) -> Floats:
-        patched = questions.activation_patching(
-            client,
-            sentence.clean,
-            sentence.corrupted,
-            sentence.answer,
-            sentence.wrong,
-            component="head_out",
-            together="position",
-        )
-        scores: Floats = patched.scores.astype(float)
-        return scores.reshape(scores.shape[:2])
-
-    return np.mean(list(each(measure, asked)), axis=0)
+    plan = sonde.sweep(sonde.patch(sonde.head(), 0), together="position")
+    patched = client.intervene(cases(asked, corrupted=True), plan)
+    low, high = difference(patched), difference(client.trace(cases(asked, corrupted=False)))
+    logits: Floats = patched.logits[:, :, :, 0, 0].astype(float)
+    mean: Floats = np.mean((logits - low[:, None, None]) / (high - low)[:, None, None], axis=0)
+    return mean
 
 
 def differences(client: sonde.Client, asked: Sequence[Sentence], groups: Sequence[Sequence[Head]]) -> Floats:
     """Return logit differences [sentence, 1 + groups]: intact, then with each group of heads at zero."""
     runs = [[sonde.scale(sonde.head(layer=layer, unit=unit), 0.0) for layer, unit in heads] for heads in groups]
-
-    def ask(sentence: Sentence) -> Floats:
-        result = client.intervene(sentence.clean, runs, targets=[sonde.Target(sentence.answer, sentence.wrong)])
-        return np.concatenate([result.clean.logits, result.logits[:, 0]]).astype(float)
-
-    return np.stack(list(each(ask, asked)))
+    result = client.intervene(cases(asked, corrupted=False), runs)
+    changed: Floats = result.logits[:, :, 0].astype(float)
+    return np.concatenate([difference(result)[:, None], changed], axis=1)
 
 
 def circuit(client: sonde.Client) -> Circuit:

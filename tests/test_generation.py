@@ -22,6 +22,7 @@ from sonde.v1 import inspection_pb2 as pb
 from sonde_server.engine import Base, Change, Choice, PlacedEdit, Reading, Run
 from sonde_server.questions import costs
 from sonde_server.questions.places import Component
+from sonde_server.sharing.driving import complete
 from torch import Tensor
 
 from tests.conftest import DEADLINE, EFFORT, Host
@@ -258,19 +259,20 @@ def test_i26_the_cache_changes_no_logit(host: Host) -> None:
     neurons = PlacedEdit(Component.NEURON, 1, tuple(range(2, PROMPT)), (3, 5), Change("set", torch.tensor(2.0)))
     blind = PlacedEdit(Component.ATTENTION_SCORES, 2, (), None, Change("knockout", keys=(0, 3)))
     with session_of(host) as session:
-        (clean,) = session.states([Base(tuple(IDS))])
-        run = Run(clean, [*flipped, neurons], Reading(PROMPT - 1, everything), choice=Choice(PROMPT - 1))
+        (clean,) = complete(session.states([Base(tuple(IDS))]), session)
+        run = Run(clean, [*flipped, neurons], Reading(PROMPT - 1, everything), choices=(Choice(PROMPT - 1),))
         row = engine.run_row(run)
         (slot,) = engine.continued_rows([row], PROMPT + NEW)
         found, tokens = [], []
         for position in range(PROMPT, PROMPT + NEW):
-            result = next(session.compute([row]))
-            assert result.token is not None
+            (result,) = complete(session.compute([row]).take(1), session)
+            (taken,) = result.taken
+            assert taken is not None
             assert result.logits is not None
             found.append(result.logits)
-            tokens.append(result.token)
+            tokens.append(taken.token)
             going_on = [replace(edit, positions=(position,)) for edit in (neurons, blind)]
-            row = engine.step_row(clean, slot, result.token, going_on, Choice(position))
+            row = engine.step_row(clean, slot, taken.token, going_on, Choice(position))
             row.reading = Reading(position, everything)
     edits = [
         Edit(Site("KEY", (0, 3), positions=(1, 4)), oracle.Scale(-1.0)),

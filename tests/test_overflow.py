@@ -22,6 +22,7 @@ from sonde_server.engine.selfcheck import verify
 from sonde_server.errors import UnsupportedModel
 from sonde_server.model.loading import load
 from sonde_server.serving.server import Server
+from sonde_server.sharing.driving import complete
 
 from tests.conftest import DEADLINE, Host
 from tests.support import oracle, wire
@@ -187,7 +188,7 @@ def test_a_run_that_overflows_takes_nobody_with_it(gpt2: Host) -> None:
     with ThreadPoolExecutor(3) as pool:
         with scheduler.session(caller="test", cancelled=threading.Event()) as session:
             # Both wait for the model while it is held.
-            held = pool.submit(session.call, released.wait)
+            held = pool.submit(complete, session.call(released.wait), session)
             beside = pool.submit(gpt2.intervene, others)
             refused = pool.submit(wire.refusal, gpt2.stub.Intervene(broken, timeout=DEADLINE))
             deadline = time.monotonic() + DEADLINE

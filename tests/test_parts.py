@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sonde.v1 import inspection_pb2 as pb
+from sonde_server.sharing.driving import complete
 
 from tests.conftest import DEADLINE, EFFORT, Host, Hosts
 from tests.support import oracle, strategies, wire
@@ -483,7 +484,7 @@ def test_beside_others(host: Host) -> None:
     calls = [(list(range(number, len(plan), 4)), [number]) for number in range(4)]
     with ThreadPoolExecutor(len(calls) + 1) as pool:
         with scheduler.session(caller="test", cancelled=threading.Event()) as session:
-            held = pool.submit(session.call, released.wait)
+            held = pool.submit(complete, session.call(released.wait), session)
             answers = []
             for runs, columns in calls:
                 targets = [TARGETS[column] for column in columns]

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from sonde.v1 import inspection_pb2 as pb
-from sonde_server.engine import Base, Capture, Change, PlacedEdit, Reading, Run, State
+from sonde_server.engine import Base, Capture, Change, PlacedEdit, Reading, Run
 from sonde_server.engine.layout import Row
 from sonde_server.engine.memory import FEWEST_POSITIONS, MOST_POSITIONS, OPERATIONS
 from sonde_server.errors import Stopped
 from sonde_server.questions.places import Component
 from sonde_server.questions.prompts import Target
+from sonde_server.sharing.driving import complete
 from sonde_server.sharing.jobs import Call, Job, Portion
 from sonde_server.sharing.session import Session
 
@@ -70,7 +71,7 @@ def sessions(host: Host, *callers: str) -> Iterator[list[Session]]:
 
 def rows_of(session: Session, tokens: tuple[int, ...], copies: int) -> list[Row]:
     """Runs through all blocks at all positions, each with another edit."""
-    state: State = session.states([Base(tokens)])[0]
+    (state,) = complete(session.states([Base(tokens)]), session)
     reading = Reading(len(tokens) - 1, (Target(7),))
     edits = [
         PlacedEdit(Component.RESIDUAL_PRE, 0, (0,), None, Change("multiply", 1 + number / copies))
@@ -348,13 +349,13 @@ def test_what_is_read_again_of_a_base_run_shares_no_batch_and_passes(wide: Host)
     def arrive(layer: int, positions: int) -> None:
         if (layer, positions) == (0, LARGE) and not threads:
             wanted = [Capture(Component.MLP_OUT, 1, places)]
-            threads.append(threading.Thread(target=reading.values, args=(state, wanted)))
+            threads.append(threading.Thread(target=complete, args=(reading.values(state, wanted), reading)))
             threads[0].start()
             assert wait_for(lambda: queued(wide, reading))
             portions.append(asking.submit(few))
 
     with sessions(wide, "sweep", "other", "another") as (sweeping, asking, reading):
-        state = reading.states([Base(tuple(range(70, 70 + len(places))))])[0]
+        (state,) = complete(reading.states([Base(tuple(range(70, 70 + len(places))))]), reading)
         few, many = rows_of(asking, SHORT, 1), rows_of(sweeping, LONG, COPIES)
         with watched(wide, arrive) as seen:
             sweeping.wait(sweeping.submit(many))

@@ -10,7 +10,6 @@ import sonde
 import torch
 from sonde import questions
 from sonde._ask.sites import site
-from sonde.questions.average_trace import token_classes
 
 from tests.conftest import Host
 from tests.support import oracle
@@ -65,6 +64,18 @@ def test_steering_goes_on_in_what_is_generated(host: Host, client: sonde.Client)
     assert ids == continued_logits(host.oracle, IDS, ids[:-1], [by_hand]).argmax(-1).tolist()
 
 
+def test_each_strength_of_a_direction_is_a_run_of_its_own(host: Host, client: sonde.Client, tmp_path: Path) -> None:
+    vector = questions.steering_vector(client, [(IDS, OTHER)], layers=[1])[0]
+    found = questions.steering_strengths(client, IDS, vector, layer=1, strengths=[2.0, -1.0], targets=[RIGHT, WRONG])
+    for strength, effects in zip((2.0, -1.0), found.effects, strict=True):
+        by_hand = Edit(Site("RESIDUAL_POST", (1,), from_position=0), oracle.Add(strength * vector))
+        logits = [host.oracle.run(IDS, edits).logits[LAST].log_softmax(-1) for edits in ([by_hand], [])]
+        assert_close(effects, [float(logits[0][token] - logits[1][token]) for token in (RIGHT, WRONG)])
+    assert found.result.labels == ("strength 2", "strength -1")
+    found.save(tmp_path / "strengths.npz")
+    assert sonde.load(tmp_path / "strengths.npz").effects.tolist() == found.effects.tolist()
+
+
 def test_ablating_a_direction_leaves_nothing_of_it(host: Host, client: sonde.Client) -> None:
     direction = np.random.RandomState(4).randn(host.oracle.hidden_size).astype(np.float32)
     edits = questions.directional_ablation(direction, client.model.layers)
@@ -107,6 +118,30 @@ def test_patching_the_whole_last_state_is_the_clean_run(host: Host, client: sond
 def test_patching_between_prompts_that_answer_alike_is_refused(client: sonde.Client) -> None:
     with pytest.raises(ValueError, match="logit difference"):
         questions.activation_patching(client, IDS, IDS, RIGHT, WRONG, layers=[0])
+
+
+def test_patching_over_pairs_is_the_mean_of_the_pairs(host: Host, client: sonde.Client, tmp_path: Path) -> None:
+    pairs = [(IDS, OTHER), (OTHER, SHORT)]
+    cases = [sonde.Case(bad, sources=[sonde.Prompt(good)], targets=[(RIGHT, WRONG)]) for good, bad in pairs]
+    found = questions.average_activation_patching(client, cases, component="head_out", positions="end", layers=[0, 2])
+    clean, corrupted = (
+        np.mean([difference(host.oracle.run(pair[side]).logits[-1]) for pair in pairs]) for side in (0, 1)
+    )
+    assert_close([found.clean, found.corrupted], [clean, corrupted])
+    assert found.axes["position"] == ("last",)
+    for row, layer in enumerate((0, 2)):
+        for head in range(host.oracle.heads):
+            patched = []
+            for good, bad in pairs:
+                edit = Edit(Site("HEAD_OUT", (layer,), (head,), (len(bad) - 1,)), oracle.Patch((0,), (len(good) - 1,)))
+                patched.append(difference(host.oracle.run(bad, [edit], [good]).logits[-1]))
+            score = (np.mean(patched) - corrupted) / (clean - corrupted)
+            assert found.scores[row, head, 0] == pytest.approx(score, abs=1e-4)
+            error = np.std(patched, ddof=1) / np.sqrt(2) / abs(clean - corrupted)
+            assert found.standard_errors[row, head, 0] == pytest.approx(error, abs=1e-4)
+    found.save(tmp_path / "patching.npz")
+    assert repr(sonde.load(tmp_path / "patching.npz")) == repr(found)
+    assert len(found.to_dataframe()) == found.scores.size
 
 
 def test_knockout_is_the_papers_relative_change(host: Host, client: sonde.Client) -> None:
@@ -246,49 +281,41 @@ def test_a_patchscope_into_its_own_place_changes_nothing(host: Host, client: son
 # ------------------------------------------------------------------ averages
 
 
-@pytest.mark.parametrize(
-    ("subject", "tokens", "expected"),
-    [
-        ((2, 3, 4, 5), 10, [[2], [3, 4], [5], [6], [7, 8], [9]]),
-        ((1,), 5, [[1], [], [1], [2], [3], [4]]),
-        ((0, 1), 3, [[0], [], [1], [2], [], [2]]),
-        ((2, 3), 4, [[2], [], [3], [], [], [3]]),
-    ],
-)
-def test_the_classes_of_tokens_are_those_of_the_authors(
-    subject: tuple[int, ...], tokens: int, expected: list[list[int]]
-) -> None:
-    assert token_classes(subject, tokens) == expected
+def about(ids: list[int], subject: list[int], target: int) -> sonde.Case:
+    return sonde.Case(ids, targets=target, spans={"subject": subject})
 
 
 def test_the_average_is_that_of_the_traces(host: Host, client: sonde.Client) -> None:
     method = sonde.CausalTracing(samples=2, window=2, components=["residual_post", "mlp_out"])
     prompts = [(IDS, [1, 2, 3]), (OTHER, [2]), (SHORT, [0, 1])]
-    cases = [questions.Case(ids, subject, client.trace(ids).top(1)[0].id) for ids, subject in prompts]
-    wrong = questions.Case(IDS, [0], (client.trace(IDS).top(1)[0].id + 1) % host.oracle.vocabulary)
+    cases = [about(ids, subject, client.trace(ids).top(1)[0].id) for ids, subject in prompts]
+    wrong = about(IDS, [0], (client.trace(IDS).top(1)[0].id + 1) % host.oracle.vocabulary)
     seen: list[tuple[int, int]] = []
     found = questions.average_causal_trace(
         client, [*cases, wrong], method=method, progress=lambda done, total: seen.append((done, total))
     )
     assert found.used.tolist() == [True, True, True, False]
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert seen[-1][0] == seen[-1][1] > 0
+    assert repr(found).startswith("AverageTrace(3 of 4 cases")
     assert found.counts.tolist() == [3, 1, 3, 3, 3, 3]
     grids = []
-    for case in cases:
-        traced = sonde.CausalTracing(subject=case.subject, samples=2, window=2, components=["residual_post", "mlp_out"])
-        grids.append(client.trace(case.prompt, targets=[case.target], method=traced))
+    for case, (_, subject) in zip(cases, prompts, strict=True):
+        traced = sonde.CausalTracing(subject=subject, samples=2, window=2, components=["residual_post", "mlp_out"])
+        grids.append(client.trace(case.prompt, targets=case.targets, method=traced))
     for name in ("residual_post", "mlp_out"):
-        effects = [grid.restored[name][:, :, 0] - grid.corrupted[0] for grid in grids]
+        restored = [grid.restored[name][:, :, 0] for grid in grids]
+        low = np.mean([grid.corrupted[0] for grid in grids])
         rows = {
-            0: [effects[0][1], effects[1][2], effects[2][0]],
-            1: [effects[0][2]],
-            2: [effects[0][3], effects[1][2], effects[2][1]],
-            4: [effects[0][5], effects[1][4], effects[1][5]],
-            5: [effects[0][-1], effects[1][-1], effects[2][-1]],
+            0: [restored[0][1], restored[1][2], restored[2][0]],
+            1: [restored[0][2]],
+            2: [restored[0][3], restored[1][2], restored[2][1]],
+            4: [restored[0][5], restored[1][4], restored[1][5]],
+            5: [restored[0][-1], restored[1][-1], restored[2][-1]],
         }
         for kind, some in rows.items():
-            assert_close(found.effects[name][kind], np.mean(some, axis=0))
+            assert_close(found.effects[name][kind], np.mean(some, axis=0) - low)
             assert_close(found.deviations[name][kind], np.std(some, axis=0))
+            assert found.result.counts.restored[name][kind, 0, 0] == len(some)
     assert found.clean == pytest.approx(float(np.mean([grid.clean[0] for grid in grids])))
     assert found.corrupted == pytest.approx(float(np.mean([grid.corrupted[0] for grid in grids])))
 
@@ -296,14 +323,21 @@ def test_the_average_is_that_of_the_traces(host: Host, client: sonde.Client) -> 
 def test_nothing_predicted_is_nothing_to_trace(host: Host, client: sonde.Client) -> None:
     wrong = (client.trace(IDS).top(1)[0].id + 1) % host.oracle.vocabulary
     with pytest.raises(ValueError, match="none of the 1 targets"):
-        questions.average_causal_trace(client, [questions.Case(IDS, [1], wrong)])
+        questions.average_causal_trace(client, [about(IDS, [1], wrong)])
+    with pytest.raises(sonde.InvalidRequest, match="subject"):
+        questions.average_causal_trace(client, [sonde.Case(IDS, targets=wrong)])
 
 
 def test_the_average_is_drawn(client: sonde.Client, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "average.png"
-    case = questions.Case(IDS, [1, 2], client.trace(IDS).top(1)[0].id)
-    figure = questions.average_causal_trace(client, [case], method=sonde.CausalTracing(samples=1)).plot(picture)
+    case = about(IDS, [1, 2], client.trace(IDS).top(1)[0].id)
+    method = sonde.CausalTracing(samples=1)
+    found = questions.average_causal_trace(client, [case], method=method)
+    assert questions.average_causal_trace_cost(client, [case], method=method).cases == 1
+    found.save(tmp_path / "average.npz")
+    assert repr(sonde.load(tmp_path / "average.npz")) == repr(found)
+    figure = found.plot(picture)
     panels = [axes.get_title(loc="left") for axes in figure.axes]
     assert {"residual stream after the block", "MLP output", "attention output"} <= set(panels)
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -17,8 +17,9 @@ from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.engine.layout import Row
 from sonde_server.questions.costs import state_bytes
+from sonde_server.sharing.driving import complete
 from sonde_server.sharing.jobs import Job
-from sonde_server.sharing.session import AHEAD, WINDOW
+from sonde_server.sharing.results import AHEAD, WINDOW
 
 from tests.conftest import DEADLINE, Host, Hosts
 from tests.support import wire
@@ -68,7 +69,7 @@ def settle(host: Host) -> None:
     """Waits until no question is accepted any more, and nothing of one is on the model."""
     wait_until(lambda: not host.server.scheduler.queued_runs, "a cancelled question is still accepted")
     with host.server.scheduler.session(caller="test", cancelled=threading.Event()) as session:
-        session.call(lambda: None)
+        complete(session.call(lambda: None), session)
 
 
 def test_a_small_question_does_not_wait_for_a_long_sweep(wide: Host) -> None:
@@ -324,7 +325,7 @@ def test_two_who_ask_about_a_new_prompt_at_once_have_it_run_once(wide: Host) -> 
     go_on, before = threading.Event(), scheduler.engine.work.token_layers
     with scheduler.session(caller="test", cancelled=threading.Event()) as session, ThreadPoolExecutor(3) as pool:
         # Both have asked before the model has a moment for either.
-        blocking = pool.submit(session.call, lambda: go_on.wait(DEADLINE))
+        blocking = pool.submit(complete, session.call(lambda: go_on.wait(DEADLINE)), session)
         hits = scheduler.engine.cache.hits
         asked = [pool.submit(wide.intervene, request) for request in requests]
         wait_until(lambda: scheduler.engine.cache.hits > hits, "the second has not found the first one's run")
@@ -345,7 +346,7 @@ def test_a_run_that_its_caller_gave_up_is_begun_again_by_who_waits_for_it(wide: 
     request = wire.intervene(ids, [[Edit(Site("NEURON", (2,), (3,), (-1,)), Scale(0.0))]], TARGETS)
     go_on = threading.Event()
     with scheduler.session(caller="test", cancelled=threading.Event()) as session, ThreadPoolExecutor(2) as pool:
-        blocking = pool.submit(session.call, lambda: go_on.wait(DEADLINE))
+        blocking = pool.submit(complete, session.call(lambda: go_on.wait(DEADLINE)), session)
         misses, hits = scheduler.engine.cache.misses, scheduler.engine.cache.hits
         first = wide.stub.Intervene(request)
         wait_until(lambda: scheduler.engine.cache.misses > misses, "the first has not begun")

@@ -109,6 +109,35 @@ def test_the_logit_lens(host: Host, position: int | None) -> None:
     assert_close(columns["log_probabilities"][-1], answer.context.clean.log_probabilities)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_the_lens_at_several_positions(host: Host, named: bool) -> None:
+    """One for each position, in their order; the gradients, which are of the position that is read, with the first."""
+    method = pb.TokenProbability(gradient_norms=True, positions=[-1, 0, 3])
+    if named:
+        spans = [pb.NamedPositions(part=part) for part in (pb.SPAN_PART_LAST, pb.SPAN_PART_FIRST)]
+        method = pb.TokenProbability(gradient_norms=True, named_positions=spans)
+    request = ask(IDS, position=4, top_k=4, token_probability=method)
+    answers = [message.layers for message in host.stub.Trace(request, timeout=DEADLINE) if message.HasField("layers")]
+    positions = [6, 0] if named else [6, 0, 3]
+    assert [one.position for one in answers] == positions
+    for one in answers:
+        lens = host.oracle.lens(IDS, TARGETS, one.position)
+        for name in ("log_probabilities", "logits", "kl_divergences"):
+            assert_close(wire.array(getattr(one, name)), getattr(lens, name), f"{name} at {one.position}")
+        np.testing.assert_array_equal(wire.array(one.ranks), lens.ranks)
+        ids, values = wire.array(one.top_token_ids), wire.array(one.top_log_probabilities)
+        for depth, everything in enumerate(lens.everything):
+            assert_same_ranking(ids[depth], values[depth], everything, f"depth {depth} at {one.position}")
+    assert [one.HasField("gradient_norms") for one in answers] == [True] + [False] * (len(positions) - 1)
+    assert_close(wire.array(answers[0].gradient_norms), host.oracle.gradient_norms(IDS, TARGETS, 4, "PROBABILITY"))
+    alone = host.trace(ask(IDS, position=4, top_k=4, token_probability=pb.TokenProbability(gradient_norms=True)))
+    depths = host.oracle.layers + 1
+    more = 4 * depths * (3 * len(TARGETS) + 1 + 2 * 4)
+    dry = host.trace(ask(IDS, position=4, top_k=4, token_probability=method, dry_run=True)).context.cost
+    assert dry.answer_bytes == alone.context.cost.answer_bytes + (len(positions) - 1) * more
+    assert dry.token_layers == alone.context.cost.token_layers
+
+
 @pytest.mark.parametrize("position", [None, 4])
 @pytest.mark.parametrize("metric", ["UNSPECIFIED", "LOGIT", "LOG_PROBABILITY", "PROBABILITY"])
 def test_gradient_norms(host: Host, metric: str, position: int | None) -> None:

@@ -641,10 +641,45 @@ def test_attributions(host: Host, case: Case) -> None:
     check(host, case)
 
 
+def cases(*prompts: list[int] | None, **fields: Any) -> pb.TraceRequest:
+    """A trace of several prompts, of which None is missing."""
+    several = [pb.Case() if prompt is None else pb.Case(prompt=wire.prompt(prompt)) for prompt in prompts]
+    return pb.TraceRequest(cases=several, **fields)
+
+
+END = pb.NamedPositions(part=pb.SPAN_PART_LAST)
+DATASETS = [
+    Case("case without prompt", cases(IDS, None), "cases[1].prompt", ("text",)),
+    Case("token of a case beyond", cases(IDS, IDS, [1, 10**6]), "cases[2].prompt.token_ids.ids[1]", ("1000000",)),
+    Case("prompt beside cases", traced(cases=cases(IDS).cases), "prompt", ("cases",)),
+    Case("reduction of nothing", traced(reduction=pb.Reduction()), "reduction", ("cases",)),
+    Case("a field that is wrong for all", cases(IDS, SHORT, top_k=-1), "top_k", ("-1",)),
+    Case("a field that is wrong for one", cases(IDS, SHORT, position=5), "cases[1]", ("position", "5", "3 tokens")),
+    Case(
+        "a name that a case lacks",
+        cases(IDS, SHORT, named_position=pb.NamedPositions(span="subject")),
+        "cases[0].prompt.spans",
+        ("'subject'", "named_position"),
+    ),
+    Case("both kinds of positions", traced(position=1, named_position=END), "named_position", ("both",)),
+    Case(
+        "no source where one is meant",
+        cases(IDS, causal_tracing=pb.CausalTracing(counterfactual=pb.Prompt())),
+        "cases[0].sources",
+        ("one source", "got 0"),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", DATASETS, ids=lambda case: case.name)
+def test_datasets(host: Host, case: Case) -> None:
+    check(host, case)
+
+
 def test_the_server_serves_on_after_every_refusal(host: Host) -> None:
     valid = listed(scaled(mlp()))
     before = host.intervene(copy.deepcopy(valid)).columns["log_probabilities"]
-    for case in (*SITES, *OPERATIONS, *TRACINGS, *ATTRIBUTIONS):
+    for case in (*SITES, *OPERATIONS, *TRACINGS, *ATTRIBUTIONS, *DATASETS):
         wire.refusal(call(host, case.request(host) if callable(case.request) else case.request))
     np.testing.assert_array_equal(host.intervene(valid).columns["log_probabilities"], before)
 

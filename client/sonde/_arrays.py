@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,17 @@ Axes: TypeAlias = Mapping[str, tuple[Label, ...]]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Integers: TypeAlias = npt.NDArray[np.int64]
 Booleans: TypeAlias = npt.NDArray[np.bool_]
+
+
+BFLOAT16: Final = np.dtype([("bfloat16", np.uint16)])
+"""How arrays of bfloat16, which numpy lacks, are kept in two bytes a value: the upper half of a float32."""
+
+
+def widened(array: npt.NDArray[Any]) -> npt.NDArray[np.generic]:
+    """The array as numpy computes with it: bfloat16 as float32."""
+    if array.dtype != BFLOAT16:
+        return array
+    return (array["bfloat16"].astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def shape_of(axes: Axes) -> tuple[int, ...]:

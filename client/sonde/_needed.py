@@ -1,17 +1,21 @@
-"""The options of the `sonde` command that mean something only with another one."""
+"""The options of the `sonde` command that mean something only with another one, and the prompt that they make up."""
 
 import argparse
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from sonde._ask.cases import Cases
+from sonde._ask.prompts import Chat
 from sonde._options import PLACES
 from sonde.errors import InvalidRequest
 
 _TRACING: Final = ("--subject", "--counterfactual")
 _LENS: Final = ("--lens",)
 _ATTRIBUTION: Final = ("--attribute-from",)
+_DATASET: Final = {"--system": ("--chat",), "--reduce": ("--cases",)}
 _NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "trace": {
+        **_DATASET,
         "--samples": _TRACING,
         "--noise": _TRACING,
         "--seed": _TRACING,
@@ -25,8 +29,8 @@ _NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
         "--verify": _ATTRIBUTION,
         "--gradients": _LENS,
     },
-    "intervene": {"--separately": PLACES, "--seed": ("--noise",)},
-    "generate": dict.fromkeys(("--scale", "--set", "--add", "--from-position"), PLACES),
+    "intervene": {**_DATASET, "--separately": PLACES, "--seed": ("--noise",)},
+    "generate": {"--system": ("--chat",)} | dict.fromkeys(("--scale", "--set", "--add", "--from-position"), PLACES),
 }
 """By command, the options that mean something only with one of the others."""
 
@@ -40,6 +44,26 @@ def check(options: argparse.Namespace) -> None:
     for option, needed in _NEEDED.get(options.command, {}).items():
         if _given(options, option) and not any(_given(options, other) for other in needed):
             raise InvalidRequest.at(option, f"expected {_alternatives(needed)} with it")
+
+
+def prompt_of(options: argparse.Namespace) -> str | Chat | Cases:
+    """What is run: the prompt, what a user says, or the cases of a file.
+
+    Raises:
+        InvalidRequest: if there is not exactly one of these, or a line of the file is no case.
+        OSError: if the file cannot be read.
+    """
+    if options.cases is not None:
+        if options.prompt is not None or options.chat:
+            raise InvalidRequest.at("--cases", "expected either a prompt or --cases, got both")
+        return Cases.from_jsonl(options.cases)
+    if options.prompt is None:
+        raise InvalidRequest.at("prompt", "expected a prompt, or --cases FILE")
+    if not options.chat:
+        said: str = options.prompt
+        return said
+    before = [] if options.system is None else [("system", options.system)]
+    return Chat([*before, ("user", options.prompt)], add_generation_prompt=True)
 
 
 def _given(options: argparse.Namespace, option: str) -> bool:

@@ -136,14 +136,32 @@ def _add_model(commands: Any) -> None:
     _command(commands, "model", "Describe the hosted model.")
 
 
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="?", help="the text that the model reads")
+    parser.add_argument(
+        "--chat", action="store_true", help="the prompt is what a user says, written by the model's own chat template"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: the message of the system before it")
+    parser.add_argument(
+        "--cases",
+        metavar="FILE",
+        help='many prompts instead of one: JSON lines such as {"prompt": "...", "targets": [" Paris"], '
+        '"sources": ["..."], "spans": {"subject": "..."}, "group": "..."}',
+    )
+
+
 def _add_readout(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", help="the text that the model reads")
+    _add_prompt(parser)
+    parser.add_argument("--reduce", choices=["mean"], help="with --cases: the mean over all cases instead of each")
     parser.add_argument(
         "--target", action="append", metavar="TOKEN", help="measure this token, such as ' Paris'; repeatable"
     )
     parser.add_argument("--contrast", metavar="TOKEN", help="subtract this token's logit from the target's")
     parser.add_argument(
-        "--read-at", type=int, metavar="POSITION", help="the position where the prediction is read (the last)"
+        "--read-at",
+        type=_place,
+        metavar="POSITION",
+        help="the position where the prediction is read, such as -2 or subject.last (the last)",
     )
     parser.add_argument("--top", type=int, default=10, metavar="K", help="how many tokens or places to list (10)")
     parser.add_argument(
@@ -156,9 +174,9 @@ def _add_readout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--positions",
         "--position",
-        type=_ranges,
+        type=_places,
         metavar="POSITIONS",
-        help="the positions to restore, edit or sweep, such as 4 or -1 (all)",
+        help="the positions to restore, edit or sweep, such as 4 or -1, or by name, such as subject.last,end (all)",
     )
     parser.add_argument("--seed", type=int, help="the seed of the noise (1)")
     parser.add_argument("--plot", metavar="FILE", help="draw the result, as PNG, PDF or SVG by the file's suffix")
@@ -174,7 +192,9 @@ def _add_trace(commands: Any) -> None:
     )
     tracing = parser.add_argument_group("causal tracing")
     tracing.add_argument(
-        "--subject", metavar="TEXT", help="corrupt this part of the prompt, then restore one state at a time"
+        "--subject",
+        metavar="TEXT",
+        help="corrupt this part of the prompt, or the span of this name in --cases, then restore one state at a time",
     )
     tracing.add_argument(
         "--counterfactual", metavar="PROMPT", help="corrupt with another prompt of the same number of tokens"
@@ -224,7 +244,7 @@ def _add_intervene(commands: Any) -> None:
 
 def _add_generate(commands: Any) -> None:
     parser = _command(commands, "generate", "Generate text, with edits applied to every token.")
-    parser.add_argument("prompt", help="the text that the model reads")
+    _add_prompt(parser)
     parser.add_argument(
         "--tokens", type=int, default=40, metavar="N", help="the largest number of tokens to generate (40)"
     )
@@ -235,7 +255,18 @@ def _add_generate(commands: Any) -> None:
         help="the temperature of sampling; 0 takes the most probable token (0)",
     )
     parser.add_argument("--seed", type=int, help="the seed of sampling (1)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="sample from the most probable tokens that together have this share (1)",
+    )
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="the number of texts to generate (1)")
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end where the generated text contains this; repeatable"
+    )
     parser.add_argument("--ignore-end-token", action="store_true", help="continue after an end token")
+    parser.add_argument("--log-probabilities", action="store_true", help="also print the log-probability of each token")
     parser.add_argument("--dry-run", action="store_true", help="only print the largest possible cost")
     places = _add_places(parser)
     places.add_argument(
@@ -285,6 +316,21 @@ def _one_of(names: Iterable[str]) -> Callable[[str], str]:
         return text
 
     return chosen
+
+
+def _place(text: str) -> int | str:
+    """Parse one position: a number, or a name."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _places(text: str) -> list[int] | list[str]:
+    """Parse positions: numbers and ranges, or names."""
+    if text[:1].isdigit() or text.startswith("-"):
+        return _ranges(text)
+    return [name.strip() for name in text.split(",")]
 
 
 def _ranges(text: str) -> list[int]:

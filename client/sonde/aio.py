@@ -8,24 +8,26 @@ from typing import Any, Concatenate, ParamSpec, Self
 
 import grpc
 
-from sonde import _base, errors
+from sonde import _signatures, errors
 from sonde._answers.model import Model
-from sonde._base import BaseClient, Question, ResultT, describe
+from sonde._asking.asking import Request
+from sonde._base import BaseClient
 from sonde._connection.connection import Connection
 from sonde._connection.loops import LoopChannel
 from sonde._connection.progress import reporter
-from sonde._connection.timeouts import DEFAULT, POLL_SECONDS, Patience, Timeout
+from sonde._connection.timeouts import DEFAULT, POLL_SECONDS, Deadline, Patience, Timeout
+from sonde._signatures import AnswerT, Question, describe
 from sonde.v1 import inspection_pb2 as pb
 
 _Arguments = ParamSpec("_Arguments")
 
 
 def _answered(
-    build: Callable[_Arguments, Question[ResultT]],
-) -> Callable[Concatenate["AsyncClient", _Arguments], Coroutine[Any, Any, ResultT]]:
+    build: Callable[_Arguments, Question[AnswerT]],
+) -> Callable[Concatenate["AsyncClient", _Arguments], Coroutine[Any, Any, AnswerT]]:
     """Make a coroutine method that returns the answer to a question."""
 
-    async def ask(self: "AsyncClient", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> ResultT:
+    async def ask(self: "AsyncClient", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> AnswerT:
         return await self._complete(build(*args, **kwargs))
 
     describe(ask, build, "AsyncClient")
@@ -33,16 +35,16 @@ def _answered(
 
 
 def _streamed(
-    build: Callable[_Arguments, Question[ResultT]],
-) -> Callable[Concatenate["AsyncClient", _Arguments], AsyncGenerator[ResultT, None]]:
+    build: Callable[_Arguments, Question[AnswerT]],
+) -> Callable[Concatenate["AsyncClient", _Arguments], AsyncGenerator[AnswerT, None]]:
     """Make a method that yields the answer to a question as it arrives."""
 
     def ask(
         self: "AsyncClient", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
-    ) -> AsyncGenerator[ResultT, None]:
+    ) -> AsyncGenerator[AnswerT, None]:
         return self._partials(build(*args, **kwargs))
 
-    describe(ask, build, "AsyncClient", stream=AsyncGenerator[ResultT, None])
+    describe(ask, build, "AsyncClient", stream=AsyncGenerator[AnswerT, None])
     return ask
 
 
@@ -60,12 +62,13 @@ class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
         client = sonde.AsyncClient(["gpu1:50051", "gpu2:50051"])
     """
 
-    trace = _answered(_base.trace)
-    intervene = _answered(_base.intervene)
-    stream_trace = _streamed(_base.trace)
-    stream_intervene = _streamed(_base.intervene)
-    trace_token_probability = _answered(_base.trace_token_probability)
-    intervene_on_neuron = _answered(_base.intervene_on_neuron)
+    trace = _answered(_signatures.trace)
+    intervene = _answered(_signatures.intervene)
+    tokenize = _answered(_signatures.tokenize)
+    stream_trace = _streamed(_signatures.trace)
+    stream_intervene = _streamed(_signatures.intervene)
+    trace_token_probability = _answered(_signatures.trace_token_probability)
+    intervene_on_neuron = _answered(_signatures.intervene_on_neuron)
 
     async def close(self) -> None:
         """Close the connection and cancel running calls."""
@@ -113,11 +116,9 @@ class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
             )
         return self._take_model(response)
 
-    async def _messages(self, question: Question[Any]) -> AsyncGenerator[Any, None]:
+    async def _messages(self, method: str, request: Request, seconds: float | None) -> AsyncGenerator[Any, None]:
         self._check_open()
-        seconds = self._connection.seconds(question.timeout)
-        method = getattr(self._stub, question.method)
-        call = method(self._request(question), timeout=seconds, metadata=self._connection.metadata)
+        call = getattr(self._stub, method)(request, timeout=seconds, metadata=self._connection.metadata)
         try:
             with self._own_errors():
                 async for message in call:
@@ -141,29 +142,38 @@ class AsyncClient(BaseClient[LoopChannel, Awaitable[Model]]):
             raise
 
     async def _fed(self, question: Question[Any]) -> AsyncGenerator[None, None]:
-        """Feed the answer to the question's assembler, message by message."""
+        """Feed the answers to the question, message by message. Of a dataset, ask for what is lacking."""
+        asking, deadline = question.asking, Deadline(self._connection.seconds(question.timeout))
+        if asking.needs_limits:
+            await self._get_model()
         with closing(reporter(question.progress)) as report:
-            async with aclosing(self._messages(question)) as messages:
-                async for message in messages:
-                    question.assembler.feed(message)
-                    done, total = question.assembler.progress
-                    if total:
-                        report.update(done, total)
-                    yield
+            while (request := asking.request(self._limits)) is not None:
+                try:
+                    answer = self._messages(question.method, self._fitted(request), deadline.seconds)
+                    async with aclosing(answer) as messages:
+                        async for message in messages:
+                            asking.feed(message)
+                            if asking.steps.total:
+                                report.update(asking.steps)
+                            yield
+                    asking.end()
+                except errors.NotServing as error:
+                    await asyncio.sleep(asking.broken(error))
+                yield
 
-    async def _complete(self, question: Question[ResultT]) -> ResultT:
+    async def _complete(self, question: Question[AnswerT]) -> AnswerT:
         async with aclosing(self._fed(question)) as steps:
             async for _ in steps:
                 pass
-        result = question.assembler.result()
+        result = question.asking.result()
         self._agreement.check(result.provenance)
         return result
 
-    async def _partials(self, question: Question[ResultT]) -> AsyncGenerator[ResultT, None]:
+    async def _partials(self, question: Question[AnswerT]) -> AsyncGenerator[AnswerT, None]:
         async with aclosing(self._fed(question)) as steps:
             async for _ in steps:
-                known = question.assembler.partial()
+                known = question.asking.news()
                 if known is not None:
                     self._agreement.check(known.provenance)
                     yield known
-        question.assembler.result()  # Raises if the last partial result was not complete.
+        question.asking.result()  # Raises if the last partial result was not complete.

@@ -12,9 +12,9 @@ from typing import Any, Final
 import numpy as np
 
 from sonde import errors
-from sonde._answers.interventions import InterventionResult
-from sonde._answers.results import TraceResult
+from sonde._answers.predictions import Continuation, Prediction
 from sonde._arrays import visible
+from sonde._ask.cases import Cases
 from sonde._ask.edits import Edit, add, noise, patch, replace, scale
 from sonde._ask.names import ComponentName
 from sonde._ask.plans import Generation, Plan, Sweep, sweep
@@ -24,9 +24,9 @@ from sonde._connection.connection import TLS
 from sonde._methods.attribution_patching import AttributionPatching
 from sonde._methods.causal_tracing import CausalTracing
 from sonde._methods.token_probability import TokenProbability
-from sonde._needed import check
+from sonde._needed import check, prompt_of
 from sonde._options import SWEPT, parse
-from sonde._show import console, plotting
+from sonde._show import console, plotting, terminal
 from sonde._show.report import as_json
 from sonde.client import Client
 
@@ -104,16 +104,18 @@ def _model(options: argparse.Namespace) -> None:
 
 def _trace(options: argparse.Namespace) -> None:
     _check_plot(options)
-    method = _method(options)
+    method: Any = _method(options)
     if options.plot and method is None:
         raise errors.InvalidRequest.at("--plot", "nothing to draw; add --subject, --lens or --attribute-from")
+    prompt: Any = prompt_of(options)
     with _client(options) as client:
-        result = client.trace(
-            options.prompt,
+        result: Any = client.trace(
+            prompt,
             targets=_targets(options),
             method=method,
             position=options.read_at,
             top_k=options.top,
+            reduce=options.reduce,
             dry_run=options.dry_run,
             progress=_progress(options),
         )
@@ -162,15 +164,17 @@ def _method(options: argparse.Namespace) -> AttributionPatching | CausalTracing 
 
 def _intervene(options: argparse.Namespace) -> None:
     _check_plot(options)
+    prompt: Any = prompt_of(options)
     with _client(options) as client:
-        result = client.intervene(
-            options.prompt,
+        result: Any = client.intervene(
+            prompt,
             _plan(options),
             targets=_targets(options),
             position=options.read_at,
             top_k=options.top,
             kl_divergence=options.kl,
             generation=Generation(options.generate) if options.generate else None,
+            reduce=options.reduce,
             dry_run=options.dry_run,
             progress=_progress(options),
         )
@@ -180,21 +184,61 @@ def _intervene(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     edits = _lasting_edits(options)
-    generation = Generation(options.tokens, options.temperature, options.seed, options.ignore_end_token)
+    generation = Generation(
+        options.tokens,
+        options.temperature,
+        options.seed,
+        options.ignore_end_token,
+        options.top_p,
+        options.stop or (),
+        options.samples,
+        options.log_probabilities,
+    )
+    prompt = prompt_of(options)
     with _client(options) as client:
         if options.dry_run or options.json:
-            result = client.intervene(options.prompt, [edits], top_k=0, generation=generation, dry_run=options.dry_run)
+            result: Any = client.intervene(prompt, [edits], top_k=0, generation=generation, dry_run=options.dry_run)
             _show(options, result.to_text, lambda: as_json(result))
             return
-        shown, unchanged = 0, ""
-        for known in client.stream_intervene(options.prompt, [edits], top_k=0, generation=generation):
-            said, clean = known[0].continuation, known.clean.continuation
-            if said is not None and clean is not None:
+        if isinstance(prompt, Cases):
+            _continue_cases(client, prompt, edits, generation)
+            return
+        shown, last = 0, None
+        for last in client.stream_intervene(prompt, [edits], top_k=0, generation=generation):
+            said, clean = last[0].continuation, last.clean.continuation
+            if options.samples == 1 and said is not None and clean is not None:
                 _write(said.text[shown:])
-                shown, unchanged = len(said.text), clean.text
-    _write("\n")
-    if options.sites:
-        _write(f"\nunchanged:\n{unchanged}\n")
+                shown = len(said.text)
+    if last is not None:
+        _write(_texts(last[0])[shown:])
+        if options.sites:
+            _write(f"\nunchanged:\n{_texts(last.clean)}")
+
+
+def _continue_cases(client: Client, cases: Cases, edits: list[Edit], generation: Generation) -> None:
+    """Print what the model says in each case, as soon as it is complete."""
+    shown = 0
+    for known in client.stream_intervene(cases, [edits], top_k=0, generation=generation):
+        for number in range(shown, len(known)):
+            _write(f"case {number}: {_texts(known[number][0])}")
+        shown = len(known)
+
+
+def _texts(run: Prediction) -> str:
+    """What a run generated, with the log-probabilities that were requested."""
+    several = len(run.continuations) > 1
+    return "\n".join(
+        (f"sample {said.sample}:\n" if several else "") + said.text + "\n" + _probable(said)
+        for said in run.continuations
+    )
+
+
+def _probable(said: Continuation) -> str:
+    if not len(said.log_probabilities):
+        return ""
+    pairs = zip(said.tokens, said.log_probabilities, strict=True)
+    rows = [[repr(visible(token.text)), float(value)] for token, value in pairs]
+    return "\n" + terminal.table(["token", "log p"], rows) + "\n"
 
 
 def _lasting_edits(options: argparse.Namespace) -> list[Edit]:
@@ -292,10 +336,12 @@ def _check_plot(options: argparse.Namespace) -> None:
         raise errors.InvalidRequest.at(
             "--plot", f"expected a file that ends in .png, .pdf or .svg, got {options.plot!r}"
         )
+    if options.cases and not options.reduce:
+        raise errors.InvalidRequest.at("--plot", "expected --reduce mean with it where there are cases")
     plotting.require()
 
 
-def _draw(options: argparse.Namespace, result: TraceResult | InterventionResult) -> None:
+def _draw(options: argparse.Namespace, result: Any) -> None:
     if not options.plot or result.dry_run:
         return
     methodcaller("plot", options.plot)(result)

@@ -9,23 +9,25 @@ from typing import Any, Concatenate, ParamSpec, Self
 import grpc
 from grpc.experimental import ChannelOptions
 
-from sonde import _base, errors
+from sonde import _signatures, errors
 from sonde._answers.model import Model
-from sonde._base import BaseClient, Question, ResultT, describe
+from sonde._asking.asking import Request
+from sonde._base import BaseClient
 from sonde._connection.connection import Connection
 from sonde._connection.progress import reporter
-from sonde._connection.timeouts import DEFAULT, POLL_SECONDS, Patience, Timeout
+from sonde._connection.timeouts import DEFAULT, POLL_SECONDS, Deadline, Patience, Timeout
+from sonde._signatures import AnswerT, Question, describe
 from sonde.v1 import inspection_pb2 as pb
 
 _Arguments = ParamSpec("_Arguments")
 
 
 def _answered(
-    build: Callable[_Arguments, Question[ResultT]],
-) -> Callable[Concatenate["Client", _Arguments], ResultT]:
+    build: Callable[_Arguments, Question[AnswerT]],
+) -> Callable[Concatenate["Client", _Arguments], AnswerT]:
     """Make a method that returns the answer to a question."""
 
-    def ask(self: "Client", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> ResultT:
+    def ask(self: "Client", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> AnswerT:
         return self._complete(build(*args, **kwargs))
 
     describe(ask, build, "Client")
@@ -33,14 +35,14 @@ def _answered(
 
 
 def _streamed(
-    build: Callable[_Arguments, Question[ResultT]],
-) -> Callable[Concatenate["Client", _Arguments], Generator[ResultT, None, None]]:
+    build: Callable[_Arguments, Question[AnswerT]],
+) -> Callable[Concatenate["Client", _Arguments], Generator[AnswerT, None, None]]:
     """Make a method that yields the answer to a question as it arrives."""
 
-    def ask(self: "Client", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Generator[ResultT, None, None]:
+    def ask(self: "Client", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Generator[AnswerT, None, None]:
         return self._partials(build(*args, **kwargs))
 
-    describe(ask, build, "Client", stream=Generator[ResultT, None, None])
+    describe(ask, build, "Client", stream=Generator[AnswerT, None, None])
     return ask
 
 
@@ -58,12 +60,13 @@ class Client(BaseClient[grpc.Channel, Model]):
         client = sonde.Client(["gpu1:50051", "gpu2:50051"])
     """
 
-    trace = _answered(_base.trace)
-    intervene = _answered(_base.intervene)
-    stream_trace = _streamed(_base.trace)
-    stream_intervene = _streamed(_base.intervene)
-    trace_token_probability = _answered(_base.trace_token_probability)
-    intervene_on_neuron = _answered(_base.intervene_on_neuron)
+    trace = _answered(_signatures.trace)
+    intervene = _answered(_signatures.intervene)
+    tokenize = _answered(_signatures.tokenize)
+    stream_trace = _streamed(_signatures.trace)
+    stream_intervene = _streamed(_signatures.intervene)
+    trace_token_probability = _answered(_signatures.trace_token_probability)
+    intervene_on_neuron = _answered(_signatures.intervene_on_neuron)
 
     def close(self) -> None:
         """Close the connection and cancel running calls."""
@@ -110,11 +113,9 @@ class Client(BaseClient[grpc.Channel, Model]):
             raise self._error(error) from None
         return self._take_model(response)
 
-    def _messages(self, question: Question[Any]) -> Generator[Any, None, None]:
+    def _messages(self, method: str, request: Request, seconds: float | None) -> Generator[Any, None, None]:
         self._check_open()
-        seconds = self._connection.seconds(question.timeout)
-        method = getattr(self._stub, question.method)
-        call = method(self._request(question), timeout=seconds, metadata=self._connection.metadata)
+        call = getattr(self._stub, method)(request, timeout=seconds, metadata=self._connection.metadata)
         try:
             yield from call
         except grpc.RpcError as error:
@@ -124,28 +125,38 @@ class Client(BaseClient[grpc.Channel, Model]):
             call.cancel()
 
     def _fed(self, question: Question[Any]) -> Generator[None, None, None]:
-        """Feed the answer to the question's assembler, message by message."""
-        with closing(reporter(question.progress)) as report, closing(self._messages(question)) as messages:
-            for message in messages:
-                question.assembler.feed(message)
-                done, total = question.assembler.progress
-                if total:
-                    report.update(done, total)
+        """Feed the answers to the question, message by message. Of a dataset, ask for what is lacking."""
+        asking, deadline = question.asking, Deadline(self._connection.seconds(question.timeout))
+        if asking.needs_limits:
+            self._get_model()
+        with closing(reporter(question.progress)) as report:
+            while (request := asking.request(self._limits)) is not None:
+                try:
+                    answer = self._messages(question.method, self._fitted(request), deadline.seconds)
+                    with closing(answer) as messages:
+                        for message in messages:
+                            asking.feed(message)
+                            if asking.steps.total:
+                                report.update(asking.steps)
+                            yield
+                    asking.end()
+                except errors.NotServing as error:
+                    time.sleep(asking.broken(error))
                 yield
 
-    def _complete(self, question: Question[ResultT]) -> ResultT:
+    def _complete(self, question: Question[AnswerT]) -> AnswerT:
         with closing(self._fed(question)) as steps:
             for _ in steps:
                 pass
-        result = question.assembler.result()
+        result = question.asking.result()
         self._agreement.check(result.provenance)
         return result
 
-    def _partials(self, question: Question[ResultT]) -> Generator[ResultT, None, None]:
+    def _partials(self, question: Question[AnswerT]) -> Generator[AnswerT, None, None]:
         with closing(self._fed(question)) as steps:
             for _ in steps:
-                known = question.assembler.partial()
+                known = question.asking.news()
                 if known is not None:
                     self._agreement.check(known.provenance)
                     yield known
-        question.assembler.result()  # Raises if the last partial result was not complete.
+        question.asking.result()  # Raises if the last partial result was not complete.

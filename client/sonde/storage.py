@@ -4,9 +4,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from sonde._answers import files
+from sonde._answers.average_patching import AveragePatching
+from sonde._answers.average_trace import AverageTrace
+from sonde._answers.cases import CasesResult
+from sonde._answers.findings import (
+    ActivationPatching,
+    AttentionKnockout,
+    LensTable,
+    LogitAttribution,
+    SteeringStrengths,
+)
 from sonde._answers.interventions import InterventionResult
+from sonde._answers.largest import LargestActivations, Ranked
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
+from sonde._answers.reduced import Reduced, Statistics
+from sonde._answers.requests import Request
 from sonde._answers.results import Cost, Provenance, Result, TraceResult
+from sonde._ask.named import NamedPositions
 from sonde._ask.sites import Site
 from sonde._methods.method import METHODS
 
@@ -14,14 +28,29 @@ _SHARED: Final = (
     Result,
     Cost,
     Provenance,
+    Request,
     Token,
     TokenPrediction,
     Continuation,
     Prediction,
     Run,
     Site,
+    NamedPositions,
     TraceResult,
     InterventionResult,
+    CasesResult,
+    AveragePatching,
+    AverageTrace,
+    Reduced,
+    Statistics,
+    LargestActivations,
+    Ranked,
+    ActivationPatching,
+    AverageTrace,
+    AttentionKnockout,
+    LensTable,
+    LogitAttribution,
+    SteeringStrengths,
 )
 
 

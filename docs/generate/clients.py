@@ -11,7 +11,7 @@ _CLIENTS: Final[dict[str, type]] = {"client.Client": Client, "aio.AsyncClient": 
 
 
 class Clients(griffe.Extension):
-    """Gives the methods that a client makes of questions (`sonde._base`) their signatures and documentation."""
+    """Gives the methods that a client makes of questions (`sonde._signatures`) their signatures and documentation."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Replace the assignments in the clients' classes by functions."""
@@ -21,8 +21,8 @@ class Clients(griffe.Extension):
             written = pkg[path]
             for name, member in list(written.members.items()):
                 value = str(getattr(member, "value", ""))
-                if "_base." in value:
-                    build = pkg["_base"][value.rpartition("_base.")[2].removesuffix(")")]
+                if "_signatures." in value:
+                    build = pkg["_signatures"][value.rpartition("_signatures.")[2].removesuffix(")")]
                     written.set_member(name, _method(written, name, getattr(client, name), build, member))
             # What each client puts for the base's parameter, as in BaseClient[grpc.Channel, Model].
             model = written.bases[0].slice.elements[1]

@@ -18,7 +18,10 @@ LANDMARKS = {
 
 def ask(client: sonde.Client, picture: str | None = None) -> None:
     """Trace every prompt, and show the average indirect effect of each kind of token, by layer."""
-    cases = [questions.Case(f"{name} is in the city of", name, city) for name, city in LANDMARKS.items()]
+    cases = [
+        sonde.Case(f"{name} is in the city of", targets=city, spans={"subject": name})
+        for name, city in LANDMARKS.items()
+    ]
     found = questions.average_causal_trace(client, cases, method=sonde.CausalTracing(samples=5, window=3))
     used = int(found.used.sum())
     print(f"{used} of {len(cases)} prompts: {found.clean:.3f} clean, {found.corrupted:.3f} corrupted")

@@ -23,6 +23,8 @@ class Limits:
     max_runs: int = 0
     max_answer_bytes: int = 0
     max_working_bytes: int = 0
+    max_cases: int = 0
+    max_total_tokens: int = 0
 
 
 class SettingError(ValueError):
@@ -64,15 +66,23 @@ class Settings:
     )
     pack_weights: bool = setting(
         True,
-        "on a CPU in float32, keep a second copy of the weights in a layout that is faster for small requests, if it "
-        "fits into a quarter of the free memory",
+        "on a CPU in float32, keep a second copy of those weights that another layout makes faster for small requests, "
+        "as measured at the start, if it fits into a quarter of the free memory",
     )
     # Requests carry tensors: noise to replay, directions, values to set.
     max_request_bytes: int = setting(64 << 20, "maximum size of one request, in bytes", least=1 << 10, most=1 << 30)
     max_prompt_tokens: int = setting(
         8192, "maximum length of a prompt, in tokens; 0 means the model's own limit", least=0
     )
-    max_runs: int = setting(200_000, "maximum number of runs of one request; 0 means no limit", least=0)
+    max_runs: int = setting(
+        200_000, "maximum number of runs of one request, or of one of its cases; 0 means no limit", least=0
+    )
+    max_cases: int = setting(10_000, "maximum number of cases of one request; 0 means no limit", least=0)
+    max_total_tokens: int = setting(
+        1_000_000,
+        "maximum number of tokens of all prompts and sources of one request together; 0 means no limit",
+        least=0,
+    )
     max_answer_bytes: int = setting(256 << 20, "maximum size of one answer, in bytes; 0 means no limit", least=0)
     max_working_bytes: int = setting(
         8 << 30, "maximum memory that one request may hold beside the weights, in bytes; 0 means no limit", least=0
@@ -157,7 +167,14 @@ class Settings:
     @property
     def limits(self) -> Limits:
         """The limits of one request."""
-        return Limits(self.max_prompt_tokens, self.max_runs, self.max_answer_bytes, self.max_working_bytes)
+        return Limits(
+            self.max_prompt_tokens,
+            self.max_runs,
+            self.max_answer_bytes,
+            self.max_working_bytes,
+            self.max_cases,
+            self.max_total_tokens,
+        )
 
     @classmethod
     def from_environment_and_flags(cls, arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Self:

@@ -1,6 +1,6 @@
 """Errors that callers can act on. The guards map each kind to a gRPC status."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,24 @@ class Unsupported(SondeServerError):
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
         self.field = field
+        self.reason = reason
 
 
 class NotFinite(SondeServerError):
     """The model's own arithmetic overflows for this prompt; in a wider data type it may not."""
+
+
+def of_case(error: Exception, number: int) -> Exception:
+    """The error of one of many cases, with the case's number; an error that is not about the question, as it is."""
+    match error:
+        case InvalidQuestion(violations=violations):
+            named = [replace(one, description=f"case {number}: {one.description}") for one in violations]
+            return InvalidQuestion(named)
+        case Unsupported(field=field, reason=reason):
+            return Unsupported(field, f"case {number}: {reason}")
+        case NotFinite():
+            return NotFinite(f"case {number}: {error}")
+    return error
 
 
 class Busy(SondeServerError):

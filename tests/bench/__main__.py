@@ -9,21 +9,33 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from tests.bench import smollm2
 from tests.bench.agreement import TOLERANCE, Disagreement
+from tests.bench.case_field import case_contenders
+from tests.bench.case_rounds import CasePlan, measure_cases
+from tests.bench.case_sonde import CaseSocket
+from tests.bench.case_workloads import CASE_NAMES, COUNTS, QUICK_COUNTS, Subject
+from tests.bench.case_workloads import make as make_cases
 from tests.bench.chart import draw
+from tests.bench.contender import ask
 from tests.bench.elsewhere import Elsewhere
 from tests.bench.field import PEERS, taking_part
+from tests.bench.memory import growth, serving_process
 from tests.bench.minimum import rates
 from tests.bench.report import Outcome, Setting, markdown, omissions, write_json
 from tests.bench.rounds import Numbers, Plan, measure
 from tests.bench.shapes import SHAPES, load, save
+from tests.bench.sonde_socket import serving
 from tests.bench.workloads import NAMES, Sizes, make
 
 THREADS = 2
+# A prompt of the datasets has about so many tokens; the rates of the counted minimum are taken there.
+CASE_LENGTH = 16
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings: list[Setting] = []
     outcomes: list[Outcome] = []
     try:
-        for shape in options.shapes:
+        for shape in options.shapes if options.prompts else ():
             _measure_shape(shape, options, settings, outcomes)
+        if options.cases:
+            _measure_cases(options, settings, outcomes)
     except Disagreement as error:
         print(f"disagreement: {error}", file=sys.stderr)
         return 1
@@ -79,7 +93,7 @@ def _measure_shape(name: str, options: argparse.Namespace, settings: list[Settin
             assert isinstance(in_process, Elsewhere)
             for length in options.lengths:
                 settings.append(Setting(name, shape.title, length, measured[length]))
-                for workload in options.only:
+                for workload in options.prompts:
                     _say(f"{name}, {length} tokens, {workload}")
                     rounds = options.rounds or (3 if length <= 16 else 2)
                     plan = Plan(
@@ -97,15 +111,58 @@ def _measure_shape(name: str, options: argparse.Namespace, settings: list[Settin
                     )
 
 
+def _measure_cases(options: argparse.Namespace, settings: list[Setting], outcomes: list[Outcome]) -> None:
+    """The workloads over datasets, on a real model."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = smollm2.save(Path(folder))
+        plain = load(directory)
+        config, sizes = plain.config, Sizes.of(plain)
+        subject = Subject(
+            smollm2.tokenizer(directory), sizes.layers, sizes.heads, int(config.hidden_size), sizes.embedding_deviation
+        )
+        measured = rates(plain, CASE_LENGTH)
+        del plain
+        settings.append(Setting("smollm2", smollm2.TITLE, CASE_LENGTH, measured))
+        counts = QUICK_COUNTS if options.quick else COUNTS
+        numbers = Numbers()
+        with case_contenders(directory, options.peers, serving(directory)) as (sonde, entries):
+            for name in options.cases:
+                _say(f"smollm2, {name}, {counts[name]} cases")
+                # The average trace takes minutes.
+                rounds = options.rounds or (1 if name == "W8" else 3)
+                plan = CasePlan(name, partial(make_cases, name, subject, counts[name]), rounds)
+                timings = measure_cases(plan, entries, numbers, _say)
+                token_layers, readings = sonde.cost(plan.make(numbers()))
+                minimum = measured.minimum(token_layers, readings)
+                grown = _memory(sonde, plan) if name == "W7" else ()
+                outcomes.append(
+                    Outcome(
+                        "smollm2", CASE_LENGTH, name, tuple(timings), token_layers, readings, minimum,
+                        judged=not options.quick,
+                        memory=grown,
+                    )
+                )  # fmt: skip
+
+
+def _memory(sonde: CaseSocket, plan: CasePlan) -> tuple[tuple[int, int], ...]:
+    """By how much the server's memory grows for a quarter of the cases, and for all."""
+    process, workload = serving_process(sonde.address), plan.make(0)
+    parts = (workload.share(len(workload) // 4), workload)
+    return tuple((len(part), growth(process, partial(ask, sonde, part))) for part in parts)
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round, 16 tokens, the GPT-2 shape")
     parser.add_argument(
-        "--only", type=_among(NAMES), default=list(NAMES), help=f"of {', '.join(NAMES)}; W4 is all three"
+        "--quick", action="store_true", help="one round, 16 tokens, the GPT-2 shape; of the datasets a part"
+    )
+    every = (*NAMES, *CASE_NAMES)
+    parser.add_argument(
+        "--only", type=_among(every), default=list(every), help=f"of {', '.join(every)}; W4 is all three"
     )
     parser.add_argument("--peers", type=_among(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}; or none")
     parser.add_argument("--shapes", type=_among(tuple(SHAPES)), help=f"of {', '.join(SHAPES)}")
@@ -116,6 +173,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.shapes = options.shapes or (["gpt2"] if options.quick else ["gpt2", "llama"])
     options.lengths = options.lengths or ([16] if options.quick else [16, 128])
+    options.prompts = [name for name in options.only if name in NAMES]
+    options.cases = [name for name in options.only if name in CASE_NAMES]
     options.rounds = options.rounds or (1 if options.quick else None)
     return options
 

@@ -1,17 +1,17 @@
 """What a contender is: something that answers workloads with the array that is due."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from tests.bench.case_workloads import CaseWorkload, Continuations, Facts, Pairs, Sentences
 from tests.bench.workloads import Answer, Callers, Grid, Heads, Neurons, OneNeuron, Workload
 
 
 class Contender(Protocol):
-    """One way to compute the workloads.
+    """One way to compute workloads.
 
-    W1 gives [cells], W2 [neurons], W3 [heads], W4 [2, top] and W5 [callers, runs]. What a contender cannot do stands
-    in `omitted`, by the workload's name, with the reason.
+    What a contender cannot do stands in `omitted`, by the workload's name, with the reason.
     """
 
     @property
@@ -21,6 +21,10 @@ class Contender(Protocol):
     @property
     def omitted(self) -> Mapping[str, str]:
         """Reasons by workload."""
+
+
+class PromptContender(Contender, Protocol):
+    """Asked about one prompt. W1 gives [cells], W2 [neurons], W3 [heads], W4 [2, top] and W5 [callers, runs]."""
 
     def grid(self, workload: Grid) -> Answer:
         """W1."""
@@ -38,6 +42,22 @@ class Contender(Protocol):
         """W5."""
 
 
+class CaseContender(Contender, Protocol):
+    """Asked about datasets; the workloads say what each gives."""
+
+    def pairs(self, workload: Pairs) -> Answer:
+        """W6."""
+
+    def sentences(self, workload: Sentences) -> Answer:
+        """W7."""
+
+    def facts(self, workload: Facts) -> Answer:
+        """W8."""
+
+    def continuations(self, workload: Continuations) -> Answer:
+        """W9."""
+
+
 PEERS = ("library", "hand", "script")
 """Kinds of those that Sonde is compared with."""
 
@@ -53,16 +73,20 @@ class Entry:
     """One forward pass a cell: its time is measured on a part of the cells and scaled."""
 
 
-def ask(contender: Contender, workload: Workload) -> Answer:
+def ask(contender: Contender, workload: Workload | CaseWorkload) -> Answer:
     """The contender's answer."""
-    match workload:
-        case Grid():
-            return contender.grid(workload)
-        case Neurons():
-            return contender.neurons(workload)
-        case Heads():
-            return contender.heads(workload)
-        case OneNeuron():
-            return contender.one_neuron(workload)
-        case Callers():
-            return contender.callers(workload)
+    answer: Callable[[Any], Answer] = getattr(contender, _METHODS[type(workload)])
+    return answer(workload)
+
+
+_METHODS: Mapping[type, str] = {
+    Grid: "grid",
+    Neurons: "neurons",
+    Heads: "heads",
+    OneNeuron: "one_neuron",
+    Callers: "callers",
+    Pairs: "pairs",
+    Sentences: "sentences",
+    Facts: "facts",
+    Continuations: "continuations",
+}

@@ -20,7 +20,7 @@ from tests.bench.workloads import Answer, Callers, Grid, Heads, Neurons, OneNeur
 W5_REASON = "no server: the 16 requests are compared with themselves, one after the other"
 
 
-class _Wrapped:
+class Wrapped:
     """The base model or the whole one under nnsight, with the names of the two families made one."""
 
     def __init__(self, model: PreTrainedModel, *, whole: bool = False) -> None:
@@ -34,6 +34,7 @@ class _Wrapped:
         self.head: Any = self.envoy.lm_head if whole else None
         self.down = [block.mlp.c_proj if gpt2 else block.mlp.down_proj for block in self.blocks]
         self.out = [block.attn.c_proj if gpt2 else block.self_attn.o_proj for block in self.blocks]
+        self.mlp = [block.mlp for block in self.blocks]
         self.head_size = model.config.hidden_size // model.config.num_attention_heads
         self.layers = len(self.down)
 
@@ -60,7 +61,7 @@ class Skipping:
     omitted: Mapping[str, str] = {"W5": W5_REASON}
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.on = _Wrapped(model)
+        self.on = Wrapped(model)
         self._kept: tuple[Sequence[int], list[Tensor], Tensor] | None = None
 
     @torch.no_grad()
@@ -161,7 +162,7 @@ class Loop:
     omitted: Mapping[str, str] = {"W5": W5_REASON}
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.on = _Wrapped(model, whole=True)
+        self.on = Wrapped(model, whole=True)
         self._kept: tuple[Sequence[int], Tensor] | None = None
 
     @torch.no_grad()

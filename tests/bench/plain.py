@@ -43,7 +43,7 @@ class PrefixCache:
             states.append(value)
             return value
 
-        with _hooked(self.modules.blocks, keep):
+        with hooked(self.modules.blocks, keep):
             cache = DynamicCache(config=self.model.config)
             final = self._final(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
         baseline = log_probabilities(self._logits(final[1:]), workload.target).exp().mean()
@@ -55,8 +55,8 @@ class PrefixCache:
             numbers = [number for number, cell in enumerate(workload.cells) if cell[0] == position]
             for some in chunks(numbers, samples * (len(workload.tokens) - position)):
                 layers = [workload.cells[number][1] for number in some]
-                prefix = _prefix(self.model, cache, position, list(range(1, 1 + samples)) * len(some))
-                with _hooked(self.modules.blocks, _restoration(layers, samples, states, position)):
+                prefix = prefix_of(self.model, cache, position, list(range(1, 1 + samples)) * len(some))
+                with hooked(self.modules.blocks, _restoration(layers, samples, states, position)):
                     suffix = embedded[1:, position:].repeat(len(some), 1, 1)
                     final = self._final(inputs_embeds=suffix, past_key_values=prefix, use_cache=True)
                 read = log_probabilities(self._logits(final), workload.target).exp()
@@ -79,8 +79,8 @@ class PrefixCache:
                     value[rows, -1, [places[row][1] for row in rows]] = 0.0
                 return value
 
-            prefix = _prefix(self.model, cache, len(workload.tokens) - 1, [0] * len(some))
-            with _entered(self.modules.mlp_projection, ablate):
+            prefix = prefix_of(self.model, cache, len(workload.tokens) - 1, [0] * len(some))
+            with entered(self.modules.mlp_projection, ablate):
                 last = ids[:, -1:].expand(len(some), -1)
                 final = self._final(input_ids=last, past_key_values=prefix, use_cache=True)
             answer[some] = log_probabilities(self._logits(final), workload.target).numpy()
@@ -98,7 +98,7 @@ class PrefixCache:
                         value[row, :, head * self.head_size : (head + 1) * self.head_size] = 0.0
                 return value
 
-            with _entered(self.modules.attention_projection, ablate):
+            with entered(self.modules.attention_projection, ablate):
                 ids = self._ids(workload.tokens).expand(len(some), -1)
                 final = self._final(input_ids=ids, use_cache=False)
             answer[some] = log_probabilities(self._logits(final), workload.target).numpy()
@@ -118,8 +118,8 @@ class PrefixCache:
                 value[-1, :, workload.neuron] *= workload.factor
             return value
 
-        prefix = {"past_key_values": _prefix(self.model, cache, first, [0] * rows)} if first else {}
-        with _entered(self.modules.mlp_projection, scale):
+        prefix = {"past_key_values": prefix_of(self.model, cache, first, [0] * rows)} if first else {}
+        with entered(self.modules.mlp_projection, scale):
             final = self._final(input_ids=ids[:, first:].expand(rows, -1), use_cache=bool(first), **prefix)
         read = top(self._logits(final), workload.top)
         both = read if kept is None else torch.stack([kept[1], read[0]])
@@ -143,7 +143,7 @@ class PrefixCache:
         return logits
 
 
-def _prefix(model: PreTrainedModel, cache: DynamicCache, length: int, rows: Sequence[int]) -> DynamicCache:
+def prefix_of(model: PreTrainedModel, cache: DynamicCache, length: int, rows: Sequence[int]) -> DynamicCache:
     """A cache with the first `length` positions of these rows of another."""
     # The cache concatenates what comes, so that an expanded view costs nothing before the first block that runs.
     index = None if len(set(rows)) == 1 else torch.tensor(rows, device=model.device)
@@ -176,12 +176,15 @@ def _restoration(
 
 
 @contextmanager
-def _hooked(modules: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+def hooked(modules: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
     """Calls `change` with each module's number and output."""
     with ExitStack() as stack:
         for number, module in enumerate(modules):
 
-            def hook(_: nn.Module, __: Any, output: Tensor, number: int = number) -> Tensor:
+            def hook(_: nn.Module, __: Any, output: Any, number: int = number) -> Any:
+                # Attention gives its weights too.
+                if isinstance(output, tuple):
+                    return (change(number, output[0]), *output[1:])
                 return change(number, output)
 
             stack.callback(module.register_forward_hook(hook).remove)
@@ -189,7 +192,7 @@ def _hooked(modules: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor
 
 
 @contextmanager
-def _entered(modules: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+def entered(modules: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
     """Calls `change` with each module's number and input."""
     with ExitStack() as stack:
         for number, module in enumerate(modules):

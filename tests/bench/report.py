@@ -31,6 +31,8 @@ class Outcome:
     """Of Sonde in process."""
     judged: bool = True
     """Whether the targets are meant for it."""
+    memory: tuple[tuple[int, int], ...] = ()
+    """Pairs of a number of cases and the bytes by which the server's memory grew at most while it answered them."""
 
     @property
     def sonde(self) -> Timing:
@@ -75,10 +77,16 @@ def markdown(settings: Sequence[Setting], outcomes: Sequence[Outcome]) -> str:
         )
         parts += [*_ratios(chosen), ""]
         parts += [*_times(chosen), ""]
+        parts += [_memory(one) for one in chosen if one.memory]
         if profiles := [one.profile.line() for one in chosen if one.profile]:
             parts.append("Where the time of Sonde in process goes, from a profile of the model's thread:\n")
             parts += [*(f"- {line}" for line in profiles), ""]
     return "\n".join(parts)
+
+
+def _memory(outcome: Outcome) -> str:
+    grown = ", ".join(f"{size / 2**20:.0f} MiB for {cases:,} cases" for cases, size in outcome.memory)
+    return f"While it answered {outcome.workload}, the memory of Sonde's server grew by at most {grown}.\n"
 
 
 def _ratios(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -91,18 +99,21 @@ def _ratios(outcomes: Sequence[Outcome]) -> Iterator[str]:
             if other is None or ratio is None or (group not in wanted and group in ("peer", "loop")):
                 continue
             target = wanted.get(group)
+            # A target of less than 1 allows Sonde to take longer.
             verdict = "" if target is None else "reached" if ratio >= target else "missed"
             if other.disturbed or outcome.sonde.disturbed:
                 verdict = f"{verdict} (disturbed)".strip()
             name = title if other.entry.contender.name == title else f"{title}: {other.entry.contender.name}"
             yield (
                 f"| {outcome.workload} | {_seconds(outcome.sonde.median)} | {name} | {_seconds(other.median)} "
-                f"| {ratio:.2f} | {'' if target is None else f'{target:g}'} | {verdict} |"
+                f"| {ratio:.2f} | {'' if target is None else f'{target:.3g}'} | {verdict} |"
             )
+        target, ratio = wanted.get("minimum"), outcome.minimum / outcome.sonde.median
+        verdict = "" if target is None else "reached" if ratio >= target else "missed"
         yield (
             f"| {outcome.workload} | {_seconds(outcome.sonde.median)} | the counted minimum: {outcome.token_layers:,} "
             f"token-layers, {outcome.readings:,} readings | {_seconds(outcome.minimum)} "
-            f"| {outcome.minimum / outcome.sonde.median:.2f} | | |"
+            f"| {ratio:.2f} | {'' if target is None else f'{target:g}'} | {verdict} |"
         )
 
 
@@ -147,6 +158,7 @@ def write_json(path: Path, settings: Sequence[Setting], outcomes: Sequence[Outco
                 "token_layers": one.token_layers,
                 "readings": one.readings,
                 "minimum_seconds": one.minimum,
+                "memory": [list(pair) for pair in one.memory],
                 "profile": None if one.profile is None else asdict(one.profile),
                 "ratios": {group: one.ratio(group) for group in GROUPS},
                 "targets": {target.group: target.ratio for target in one.targets},
@@ -173,9 +185,19 @@ def _machine() -> str:
     import transformers
 
     return (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"{_processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )
+
+
+def _processor() -> str:
+    """Its name, with what torch uses of it: ratios differ between processors."""
+    names = Path("/proc/cpuinfo")
+    lines = names.read_text(encoding="utf-8").splitlines() if names.exists() else []
+    known = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
+    name = known.get("model name", platform.machine()).strip()
+    family = f" (family {known['cpu family'].strip()}, model {known['model'].strip()})" if "cpu family" in known else ""
+    return f"{name}{family}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _seconds(seconds: float) -> str:

@@ -19,6 +19,7 @@ from sonde_server.questions.plans import Intervention, InterventionList, Plan, S
 from sonde_server.questions.prompts import Prompt, Target
 from sonde_server.questions.traces import TraceQuestion
 from sonde_server.serving.server import Server
+from sonde_server.sharing.driving import complete
 from sonde_server.sharing.scheduler import Scheduler
 
 from tests.bench.workloads import Answer, Caller, Callers, Grid, Heads, Neurons, OneNeuron, Workload, axes, cells
@@ -94,7 +95,7 @@ class InProcess:
     def on_model_thread(self, work: Callable[[], object]) -> None:
         """Does something on the thread that owns the model."""
         with self.scheduler.session(caller="bench", cancelled=threading.Event()) as session:
-            session.call(work)
+            complete(session.call(work), session)
 
     def _runs(self, question: InterveneQuestion, caller: str = "bench") -> Answer:
         parts = self._answer(question, caller)

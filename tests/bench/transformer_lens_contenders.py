@@ -26,6 +26,11 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"<0>": 0}, unk_token="<0>")), eos_token="<0>")  # noqa: S106
 
 
+def bridged(model: PreTrainedModel, directory: Path) -> TransformerBridge:
+    """The bridge to a plain model, asked with token ids."""
+    return TransformerBridge.boot_transformers(str(directory), hf_model=model, tokenizer=_tokenizer(), device="cpu")
+
+
 class Loop:
     """One run with hooks a cell; clean states come from `run_with_cache`."""
 
@@ -33,9 +38,7 @@ class Loop:
     omitted: Mapping[str, str] = {"W5": "no server: the 16 requests are compared with themselves, one after the other"}
 
     def __init__(self, model: PreTrainedModel, directory: Path) -> None:
-        self.bridge = TransformerBridge.boot_transformers(
-            str(directory), hf_model=model, tokenizer=_tokenizer(), device="cpu"
-        )
+        self.bridge = bridged(model, directory)
         self.hidden_size = model.config.hidden_size
         self._kept: tuple[tuple[int, ...], Tensor] | None = None
 

@@ -41,6 +41,8 @@ class Peer(InspectionServiceServicer):
                 step(context)
 
     def GetModel(self, request: Any, context: Any) -> pb.GetModelResponse:  # noqa: N802 - gRPC's name
+        if all(isinstance(step, Message) and not isinstance(step, pb.GetModelResponse) for step in self.steps):
+            return model_response()  # The script is about another call, before which a client asks for the model.
         return next(message for message in self._play(request, context) if isinstance(message, pb.GetModelResponse))
 
     def Trace(self, request: Any, context: Any) -> Iterator[pb.TraceResponse]:  # noqa: N802

@@ -371,3 +371,75 @@ def test_an_option_that_nobody_knows_is_named(capsys: Any) -> None:
         status, _, err = run(capsys, *arguments)
         assert status == 2
         assert "unrecognized arguments: --colour" in err
+
+
+def cases_file(tmp_path: Any) -> str:
+    path = tmp_path / "cases.jsonl"
+    lines = [
+        {"prompt": "The Eiffel Tower is in", "targets": [" Paris"], "spans": {"subject": "The Eiffel Tower"}},
+        {"prompt": "The Colosseum is in", "target": " Rome", "source": "The Louvre is in", "group": "old"},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_cases_of_a_file_are_asked_in_one_request(peer: Any, answers: Any, capsys: Any, tmp_path: Any) -> None:
+    begun = answers.context(clean=False)
+    begun.cost.cases, begun.cost.tokens = 2, 15
+    peer.steps = [pb.TraceResponse(context=begun)]
+    arguments = ("trace", "--cases", cases_file(tmp_path), "--subject", "subject", "--reduce", "mean", "--dry-run")
+    status, out, err = run(capsys, *arguments, "--positions", "subject.last,end")
+    assert (status, err) == (0, "")
+    assert out.startswith("2 cases of 15 tokens in all, 5 runs")
+    (asked,) = peer.requests
+    assert asked.causal_tracing.named_subject == pb.NamedPositions(span="subject")
+    assert [str(name.span) for name in asked.causal_tracing.named_positions] == ["subject", ""]
+    assert asked.HasField("reduction")
+    assert [case.prompt.text for case in asked.cases] == ["The Eiffel Tower is in", "The Colosseum is in"]
+    assert asked.cases[0].prompt.spans[0].text == "The Eiffel Tower"
+    assert (asked.cases[1].sources[0].text, asked.cases[1].group) == ("The Louvre is in", "old")
+    assert [case.targets[0].text for case in asked.cases] == [" Paris", " Rome"]
+
+
+def test_each_case_is_continued(peer: Any, answers: Any, capsys: Any, tmp_path: Any) -> None:
+    def case(number: int) -> pb.InterveneResponse:
+        ended = pb.Generated.FINISH_REASON_LENGTH
+        said = [
+            pb.Generated(run=run, tokens=[answers.PARIS], text=f" {number}", finish_reason=ended) for run in (-1, 0)
+        ]
+        begun = answers.context()
+        return pb.InterveneResponse(
+            case_index=number, context=begun, readings=answers.readings(0, [[-1.0]]), generated=said
+        )
+
+    peer.steps = [case(0), case(1)]
+    status, out, _ = run(capsys, "generate", "--cases", cases_file(tmp_path), "--tokens", "1")
+    assert (status, out) == (0, "case 0:  0\ncase 1:  1\n")
+
+
+def test_a_chat_is_what_the_user_says(peer: Any, answers: Any, capsys: Any) -> None:
+    peer.steps = [pb.TraceResponse(context=answers.context())]
+    assert run(capsys, "trace", "--chat", "How do I bake bread?", "--system", "Be brief.", "--read-at", "user")[0] == 0
+    chat = peer.requests[0].prompt.chat
+    assert [(message.role, message.content) for message in chat.messages] == [
+        ("system", "Be brief."),
+        ("user", "How do I bake bread?"),
+    ]
+    assert chat.add_generation_prompt
+    assert peer.requests[0].named_position.span == "user"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("trace",), "expected a prompt, or --cases FILE"),
+        (("trace", "a", "--cases", "x.jsonl"), "either a prompt or --cases"),
+        (("trace", "a", "--reduce", "mean"), "expected --cases with it"),
+        (("generate", "a", "--system", "b"), "expected --chat with it"),
+        (("trace", "--cases", "x.jsonl", "--lens", "--plot", "a.png"), "expected --reduce mean with it"),
+    ],
+)
+def test_what_is_run_is_one_thing(capsys: Any, arguments: tuple[str, ...], said: str) -> None:
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert said in err

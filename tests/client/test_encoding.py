@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sonde import _signatures
 from sonde._ask import names
 from sonde._methods.interventions import intervene_request
 from sonde._methods.method import Method
@@ -112,6 +113,8 @@ def test_what_is_no_array_of_numbers_is_refused(values: Any) -> None:
         (names.MetricName, pb.Metric, "METRIC_"),
         (names.AxisName, pb.Axis, "AXIS_"),
         (names.DataTypeName, pb.DataType, "DATA_TYPE_"),
+        (names.SpanPart, pb.SpanPart, "SPAN_PART_"),
+        (names.PoolingName, pb.Pooling, "POOLING_"),
     ],
 )
 def test_names_are_the_contracts(literal: Any, enum: Any, prefix: str) -> None:
@@ -137,7 +140,9 @@ def everything() -> list[Message]:
     readout = options | {
         "kl_divergence": True,
         "activations": [everywhere],
-        "generation": sonde.Generation(5, 0.7, 2, ignore_end_token=True),
+        "generation": sonde.Generation(
+            5, 0.7, 2, True, 0.9, ["a", "b"], 3, log_probabilities=True, activations=[sonde.residual(layer=1)]
+        ),
         "sources": [sonde.Prompt([1, 2], image=b"png")],
     }
     tracing = {"replace": True, "components": "mlp_out", "window": 3, "layers": 1, "positions": 2, "per_sample": True}
@@ -154,8 +159,36 @@ def everything() -> list[Message]:
         trace_of(sonde.AttributionPatching("other", "key", recompute_softmax=True, drop_layers=True)),
         trace_of(sonde.AttributionPatching("other", edges=7)),
         trace_of(sonde.Activations(everywhere)),
+        *about_cases(),
         *(trace_of(asked["method"]) for kind, _, asked in QUESTIONS.values() if kind == "trace"),
     ]
+
+
+def about_cases() -> list[Message]:
+    """Requests about datasets, conversations and named positions."""
+    spans = {"subject": ("The", 1), "end": [-1, -2]}
+    chat = sonde.Chat(
+        [("system", "be kind"), {"role": "user", "content": "hi"}], add_generation_prompt=True, spans=spans
+    )
+    going_on = sonde.Chat([("user", "a"), ("assistant", "b")], continue_final_message=True)
+    case = sonde.Case(sonde.Prompt(chat), sources=[going_on], targets=[" Paris"], group="one")
+    named = sonde.residual(layer=1, position=["subject.last", sonde.span("user[0]", "next")])
+    later = sonde.residual(layer=1, from_position="subject")
+    cut = sonde.knockout(sonde.site("attention_scores", layers=1, positions="end"), "subject")
+    edits = [sonde.patch(named, 0, source_positions="subject.last"), sonde.add(later, 1.0), cut]
+    asked = {"data_type": "bfloat16", "pooling": "mean", "reduce": "mean", "largest": 5, "position": "subject.last"}
+    methods: list[Method[Any]] = [
+        sonde.CausalTracing(subject=sonde.span("subject"), positions=["first", "subject"]),
+        sonde.AttributionPatching(components="mlp_out", positions="subject"),
+        sonde.TokenProbability(positions="subject"),
+        sonde.TokenProbability(positions=[0, -1]),
+    ]
+    questions = [
+        _signatures.trace([case, case], method=sonde.Activations(named), **asked),  # type: ignore[call-overload]
+        _signatures.intervene([case], [edits], activations=named, **asked),  # type: ignore[call-overload]
+        *(_signatures.trace(sonde.Cases([case]), method=method) for method in methods),
+    ]
+    return [question.asking.request(None) for question in questions]
 
 
 def fields_of(descriptor: Descriptor, seen: set[str]) -> Iterable[FieldDescriptor]:

@@ -99,7 +99,7 @@ def interventions(draw: st.DrawFn) -> sonde.InterventionResult:
         arrived=draw(hnp.arrays(np.bool_, runs)),
         _texts=draw(st.dictionaries(SMALL, TEXTS, max_size=3)),
         _activations=draw(st.lists(captured(), max_size=2)),
-        _continuations=draw(st.just(()) | st.lists(st.none(), max_size=2)),
+        _continuations=draw(st.just(()) | st.just((None,) * runs)),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sonde
-from sonde import _base, questions
+from sonde import _signatures, questions
 from sonde._wire.tensors import from_tensor
 from sonde.v1 import inspection_pb2 as pb
 
@@ -19,13 +19,15 @@ ODD = [0.1, -2.7182817, 3.0e38]
 
 
 def request(plan: Any = None, **options: Any) -> pb.InterveneRequest:
-    asked = _base.intervene("a", sonde.scale(PLACE, 0.0) if plan is None else plan, **options).request
+    asked = _signatures.intervene("a", sonde.scale(PLACE, 0.0) if plan is None else plan, **options).asking.request(
+        None
+    )
     assert isinstance(asked, pb.InterveneRequest)
     return asked
 
 
 def traced(prompt: Any = "a", **options: Any) -> pb.TraceRequest:
-    asked = _base.trace(prompt, **options).request
+    asked = _signatures.trace(prompt, **options).asking.request(None)
     assert isinstance(asked, pb.TraceRequest)
     return asked
 
@@ -103,7 +105,7 @@ def test_numbers_of_every_kind_are_sent(given: Any) -> None:
     asked = request(generation=sonde.Generation(3, temperature=given))
     assert asked.readout.generation.temperature == 0.5
     assert traced(method=sonde.CausalTracing("a", deviations=given)).causal_tracing.gaussian.deviations == 0.5
-    short = _base.intervene_on_neuron([1], 0, 0, given).request
+    short = _signatures.intervene_on_neuron([1], 0, 0, given).asking.request(None)
     assert isinstance(short, pb.InterveneRequest)
     assert short.list.interventions[0].edits[0].scale == 0.5
 
@@ -262,6 +264,9 @@ def test_what_is_not_meant_is_refused_by_the_name_of_its_argument(name: str) -> 
         if isinstance(given, str | float) and given == RIGHT.get(name):
             assert ask(given)
             continue
+        if name == "prompt" and isinstance(given, np.ndarray) and given.ndim == 2:
+            assert [list(case.prompt.token_ids.ids) for case in ask(given).cases] == given.tolist()
+            continue
         with pytest.raises(sonde.InvalidRequest, match=r"expected .*, got ") as caught:
             ask(given)
         assert [violation.field for violation in caught.value.violations] == [field], given
@@ -286,7 +291,9 @@ def test_what_has_no_entries_is_no_list(ask: Any, field: str) -> None:
     for given in (1.5, object(), Path("/a/file"), b"bytes", {"a": 1}, np.array(1.5)):
         with pytest.raises(sonde.InvalidRequest, match=r"expected .*, got ") as caught:
             ask(given)
-        assert [violation.field for violation in caught.value.violations] == [field], given
+        # A mapping of interventions names its runs: what is wrong is what it names.
+        wrong = "edit" if field == "interventions" and isinstance(given, dict) else field
+        assert [violation.field for violation in caught.value.violations] == [wrong], given
 
 
 @pytest.mark.parametrize("pairs", ["ab", ["ab"], [("a",)], [("a", "b", "c")], []])

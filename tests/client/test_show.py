@@ -136,7 +136,8 @@ def test_interventions_are_drawn_whatever_their_axes(answers: Any, plan: Any, ax
     result = swept(answers, plan, named, runs)
     page = Page(result)
     assert len(page.all("tr")) > 1
-    assert "nats" in result.plot().axes[0].get_title(loc="left")
+    figure = result.plot()
+    assert "nats" in figure.get_suptitle() + figure.axes[0].get_title(loc="left")
 
 
 def test_heat_maps_put_every_run_in_its_cell(answers: Any) -> None:
@@ -166,10 +167,16 @@ def test_the_units_of_a_sweep_have_their_own_name(answers: Any, place: Any, word
 
 def test_lens_and_attributions_are_drawn(layers: Any, answers: Any) -> None:
     pytest.importorskip("matplotlib")
-    curve = layers.plot().axes[0]
+    figure = layers.plot()
+    curve = figure.axes[0]
     (line,) = curve.lines
-    assert curve.get_title(loc="left") == "probability of “Paris”, read after each block"
-    assert np.allclose(line.get_ydata(), layers.probabilities[:, 0])
+    assert "“Paris”" in figure.get_suptitle()
+    assert curve.get_xlabel() == "p(Paris)"
+    assert np.allclose(line.get_xdata(), layers.probabilities[:, 0])
+    assert line.get_ydata() is not None
+    assert list(line.get_ydata()) == list(layers.depths), "depth goes up"
+    assert [text.get_text() for text in curve.texts] == ["top token", *["Paris"] * 5]
+    assert {text.get_rotation() for text in curve.texts} == {0.0}
     part = pb.Attributions(
         component=pb.COMPONENT_HEAD_OUT,
         layers=[0, 1],
@@ -198,6 +205,27 @@ def test_edges_alone_are_drawn_as_bars(answers: Any) -> None:
     result = traced(sonde.AttributionPatching("other", edges="all"), [message])
     assert [bar.get_width() for bar in result.plot().axes[0].patches] == [-2.0, 1.0]
     assert "mlp out 1" in result._repr_html_()
+
+
+def test_errors_are_as_long_as_they_are_told() -> None:
+    pytest.importorskip("matplotlib")
+    from sonde._show import plotting
+
+    values, errors = np.array([0.3, -0.2, np.nan], np.float32), np.array([0.1, np.nan, 0.1], np.float32)
+    (bars,) = plotting.bars("t", ["a", "b", "c"], values, errors=errors, across="nats").axes
+    assert bars.get_xlabel() == "nats"
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["a", "b", "c"]
+    (segments,) = [one.get_segments() for one in bars.collections]  # type: ignore[attr-defined]
+    assert np.allclose(segments, [[[0.2, 0], [0.4, 0]]]), "what is not known has no error"
+    series = {" Paris": values, " Rome": -values}
+    figure = plotting.lines("t", [1.0, 2.0, 4.0], series, errors={" Paris": errors}, across="strength", down="effect")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Paris", "Rome"]
+    assert len({line.get_color() for line in axes.lines}) == len({line.get_marker() for line in axes.lines}) == 2
+    (band,) = axes.collections
+    edges = band.get_paths()[0].vertices
+    assert np.isclose(edges[:, 1], 0.2).any()
+    assert np.isclose(edges[:, 1], 0.4).any()
 
 
 def test_without_matplotlib_a_plot_says_what_to_install(grids: Any, monkeypatch: Any) -> None:

@@ -15,10 +15,11 @@ LAYERS = (
     ("_show", "_ask"),
     ("_answers",),
     ("_wire", "_connection"),
-    ("_methods",),
-    ("_base", "storage"),
+    ("_methods", "_asking"),
+    ("_base", "_signatures", "storage"),
     ("client", "aio", "annotations", "_options"),
     ("_needed",),
+    ("_readable",),
     ("questions", "cli"),
     ("__init__", "__main__"),
 )
@@ -108,7 +109,7 @@ def test_a_method_of_a_trace_is_known_only_where_it_is_exported() -> None:
     methods = {method.__module__ for method in METHODS}
     # The clients have a short form of one. The ready-made questions and the command use methods as any program does.
     users = {name for name in edges if name not in methods and not name.startswith(("sonde.questions", "sonde.cli"))}
-    short = {"sonde._methods.token_probability": {"sonde._base"}}
+    short = {"sonde._methods.token_probability": {"sonde._signatures"}}
     for method in methods:
         known = {name for name in users if method in edges[name]}
         assert known == {"sonde"} | short.get(method, set())

@@ -23,8 +23,12 @@ def continued_logits(
     said: Sequence[int],
     edits: Sequence[Edit] = (),
     sources: Sequence[Sequence[int]] = (),
+    values: dict[tuple[str, int], Tensor] | None = None,
 ) -> Tensor:
-    """[1 + said, V]: the logits after the prompt, and after each token of its continuation."""
+    """[1 + said, V]: the logits after the prompt, and after each token of its continuation.
+
+    `values` receives every component's value at prompt and continuation, after its edits, without batch axis.
+    """
     prompt = len(ids)
     source_runs = {number: model.run(source) for number, source in enumerate(sources)}
 
@@ -42,6 +46,8 @@ def continued_logits(
 
     def last(component: str, layer: int, value: Tensor) -> Tensor:
         changed = visit(component, layer, value)
+        if values is not None:
+            values[component, layer] = changed[0].clone()
         if component == "LOGITS":
             logits.append(changed[0])
         return changed
@@ -74,6 +80,18 @@ def _edit_one(model: Oracle, edit: Edit, value: Tensor, position: int, prompt: i
         alone = Edit(replace(edit.site, from_position=None, positions=(0,)), edit.operation)
         after = model._operated(alone, 0, before.masked_fill(masked, 0.0), {}).masked_fill(masked, -torch.inf)
     value[where] = after.expand(before.shape).reshape(value[where].shape)
+
+
+def nucleus(logits: Tensor, temperature: float, top_p: float) -> list[int]:
+    """The fewest most probable tokens that together have `top_p`, counted one by one; of equal ones the lower ids."""
+    probabilities = torch.softmax(logits.double() / temperature, -1).tolist()
+    kept, total = [], 0.0
+    for token in sorted(range(len(probabilities)), key=lambda token: (-probabilities[token], token)):
+        if total >= top_p:
+            break
+        kept.append(token)
+        total += probabilities[token]
+    return kept
 
 
 def gumbel(seed: int, steps: int, vocabulary: int) -> "np.ndarray[Any, np.dtype[np.float64]]":

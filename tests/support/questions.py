@@ -68,6 +68,12 @@ QUESTIONS: dict[str, Question] = {
     "a sweep over positions": changed(sonde.sweep(sonde.patch(sonde.residual(), SAME_LENGTH), layer_window=2)),
     "a sweep of heads": changed(sonde.sweep(sonde.scale(sonde.head(), 0.0), together="position"), top_k=2),
     "generation": changed([sonde.scale(NEURON, 0.0)], generation=sonde.Generation(4)),
+    "generation, several times": changed(
+        [sonde.scale(NEURON, 0.0)],
+        generation=sonde.Generation(
+            4, 1.5, 7, True, 0.8, "q", 3, log_probabilities=True, activations=[sonde.residual(), sonde.site("logits")]
+        ),
+    ),
     "a sweep that only counts": changed(sonde.sweep(sonde.scale(sonde.head(), 0.0)), dry_run=True),
     "token probability in short": ("trace_token_probability", (IDS, 41), {}),
     "a neuron in short": ("intervene_on_neuron", (IDS, 1, 3, 0.5), {}),

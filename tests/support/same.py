@@ -22,7 +22,7 @@ def assert_same(left: Any, right: Any, where: str = "result", *, exactly: bool =
         else:
             assert_close(first, second, where)
     elif dataclasses.is_dataclass(left):
-        for field in dataclasses.fields(left):
+        for field in (one for one in dataclasses.fields(left) if one.compare):
             one, other = getattr(left, field.name), getattr(right, field.name)
             assert_same(one, other, f"{where}.{field.name}", exactly=exactly)
     elif isinstance(left, Captured):

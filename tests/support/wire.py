@@ -39,7 +39,10 @@ def tensor(value: npt.ArrayLike) -> pb.Tensor:
 
 def array(message: pb.Tensor) -> npt.NDArray[Any]:
     """A tensor message as numpy; also checks that its bytes fit its shape."""
-    values = np.frombuffer(message.data, dtype=DATA_TYPES[message.data_type])
+    if message.data_type == pb.DATA_TYPE_BFLOAT16:
+        values: npt.NDArray[Any] = (np.frombuffer(message.data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = np.frombuffer(message.data, dtype=DATA_TYPES[message.data_type])
     return values.reshape(tuple(message.shape))
 
 
@@ -142,8 +145,8 @@ class Answer:
     activations: dict[tuple[int, int, int], npt.NDArray[Any]] = field(default_factory=dict)
     """By run, site and layer."""
     token_texts: dict[int, str] = field(default_factory=dict)
-    said: "dict[int, Said]" = field(default_factory=dict)
-    """What each run went on to say; -1 is the unchanged one."""
+    samples: "dict[tuple[int, int], Said]" = field(default_factory=dict)
+    """What each run went on to say, by run and sample; the run -1 is the unchanged one."""
     corruption: pb.Corruption | None = None
     cells: dict[str, dict[tuple[int, int], dict[str, npt.NDArray[Any]]]] = field(default_factory=dict)
     """Of grids: by component and (position, layer), each field by target; layer -1 where there is none."""
@@ -152,6 +155,11 @@ class Answer:
     edges: dict[tuple[End, End], npt.NDArray[Any]] = field(default_factory=dict)
     """By sender and receiver, in the order of the answer."""
     verified: list[pb.VerifiedEffect] = field(default_factory=list)
+
+    @property
+    def said(self) -> "dict[int, Said]":
+        """The first sample of each run."""
+        return {run: said for (run, sample), said in self.samples.items() if not sample}
 
     def grid(self, name: str, column: str, layers: Sequence[int], positions: Sequence[int]) -> npt.NDArray[Any]:
         """[positions, layers, ...] of one field of one component."""
@@ -168,6 +176,9 @@ class Said:
     """Each token's own."""
     text: str = ""
     finish_reason: int = 0
+    log_probabilities: list[float] = field(default_factory=list)
+    read: list[list[pb.Tensor]] = field(default_factory=list)
+    """Activations by part and site."""
 
     def put(self, part: pb.Generated) -> None:
         assert part.offset == len(self.tokens), f"a part begins at {part.offset}, {len(self.tokens)} tokens came"
@@ -176,6 +187,12 @@ class Said:
         self.texts += [token.text for token in part.tokens]
         self.text += part.text
         self.finish_reason = part.finish_reason
+        self.log_probabilities += part.log_probabilities
+        self.read.append(list(part.activations))
+
+    def activations(self, site: int) -> npt.NDArray[Any]:
+        """[layers, tokens, ...] of one site."""
+        return np.concatenate([array(tensors[site]) for tensors in self.read], axis=1)
 
 
 READINGS = (
@@ -250,7 +267,7 @@ def join_intervene(stream: Iterable[pb.InterveneResponse]) -> Answer:
         for part in message.activations:
             activations.put(part)
         for generated in message.generated:
-            answer.said.setdefault(generated.run, Said()).put(generated)
+            answer.samples.setdefault((generated.run, generated.sample), Said()).put(generated)
     answer.columns, answer.activations = slices.columns(), activations.joined()
     return answer
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from sonde._arrays import Axes, Label, data_frame, long_form
+from sonde._arrays import Axes, Label, data_frame, long_form, widened
 from sonde._ask.names import COMPONENT_AXES, WITHOUT_LAYER, ComponentName
 from sonde._ask.sites import Site
 from sonde._show.display import html_table, page
@@ -21,13 +21,20 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
 
     A component that only one site has can serve as the key too. `axes(key)` has the names of an array's axes: first the
     layer (unless the component has no layers), then the component's own.
+
+    Values that were sent as bfloat16 take two bytes each. Whenever such an array is asked for, it is made anew as
+    float32.
     """
 
-    def __init__(self, sites: Sequence[Site], arrays: Sequence[tuple[Axes, npt.NDArray[np.generic]]]) -> None:
+    def __init__(self, sites: Sequence[Site], arrays: Sequence[tuple[Axes, npt.NDArray[Any]]]) -> None:
         self._sites = tuple(sites)
         self._arrays = tuple(arrays)
 
     def __getitem__(self, key: "int | ComponentName") -> npt.NDArray[np.generic]:
+        return widened(self._arrays[self._find(key)][1])
+
+    def as_sent(self, key: "int | ComponentName") -> npt.NDArray[Any]:
+        """The array in the type in which it was sent, as files have it; bfloat16 is `sonde._arrays.BFLOAT16`."""
         return self._arrays[self._find(key)][1]
 
     def axes(self, key: "int | ComponentName") -> Axes:
@@ -44,7 +51,7 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
 
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per entry of each array (needs pandas). Axes that an array does not have are None."""
-        parts = [long_form(axes, {"value": array}) for axes, array in self._arrays]
+        parts = [long_form(axes, {"value": widened(array)}) for axes, array in self._arrays]
         names = list(dict.fromkeys(name for axes, _ in self._arrays for name in axes))
         table: dict[str, list[Any]] = {name: [] for name in ("site", "component", *names, "value")}
         for index, part in enumerate(parts):
@@ -96,10 +103,19 @@ class Captured(Mapping["int | ComponentName", npt.NDArray[np.generic]]):
         return f"Captured({', '.join(parts)})"
 
 
-def captured_axes(component: ComponentName, layers: Sequence[int], shape: Sequence[int]) -> Axes:
-    """Return the axes of activations read at a site; entries are numbered from 0."""
-    names = COMPONENT_AXES[component]
+def captured_axes(site: Site, layers: Sequence[int], shape: Sequence[int], *, by_row: bool = False) -> Axes:
+    """Return the axes of activations read at a site.
+
+    Entries are numbered from 0. Positions that the site names have their names, unless one of these means several
+    positions; and so have, `by_row`, the rows in which positions were joined.
+    """
+    names = COMPONENT_AXES[site.component]
     if len(names) != len(shape):
         names = tuple(f"axis_{i}" for i in range(len(shape)))
-    axes: dict[str, tuple[Label, ...]] = {} if component in WITHOUT_LAYER else {"layer": tuple(layers)}
-    return axes | {name: tuple(range(size)) for name, size in zip(names, shape, strict=True)}
+    axes: dict[str, tuple[Label, ...]] = {} if site.component in WITHOUT_LAYER else {"layer": tuple(layers)}
+    axes |= {name: tuple(range(size)) for name, size in zip(names, shape, strict=True)}
+    rows = site.row_labels(by_row=by_row)
+    place = "query" if "query" in axes else "position"
+    if rows and len(axes.get(place, ())) == len(rows):
+        axes[place] = rows
+    return axes

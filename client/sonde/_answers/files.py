@@ -6,7 +6,7 @@ be opened.
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sonde._answers.captured import Captured
+from sonde._arrays import BFLOAT16
 from sonde._version import __version__
 
 FORMAT: Final = 1
@@ -133,20 +134,23 @@ def _require_safetensors() -> None:
 
 def _plain(value: Any, path: str, arrays: _Arrays) -> Any:  # noqa: PLR0911 - one per kind
     """Convert a value to what JSON can hold; put arrays into `arrays`, by their path of field names."""
+    if isinstance(value, np.ndarray) and value.dtype == BFLOAT16:
+        arrays[path] = value["bfloat16"]
+        return {"bfloat16": path}
     if isinstance(value, np.ndarray):
         arrays[path] = value
         return {"array": path}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Captured):
-        parts = [(value.site(i), value.axes(i), array) for i, array in value.items()]
+        parts = [(value.site(i), value.axes(i), value.as_sent(i)) for i in value]
         return {
             "captured": [
                 [_plain(part, _join(path, i, j), arrays) for j, part in enumerate(p)] for i, p in enumerate(parts)
             ]
         }
     if is_dataclass(value) and not isinstance(value, type):
-        entries = {f.name: _plain(getattr(value, f.name), _join(path, f.name), arrays) for f in fields(value)}
+        entries = {f.name: _plain(getattr(value, f.name), _join(path, f.name), arrays) for f in _saved(value)}
         return {"type": type(value).__name__, "fields": entries}
     if isinstance(value, Mapping):
         return {"map": [[key, _plain(entry, _join(path, key), arrays)] for key, entry in value.items()]}
@@ -155,6 +159,11 @@ def _plain(value: Any, path: str, arrays: _Arrays) -> Any:  # noqa: PLR0911 - on
         return {kind: [_plain(entry, _join(path, i), arrays) for i, entry in enumerate(value)]}
     assert value is None or isinstance(value, str | int | float), type(value)
     return value
+
+
+def _saved(value: Any) -> Iterable[Field[Any]]:
+    """The fields of a dataclass, without those that only this program can use."""
+    return (field for field in fields(value) if field.metadata.get("saved", True))
 
 
 def _join(path: str, *names: object) -> str:
@@ -166,6 +175,8 @@ def _restored(  # noqa: PLR0911 - one per kind
 ) -> Any:
     if not isinstance(tree, dict):
         return tree
+    if "bfloat16" in tree:
+        return arrays[tree["bfloat16"]].view(BFLOAT16)
     if "array" in tree:
         return arrays[tree["array"]]
     if "map" in tree:

@@ -27,7 +27,7 @@ from sonde._arrays import (
     shape_of,
     visible,
 )
-from sonde._ask.names import check_name
+from sonde._ask.names import check_name, unknown_name
 from sonde._show import plotting, terminal
 from sonde._show.display import heatmap, html_table, note, ranking_html, sortable_table
 
@@ -56,12 +56,13 @@ class Change:
     """By the chosen measure; by default, the log-probability in this run minus that in the unchanged run."""
     probability: float
     clean_probability: float
+    label: str = ""
+    """The run's label; see `InterventionResult.labels`."""
 
     @property
     def place(self) -> str:
-        """The place, in words."""
-        named = (("layer", self.layer), ("unit", self.unit), ("position", self.position))
-        return ", ".join(f"{name} {label}" for name, label in named if label is not None) or f"run {self.run}"
+        """The place in a sweep, in words; otherwise the run's label."""
+        return place_words((self.layer, self.unit, self.position)) or self.label or f"run {self.run}"
 
     def row(self) -> list[object]:
         """The change as a row of a table: target, probabilities before and after, and effect."""
@@ -72,6 +73,12 @@ class Change:
             f"Change({self.place}: {self.target!r} {self.clean_probability:.4g} -> {self.probability:.4g}, "
             f"effect {self.effect:+.4g})"
         )
+
+
+def place_words(place: tuple[Label, Label, Label]) -> str:
+    """Layer, unit and position of a run of a sweep, in words."""
+    named = zip(("layer", "unit", "position"), place, strict=True)
+    return ", ".join(f"{name} {label}" for name, label in named if label is not None)
 
 
 Measure: TypeAlias = Literal["log_probability", "probability", "logit", "kl_divergence"]
@@ -104,6 +111,8 @@ class InterventionResult(Result):
     _texts: Mapping[int, str]
     _activations: Sequence[Captured]
     _continuations: Sequence[Continuation | None]
+    _further_samples: Sequence[Sequence[Continuation]] = ()
+    """By run, its continuations after the first."""
     _unit_name: str = "unit"
     """The word for the units of a sweep in figures: head, neuron, or unit if it is not known."""
 
@@ -129,18 +138,32 @@ class InterventionResult(Result):
 
     @property
     def generated(self) -> list[Continuation | None]:
-        """The text that each run generated; None where nothing was generated."""
+        """The first text that each run generated; None where nothing was generated."""
         return list(self._continuations)
+
+    @property
+    def continuations(self) -> list[tuple[Continuation, ...]]:
+        """All texts that each run generated, one for each of `Generation.samples`."""
+        return [run.continuations for run in self]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A name for each run: the one that the program gave it, or what it edits, such as `head 9.1 × 0`."""
+        if "run" not in self.axes:
+            return tuple(place_words(self._place(run)) for run in range(len(self)))
+        known = () if self.request is None else self.request.run_labels
+        return known if len(known) == len(self) else tuple(f"run {run}" for run in range(len(self)))
 
     def __len__(self) -> int:
         return self.arrived.size
 
-    def __getitem__(self, run: int | tuple[int, ...]) -> Run:
-        """One run, by its number or, in a sweep, by its indices along layer, unit and position.
+    def __getitem__(self, run: int | str | tuple[int, ...]) -> Run:
+        """One run, by its number, by its label or, in a sweep, by its indices along layer, unit and position.
 
         Raises:
             TypeError: for several runs, such as a slice; iterate over the result to get them one by one.
             IndexError: if there is no such run.
+            KeyError: if there is no run with this label, or several.
         """
         flat = self._number(run)
         return Run(
@@ -150,6 +173,7 @@ class InterventionResult(Result):
             self._ranking(flat),
             self._activations[flat] if self._activations else Captured((), ()),
             self._continuations[flat] if self._continuations else None,
+            tuple(self._further_samples[flat]) if self._further_samples else (),
             self._by_run(self.effect)[flat],
             None if self.kl_divergences is None else float(self.kl_divergences.reshape(-1)[flat]),
             np.empty(0, np.float32) if self.edit_norms is None else self._by_run(self.edit_norms)[flat],
@@ -158,7 +182,7 @@ class InterventionResult(Result):
     def __iter__(self) -> Iterator[Run]:
         return (self[run] for run in range(len(self)))
 
-    def top(self, count: int | None = None, *, run: int | tuple[int, ...] = 0) -> list[TokenPrediction]:
+    def top(self, count: int | None = None, *, run: int | str | tuple[int, ...] = 0) -> list[TokenPrediction]:
         """The most probable tokens of a changed run; `clean.top(count)` has those of the unchanged run."""
         return self[run].top(count)
 
@@ -176,6 +200,7 @@ class InterventionResult(Result):
         """
         effects = self._measure(by, target).reshape(-1)
         probabilities = self._by_run(self.probabilities)[:, target]
+        labels = self.labels
         return [
             Change(
                 run,
@@ -184,6 +209,7 @@ class InterventionResult(Result):
                 float(effects[run]),
                 float(probabilities[run]),
                 float(self.clean.probabilities[target]),
+                labels[run],
             )
             for (run,) in largest(effects, count)
         ]
@@ -193,7 +219,7 @@ class InterventionResult(Result):
         return self.axes, self.log_probabilities
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row per run and target (needs pandas)."""
+        """One row per run and target, with the run's label and the text that it generated, if any (needs pandas)."""
         columns: dict[str, npt.NDArray[np.generic]] = {
             "log_probability": self.log_probabilities,
             "probability": self.probabilities,
@@ -202,25 +228,51 @@ class InterventionResult(Result):
         }
         if self.kl_divergences is not None:
             columns["kl_divergence"] = np.repeat(self.kl_divergences.reshape(-1), len(self.targets))
-        return data_frame(long_form(self.axes, columns))
+        table = long_form(self.axes, columns)
+        if "run" in self.axes:
+            run, *others = table.items()
+            table = dict([run, ("label", [name for name in self.labels for _ in self.targets]), *others])
+        if self._continuations:
+            table["text"] = [None if said is None else said.text for said in self.generated for _ in self.targets]
+        return data_frame(table)
 
-    def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
+    def plot(
+        self, path: "str | Path | None" = None, *, target: int = 0, error: "InterventionResult | None" = None
+    ) -> "Figure":
         """Draw the effects, and save the figure if a path is given (needs matplotlib).
 
         A sweep over two axes becomes a heat map. Anything else becomes bars, if there are many, only the largest ones.
-        """
-        clean = float(self.clean.probabilities[target])
-        title = f"change of log p({self._word(target)}), in nats; unchanged p = {clean:.3f}"
-        grid = self._grid(target)
-        figure = self._bars(title, target) if grid is None else self._heatmap(title, *grid)
-        return plotting.save(figure, path)
 
-    def _grid(self, target: int) -> tuple[str, str, Floats] | None:
-        """The effects if exactly two axes vary: the axis that goes down, the one that goes across, and the values."""
+        Args:
+            path: where the figure is saved; None saves nothing.
+            target: the target's index.
+            error: for a mean over cases, the same with standard errors. Where there would be bars, the mean
+                log-probability of each run is then drawn with its standard error, beside that of the unchanged run:
+                the error of their difference is not known.
+        """
+        if error is not None and self._grid(self.effect[..., target]) is None:
+            return plotting.save(self._points(target, error), path)
+        clean = float(self.clean.probabilities[target])
+        title = f"Change of log p({self._word(target)}), in nats; unchanged p = {clean:.3f}"
+        return plotting.save(self.drawn(title, self.effect[..., target]), path)
+
+    def drawn(self, title: str, values: Floats, *, across: str = "") -> "Figure":
+        """Draw one number for each run: as a heat map if exactly two axes vary, otherwise as bars.
+
+        Args:
+            title: the title.
+            values: [run], or [layer, unit, position].
+            across: what the bars are, in words.
+        """
+        grid = self._grid(values)
+        return self._bars(title, values, across) if grid is None else self._heatmap(title, *grid)
+
+    def _grid(self, values: Floats) -> tuple[str, str, Floats] | None:
+        """The values if exactly two axes vary: the axis that goes down, the one that goes across, and the values."""
         long_axes = [name for name in list(self.axes)[:-1] if len(self.axes[name]) > 1]
         if len(long_axes) != 2:
             return None
-        grid = self.effect[..., target].reshape([len(self.axes[name]) for name in long_axes])
+        grid = values.reshape([len(self.axes[name]) for name in long_axes])
         down, across = long_axes
         # Tokens are easier to read as rows. Without positions, layers are the rows.
         return (across, down, grid.T) if across == "position" else (down, across, grid)
@@ -228,7 +280,7 @@ class InterventionResult(Result):
     def _heatmap(self, title: str, down: str, across: str, grid: Floats) -> "Figure":
         high = max(float(np.nanmax(np.abs(grid), initial=0.0)), 1e-6)
         panel = plotting.Panel(
-            title,
+            "",
             grid,
             self._axis_labels(down),
             self._axis_labels(across),
@@ -240,7 +292,7 @@ class InterventionResult(Result):
             min(12.0, max(5.5, 1.5 + 0.2 * grid.shape[1])),
             min(12.0, max(2.6, 1.25 + 0.24 * grid.shape[0])),
         )
-        return plotting.panels([panel], -high, high, size=size)
+        return plotting.panels([panel], -high, high, title=title, size=size)
 
     def _axis_word(self, axis: str) -> str:
         return self._unit_name if axis == "unit" else axis
@@ -251,27 +303,43 @@ class InterventionResult(Result):
             return [str(label) for label in labels]
         return [self.token_labels([label])[0] if isinstance(label, int) else str(label) for label in labels]
 
-    def _bars(self, title: str, target: int) -> "Figure":
-        changes = self.most_changed(min(len(self), plotting.MOST_ROWS), target=target)
+    def _bars(self, title: str, values: Floats, across: str) -> "Figure":
+        flat = values.reshape(-1)
+        runs = [run for (run,) in largest(flat, plotting.MOST_ROWS)]
         if len(self) <= plotting.MOST_ROWS:
-            changes = sorted(changes, key=lambda change: change.run)
+            runs = list(range(len(self)))
         else:
-            title = f"{title}\n(the {len(changes)} largest of {len(self):,})"
-        values = np.array([change.effect for change in changes], np.float32)
-        return plotting.bars(title, [self._bar_label(change) for change in changes], values)
+            title = f"{title}\n(the {len(runs)} largest of {len(self):,})"
+        return plotting.bars(title, [self._bar_label(run) for run in runs], flat[runs], across=across)
 
-    def _bar_label(self, change: Change) -> str:
-        """A place, by the axes that vary; positions also have their token."""
+    def _points(self, target: int, error: "InterventionResult") -> "Figure":
+        values, errors = (one.log_probabilities[..., target].reshape(-1) for one in (self, error))
+        runs = sorted(run for (run,) in largest(self.effect[..., target].reshape(-1), plotting.MOST_ROWS))
+        title = f"Mean log p({self._word(target)}) of each run, with its standard error"
+        if len(runs) < len(self):
+            title += f"\n(the {len(runs)} largest changes of {len(self):,})"
+        return plotting.points(
+            title,
+            [self._bar_label(run) for run in runs],
+            values[runs],
+            errors[runs],
+            reference=float(self.clean.log_probabilities[target]),
+            across="log p (nats)",
+            named="unchanged",
+        )
+
+    def _bar_label(self, run: int) -> str:
+        """A run by its label, or by the axes that vary; positions also have their token."""
         if "run" in self.axes:
-            return f"run {change.run}"
-        indices = np.unravel_index(change.run, self.arrived.shape)
+            return self.labels[run]
+        indices = np.unravel_index(run, self.arrived.shape)
         parts = []
         for (name, labels), index in zip(list(self.axes.items())[:3], indices, strict=True):
             label = labels[int(index)]
             if len(labels) > 1:
                 token = f" {self.token_labels([label])[0].strip()}" if isinstance(label, int) else ""
                 parts.append(f"{self._axis_word(name)} {label}{token if name == 'position' else ''}")
-        return ", ".join(parts) or change.place
+        return ", ".join(parts) or place_words(self._place(run))
 
     def _pieces(self) -> list[str]:
         changes = self.most_changed(min(len(self), _MOST_LISTED)) if self.arrived.any() else []
@@ -287,7 +355,7 @@ class InterventionResult(Result):
         ]
         if len(self) == 1 and self.complete:
             pieces += [ranking_html("unchanged", self.clean.top_tokens), ranking_html("changed", self[0].top_tokens)]
-        said = [[name, text.text] for name, text in self._said()[: _MOST_LISTED + 1]]
+        said = [[name, visible(text.text)] for name, text in self._said()[: _MOST_LISTED + 1]]
         return [*pieces, html_table("continuations", ["run", "text"], said)] if said else pieces
 
     def _pictures(self) -> list[str]:
@@ -296,10 +364,10 @@ class InterventionResult(Result):
         values = self._by_token()
         if np.isfinite(values).any():
             pieces.append(self._strip("the strongest effect at each token, in nats", values))
-        grid = self._grid(0)
+        grid = self._grid(self.effect[..., 0])
         if grid is not None:
             down, across, effects = grid
-            title = f"change of log p({self._word()}), in nats"
+            title = f"Change of log p({self._word()}), in nats"
             word = self._axis_word(down)
             rows = [f"{word} {label}" if down != "position" else label for label in self._axis_labels(down)]
             pieces.append(heatmap(title, rows, self._axis_labels(across), effects, across=self._axis_word(across)))
@@ -323,15 +391,22 @@ class InterventionResult(Result):
 
     def _said(self) -> list[tuple[str, Continuation]]:
         """The generated texts, each with the name of its run."""
-        names = [f"run {i}" if len(self) > 1 else "changed" for i in range(len(self))]
-        said = zip(["unchanged", *names], [self.clean.continuation, *self.generated], strict=False)
-        return [(name, text) for name, text in said if text is not None]
+        names = [*self.labels] if len(self) > 1 or (self.request and self.request.labels) else ["changed"] * len(self)
+        said = zip(["unchanged", *names], [self.clean.continuations, *self.continuations], strict=False)
+        return [
+            (f"{name}, sample {text.sample}" if len(texts) > 1 else name, text)
+            for name, texts in said
+            for text in texts
+        ]
 
     def _largest(self, count: int) -> str:
         """The largest changes, as a table."""
         by_run = "run" in self.axes
-        rows = [[*([c.run] if by_run else [c.layer, c.unit, c.position]), *c.row()] for c in self.most_changed(count)]
-        header = [*(["run"] if by_run else ["layer", "unit", "position"]), *_HEADER]
+        rows = [
+            [*([c.run, c.label] if by_run else [c.layer, c.unit, c.position]), *c.row()]
+            for c in self.most_changed(count)
+        ]
+        header = [*(["run", "label"] if by_run else ["layer", "unit", "position"]), *_HEADER]
         return f"{len(self):,} runs, the {len(rows)} largest changes first\n{terminal.table(header, rows)}"
 
     def _beside(self) -> str:
@@ -357,7 +432,19 @@ class InterventionResult(Result):
             raise ValueError(message)
         return self.kl_divergences
 
-    def _number(self, run: int | tuple[int, ...]) -> int:
+    def _labelled_run(self, label: str) -> int:
+        found = [run for run, name in enumerate(self.labels) if name == label]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            message = f"{len(found)} runs are labelled {label!r}; choose by number: {', '.join(map(str, found))}"
+        else:
+            message = f"expected the label of a run: {unknown_name(label, tuple(dict.fromkeys(self.labels)))}"
+        raise KeyError(message)
+
+    def _number(self, run: int | str | tuple[int, ...]) -> int:
+        if isinstance(run, str):
+            return self._labelled_run(run)
         try:
             if isinstance(run, tuple):
                 return operator.index(np.arange(len(self)).reshape(self.arrived.shape)[run])

@@ -42,6 +42,10 @@ class Limits:
     max_runs: int | None
     """Per request."""
     max_answer_bytes: int | None
+    max_cases: int | None = None
+    """Per request; a dataset with more is split into several requests."""
+    max_total_tokens: int | None = None
+    """Of all prompts and sources of one request; a dataset with more is split into several requests."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -62,6 +66,8 @@ class Model(Stack):
     parameters: int
     stacks: Mapping[StackName, Stack]
     limits: Limits
+    chat_template: bool = False
+    """Whether prompts may be conversations (`sonde.Chat`)."""
 
     def rows(self) -> list[tuple[str, object]]:
         """Names and values that describe the model, as rows of a table."""
@@ -77,6 +83,7 @@ class Model(Stack):
             ("neurons", f"{self.neurons} per layer"),
             ("vocabulary", self.vocabulary_size),
             ("positions", self.max_positions or "no limit"),
+            ("chat template", "yes" if self.chat_template else "no"),
             ("data type", self.dtype),
             ("device", self.device),
             ("attention", self.attention),

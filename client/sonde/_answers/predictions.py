@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from sonde._show.display import page, ranking_html
 
 if TYPE_CHECKING:
     import pandas as pd
+
+NO_TOKEN: Final = -1
+"""The id and the position of what is no token: a row of a statistic over cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,14 @@ class Continuation:
     tokens: tuple[Token, ...]
     text: str
     finish_reason: FinishReason | None
-    """`"length"` or `"end_token"`; None while tokens are still being generated."""
+    """`"length"`, `"end_token"` or `"stop"`; None while tokens are still being generated."""
+    log_probabilities: Floats = field(default_factory=lambda: np.empty(0, np.float32), compare=False)
+    """[token]: those of the tokens that were taken, at temperature 1 and among all tokens; empty unless requested."""
+    activations: Captured = field(default_factory=lambda: Captured((), ()), compare=False)
+    """Those of `Generation.activations`: [layer, token, ...] for each site, without the last token, which is not read.
+    The labels of the axis `position` count from the beginning of the prompt."""
+    sample: int = 0
+    """Which of the run's continuations this is."""
 
     def __str__(self) -> str:
         return self.text
@@ -68,6 +78,13 @@ class Prediction:
     """The `top_k` most probable tokens."""
     activations: Captured = field(default_factory=lambda: Captured((), ()))
     continuation: Continuation | None = None
+    """The first of the `continuations`; None where nothing was generated."""
+    _further_samples: tuple[Continuation, ...] = ()
+
+    @property
+    def continuations(self) -> tuple[Continuation, ...]:
+        """All texts that the run generated, one for each of `Generation.samples`."""
+        return () if self.continuation is None else (self.continuation, *self._further_samples)
 
     @property
     def probabilities(self) -> Floats:

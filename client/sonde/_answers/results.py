@@ -1,7 +1,7 @@
 """The parts that all results share: the prompt, the unchanged run, the cost and the provenance."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
@@ -10,12 +10,14 @@ import numpy.typing as npt
 
 from sonde._answers import files
 from sonde._answers.predictions import Prediction, Token, TokenPrediction
+from sonde._answers.requests import Request, asked_html
 from sonde._arrays import Axes, Floats, visible
-from sonde._show import terminal
+from sonde._show import plotting, terminal
 from sonde._show.display import html_table, note, page, ranking_html, token_strip
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 _TARGET: Final = ("target", "p", "logit, minus any contrast's")
 
@@ -30,6 +32,10 @@ class Cost:
     full_token_layers: int
     """The same number if every run were computed in full."""
     answer_bytes: int
+    cases: int = 0
+    """The number of cases; 0 if there is a single prompt."""
+    tokens: int = 0
+    """The number of tokens in all prompts and sources."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class Common(TypedDict):
     cost: Cost
     provenance: Provenance
     dry_run: bool
+    request: Request | None
+    spans: Mapping[str, tuple[int, ...]]
     _clean: Prediction | None
 
 
@@ -72,6 +80,15 @@ class Result:
     dry_run: bool
     """True if nothing was run: only the tokens, the cost and the resolved request are known."""
     _clean: Prediction | None
+    request: Request | None = field(default=None, kw_only=True)
+    """What was asked: what was run, read and edited, where and when. None in files of versions that did not keep it."""
+    spans: Mapping[str, tuple[int, ...]] = field(default_factory=dict, kw_only=True)
+    """The positions of the prompt's spans by their names; in a chat, also of each message, as `"user[0]"`."""
+
+    @property
+    def asked_at(self) -> str:
+        """When the call was made: the time in UTC, as in ISO 8601; empty if it is not known."""
+        return "" if self.request is None else self.request.asked_at
 
     @property
     def prediction(self) -> Prediction:
@@ -115,13 +132,13 @@ class Result:
             ValueError: for any other suffix.
             ImportError: if safetensors is not installed; the message says how to install it.
         """
-        words = {field.name: str(getattr(self.provenance, field.name)) for field in fields(self.provenance)}
+        words = {one.name: str(getattr(self.provenance, one.name)) for one in fields(self.provenance)}
         files.write(self, path, words)
 
     def to_text(self, count: int = 10) -> str:
         """The result as text for a terminal: tables of up to `count` rows, and heat maps; after a dry run, the cost."""
         if self.dry_run:
-            return "\n".join([_cost_text(self.cost), *self._announced()])
+            return "\n".join([cost_text(self.cost), *self._announced()])
         return "\n\n".join(self._paragraphs(count))
 
     def _announced(self) -> list[str]:
@@ -134,8 +151,12 @@ class Result:
 
     def _repr_html_(self) -> str:
         if self.dry_run:
-            return page(_cost_table(self.cost), *map(note, self._announced()))
-        return page(*self._pieces(), note(_origin(self.provenance)))
+            return page(cost_table(self.cost), *map(note, self._announced()))
+        return page(self.html())
+
+    def html(self) -> str:
+        """What a notebook shows of it, without the style sheet."""
+        return "".join([*self._pieces(), *asked_html(self.request), note(_origin(self.provenance))])
 
     def _pieces(self) -> list[str]:
         """What a notebook shows, as pieces of HTML (see display.py)."""
@@ -164,6 +185,17 @@ class TraceResult(Result):
         """The most probable tokens; None gives 5, or all if the answer has fewer."""
         return self.prediction.top(count)
 
+    def plot(self, path: "str | Path | None" = None) -> "Figure":
+        """Draw the most probable tokens as bars, and save the figure if a path is given (needs matplotlib)."""
+        known = self.prediction
+        pairs: list[tuple[Token, float]] = [(token, token.probability) for token in known.top_tokens]
+        pairs = pairs[: plotting.MOST_ROWS] or list(zip(known.targets, known.probabilities.tolist(), strict=True))
+        values = np.array([probability for _, probability in pairs], np.float32)
+        labels = [repr(visible(token.text)) for token, _ in pairs]
+        read = self.token_labels([self.position])[0].strip() if 0 <= self.position < len(self.tokens) else ""
+        title = f"What comes next, after “{read}”" if read else "What comes next"
+        return plotting.save(plotting.bars(title, labels, values, across="probability"), path)
+
     def _pieces(self) -> list[str]:
         measured = html_table("targets", _TARGET, self._target_rows())
         return [self._strip("prompt"), ranking_html("what comes next", self.prediction.top_tokens), measured]
@@ -186,13 +218,18 @@ class TraceResult(Result):
         return ""
 
 
-def _cost_text(cost: Cost) -> str:
+def cost_text(cost: Cost) -> str:
+    """The cost in words."""
     saved = f", of {cost.full_token_layers:,} in full" if cost.full_token_layers else ""
-    return f"{cost.runs:,} runs, {cost.token_layers:,} token-layers{saved}; an answer of {cost.answer_bytes:,} bytes"
+    cases = f"{cost.cases:,} cases of {cost.tokens:,} tokens in all, " if cost.cases else ""
+    work = f"{cost.runs:,} runs, {cost.token_layers:,} token-layers{saved}"
+    return f"{cases}{work}; an answer of {cost.answer_bytes:,} bytes"
 
 
-def _cost_table(cost: Cost) -> str:
+def cost_table(cost: Cost) -> str:
+    """The cost as an HTML table."""
     numbers = (
+        *((("cases", cost.cases), ("tokens", cost.tokens)) if cost.cases else ()),
         ("runs", cost.runs),
         ("token layers", cost.token_layers),
         ("in full", cost.full_token_layers),

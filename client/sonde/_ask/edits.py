@@ -6,8 +6,9 @@ from typing import SupportsIndex, TypeAlias, cast
 
 import numpy.typing as npt
 
-from sonde._ask.indices import Indices, index, indices
-from sonde._ask.prompts import Prompt
+from sonde._ask.indices import index
+from sonde._ask.named import Positions, PositionsLike, positions
+from sonde._ask.prompts import Chat, Prompt
 from sonde._ask.sites import Site
 from sonde.errors import InvalidRequest
 
@@ -40,7 +41,7 @@ class Multiply:
     value: npt.ArrayLike
 
 
-SourceLike: TypeAlias = SupportsIndex | str | Prompt
+SourceLike: TypeAlias = SupportsIndex | str | Prompt | Chat
 """A prompt to patch from: the prompt itself, or its index in the call's `sources`."""
 
 
@@ -48,8 +49,8 @@ SourceLike: TypeAlias = SupportsIndex | str | Prompt
 class Patch:
     """X becomes the mean of the same site over the unchanged runs of other prompts."""
 
-    sources: tuple[int | str | Prompt, ...]
-    source_positions: tuple[int, ...] = ()
+    sources: tuple[int | str | Prompt | Chat, ...]
+    source_positions: Positions = ()
     source_layer: int | None = None
 
 
@@ -72,7 +73,7 @@ class ProjectOut:
 class Knockout:
     """Queries stop attending to keys."""
 
-    key_positions: tuple[int, ...] = ()
+    key_positions: Positions = ()
 
 
 Operation: TypeAlias = Scale | Replace | Add | Multiply | Patch | Noise | ProjectOut | Knockout
@@ -110,7 +111,7 @@ def patch(
     site: Site,
     sources: SourceLike | Iterable[SourceLike] = 0,
     *,
-    source_positions: Indices = None,
+    source_positions: PositionsLike = None,
     source_layer: SupportsIndex | None = None,
 ) -> Edit:
     """Replace the activations with those of another prompt's unchanged run, or with their mean over several prompts.
@@ -119,21 +120,25 @@ def patch(
 
     Args:
         site: the activations to replace.
-        sources: texts, `Prompt`s, or indices into the `sources` of the call.
+        sources: texts, `Prompt`s, or indices into the `sources` of the call, or of the case.
         source_positions: where to read in the sources, one for each position of the site or of the sweep; None reads
-            the same absolute positions.
+            the same positions, by number or by name as the site has them.
         source_layer: the layer to read, if it is not the site's own (Patchscopes).
 
     Raises:
         InvalidRequest: if there is no source, or one is neither a prompt nor an index.
     """
-    single = isinstance(sources, str | Prompt) or not isinstance(sources, Iterable) or getattr(sources, "ndim", 1) == 0
+    single = (
+        isinstance(sources, str | Prompt | Chat)
+        or not isinstance(sources, Iterable)
+        or getattr(sources, "ndim", 1) == 0
+    )
     named = [cast("SourceLike", sources)] if single else list(cast("Iterable[SourceLike]", sources))
     if not named:
         raise InvalidRequest.at("sources", "expected at least one prompt, or its index in the call's sources; got none")
-    resolved = tuple(entry if isinstance(entry, str | Prompt) else index(entry, "sources") for entry in named)
+    resolved = tuple(entry if isinstance(entry, str | Prompt | Chat) else index(entry, "sources") for entry in named)
     layer = None if source_layer is None else index(source_layer, "source_layer")
-    return Edit(site, Patch(resolved, indices(source_positions, "source_positions"), layer))
+    return Edit(site, Patch(resolved, positions(source_positions, "source_positions"), layer))
 
 
 def noise(site: Site, standard_deviation: float, *, seed: int | None = None) -> Edit:
@@ -152,10 +157,10 @@ def project_out(site: Site, direction: npt.ArrayLike) -> Edit:
     return Edit(site, ProjectOut(direction))
 
 
-def knockout(site: Site, key_positions: Indices = None) -> Edit:
+def knockout(site: Site, key_positions: PositionsLike = None) -> Edit:
     """Block attention from the site's positions, as queries, to `key_positions` (Geva et al. 2023, arXiv 2304.14767).
 
     The site's component is `"attention_scores"` and its units are the heads. If `key_positions` is None, attention to
     all keys is blocked.
     """
-    return Edit(site, Knockout(indices(key_positions, "key_positions")))
+    return Edit(site, Knockout(positions(key_positions, "key_positions")))

@@ -32,7 +32,10 @@ StackName: TypeAlias = Literal["decoder", "text_encoder", "vision_encoder"]
 MetricName: TypeAlias = Literal["logit", "log_probability", "probability"]
 AxisName: TypeAlias = Literal["layer", "unit", "position"]
 DataTypeName: TypeAlias = Literal["float32", "bfloat16", "float16", "int32", "int64"]
-FinishReason: TypeAlias = Literal["length", "end_token"]
+SpanPart: TypeAlias = Literal["first", "middle", "last", "next", "further"]
+PoolingName: TypeAlias = Literal["mean", "max"]
+ReduceName: TypeAlias = Literal["mean"]
+FinishReason: TypeAlias = Literal["length", "end_token", "stop"]
 
 WITHOUT_LAYER: Final[frozenset[ComponentName]] = frozenset({"token_embedding", "final_norm", "logits"})
 _BY_HEAD: Final = ("position", "head", "entry")
@@ -60,6 +63,17 @@ METRICS: Final[Mapping[MetricName, pb.Metric.ValueType]] = {
 }
 AXES: Final[Mapping[AxisName, pb.Axis.ValueType]] = {
     name: pb.Axis.Value(f"AXIS_{name.upper()}") for name in get_args(AxisName)
+}
+DATA_TYPES: Final[Mapping[DataTypeName, pb.DataType.ValueType]] = {
+    name: pb.DataType.Value(f"DATA_TYPE_{name.upper()}") for name in get_args(DataTypeName)
+}
+ACTIVATION_TYPES: Final[tuple[DataTypeName, ...]] = ("float32", "bfloat16", "float16")
+"""The types in which activations can be sent."""
+SPAN_PARTS: Final[Mapping[SpanPart, pb.SpanPart.ValueType]] = {
+    name: pb.SpanPart.Value(f"SPAN_PART_{name.upper()}") for name in get_args(SpanPart)
+}
+POOLINGS: Final[Mapping[PoolingName, pb.Pooling.ValueType]] = {
+    name: pb.Pooling.Value(f"POOLING_{name.upper()}") for name in get_args(PoolingName)
 }
 COMPONENT_NAMES: Final[Mapping[pb.Component.ValueType, ComponentName]] = {
     number: name for name, number in COMPONENTS.items()

@@ -2,20 +2,24 @@
 
     sonde.scale(sonde.neuron(layer=3, unit=17), 0.0)              one run with one edit
     [edit, [edit, edit]]                                          two runs; the second makes two edits together
+    {"no head 9.1": edit, "no heads": [edit, edit]}               two runs with names
     sonde.sweep(edit, layers=[3], positions=[-1])                 one run for each place along the axes
 
 Nothing here contacts a server. Mistakes that do not depend on the model raise `InvalidRequest` at once; the server
 checks the rest, such as whether layer 40 exists.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Final, TypeAlias, cast
 
 from sonde._ask.edits import Edit
 from sonde._ask.given import refusal, several
 from sonde._ask.indices import Indices, index, indices
+from sonde._ask.named import PositionsLike
+from sonde._ask.named import positions as positions_of
 from sonde._ask.names import AXES, AxisName, check_name
+from sonde._ask.sites import Site
 from sonde.errors import InvalidRequest
 
 
@@ -34,7 +38,7 @@ def sweep(
     *,
     layers: Indices = None,
     units: Indices = None,
-    positions: Indices = None,
+    positions: PositionsLike = None,
     together: AxisName | Iterable[AxisName] = (),
     layer_window: int | None = None,
     always: Edit | Iterable[Edit] = (),
@@ -47,7 +51,7 @@ def sweep(
         edit: the edit. Its site can name the layers, units and positions instead of the arguments below.
         layers: the blocks to sweep.
         units: the heads or neurons to sweep. Components without either are edited over their full width.
-        positions: the positions to sweep.
+        positions: the positions to sweep. Each name counts as one: a run edits its positions together.
         together: axes that each run edits as a whole, such as `"position"`.
         layer_window: how many layers each run edits, centred as in `CausalTracing.window`; the default is 1.
         always: edits that every run makes first.
@@ -65,7 +69,7 @@ def sweep(
         place,
         layers=place.layers or indices(layers, "layers"),
         units=place.units or indices(units, "units"),
-        positions=place.positions or indices(positions, "positions"),
+        positions=place.positions or positions_of(positions, "positions"),
     )
     axes = (together,) if isinstance(together, str) else several(together, "together", "names of axes")
     return Sweep(
@@ -76,8 +80,39 @@ def sweep(
     )
 
 
-Plan: TypeAlias = Edit | Sequence[Edit | Sequence[Edit]] | Sweep
-"""One edit; a list with one entry per run, an edit or a list of edits made together; or a sweep."""
+Run: TypeAlias = Edit | Sequence[Edit]
+"""One run: an edit, or a list of edits made together."""
+Plan: TypeAlias = Edit | Sequence[Run] | Mapping[str, Run] | Sweep
+"""One edit; a list with one entry per run, or a mapping from the name of each run to its entry; or a sweep."""
+
+
+def runs_of(plan: Plan) -> tuple[Run, ...]:
+    """The runs of a plan that is no sweep.
+
+    Raises:
+        InvalidRequest: for anything else.
+    """
+    if isinstance(plan, Mapping):
+        return tuple(plan.values())
+    return (plan,) if isinstance(plan, Edit) else several(cast("Sequence[Run]", plan), "interventions", _PLAN)
+
+
+def labels_of(plan: Plan) -> tuple[str, ...]:
+    """The names that a plan gives to its runs; empty if it gives none.
+
+    Raises:
+        InvalidRequest: if one is not text.
+    """
+    if not isinstance(plan, Mapping):
+        return ()
+    given: Iterable[object] = plan
+    strange = [name for name in given if not isinstance(name, str)]
+    if strange:
+        raise refusal("interventions", "names of runs as text", strange[0])
+    return tuple(plan)
+
+
+_PLAN: Final = "an edit, a list of edits, a mapping from names to edits, or a sweep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +124,30 @@ class Generation:
         temperature: the temperature of the sampling; the default, 0, always takes the most probable token.
         seed: the seed of the sampling; the default is 1.
         ignore_end_token: continue after an end token; the default is False.
+        top_p: sample from the fewest most probable tokens that together have this probability; the default, 1, is all.
+        stop: a text, or several, that end a continuation where it contains one of them.
+        samples: how many continuations each run has, with the seeds `seed`, `seed + 1` and so on; the default is 1.
+        log_probabilities: return the log-probability of each token that was taken; the default is False.
+        activations: sites to read at the generated tokens, except the last token; the default is none. They name no
+            positions.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     seed: int | None = None
     ignore_end_token: bool = False
+    top_p: float | None = None
+    stop: str | Iterable[str] = ()
+    samples: int = 1
+    log_probabilities: bool = False
+    activations: Site | Iterable[Site] = ()
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """`activations` as a tuple.
+
+        Raises:
+            InvalidRequest: if it is not a site or a list of sites.
+        """
+        given = self.activations
+        return (given,) if isinstance(given, Site) else several(given, "activations", "a list of sites")

@@ -1,39 +1,95 @@
-"""Prompts, and the target tokens whose prediction is measured."""
+"""Prompts, conversations, and the target tokens whose prediction is measured."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, SupportsIndex, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from sonde._ask.given import array, refusal, several
+from sonde._ask.given import array, flag, refusal, several
 from sonde._ask.indices import index
+from sonde._ask.spans import Span, Spans, as_spans
 
 _EXPECTED: Final = "text, or token ids as one sequence of integers"
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A text or token ids, with an image for a multimodal model.
+Message: TypeAlias = tuple[str, str] | Mapping[str, str]
+"""A message of a conversation: (role, content), or a mapping with "role" and "content"."""
 
-    Client methods also accept a plain `str` or token ids. This class is needed for images, and for token ids among the
-    sources of a patch.
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation, which the server writes as text by the chat template of the model's own checkpoint.
+
+    The content of each message is a span: `"user"` is that of the user's last message, `"user[0]"` that of the first.
+
+        sonde.Chat([("user", "How do I bake bread?")], add_generation_prompt=True)
+
+    Raises:
+        InvalidRequest: if there is no message, or one is not a role and a content.
     """
 
-    input: str | Sequence[SupportsIndex] | npt.NDArray[np.integer]
+    messages: Sequence[Message]
+    """(role, content) pairs, or mappings with "role" and "content"."""
+    add_generation_prompt: bool = False
+    """Whether the text ends with what opens the assistant's next message."""
+    continue_final_message: bool = False
+    """Whether the text ends with the content of the last message, which the model continues."""
+    spans: Spans = field(default_factory=dict)
+    """Names for parts of the text that the template writes."""
+
+    def __post_init__(self) -> None:
+        messages = tuple(map(_message, several(self.messages, "messages", _EXPECTED_MESSAGES)))
+        if not messages:
+            raise refusal("messages", _EXPECTED_MESSAGES, self.messages)
+        object.__setattr__(self, "messages", messages)
+        object.__setattr__(self, "add_generation_prompt", flag(self.add_generation_prompt, "add_generation_prompt"))
+        object.__setattr__(self, "continue_final_message", flag(self.continue_final_message, "continue_final_message"))
+        object.__setattr__(self, "spans", as_spans(self.spans))
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """The messages as pairs of role and content."""
+        return cast("tuple[tuple[str, str], ...]", self.messages)
+
+
+_EXPECTED_MESSAGES: Final = "at least one message, as (role, content) or a mapping with 'role' and 'content'"
+
+
+def _message(given: Message) -> tuple[str, str]:
+    pair = (given.get("role"), given.get("content")) if isinstance(given, Mapping) else tuple(given)
+    if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+        raise refusal("messages", _EXPECTED_MESSAGES, given)
+    return cast("tuple[str, str]", pair)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text, token ids or a conversation, with an image for a multimodal model, and names for some of its positions.
+
+    Client methods also accept a plain `str`, token ids or a `Chat`. This class is needed for images and spans, and for
+    token ids among the sources of a patch.
+    """
+
+    input: str | Sequence[SupportsIndex] | npt.NDArray[np.integer] | Chat
     """The server tokenizes text and adds the tokenizer's special tokens. Ids, [T] or [1, T], are used unchanged."""
     image: bytes | None = None
     """PNG or JPEG."""
+    spans: Spans = field(default_factory=dict)
+    """Names for parts of the text or for positions, as in `{"subject": "The Eiffel Tower"}`; see `sonde.span`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spans", as_spans(self.spans))
 
     @property
-    def content(self) -> str | tuple[int, ...]:
-        """The text, or the ids as a tuple.
+    def content(self) -> str | tuple[int, ...] | Chat:
+        """The text, the ids as a tuple, or the conversation.
 
         Raises:
             InvalidRequest: if the ids are not integers or are more than one sequence.
         """
-        if isinstance(self.input, str):
+        if isinstance(self.input, str | Chat):
             return self.input
         ids = array(self.input, "prompt", _EXPECTED)
         if ids.ndim == 2 and ids.shape[0] == 1:
@@ -42,8 +98,21 @@ class Prompt:
             raise refusal("prompt", _EXPECTED, self.input)
         return tuple(index(int(entry), "prompt") for entry in ids)
 
+    @property
+    def named_spans(self) -> dict[str, Span]:
+        """All spans, those of a conversation included."""
+        own = cast("dict[str, Span]", self.spans)
+        return {**as_spans(self.input.spans), **own} if isinstance(self.input, Chat) else dict(own)
 
-PromptLike: TypeAlias = str | Sequence[SupportsIndex] | npt.NDArray[np.integer] | Prompt
+
+PromptLike: TypeAlias = str | Sequence[SupportsIndex] | npt.NDArray[np.integer] | Chat | Prompt
+
+
+def as_prompt(given: PromptLike) -> Prompt:
+    """Return as a `Prompt`."""
+    return given if isinstance(given, Prompt) else Prompt(given)
+
+
 TokenLike: TypeAlias = str | SupportsIndex
 """A token, by its text (including a leading space) or by its id."""
 

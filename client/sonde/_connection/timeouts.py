@@ -50,6 +50,19 @@ def check_timeout(seconds: float | None) -> float | None:
     return None if given == math.inf else min(given, _LONGEST_SECONDS)
 
 
+class Deadline:
+    """The time of one call of the client, which may send several requests."""
+
+    def __init__(self, seconds: float | None) -> None:
+        """Begin to count; None sets no limit."""
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def seconds(self) -> float | None:
+        """What is left for the next request; never so little that gRPC refuses it."""
+        return None if self._end is None else max(self._end - time.monotonic(), 1e-3)
+
+
 class Patience:
     """Decides how long to wait for a server that is starting."""
 

@@ -25,18 +25,20 @@ from sonde._arrays import (
 )
 from sonde._ask.given import flag, refusal
 from sonde._ask.indices import index
+from sonde._ask.named import NamedPositions, Positions
+from sonde._ask.named import positions as positions_of
 from sonde._ask.names import COMPONENTS, METRICS, ComponentName, MetricName, check_name
 from sonde._ask.prompts import PromptLike
 from sonde._ask.sites import Site, component_names
-from sonde._methods.method import Assembly, Kind, Method, register
+from sonde._methods.method import Assembly, Kind, Method, register, row_names
 from sonde._show import plotting, terminal
 from sonde._show.display import heatmap, sortable_table
 from sonde._show.palette import look
 from sonde._wire.context import Context
-from sonde._wire.encoding import encode_prompt
+from sonde._wire.encoding import decode_named, encode_prompt, write_positions
 from sonde._wire.parts import NO_LAYER, Grid, known_component, layer_labels, missing
 from sonde._wire.tensors import floats, integers
-from sonde.errors import ProtocolError
+from sonde.errors import InvalidRequest, ProtocolError
 from sonde.v1 import inspection_pb2 as pb
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ class AttributedPlace:
 
     component: ComponentName
     layer: Label
-    position: int
+    position: Label
+    """By number, or by name if the request names positions."""
     token: str
     unit: Label
     """A head or neuron; None if the component has neither."""
@@ -108,9 +111,13 @@ class AttributionPatchingResult(TraceResult):
     def _place(self, name: ComponentName, place: tuple[int, ...], estimate: float) -> AttributedPlace:
         layers, positions, *units = list(self.axes[name].values())[: len(place)]
         layer, column, *unit = place
-        position = int(positions[column] or 0)
+        position = positions[column]
         head = units[0][unit[0]] if unit else None
-        return AttributedPlace(name, layers[layer], position, self.tokens[position].text, head, estimate)
+        return AttributedPlace(name, layers[layer], position, self._text_at(position), head, estimate)
+
+    def _text_at(self, position: Label) -> str:
+        """The token at a position; what is named is its own text."""
+        return self.tokens[position].text if isinstance(position, int) else str(position)
 
     def rank_correlation(self, target: int = 0) -> float:
         """Spearman's rank correlation between the verified estimates and the measured effects.
@@ -166,7 +173,7 @@ class AttributionPatchingResult(TraceResult):
         return grids, max((float(np.nanmax(np.abs(g), initial=1e-12)) for g in grids.values()), default=1.0)
 
     def _row_labels(self, name: ComponentName) -> tuple[str, ...]:
-        return self.token_labels([int(p or 0) for p in self.axes[name]["position"]])
+        return tuple(visible(self._text_at(position)) for position in self.axes[name]["position"])
 
     def _pieces(self) -> list[str]:
         grids, high = self._summed(0)
@@ -221,7 +228,7 @@ class AttributionPatching(Method[AttributionPatchingResult]):
     (source - prompt) . gradient in the prompt's run (Nanda 2023; Kramar et al. 2024, arXiv 2403.00745).
 
     Args:
-        source: the prompt to patch from, with the same number of tokens.
+        source: the prompt to patch from, with the same number of tokens; None means each case's own source.
         components: the components whose places are estimated; the default is none, which needs `edges`.
         integration_steps: the number of gradients, averaged along the straight line between the two embeddings; the
             default is 1.
@@ -234,12 +241,14 @@ class AttributionPatching(Method[AttributionPatchingResult]):
             the default is False.
         edges: also estimate the edges between components (EAP, EAP-IG): this many of the largest, or `"all"`; the
             default is none.
+        positions: positions by name, each of which is then one place (the sum of its positions); the default is every
+            position.
 
     Raises:
         InvalidRequest: if a component or the metric is not known, or `edges` is less than 1.
     """
 
-    source: PromptLike
+    source: PromptLike | None = None
     components: ComponentName | Iterable[ComponentName] | None = None
     integration_steps: int | None = None
     metric: MetricName | None = None
@@ -247,9 +256,14 @@ class AttributionPatching(Method[AttributionPatchingResult]):
     recompute_softmax: bool = False
     drop_layers: bool = False
     edges: int | Literal["all"] | None = None
+    positions: str | NamedPositions | Iterable[str | NamedPositions] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "components", component_names(self.components))
+        places = positions_of(self.positions, "positions")
+        if places and not isinstance(places[0], NamedPositions):
+            raise refusal("positions", "the names of positions", self.positions)
+        object.__setattr__(self, "positions", places)
         few = self.edges != "all" if isinstance(self.edges, str) else _few(self.edges)
         if few:
             raise refusal("edges", "a number of at least 1, or 'all'", self.edges)
@@ -263,7 +277,12 @@ def _few(edges: int | None) -> bool:
 
 def _write(method: AttributionPatching, request: pb.TraceRequest) -> None:
     message = request.attribution_patching
-    message.source.CopyFrom(encode_prompt(method.source))
+    if method.source is not None:
+        message.source.CopyFrom(encode_prompt(method.source))
+    elif not request.cases:
+        raise InvalidRequest.at("source", "expected the prompt to patch from, got none")
+    message.source.SetInParent()
+    write_positions(positions_of(method.positions or None, "positions"), [], message.named_positions)
     message.components.extend(COMPONENTS[name] for name in component_names(method.components))
     if method.integration_steps is not None:
         message.integration_steps = index(method.integration_steps, "integration_steps")
@@ -275,6 +294,10 @@ def _write(method: AttributionPatching, request: pb.TraceRequest) -> None:
         message.edges.SetInParent()
     if method.metric is not None:
         message.metric = METRICS[method.metric]
+
+
+def _rows(request: pb.TraceRequest) -> tuple[str, ...]:
+    return row_names((), request.attribution_patching.named_positions, ["all positions"])
 
 
 class _Assembly(Assembly[AttributionPatchingResult]):
@@ -312,7 +335,8 @@ class _Assembly(Assembly[AttributionPatchingResult]):
         for name, grid in self._grids.items():
             (layers, positions), values, _ = grid.join()
             units = {"unit": tuple(range(values.shape[2]))} if values.ndim == 4 else {}
-            axes[name] = {"layer": layer_labels(layers), "position": positions, **units, "target": targets}
+            places = self._place_labels(context, positions)
+            axes[name] = {"layer": layer_labels(layers), "position": places, **units, "target": targets}
             estimates[name] = values.astype(np.float32, copy=False)
         return AttributionPatchingResult(
             **context.common(),
@@ -322,6 +346,15 @@ class _Assembly(Assembly[AttributionPatchingResult]):
             verified=tuple(self._verified),
             sizes=self._asked.drop_layers,
         )
+
+    def _place_labels(self, context: Context, positions: tuple[int, ...]) -> tuple[Label, ...]:
+        """Positions by number; those that the request names by name. The rows of a reduction are told by its tokens."""
+        names = self._asked.named_positions
+        if context.rows or not names:
+            return positions
+        if not all(0 <= entry < len(names) for entry in positions):
+            raise ProtocolError(f"the answer has estimates at {list(positions)} of {len(names)} named positions")
+        return tuple(str(decode_named(names[entry])) for entry in positions)
 
     def _joined_edges(self, targets: int) -> Edges:
         if not self._edges:
@@ -340,8 +373,9 @@ class _Assembly(Assembly[AttributionPatchingResult]):
 
 def _verified(message: pb.VerifiedEffect) -> VerifiedEffect:
     site = message.site
-    place = Site(known_component(site.component), tuple(site.layers), tuple(site.units), tuple(site.positions))
+    positions: Positions = tuple(map(decode_named, site.named_positions)) or tuple(site.positions)
+    place = Site(known_component(site.component), tuple(site.layers), tuple(site.units), positions)
     return VerifiedEffect(place, np.array(message.estimated, np.float32), np.array(message.measured, np.float32))
 
 
-register(AttributionPatching, Kind(_write, _Assembly, (AttributionPatchingResult, VerifiedEffect, Edges)))
+register(AttributionPatching, Kind(_write, _Assembly, (AttributionPatchingResult, VerifiedEffect, Edges), _rows))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, SupportsIndex
+from typing import TYPE_CHECKING, Final, Literal, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +21,17 @@ from sonde._arrays import (
 )
 from sonde._ask.given import flag, number
 from sonde._ask.indices import Indices, index, indices
+from sonde._ask.named import NamedPositions, PositionsLike, named
+from sonde._ask.named import positions as positions_of
 from sonde._ask.names import COMPONENTS, WITHOUT_LAYER, ComponentName, check_name
 from sonde._ask.prompts import PromptLike
 from sonde._ask.sites import component_names
-from sonde._methods.method import Assembly, Kind, Method, register
+from sonde._methods.method import Assembly, Kind, Method, register, row_names
 from sonde._show import plotting, terminal
 from sonde._show.display import heatmap, note, sortable_table
 from sonde._show.palette import look, words
 from sonde._wire.context import Context
-from sonde._wire.encoding import checked, encode_prompt
+from sonde._wire.encoding import checked, encode_named, encode_prompt, write_positions
 from sonde._wire.parts import NO_LAYER, Grid, known_component, layer_labels, missing
 from sonde._wire.tensors import floats, to_tensor
 from sonde.errors import InvalidRequest, ProtocolError
@@ -46,6 +48,15 @@ _WINDOWED: Final = frozenset({"mlp_out", "attention_out"})
 _WINDOW: Final = 10
 """The contract's default."""
 _COLUMNS: Final = ("probabilities", "deviations", "logits", "sample_probabilities")
+TOKEN_CLASSES: Final = (
+    "first subject token",
+    "middle subject tokens",
+    "last subject token",
+    "first subsequent token",
+    "further tokens",
+    "last token",
+)
+"""The rows of figure 2 of Meng et al. 2022, which a reduction has unless it names others."""
 _MOST_LISTED: Final = 5
 _HEADER: Final = ("component", "layer", "position", "token", "probability", "effect")
 
@@ -270,37 +281,40 @@ class CausalTracing(Method[CausalTracingResult]):
     The corruption is Gaussian noise on the subject's token embeddings, the given `noise`, or a counterfactual prompt.
 
     Args:
-        subject: the part that is corrupted: a piece of the prompt's text, or positions. Leave it out with a
-            counterfactual.
+        subject: the part that is corrupted: a piece of the prompt's text, positions, or a span of the prompt by name,
+            as `sonde.span("subject")`. Plain text that is the name of a span of the prompt (or of the first case)
+            means the span. Leave it out with a counterfactual.
         samples: the number of noise samples; the default is 10.
         seed: the seed of the noise; the default is 1, as in ROME.
         deviations: the noise, in standard deviations of all entries of the embedding matrix; the default is 3.
         standard_deviation: the noise as an absolute standard deviation, instead of `deviations`.
         noise: [samples, corrupted positions, D]: the noise itself, to repeat an experiment exactly.
-        counterfactual: a prompt with the same number of tokens; the positions where the two differ are corrupted.
+        counterfactual: a prompt with the same number of tokens; the positions where the two differ are corrupted. True
+            means each case's own source.
         replace: replace the embedding with the noise instead of adding it; the default is False.
         components: the components to restore; the default is residual_post, mlp_out and attention_out.
         window: how many layers are restored together for mlp_out and attention_out; the default is 10: l - 5 to l + 4.
         layers: the layers to restore; the default, None, means all.
-        positions: the positions to restore; the default, None, means all.
+        positions: the positions to restore, by number or by name; the default, None, means all. Where cases are
+            reduced, each entry is a row; by default these are the six of figure 2 of the paper.
         per_sample: also report the probability in each sample; the default is False.
 
     Raises:
         InvalidRequest: if more than one corruption is given, or an argument is not of its kind.
     """
 
-    subject: str | Sequence[SupportsIndex] | None = None
+    subject: str | NamedPositions | Sequence[SupportsIndex] | None = None
     samples: int | None = None
     seed: int | None = None
     deviations: float | None = None
     standard_deviation: float | None = None
     noise: npt.ArrayLike | None = None
-    counterfactual: PromptLike | None = None
+    counterfactual: PromptLike | Literal[True] | None = None
     replace: bool = False
     components: ComponentName | Iterable[ComponentName] | None = None
     window: int | None = None
     layers: Indices = None
-    positions: Indices = None
+    positions: PositionsLike = None
     per_sample: bool = False
 
     def __post_init__(self) -> None:
@@ -315,8 +329,8 @@ class CausalTracing(Method[CausalTracingResult]):
             )
         object.__setattr__(self, "components", component_names(self.components))
         object.__setattr__(self, "layers", indices(self.layers, "layers"))
-        object.__setattr__(self, "positions", indices(self.positions, "positions"))
-        if self.subject is not None and not isinstance(self.subject, str):
+        object.__setattr__(self, "positions", positions_of(self.positions, "positions"))
+        if self.subject is not None and not isinstance(self.subject, str | NamedPositions):
             object.__setattr__(self, "subject", indices(self.subject, "subject"))
 
 
@@ -325,20 +339,38 @@ def _write(method: CausalTracing, request: pb.TraceRequest) -> None:
     message.replace = flag(method.replace, "replace")
     message.components.extend(COMPONENTS[name] for name in component_names(method.components))
     message.layers.extend(indices(method.layers or None, "layers"))
-    message.positions.extend(indices(method.positions or None, "positions"))
+    write_positions(positions_of(method.positions or None, "positions"), message.positions, message.named_positions)
     message.per_sample = flag(method.per_sample, "per_sample")
     if method.window is not None:
         message.window = index(method.window, "window")
-    if isinstance(method.subject, str):
+    subject = _span_of(method.subject, request) if isinstance(method.subject, str) else method.subject
+    if isinstance(subject, NamedPositions):
+        message.named_subject.CopyFrom(encode_named(subject))
+    elif isinstance(method.subject, str):
         checked("subject", lambda: setattr(message, "subject_text", method.subject))
-    elif method.subject is not None:
-        message.subject_positions.positions.extend(indices(method.subject, "subject"))
+    elif subject is not None:
+        message.subject_positions.positions.extend(indices(subject, "subject"))
     if method.noise is not None:
         message.noise.CopyFrom(to_tensor(method.noise, "noise"))
+    elif method.counterfactual is True:
+        message.counterfactual.SetInParent()
     elif method.counterfactual is not None:
         message.counterfactual.CopyFrom(encode_prompt(method.counterfactual))
     else:
         message.gaussian.CopyFrom(_gaussian(method))
+
+
+def _span_of(subject: str, request: pb.TraceRequest) -> NamedPositions | None:
+    """What a plain text means if it is the name of a span of the prompt, or of the first case."""
+    prompt = request.cases[0].prompt if request.cases else request.prompt
+    meant = named(subject) if subject else None
+    names = {span.name for span in prompt.spans} | {message.role for message in prompt.chat.messages}
+    return meant if meant is not None and meant.span.partition("[")[0] in names else None
+
+
+def _rows(request: pb.TraceRequest) -> tuple[str, ...]:
+    asked = request.causal_tracing
+    return row_names(asked.positions, asked.named_positions, TOKEN_CLASSES)
 
 
 def _gaussian(method: CausalTracing) -> pb.CausalTracing.Gaussian:
@@ -373,7 +405,7 @@ class _Assembly(Assembly[CausalTracingResult]):
 
     def _new_grids(self, context: Context, name: ComponentName) -> dict[str, Grid]:
         layers = None if name in WITHOUT_LAYER else tuple(self._asked.layers) or None
-        orders = [context.positions(self._asked.positions), layers]
+        orders = [None if context.rows else context.positions(self._asked.positions), layers]
         return {column: Grid(f"{name} {column}", orders) for column in _COLUMNS}
 
     @property
@@ -396,7 +428,9 @@ class _Assembly(Assembly[CausalTracingResult]):
 
     def _check_cells(self, context: Context, name: ComponentName, grid: Grid) -> None:
         (positions, layers), _, arrived = grid.join()
-        expected = context.positions(self._asked.positions) or tuple(range(len(context.tokens)))
+        asked = () if context.rows else self._asked.positions
+        named_here = self._asked.named_positions and not context.rows
+        expected = positions if named_here else context.positions(asked) or tuple(range(len(context.tokens)))
         gaps = layers != (NO_LAYER,) and not self._asked.layers and layers != tuple(range(len(layers)))
         few = layers != (NO_LAYER,) and len(layers) < len(set(self._asked.layers))
         if positions != expected or gaps or few or not arrived.all():
@@ -435,4 +469,4 @@ class _Assembly(Assembly[CausalTracingResult]):
         )
 
 
-register(CausalTracing, Kind(_write, _Assembly, (CausalTracingResult,)))
+register(CausalTracing, Kind(_write, _Assembly, (CausalTracingResult,), _rows))

@@ -8,37 +8,50 @@ import numpy as np
 import numpy.typing as npt
 
 from sonde._answers.interventions import InterventionResult
+from sonde._answers.requests import Request
 from sonde._arrays import Booleans, Label
-from sonde._ask.edits import Edit
+from sonde._ask.cases import Cases
 from sonde._ask.given import flag, refusal, several
 from sonde._ask.indices import index
-from sonde._ask.names import COMPONENT_AXES, COMPONENT_NAMES
-from sonde._ask.plans import Generation, Plan, Sweep
+from sonde._ask.named import PositionLike
+from sonde._ask.names import COMPONENT_AXES, COMPONENT_NAMES, DataTypeName, PoolingName
+from sonde._ask.plans import Generation, Plan, Sweep, runs_of
 from sonde._ask.prompts import Prompt, PromptLike, Targets
 from sonde._ask.sites import Site
+from sonde._wire.asked import record
 from sonde._wire.assembly import Stream
 from sonde._wire.context import Context
 from sonde._wire.edits import EditEncoder
-from sonde._wire.encoding import encode_generation, encode_prompt, encode_site, encode_targets
+from sonde._wire.encoding import (
+    decode_named,
+    encode_data_type,
+    encode_generation,
+    encode_pooling,
+    encode_site,
+    encode_targets,
+    write_asked,
+    write_position,
+)
 from sonde._wire.parts import CLEAN, Continuations, Values, missing
 from sonde._wire.tensors import from_tensor
-from sonde.errors import ProtocolError
+from sonde.errors import InvalidRequest, ProtocolError
 from sonde.v1 import inspection_pb2 as pb
-
-_PLAN: Final = "an edit, a list of edits, or a sweep"
 
 
 def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
-    prompt: PromptLike,
+    prompt: PromptLike | Cases,
     plan: Plan,
     *,
     targets: Targets,
     sources: Sequence[PromptLike],
-    position: int | None,
+    position: PositionLike | None,
     top_k: int,
     kl_divergence: bool,
     activations: Sequence[Site],
     generation: Generation | None,
+    data_type: DataTypeName | None = None,
+    pooling: PoolingName | None = None,
+    reduction: pb.Reduction | None = None,
     dry_run: bool,
 ) -> pb.InterveneRequest:
     """Encode the request of `Client.intervene`.
@@ -49,21 +62,25 @@ def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
     if isinstance(sources, str | Prompt):
         raise refusal("sources", "a list of prompts", sources)
     edits = EditEncoder(several(sources, "sources", "a list of prompts"))
-    request = pb.InterveneRequest(prompt=encode_prompt(prompt), dry_run=flag(dry_run, "dry_run"))
+    given = len(edits.sources)
+    request = pb.InterveneRequest(dry_run=flag(dry_run, "dry_run"), reduction=reduction)
+    write_asked(prompt, request)
     if isinstance(plan, Sweep):
         request.sweep.CopyFrom(edits.sweep(plan))
     else:
-        interventions = (plan,) if isinstance(plan, Edit) else several(plan, "interventions", _PLAN)
-        request.list.interventions.extend(map(edits.intervention, interventions))
+        request.list.interventions.extend(map(edits.intervention, runs_of(plan)))
         request.list.SetInParent()
     request.sources.extend(edits.sources)
+    if len(edits.sources) > given and any(case.sources for case in request.cases):
+        raise InvalidRequest.at("sources", "expected patches that name the sources of the cases by index, got a prompt")
     readout = request.readout
     readout.targets.extend(encode_targets(targets))
-    if position is not None:
-        readout.position = index(position, "position")
+    write_position(position, readout)
     readout.top_k = index(top_k, "top_k")
     readout.kl_divergence = flag(kl_divergence, "kl_divergence")
     readout.activations.extend(map(encode_site, activations))
+    readout.activations_data_type = encode_data_type(data_type)
+    readout.pooling = encode_pooling(pooling)
     if generation is not None:
         readout.generation.CopyFrom(encode_generation(generation))
     return request
@@ -81,12 +98,19 @@ class InterveneAssembler(Stream):
         "edit_norms",
     )
 
-    def __init__(self, request: pb.InterveneRequest, sites: Sequence[Site]) -> None:
-        super().__init__(dry_run=request.dry_run)
+    def __init__(
+        self,
+        request: pb.InterveneRequest,
+        sites: Sequence[Site],
+        generated_sites: Sequence[Site] = (),
+        asked: Request | None = None,
+    ) -> None:
+        super().__init__(dry_run=request.dry_run, asked=asked or record(request))
         self._request = request
-        self._values = Values(sites)
+        by_row = request.HasField("reduction") or request.readout.pooling != pb.POOLING_UNSPECIFIED
+        self._values = Values(sites, by_row=by_row)
         self._sites = sites
-        self._continuations = Continuations()
+        self._continuations = Continuations(request.readout.generation, generated_sites)
         self._axes: dict[str, tuple[Label, ...]] = {}
         self._columns: dict[str, npt.NDArray[np.generic]] = {}
         self._filled: dict[str, Booleans] = {}
@@ -141,6 +165,11 @@ class InterveneAssembler(Stream):
         site = sweep.edit.site
         if site.HasField("from_position"):
             positions: tuple[Label, ...] = (f"{site.from_position}:",)
+        elif site.HasField("named_from_position"):
+            positions = (f"{decode_named(site.named_from_position)}:",)
+        elif site.named_positions:
+            names = tuple(str(decode_named(name)) for name in site.named_positions)
+            positions = (",".join(names),) if pb.AXIS_POSITION in sweep.together else names
         else:
             positions = _axis_labels(axes.positions, site.positions, together=pb.AXIS_POSITION in sweep.together)
         return {
@@ -184,9 +213,10 @@ class InterveneAssembler(Stream):
         targets = len(context.targets)
         filled = self._filled.get("log_probabilities")
         shape = tuple(map(len, self._axes.values()))
-        clean_said = self._continuations.of(CLEAN)
-        common = context.common(self._values.captured(CLEAN), clean_said)
+        tokens = len(context.tokens)
+        common = context.common(self._values.captured(CLEAN), self._continuations.of(CLEAN, tokens))
         generating = self._request.readout.HasField("generation")
+        said = [self._continuations.of(run, tokens) for run in range(self._runs)] if generating else []
         return InterventionResult(
             **common,
             axes=self._axes | {"target": tuple(t.text for t in context.targets)},
@@ -199,7 +229,8 @@ class InterveneAssembler(Stream):
             arrived=np.zeros(shape, np.bool_) if filled is None else filled.reshape(shape),
             _texts=self._texts,
             _activations=[self._values.captured(run) for run in range(self._runs)] if self._sites else (),
-            _continuations=[self._continuations.of(run) for run in range(self._runs)] if generating else (),
+            _continuations=[samples[0] if samples else None for samples in said],
+            _further_samples=[samples[1:] for samples in said] if any(len(samples) > 1 for samples in said) else (),
             _unit_name=_unit_name(self._request.sweep.edit.site.component),
         )
 

@@ -5,12 +5,13 @@ The file registers the method when it is imported, and `sonde` imports every met
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
 from sonde._answers.results import TraceResult
 from sonde._wire.context import Context
+from sonde._wire.encoding import decode_named
 from sonde.v1 import inspection_pb2 as pb
 
 TraceT = TypeVar("TraceT", bound=TraceResult)
@@ -76,6 +77,13 @@ class Kind:
     """Creates the assembly for a method and its request."""
     parts: tuple[type[Any], ...]
     """The dataclasses in its saved results, apart from those that all results share."""
+    rows: Callable[[pb.TraceRequest], tuple[str, ...]] = field(default=lambda _: ())
+    """The names of the rows that stand for positions where cases are reduced; empty: it has no positions."""
+
+
+def row_names(numbers: Sequence[int], names: Sequence[pb.NamedPositions], otherwise: Sequence[str]) -> tuple[str, ...]:
+    """The rows of a reduction: what the request lists, or else the given ones."""
+    return tuple(map(str, numbers)) or tuple(str(decode_named(name)) for name in names) or tuple(otherwise)
 
 
 METHODS: Final[dict[type[Method[Any]], Kind]] = {}

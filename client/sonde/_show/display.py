@@ -47,6 +47,12 @@ def note(text: str) -> str:
     return f'<p class="note">{html.escape(text)}</p>'
 
 
+def details(summary: str, text: str) -> str:
+    """A line in a muted colour, and a longer text that a click on it unfolds."""
+    inside = f"<summary>{html.escape(summary)}</summary><pre>{html.escape(text)}</pre>"
+    return f'<details class="note">{inside}</details>'
+
+
 # ---------------------------------------------------------------------- tables
 
 
@@ -85,6 +91,22 @@ def sortable_table(title: str, header: Sequence[str], rows: Iterable[Sequence[ob
         f'<caption>{html.escape(title)}</caption><thead role="rowgroup"><tr role="row">{head}</tr></thead>'
         f'<tbody role="rowgroup">{body}</tbody></table></form>'
     )
+
+
+def token_table(header: Sequence[str], rows: Sequence[Sequence[str]], shares: Floats) -> str:
+    """A table of tokens, each with a background by its probability; the first column has the names of the rows."""
+    head = "".join(
+        f'<th scope="col"{" class=t" if i else ""}>{html.escape(name)}</th>' for i, name in enumerate(header)
+    )
+    body = []
+    for row, values in zip(rows, shares, strict=True):
+        cells = "".join(
+            f'<td class="t cell" style="--s:{100 * share:.0f}" title="{share:.4f}">{html.escape(text)}</td>'
+            for text, share in zip(row[1:], values.tolist(), strict=True)
+        )
+        body.append(f'<tr><th scope="row" class="n">{html.escape(row[0])}</th>{cells}</tr>')
+    caption = "<caption>the most probable next token at each position, read after each block</caption>"
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def ranking_html(title: str, tokens: Iterable[Ranked]) -> str:

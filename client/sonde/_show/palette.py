@@ -12,6 +12,11 @@ GREENS: Final[Ramp] = ((247, 252, 245), (161, 217, 155), (65, 171, 93), (0, 90, 
 REDS: Final[Ramp] = ((255, 245, 240), (252, 146, 114), (239, 59, 44), (153, 0, 13))
 BLUES: Final[Ramp] = ((247, 251, 255), (158, 202, 225), (66, 146, 198), (8, 69, 148))
 
+SERIES: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222")
+"""Colours of lines that can be told apart with any colour vision (Okabe and Ito 2008)."""
+MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
+"""A second way to tell the lines apart, for prints without colours."""
+
 
 class Look(NamedTuple):
     """The title and the colours of a component."""

@@ -3,8 +3,9 @@
 Importing this module does not import matplotlib; drawing does.
 """
 
+import itertools
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sonde._arrays import Floats, Label, visible
+from sonde._show.palette import MARKERS, SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,10 +23,23 @@ MOST_ROWS: Final = 40
 """The most rows with a label or a bar of their own."""
 MOST_COLUMNS: Final = 8
 MOST_POINTS: Final = 12
+MOST_TOKENS: Final = 24
+"""The most positions of a table of tokens."""
+MOST_PATTERNS: Final = 6
+"""The most patterns of attention that have their tokens beside them."""
+_LONGEST_TOKEN: Final = 12
+_DARK: Final = 0.55
+"""From this share on, text on a cell is white."""
 _CHARACTERS_PER_INCH: Final = 12
 """How much of a title fits above the panels."""
 _LINE_INCHES: Final = 0.19
 _INK: Final = "#222222"
+_BARS_INCHES: Final = 6.4
+_LINES_INCHES: Final = (6.4, 3.0)
+_BAR_COLOURS: Final = ("#b2182b", "#2166ac")
+_PALE_BAR_COLOURS: Final = ("#d6604d", "#4393c3")
+"""On these, the lines of errors can be seen."""
+_ERROR_BARS: Final[dict[str, Any]] = {"fmt": "none", "ecolor": _INK, "elinewidth": 1.0, "capsize": 2.5}
 _STYLE: Final[dict[str, Any]] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -122,11 +137,11 @@ def panels(
             if i and list(panel.rows) == list(shown[0].rows):
                 axes.set_yticklabels([])
         if title:
-            made.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11)
+            _title(made, wrapped)
 
     width, height = size or _size(shown)
-    lines = textwrap.wrap(title, max(20, int(_CHARACTERS_PER_INCH * width)))
-    return figure(width, height + _LINE_INCHES * max(len(lines) - 1, 0), draw)
+    wrapped = _wrapped(title, width)
+    return figure(width, height + _LINE_INCHES * max(len(wrapped) - 1, 0), draw)
 
 
 def draw_panel(made: "Figure", axes: "Axes", panel: Panel, low: float, high: float, *, legend: str = "") -> None:
@@ -136,10 +151,7 @@ def draw_panel(made: "Figure", axes: "Axes", panel: Panel, low: float, high: flo
     axes.set_title(panel.title, pad=8)
     axes.set_xlabel(panel.across)
     axes.set_ylabel(panel.down)
-    bar = made.colorbar(image, ax=axes, shrink=0.85, pad=0.03, aspect=28)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=2, labelsize=8)
-    bar.ax.set_title(legend, fontsize=8, pad=6)
+    _bar(made, axes, image, legend)
 
 
 def _size(shown: Sequence[Panel]) -> tuple[float, float]:
@@ -181,49 +193,313 @@ def _sparse(count: int, wanted: int) -> list[int]:
 # ---------------------------------------------------------------------- curves and bars
 
 
-def draw_curve(
-    axes: "Axes", title: str, at: Sequence[int], values: Floats, *, across: str, tops: Sequence[str]
+def draw_lens(
+    axes: "Axes",
+    title: str,
+    at: Sequence[int],
+    values: Floats,
+    *,
+    spread: tuple[Floats, Floats] | None = None,
+    down: str,
+    tops: Sequence[str],
 ) -> None:
-    """Draw numbers from 0 to 1 as a line; `tops` has a text for each point, or none at all."""
-    axes.plot(at, values, color="#54278f", marker="o", markersize=4, linewidth=1.6, clip_on=False)
-    axes.set_ylim(0, 1.05)
-    axes.set_xlim(at[0], max(at[-1], at[0] + 1))
-    labelled = _sparse(len(at), MOST_POINTS)
-    axes.set_xticks(labelled, [str(at[i]) for i in labelled])
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    """Draw probabilities from 0 to 1 across, depth upwards; `tops` has a text for each depth, or none at all.
+
+    `spread` has the ends of an error at each depth.
+    """
+    axes.plot(values, at, color=SERIES[0], marker="o", markersize=4, linewidth=1.6, clip_on=False, zorder=3)
+    if spread is not None:
+        axes.fill_betweenx(at, *spread, color=SERIES[0], alpha=0.2, linewidth=0)
+    axes.set_xlim(0, 1.0)
+    axes.set_ylim(at[0] - 0.5, max(at[-1], at[0] + 1) + 0.5)
+    shown = [len(at) - 1 - i for i in _sparse(len(at), MOST_ROWS)]
+    axes.set_yticks([at[i] for i in shown])
+    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_xlabel(across)
-    axes.set_title(title, pad=8)
-    for i in labelled if tops else []:
-        above = values[i] < 0.6
-        axes.annotate(
-            visible(tops[i]).strip(),
-            (at[i], values[i]),
-            xytext=(0, 6 if above else -6),
-            textcoords="offset points",
-            rotation=55,
-            ha="left" if above else "right",
-            va="bottom" if above else "top",
-            fontsize=7,
-            color="#666666",
-        )
+    axes.set_xlabel(title)
+    axes.set_ylabel(down)
+    if tops:
+        place = axes.get_yaxis_transform()
+        axes.text(1.05, at[-1] + 0.75, "top token", transform=place, fontsize=8, color="#666666", va="bottom")
+        for i in shown:
+            axes.text(1.05, at[i], _cut(tops[i]), transform=place, fontsize=8, va="center")
 
 
-def bars(title: str, labels: Sequence[str], values: Floats) -> "Figure":
-    """Draw horizontal bars: blue for positive values, red for negative ones."""
+def bars(
+    title: str, labels: Sequence[str], values: Floats, *, errors: Floats | None = None, across: str = ""
+) -> "Figure":
+    """Draw horizontal bars: blue for positive values, red for negative ones.
+
+    Args:
+        title: the title; one that is wider than the figure is wrapped.
+        labels: one for each bar.
+        values: [bar]
+        errors: [bar]: the standard error of each value, drawn as a line of this length to both sides; NaN draws none.
+        across: the label of the horizontal axis.
+    """
+    lines = _wrapped(title, _BARS_INCHES)
 
     def draw(made: "Figure") -> None:
         axes = made.subplots()
         rows = np.arange(len(labels))
-        colours = ["#b2182b" if value < 0 else "#2166ac" for value in values]
+        below, above = _BAR_COLOURS if errors is None else _PALE_BAR_COLOURS
+        colours = [below if value < 0 else above for value in values]
         axes.barh(rows, np.nan_to_num(values), color=colours, height=0.72)
-        axes.set_yticks(rows, labels)
+        if errors is not None:
+            known = np.isfinite(values) & np.isfinite(errors)
+            axes.errorbar(values[known], rows[known], xerr=errors[known], **_ERROR_BARS)
+        axes.set_yticks(rows, [visible(label) for label in labels])
+        axes.locator_params(axis="x", nbins=MOST_COLUMNS - 1)
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.axvline(0, color="#999999", linewidth=0.8)
         axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        axes.set_title(title, pad=8)
+        axes.set_xlabel(across)
+        _title(made, lines)
 
-    return figure(6.0, 0.9 + 0.21 * max(len(labels), 2), draw)
+    height = 0.75 + 0.21 * max(len(labels), 2) + 0.2 * bool(across) + _LINE_INCHES * len(lines)
+    return figure(_BARS_INCHES, height, draw)
+
+
+def points(
+    title: str, labels: Sequence[str], values: Floats, errors: Floats, *, reference: float, across: str, named: str
+) -> "Figure":
+    """Draw numbers as points with their errors, one below the other, beside a reference.
+
+    Args:
+        title: the title; one that is wider than the figure is wrapped.
+        labels: one for each number.
+        values: [point]
+        errors: [point]: the standard error of each, drawn as a line of this length to both sides; NaN draws none.
+        reference: where a dashed line stands.
+        across: the label of the horizontal axis.
+        named: what the dashed line is, in words.
+    """
+    wrapped = _wrapped(title, _BARS_INCHES)
+
+    def draw(made: "Figure") -> None:
+        axes = made.subplots()
+        rows = np.arange(len(labels))
+        axes.errorbar(values, rows, xerr=errors, **(_ERROR_BARS | {"fmt": "o", "color": SERIES[0], "markersize": 4.5}))
+        axes.axvline(reference, color=SERIES[1], linewidth=1.2, linestyle="--", label=named)
+        axes.set_yticks(rows, [visible(label) for label in labels])
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.locator_params(axis="x", nbins=MOST_COLUMNS - 1)
+        axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(across)
+        made.legend(loc="outside right upper", frameon=False, fontsize=8)
+        _title(made, wrapped)
+
+    return figure(_BARS_INCHES, 1.0 + 0.21 * max(len(labels), 2) + _LINE_INCHES * len(wrapped), draw)
+
+
+def lines(
+    title: str,
+    at: Sequence[float] | Sequence[str],
+    series: Mapping[str, Floats],
+    *,
+    errors: Mapping[str, Floats] | None = None,
+    across: str = "",
+    down: str = "",
+    zero: bool = False,
+) -> "Figure":
+    """Draw numbers as lines over a common horizontal axis, each in a colour and with a marker of its own.
+
+    Args:
+        title: the title; one that is wider than the figure is wrapped.
+        at: where the numbers are along the horizontal axis: numbers, or texts, which are equally far apart.
+        series: by the name of the line, which the legend shows if there are several, [point]; NaN leaves a gap.
+        errors: by the same names, [point]: the standard error of each number, drawn as a band of this height to both
+            sides; a line that has none is left out.
+        across: the label of the horizontal axis.
+        down: the label of the vertical axis.
+        zero: draw a line at zero, for effects.
+    """
+    named = bool(len(at)) and isinstance(at[0], str)
+    where = np.arange(len(at)) if named else np.asarray(at, np.float64)
+    wrapped = _wrapped(title, _LINES_INCHES[0])
+
+    def draw(made: "Figure") -> None:
+        axes = made.subplots()
+        for number, (name, values) in enumerate(series.items()):
+            colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+            spread = None if errors is None else errors.get(name)
+            if spread is not None:
+                axes.fill_between(where, values - spread, values + spread, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(
+                where, values, color=colour, marker=marker, markersize=4, linewidth=1.6, label=visible(name).strip()
+            )
+        if zero:
+            axes.axhline(0, color="#999999", linewidth=0.8, zorder=0.5)
+        if named:
+            shown = _sparse(len(at), MOST_COLUMNS if max(map(len, map(str, at))) > 4 else MOST_POINTS)
+            axes.set_xticks(shown, [visible(str(at[i])) for i in shown])
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_xlabel(across)
+        axes.set_ylabel(down)
+        if len(series) > 1:
+            made.legend(loc="outside right upper", frameon=False, fontsize=8)
+        _title(made, wrapped)
+
+    wide, tall = _LINES_INCHES
+    return figure(wide, tall + _LINE_INCHES * len(wrapped), draw)
+
+
+def write_title(made: "Figure", title: str, width: float) -> None:
+    """Write a title above a figure of this width in inches, on as many lines as it needs."""
+    _title(made, _wrapped(title, width))
+
+
+def _wrapped(title: str, width: float) -> list[str]:
+    """The lines of a title that is no wider than a figure of this width in inches."""
+    return [
+        line for part in title.splitlines() for line in textwrap.wrap(part, max(20, int(_CHARACTERS_PER_INCH * width)))
+    ]
+
+
+def _title(made: "Figure", wrapped: Sequence[str]) -> None:
+    """Write a title from the left edge of the figure."""
+    made.suptitle("\n".join(wrapped), x=0.01, ha="left", fontsize=11)
+
+
+# ---------------------------------------------------------------------- tables of tokens, and attention
+
+
+def token_table(
+    title: str,
+    rows: Sequence[Label],
+    columns: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    shares: Floats,
+    *,
+    down: str,
+    across: str,
+) -> "Figure":
+    """Draw a table of tokens whose cells are coloured by their probability; the last row is on top.
+
+    Of more rows than MOST_ROWS only some are shown, evenly spaced and with the last one; of more columns than
+    MOST_TOKENS, the last ones. The title says so.
+
+    Args:
+        title: the title; one that is wider than the figure is wrapped.
+        rows: the labels of the rows.
+        columns: the labels of the columns.
+        texts: [row][column]: what is written in each cell; long texts are cut.
+        shares: [row, column]: the probability of each, from 0 to 1.
+        down: the label of the vertical axis.
+        across: the label of the horizontal axis.
+    """
+    step = -(-len(rows) // MOST_ROWS)
+    shown = range(len(rows) - 1, -1, -max(step, 1))
+    first = max(0, len(columns) - MOST_TOKENS)
+    values = shares[list(shown)][:, first:]
+    words = [[_cut(text) for text in texts[row][first:]] for row in shown]
+    heads = [_cut(name) for name in columns[first:]]
+    letters = max((len(text) for line in [heads, *words] for text in line), default=4)
+    left = [*([f"every {step} blocks"] if step > 1 else []), *([f"the last {MOST_TOKENS} positions"] if first else [])]
+    whole = f"{title} ({', '.join(left)})" if left else title
+    width = max(5.0, 1.6 + len(heads) * (0.12 + 0.062 * letters))
+    wrapped = _wrapped(whole, width)
+
+    def draw(made: "Figure") -> None:
+        axes = made.subplots()
+        image = _grid(axes, values, "Blues", 0.0, 1.0)
+        axes.set_xticks([i + 0.5 for i in range(len(heads))], heads, fontsize=7.5)
+        axes.set_yticks([i + 0.5 for i in range(len(words))], [str(rows[row]) for row in shown], fontsize=7.5)
+        axes.set_xlabel(across)
+        axes.set_ylabel(down)
+        for i, line in enumerate(words):
+            for j, text in enumerate(line):
+                colour = "white" if values[i, j] > _DARK else _INK
+                axes.text(j + 0.5, i + 0.52, text, ha="center", va="center", fontsize=7, color=colour)
+        _bar(made, axes, image, "probability")
+        _title(made, wrapped)
+
+    return figure(width, 0.9 + 0.2 * len(words) + _LINE_INCHES * len(wrapped), draw)
+
+
+def attention(title: str, shown: Sequence[Panel], low: float, high: float, *, across: int, legend: str) -> "Figure":
+    """Draw attention from queries (rows) to keys (columns), a panel for each head, on one scale.
+
+    A few panels have their tokens beside them. Many are small and have only their titles.
+
+    Args:
+        title: the title; one that is wider than the figure is wrapped.
+        shown: the panels, with the texts of queries as rows and of keys as columns.
+        low: the value at the low end of the colours.
+        high: the value at the high end.
+        across: how many panels stand side by side.
+        legend: a title above the colour bar.
+    """
+    few = len(shown) <= MOST_PATTERNS
+    beside = min(3, len(shown)) if few else across
+    queries, keys = shown[0].values.shape
+    labels = max((len(name) for name in (*shown[0].rows, *shown[0].columns) if isinstance(name, str)), default=1)
+    cell = 0.19 if max(queries, keys) <= MOST_ROWS else 7.6 / max(queries, keys)
+    wide, tall = (
+        (0.075 * labels + cell * keys + 0.3, 0.075 * labels + cell * queries + 0.25)
+        if few
+        else (0.85, 0.3 + max(0.7 * queries / max(queries, keys), 0.15))
+    )
+    down = -(-len(shown) // beside)
+    width = max(4.2, wide * beside + 0.8)
+    wrapped = _wrapped(title, width)
+
+    def draw(made: "Figure") -> None:
+        image = None
+        for axes, panel in itertools.zip_longest(made.subplots(down, beside, squeeze=False).flat, shown):
+            if panel is None:
+                axes.set_axis_off()
+                continue
+            image = _grid(axes, panel.values, panel.colours, low, high)
+            axes.set_title(panel.title, fontsize=9 if few else 7, pad=3)
+            axes.set_aspect("equal")
+            axes.spines[:].set_visible(True)
+            axes.spines[:].set_color("#cccccc")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if few:
+                _label_tokens(axes, panel)
+        if few:
+            made.supxlabel("key: where attention goes to", fontsize=9)
+            made.supylabel("query: where it comes from", fontsize=9)
+        if image is not None:
+            bar = made.colorbar(
+                image,
+                ax=made.axes,
+                shrink=0.6 if tall * down > 2 else 1.0,
+                pad=0.02,
+                aspect=24 if tall * down > 2 else 6,
+            )
+            _plain_bar(bar, legend)
+        _title(made, wrapped)
+
+    return figure(width, tall * down + 0.3 + 0.2 * few + _LINE_INCHES * len(wrapped), draw)
+
+
+def _label_tokens(axes: "Axes", panel: Panel) -> None:
+    down, across = _sparse(len(panel.rows), MOST_ROWS), _sparse(len(panel.columns), MOST_ROWS)
+    axes.set_yticks([i + 0.5 for i in down], [panel.rows[i].strip() or "␣" for i in down], fontsize=7.5)
+    names = [str(panel.columns[i]).strip() or "␣" for i in across]
+    axes.set_xticks([i + 0.5 for i in across], names, fontsize=7.5, rotation=90)
+
+
+def _bar(made: "Figure", axes: "Axes", image: Any, legend: str) -> None:
+    _plain_bar(made.colorbar(image, ax=axes, shrink=0.85, pad=0.02, aspect=28), legend)
+
+
+def _plain_bar(bar: Any, legend: str) -> None:
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2, labelsize=8)
+    bar.ax.set_title(legend, fontsize=8, pad=6)
+
+
+def _cut(text: str) -> str:
+    shown = visible(text).strip() or "␣"
+    return shown if len(shown) <= _LONGEST_TOKEN else f"{shown[: _LONGEST_TOKEN - 1]}…"

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from sonde._show.display import Ranked
+
+_LEFT_OUT: Final = ("_texts", "request")
+"""Fields for programs in Python alone. Who runs the shell command knows what it asks."""
 
 
 def as_json(result: Any) -> dict[str, Any]:
@@ -15,7 +18,7 @@ def as_json(result: Any) -> dict[str, Any]:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    plain = {f.name.removeprefix("_"): _plain(getattr(value, f.name)) for f in fields(value) if f.name != "_texts"}
+    plain = {f.name.removeprefix("_"): _plain(getattr(value, f.name)) for f in fields(value) if f.name not in _LEFT_OUT}
     if isinstance(value, Ranked):
         plain["probability"] = value.probability
     return plain

@@ -26,6 +26,9 @@ overflow-x:auto}}
 .sonde form{{max-height:30em;overflow-y:auto}}
 .sonde .sortable thead{{position:sticky;top:0;background:var(--ground)}}
 .sonde .note{{color:var(--faint)}}
+.sonde details summary{{cursor:pointer}}
+.sonde details pre{{margin:.3em 0 .6em 1em;font:12px/1.4 ui-monospace,"DejaVu Sans Mono",monospace;color:inherit;
+white-space:pre-wrap;background:none}}
 .sonde svg{{display:block}}
 .sonde svg text{{fill:var(--text);font:11px system-ui,"Segoe UI","DejaVu Sans",sans-serif}}
 .sonde svg .faint{{fill:var(--faint)}}
@@ -53,6 +56,7 @@ background:none;line-height:1.45;overflow-wrap:anywhere;max-width:44em}}
 .sonde tbody tr:hover{{background:color-mix(in oklab,var(--text) 7%,transparent)}}
 .sonde .n{{text-align:right;font-variant-numeric:tabular-nums}}
 .sonde .t{{font-family:ui-monospace,"DejaVu Sans Mono",monospace;white-space:pre}}
+.sonde td.cell{{background:color-mix(in oklab,var(--one) calc(var(--s)*.55%),transparent)}}
 .sonde .bar{{display:inline-block;height:.62em;background:var(--hue,var(--one));margin-left:.6em;border-radius:1px}}
 .sonde table.sortable{{display:grid;grid-template-columns:repeat(var(--columns),max-content);width:max-content}}
 .sonde .sortable caption{{grid-column:1/-1}}

@@ -5,8 +5,10 @@ An assembler is fed each message in turn. `partial()` returns what is known so f
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from sonde._answers.requests import Request
 from sonde._wire.context import Context
 from sonde._wire.parts import missing
 from sonde.errors import ProtocolError
@@ -39,16 +41,18 @@ class Assembler(Protocol[ResponseT_contra, ResultT_co]):
 class Stream:
     """The parts that the streams of both calls share: the context and the progress."""
 
-    def __init__(self, *, dry_run: bool) -> None:
+    def __init__(self, *, dry_run: bool, asked: Request | None = None, rows: Sequence[str] = ()) -> None:
         self.progress = (0, 0)
         self._dry_run = dry_run
+        self._asked_request = asked
+        self._rows = tuple(rows)
         self._context: Context | None = None
 
     def _start(self, message: pb.TraceResponse | pb.InterveneResponse) -> Context:
         if message.HasField("context"):
             if self._context is not None:
                 raise ProtocolError("the answer has its context twice")
-            self._context = Context(message.context, dry_run=self._dry_run)
+            self._context = Context(message.context, dry_run=self._dry_run, asked=self._asked_request, rows=self._rows)
         if self._context is None:
             raise ProtocolError("the answer does not begin with its context")
         if message.HasField("progress"):

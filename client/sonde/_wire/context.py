@@ -1,11 +1,12 @@
 """The context that begins an answer: the prompt's tokens, the unchanged run, the cost and the provenance."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from sonde._answers.captured import Captured
-from sonde._answers.predictions import Continuation, Prediction, TokenPrediction
+from sonde._answers.predictions import NO_TOKEN, Continuation, Prediction, Token, TokenPrediction
+from sonde._answers.requests import Request
 from sonde._answers.results import Common, Cost, Provenance
 from sonde._wire.parts import token
 from sonde.errors import ProtocolError
@@ -20,17 +21,26 @@ def provenance(message: pb.Provenance) -> Provenance:
 
 
 class Context:
-    """The context of an answer, decoded."""
+    """The context of an answer, decoded.
 
-    def __init__(self, message: pb.RunContext, *, dry_run: bool) -> None:
+    A statistic over cases has rows in place of positions. They stand where a prompt has its tokens.
+    """
+
+    def __init__(
+        self, message: pb.RunContext, *, dry_run: bool, asked: Request | None = None, rows: Sequence[str] = ()
+    ) -> None:
         if not dry_run and not message.HasField("clean"):
             raise ProtocolError("the answer's context has no unchanged run")
         self.message = message
         self.dry_run = dry_run
-        self.tokens = tuple(map(token, message.tokens))
+        self.asked = asked
+        self.rows = tuple(rows)
+        self.tokens = tuple(Token(NO_TOKEN, row) for row in rows) or tuple(map(token, message.tokens))
         self.targets = tuple(map(token, message.targets))
         cost = message.cost
-        self.cost = Cost(cost.runs, cost.token_layers, cost.full_token_layers, cost.answer_bytes)
+        self.cost = Cost(
+            cost.runs, cost.token_layers, cost.full_token_layers, cost.answer_bytes, cost.cases, cost.tokens
+        )
         self.provenance = provenance(message.provenance)
 
     def texts(self) -> dict[int, str]:
@@ -43,20 +53,22 @@ class Context:
         resolved = tuple(dict.fromkeys(p + len(self.tokens) if p < 0 else p for p in given))
         return resolved or None
 
-    def common(self, activations: Captured | None = None, continuation: Continuation | None = None) -> Common:
+    def common(self, activations: Captured | None = None, continuations: Sequence[Continuation] = ()) -> Common:
         """The fields that all results share."""
         captured = Captured((), ()) if activations is None else activations
         return {
             "tokens": self.tokens,
             "targets": self.targets,
-            "position": self.message.position,
+            "position": NO_TOKEN if self.rows else self.message.position,
             "cost": self.cost,
             "provenance": self.provenance,
             "dry_run": self.dry_run,
-            "_clean": None if self.dry_run else self._prediction(captured, continuation),
+            "request": self.asked,
+            "spans": {span.name: tuple(span.positions) for span in self.message.spans},
+            "_clean": None if self.dry_run else self._prediction(captured, continuations),
         }
 
-    def _prediction(self, activations: Captured, continuation: Continuation | None) -> Prediction:
+    def _prediction(self, activations: Captured, continuations: Sequence[Continuation]) -> Prediction:
         clean = self.message.clean
         counts = len(clean.log_probabilities), len(clean.logits), len(self.targets)
         if len(set(counts)) != 1 or len(clean.top_tokens) != len(clean.top_log_probabilities):
@@ -70,5 +82,6 @@ class Context:
                 for t, p in zip(clean.top_tokens, clean.top_log_probabilities, strict=True)
             ),
             activations,
-            continuation,
+            continuations[0] if continuations else None,
+            tuple(continuations[1:]),
         )

@@ -8,8 +8,8 @@ from sonde._ask.given import number, refusal, several
 from sonde._ask.indices import index
 from sonde._ask.names import AXES
 from sonde._ask.plans import Sweep
-from sonde._ask.prompts import Prompt, PromptLike
-from sonde._wire.encoding import encode_prompt, encode_site
+from sonde._ask.prompts import Chat, Prompt, PromptLike
+from sonde._wire.encoding import encode_prompt, encode_site, write_positions
 from sonde._wire.tensors import to_tensor
 from sonde.v1 import inspection_pb2 as pb
 
@@ -63,17 +63,19 @@ class EditEncoder:
             case ProjectOut(direction):
                 message.project_out.CopyFrom(to_tensor(direction, "project_out"))
             case Knockout(key_positions):
-                message.knockout.CopyFrom(pb.Knockout(key_positions=key_positions))
+                message.knockout.SetInParent()
+                write_positions(key_positions, message.knockout.key_positions, message.knockout.named_key_positions)
         return message
 
     def _patch(self, patch: Patch) -> pb.Patch:
-        return pb.Patch(
+        message = pb.Patch(
             sources=[entry if isinstance(entry, int) else self._source(entry) for entry in patch.sources],
-            source_positions=patch.source_positions,
             source_layer=patch.source_layer,
         )
+        write_positions(patch.source_positions, message.source_positions, message.named_source_positions)
+        return message
 
-    def _source(self, prompt: str | Prompt) -> int:
+    def _source(self, prompt: str | Prompt | Chat) -> int:
         message = encode_prompt(prompt)
         if message not in self.sources:
             self.sources.append(message)

@@ -36,7 +36,14 @@ def description(response: pb.GetModelResponse) -> Model:
         max_positions=response.max_positions,
         parameters=response.parameters,
         stacks=stacks,
-        limits=Limits(limits.max_prompt_tokens or None, limits.max_runs or None, limits.max_answer_bytes or None),
+        limits=Limits(
+            limits.max_prompt_tokens or None,
+            limits.max_runs or None,
+            limits.max_answer_bytes or None,
+            limits.max_cases or None,
+            limits.max_total_tokens or None,
+        ),
+        chat_template=response.chat_template,
     )
 
 

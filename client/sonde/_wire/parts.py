@@ -1,23 +1,25 @@
 """Joining what a stream sends in parts: arrays, activations and generated tokens."""
 
+import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sonde._answers.captured import Captured, captured_axes
 from sonde._answers.predictions import Continuation, Token
-from sonde._arrays import Axes, Booleans, Label
+from sonde._arrays import BFLOAT16, Axes, Booleans, Label
 from sonde._ask.names import COMPONENT_NAMES, WITHOUT_LAYER, ComponentName, FinishReason
 from sonde._ask.sites import Site
-from sonde._wire.tensors import from_tensor
+from sonde._wire.tensors import from_tensor, from_tensor_as_sent
 from sonde.errors import ProtocolError
 from sonde.v1 import inspection_pb2 as pb
 
 CLEAN: Final = -1
 """The number that the contract gives to the unchanged run."""
+_NAN_BFLOAT16: Final = 0x7FC0
 NO_LAYER: Final = -1
 """The label on the layer axis of a component that has no layers."""
 
@@ -128,16 +130,25 @@ class _Flat(NamedTuple):
     """The activations of one layer, flattened."""
 
     shape: tuple[int, ...]
-    values: npt.NDArray[np.generic]
+    values: npt.NDArray[Any]
     arrived: Booleans
     """Which values have arrived."""
+
+
+def _empty(size: int, dtype: "np.dtype[Any]") -> npt.NDArray[Any]:
+    """An array whose values have not arrived: NaN, or -1 among integers."""
+    if dtype == BFLOAT16:
+        return np.full(size, _NAN_BFLOAT16, np.uint16).view(BFLOAT16)
+    return np.full(size, np.nan if dtype.kind == "f" else -1, dtype)
 
 
 class Values:
     """Activations, joined from slices that each belong to one run, site and layer."""
 
-    def __init__(self, sites: Sequence[Site]) -> None:
+    def __init__(self, sites: Sequence[Site], *, by_row: bool = False) -> None:
+        """Join activations of these sites; `by_row`: their positions are joined in rows, one for each listed entry."""
         self._sites = tuple(sites)
+        self._by_row = by_row
         self._known: dict[_Place, dict[int, _Flat]] = {}
         """By run and site, then by layer."""
 
@@ -147,15 +158,17 @@ class Values:
         Raises:
             ProtocolError: if it lies outside its array, or contradicts the slices before it.
         """
-        values, shape = from_tensor(part.values).reshape(-1), tuple(part.shape)
-        size, end = math.prod(shape), part.offset + part.values.shape[0] if part.values.shape else part.offset + 1
+        values, shape = from_tensor_as_sent(part.values).reshape(-1), tuple(part.shape)
+        size, end = math.prod(shape), part.offset + len(values)
         if not (0 <= part.site < len(self._sites) and min(shape, default=0) >= 0 <= part.offset and end <= size):
             raise ProtocolError(f"the answer has activations outside site {part.site}, at offset {part.offset}")
         layers = self._known.setdefault(_Place(part.run, part.site), {})
-        if part.layer not in layers:
-            empty = np.nan if values.dtype.kind == "f" else -1
-            layers[part.layer] = _Flat(shape, np.full(size, empty, values.dtype), np.zeros(size, np.bool_))
-        known = layers[part.layer]
+        known = layers.get(part.layer)
+        if known is None and len(values) == size:
+            layers[part.layer] = _Flat(shape, values, np.ones(size, np.bool_))
+            return
+        if known is None:
+            known = layers[part.layer] = _Flat(shape, _empty(size, values.dtype), np.zeros(size, np.bool_))
         if known.shape != shape or known.values.dtype != values.dtype:
             raise ProtocolError(f"the answer has activations of two shapes or types at site {part.site}")
         known.values[part.offset : end] = values
@@ -163,7 +176,7 @@ class Values:
 
     def captured(self, run: int) -> Captured:
         """Return what has arrived of one run."""
-        arrays: list[tuple[Axes, npt.NDArray[np.generic]]] = []
+        arrays: list[tuple[Axes, npt.NDArray[Any]]] = []
         for index, site in enumerate(self._sites):
             known = self._known.get(_Place(run, index), {})
             layers = [layer for layer in in_order(site.layers, known) or sorted(known) if layer in known]
@@ -174,7 +187,7 @@ class Values:
                 raise ProtocolError(f"the answer has activations whose shape depends on the layer, at site {index}")
             shape = parts[0].shape
             stacked = np.stack([part.values.reshape(shape) for part in parts])
-            axes = captured_axes(site.component, layers, shape)
+            axes = captured_axes(site, layers, shape, by_row=self._by_row)
             arrays.append((axes, stacked[0] if site.component in WITHOUT_LAYER else stacked))
         return Captured(self._sites, arrays)
 
@@ -193,55 +206,105 @@ class Values:
                     raise missing(f"activations of run {run} at site {index} ({site.component})")
 
 
+class _Sample(NamedTuple):
+    run: int
+    sample: int
+
+
 class Continuations:
-    """Generated tokens, joined from slices that each belong to one run."""
+    """Generated tokens, joined from slices that each belong to one sample of one run."""
 
     _REASONS: Mapping[int, FinishReason] = {
         pb.Generated.FINISH_REASON_LENGTH: "length",
         pb.Generated.FINISH_REASON_END_TOKEN: "end_token",
+        pb.Generated.FINISH_REASON_STOP: "stop",
     }
 
-    def __init__(self) -> None:
-        self._parts: dict[int, dict[int, pb.Generated]] = {}
+    def __init__(self, request: pb.Generation, sites: Sequence[Site]) -> None:
+        """Begin with no slices.
+
+        Args:
+            request: what was requested.
+            sites: those of its activations.
+        """
+        self._request = request
+        self._samples = max(1, request.samples)
+        self._sites = tuple(sites)
+        self._parts: dict[_Sample, dict[int, list[pb.Generated]]] = {}
 
     def add(self, part: pb.Generated) -> None:
         """Add a slice. A slice without tokens, which only ends the run, may share its offset with another one."""
-        parts = self._parts.setdefault(part.run, {})
-        offset = part.offset
-        if offset in parts and part.tokens and parts[offset].tokens:
-            raise ProtocolError(f"the answer has the generated token {offset} of run {part.run} twice")
-        if offset in parts:
-            joined = pb.Generated()
-            joined.CopyFrom(parts[offset])
-            joined.MergeFrom(part)
-            joined.text = parts[offset].text + part.text
-            part = joined
-        parts[offset] = part
+        if not 0 <= part.sample < self._samples:
+            raise ProtocolError(f"the answer has sample {part.sample} of run {part.run}, which was not requested")
+        known = self._parts.setdefault(_Sample(part.run, part.sample), {}).setdefault(part.offset, [])
+        if part.tokens and any(other.tokens for other in known):
+            raise ProtocolError(f"the answer has the generated token {part.offset} of run {part.run} twice")
+        known.append(part)
 
-    def of(self, run: int) -> Continuation | None:
-        """Return what a run has generated, up to the first gap."""
-        parts = self._parts.get(run)
+    def of(self, run: int, tokens: int) -> tuple[Continuation, ...]:
+        """Return what a run has generated after a prompt of this many tokens: its samples, each up to the first gap.
+
+        Samples that follow one that has not begun are left out.
+        """
+        found = (self._sample(_Sample(run, sample), tokens) for sample in range(self._samples))
+        return tuple(itertools.takewhile(lambda said: said is not None, found))  # type: ignore[arg-type]
+
+    def _sample(self, key: _Sample, prompt: int) -> Continuation | None:
+        parts = self._parts.get(key)
         if parts is None:
             return None
         tokens: list[Token] = []
-        text = ""
+        joined: list[pb.Generated] = []
         reason: FinishReason | None = None
         for offset in sorted(parts):
             if offset != len(tokens):
                 break
-            tokens.extend(map(token, parts[offset].tokens))
-            text += parts[offset].text
-            if parts[offset].finish_reason in self._REASONS:
-                reason = self._REASONS[parts[offset].finish_reason]
-        return Continuation(tuple(tokens), text, reason)
+            for part in parts[offset]:
+                joined.append(part)
+                tokens.extend(map(token, part.tokens))
+                if part.finish_reason in self._REASONS:
+                    reason = self._REASONS[part.finish_reason]
+        return Continuation(
+            tuple(tokens),
+            "".join(part.text for part in joined),
+            reason,
+            np.array([value for part in joined for value in part.log_probabilities], np.float32),
+            self._captured(key, joined, prompt),
+            key.sample,
+        )
+
+    def _captured(self, key: _Sample, parts: Sequence[pb.Generated], prompt: int) -> Captured:
+        """The activations of a continuation, by site."""
+        parts = [part for part in parts if part.activations]
+        if not parts or not self._sites:
+            return Captured((), ())
+        if any(len(part.activations) != len(self._sites) for part in parts):
+            raise ProtocolError(f"the answer has activations of other sites in the generated tokens of run {key.run}")
+        arrays: list[tuple[Axes, npt.NDArray[np.generic]]] = []
+        for index, site in enumerate(self._sites):
+            try:
+                values = np.concatenate([from_tensor(part.activations[index]) for part in parts], axis=1)
+            except ValueError as error:
+                raise ProtocolError(f"the answer has activations that do not join at site {index}: {error}") from None
+            layers = site.layers or range(len(values))
+            axes = captured_axes(site, layers, values.shape[1:])
+            places: Axes = {**axes, "position": tuple(range(prompt, prompt + values.shape[1]))}
+            arrays.append((places, values[0] if site.component in WITHOUT_LAYER else values))
+        return Captured(self._sites, arrays)
 
     def check(self, runs: Iterable[int]) -> None:
-        """Check that these runs have ended.
+        """Check that all samples of these runs have ended, with all that was requested of their tokens.
 
         Raises:
             ProtocolError: if one has not; the message names the run.
         """
         for run in runs:
-            said = self.of(run)
-            if said is None or said.finish_reason is None:
-                raise missing(f"the generated tokens of run {run}")
+            for sample in range(self._samples):
+                said = self._sample(_Sample(run, sample), 0)
+                if said is None or said.finish_reason is None:
+                    raise missing(f"the generated tokens of run {run}")
+                if self._request.log_probabilities and len(said.log_probabilities) != len(said.tokens):
+                    raise missing(f"the log-probabilities of the generated tokens of run {run}")
+                read = {len(said.activations.axes(site)["position"]) for site in said.activations}
+                if len(said.activations) != len(self._sites) or read - {len(said.tokens) - 1}:
+                    raise missing(f"the activations of the generated tokens of run {run}")

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from sonde._arrays import BFLOAT16, widened
 from sonde._ask.given import array as array_of
 from sonde._ask.given import is_real, refusal
 from sonde.errors import ProtocolError
@@ -51,6 +52,15 @@ def from_tensor(tensor: pb.Tensor) -> npt.NDArray[np.generic]:
     Raises:
         ProtocolError: if the type is not known or the number of bytes does not match the shape.
     """
+    return widened(from_tensor_as_sent(tensor))
+
+
+def from_tensor_as_sent(tensor: pb.Tensor) -> npt.NDArray[Any]:
+    """Decode to a writable array in the machine's byte order; bfloat16 stays as it is (see `BFLOAT16`).
+
+    Raises:
+        ProtocolError: if the type is not known or the number of bytes does not match the shape.
+    """
     wire_type = _WIRE_TYPES.get(tensor.data_type)
     if wire_type is None:
         raise ProtocolError(f"the answer has a tensor of data type {tensor.data_type}, which this client does not know")
@@ -58,10 +68,8 @@ def from_tensor(tensor: pb.Tensor) -> npt.NDArray[np.generic]:
     if any(size < 0 for size in shape) or math.prod(shape) * wire_type.itemsize != len(tensor.data):
         raise ProtocolError(f"the answer has a tensor of shape {list(shape)} in {len(tensor.data)} bytes")
     array: npt.NDArray[np.generic] = np.frombuffer(tensor.data, dtype=wire_type).reshape(shape)
-    if tensor.data_type == pb.DATA_TYPE_BFLOAT16:
-        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    native: npt.NDArray[np.generic] = array.astype(wire_type.newbyteorder("="))
-    return native
+    native: npt.NDArray[Any] = array.astype(wire_type.newbyteorder("="))
+    return native.view(BFLOAT16) if tensor.data_type == pb.DATA_TYPE_BFLOAT16 else native
 
 
 def floats(tensor: pb.Tensor) -> npt.NDArray[np.float32]:

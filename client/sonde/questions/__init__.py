@@ -6,30 +6,44 @@
     edits = questions.directional_ablation(direction[0], client.model.layers)
 
 Functions that return edits or plans contact no server, and their results work with an `AsyncClient` too. The others use
-a `Client`, and send several requests at a time so that the server always has the next one.
+a `Client`. What is about many prompts goes to the server as one dataset.
 """
 
-from sonde.questions.attribution import LogitAttribution, direct_logit_attribution
-from sonde.questions.average_trace import TOKEN_CLASSES, AverageTrace, Case, average_causal_trace
-from sonde.questions.knockout import AttentionKnockout, attention_knockout, knockout_sweep
-from sonde.questions.lens import LensTable, logit_lens
+from sonde._answers.average_patching import AveragePatching
+from sonde._answers.average_trace import AverageTrace
+from sonde._answers.findings import (
+    ActivationPatching,
+    AttentionKnockout,
+    LensTable,
+    LogitAttribution,
+    SteeringStrengths,
+)
+from sonde._methods.causal_tracing import TOKEN_CLASSES
+from sonde._readable import make_readable as _make_readable
+from sonde.questions.attribution import direct_logit_attribution
+from sonde.questions.average_trace import average_causal_trace, average_causal_trace_cost
+from sonde.questions.knockout import attention_knockout, knockout_sweep
+from sonde.questions.lens import logit_lens
 from sonde.questions.mean_ablation import mean_ablation, mean_activation
-from sonde.questions.patching import ActivationPatching, activation_patching
+from sonde.questions.patching import activation_patching, average_activation_patching
 from sonde.questions.patchscopes import IDENTITY_PROMPT, patchscope, patchscopes
-from sonde.questions.steering import directional_ablation, steer, steering_vector
+from sonde.questions.steering import directional_ablation, steer, steering_strengths, steering_vector
 
 __all__ = [
     "IDENTITY_PROMPT",
     "TOKEN_CLASSES",
     "ActivationPatching",
     "AttentionKnockout",
+    "AveragePatching",
     "AverageTrace",
-    "Case",
     "LensTable",
     "LogitAttribution",
+    "SteeringStrengths",
     "activation_patching",
     "attention_knockout",
+    "average_activation_patching",
     "average_causal_trace",
+    "average_causal_trace_cost",
     "direct_logit_attribution",
     "directional_ablation",
     "knockout_sweep",
@@ -39,5 +53,8 @@ __all__ = [
     "patchscope",
     "patchscopes",
     "steer",
+    "steering_strengths",
     "steering_vector",
 ]
+
+_make_readable(globals()[name] for name in __all__)

@@ -6,19 +6,17 @@ three residual streams, and each contribution is measured by subtracting the par
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from sonde._arrays import Floats
+from sonde._answers.findings import LogitAttribution
 from sonde._ask.edits import add, replace, scale
 from sonde._ask.prompts import PromptLike, TargetLike
 from sonde._ask.sites import head, residual, site
 from sonde._methods.activations import Activations
 from sonde.client import Client
 from sonde.errors import Unsupported
-from sonde.questions.pipeline import each
 
 _Array = npt.NDArray[np.float64]
 
@@ -27,24 +25,6 @@ TOLERANCE = 1e-2
 
 bfloat16 has about 3 digits.
 """
-
-
-@dataclass(frozen=True, eq=False)
-class LogitAttribution:
-    """A logit, or a difference of logits, as the sum of `contributions` and the `bias` of norm and unembedding."""
-
-    names: tuple[str, ...]
-    """The names of the parts, such as `embedding`, `attention 3`, `head 3:5` and `mlp 3`."""
-    contributions: Floats
-    """[part], in the order of `names`."""
-    bias: float
-    logit: float
-    """The logit that the model computes."""
-
-    def strongest(self, count: int = 10) -> list[tuple[str, float]]:
-        """The parts with the largest contributions, in either direction, the largest first."""
-        order = np.argsort(-np.abs(self.contributions))[:count]
-        return [(self.names[part], float(self.contributions[part])) for part in order]
 
 
 def direct_logit_attribution(
@@ -107,7 +87,7 @@ def _by_heads(client: Client, prompt: PromptLike, position: int, attention: _Arr
         alone: _Array = shares[:-1]
         return alone
 
-    return list(each(ask, range(len(attention))))
+    return [ask(layer) for layer in range(len(attention))]
 
 
 def _through_norm(

@@ -3,12 +3,11 @@
 Geva et al. 2023 (arXiv 2304.14767), with a window of 9 layers.
 """
 
-from dataclasses import dataclass
-
-from sonde._answers.interventions import InterventionResult
+from sonde._answers.findings import AttentionKnockout
 from sonde._arrays import Floats
 from sonde._ask.edits import knockout
-from sonde._ask.indices import Indices, indices
+from sonde._ask.indices import Indices
+from sonde._ask.named import PositionsLike, positions
 from sonde._ask.plans import Sweep, sweep
 from sonde._ask.prompts import PromptLike, TokenLike
 from sonde._ask.sites import site
@@ -16,23 +15,11 @@ from sonde.client import Client
 from sonde.errors import InvalidRequest
 
 
-@dataclass(frozen=True, eq=False)
-class AttentionKnockout:
-    """The effect on the target of blocking attention around each layer."""
-
-    layers: tuple[int, ...]
-    """The centres of the windows."""
-    changes: Floats
-    """[layer]: the change in the target's probability, in percent of its probability in the unchanged run."""
-    result: InterventionResult
-    """The full result of the changed runs."""
-
-
 def knockout_sweep(
-    keys: Indices, *, queries: Indices = -1, window: int = 9, layers: Indices = None, heads: Indices = None
+    keys: PositionsLike, *, queries: PositionsLike = -1, window: int = 9, layers: Indices = None, heads: Indices = None
 ) -> Sweep:
     """Return a plan with one run per layer l, which blocks attention around it; window 9 is l - 4 to l + 4."""
-    if not indices(keys, "keys"):
+    if not positions(keys, "keys"):
         raise InvalidRequest.at("keys", "expected the positions to block, got none")
     edit = knockout(site("attention_scores", units=heads, positions=queries), keys)
     return sweep(edit, layers=layers, together=("unit", "position"), layer_window=window)
@@ -41,9 +28,9 @@ def knockout_sweep(
 def attention_knockout(
     client: Client,
     prompt: PromptLike,
-    keys: Indices,
+    keys: PositionsLike,
     *,
-    queries: Indices = -1,
+    queries: PositionsLike = -1,
     target: TokenLike | None = None,
     window: int = 9,
     layers: Indices = None,
@@ -54,7 +41,7 @@ def attention_knockout(
     Args:
         client: the client to use.
         prompt: the prompt to run.
-        keys: the positions that are hidden, such as those of the subject.
+        keys: the positions that are hidden, such as those of the subject, by number or by name.
         queries: the positions that cannot attend to them; the default is the last.
         target: the token to measure; None measures the unchanged run's own top prediction, as in the paper.
         window: how many layers are blocked together.

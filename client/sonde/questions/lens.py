@@ -3,78 +3,20 @@
 https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens
 """
 
-from dataclasses import dataclass
-
-import numpy as np
-
-from sonde._answers.predictions import Token, TokenPrediction
-from sonde._arrays import Floats, visible
-from sonde._ask.indices import Indices, indices
+from sonde._answers.findings import LensTable
+from sonde._ask.named import PositionsLike
 from sonde._ask.prompts import PromptLike
-from sonde._methods.token_probability import TokenProbability, TokenProbabilityResult
-from sonde._show.display import html_table
+from sonde._methods.token_probability import TokenProbability
 from sonde.client import Client
-from sonde.questions.pipeline import each
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class LensTable:
-    """The most probable next token after each block, at each position."""
-
-    tokens: tuple[Token, ...]
-    """The prompt's tokens at `positions`."""
-    positions: tuple[int, ...]
-    depths: tuple[int, ...]
-    """0 is before the first block; k is after k blocks."""
-    cells: tuple[tuple[TokenPrediction, ...], ...]
-    """The most probable tokens, by depth and then by position."""
-
-    @property
-    def probabilities(self) -> Floats:
-        """[depth, position]: the probability of the token in each cell."""
-        return np.array([[cell.probability for cell in row] for row in self.cells], np.float32)
-
-    def rows(self) -> list[list[str]]:
-        """One row per depth, the last depth first, for a table."""
-        shown = [
-            [str(depth), *(visible(cell.text) for cell in row)]
-            for depth, row in zip(self.depths, self.cells, strict=True)
-        ]
-        return shown[::-1]
-
-    def _header(self) -> list[str]:
-        return ["after block", *(visible(token.text) for token in self.tokens)]
-
-    def __str__(self) -> str:
-        lines = [self._header(), *self.rows()]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
-        )
-
-    def __repr__(self) -> str:
-        return f"LensTable({len(self.depths)} depths x {len(self.positions)} positions)"
-
-    def _repr_html_(self) -> str:
-        return html_table("most probable next token", self._header(), self.rows())
-
-
-def logit_lens(client: Client, prompt: PromptLike, *, positions: Indices = None) -> LensTable:
+def logit_lens(client: Client, prompt: PromptLike, *, positions: PositionsLike = None) -> LensTable:
     """Find the most probable next token at each depth and position.
 
     Args:
         client: the client to use.
         prompt: the prompt to run.
-        positions: the positions to read; None means all.
+        positions: the positions to read, by number or by name; None means all.
     """
-    described = client.trace(prompt, top_k=0, dry_run=True)
-    count = len(described.tokens)
-    chosen = [p % count if -count <= p < count else p for p in indices(positions, "positions")] or list(range(count))
-
-    def read(position: int) -> TokenProbabilityResult:
-        return client.trace(prompt, method=TokenProbability(), position=position, top_k=1)
-
-    results = list(each(read, chosen))
-    depths = results[0].depths
-    cells = tuple(tuple(result.top_at(depth, 1)[0] for result in results) for depth in depths)
-    return LensTable(tuple(described.tokens[p] for p in chosen), tuple(chosen), depths, cells)
+    method = TokenProbability(positions="all" if positions is None else positions)
+    return client.trace(prompt, method=method, top_k=1).table

@@ -9,8 +9,10 @@ from dataclasses import replace as with_fields
 
 import numpy as np
 
+from sonde._answers.captured import Captured
 from sonde._answers.interventions import InterventionResult
 from sonde._arrays import Floats
+from sonde._ask.cases import Cases
 from sonde._ask.edits import Edit, replace
 from sonde._ask.given import several
 from sonde._ask.names import COMPONENT_AXES
@@ -19,7 +21,6 @@ from sonde._ask.sites import Site
 from sonde._methods.activations import Activations
 from sonde.client import Client
 from sonde.errors import InvalidRequest
-from sonde.questions.pipeline import each
 
 
 def mean_activation(client: Client, prompts: Iterable[PromptLike], site: Site) -> Floats:
@@ -32,19 +33,17 @@ def mean_activation(client: Client, prompts: Iterable[PromptLike], site: Site) -
     """
     if "key" in COMPONENT_AXES[site.component]:
         raise InvalidRequest.at("site", f"expected a component without an axis of keys, got {site.component}")
-    method = Activations(site)
+    cases = Cases(several(prompts, "prompts", "a list of prompts"))
+    reduced = client.trace(cases, method=Activations(site), top_k=0, reduce="mean")
+    return _over_rows(reduced.mean.activations, reduced.counts.activations)
 
-    def read(prompt: PromptLike) -> tuple["np.ndarray[tuple[int, ...], np.dtype[np.float64]]", int]:
-        activations = client.trace(prompt, method=method, top_k=0).activations
-        values = activations[0].astype(np.float64)
-        positions = list(activations.axes(0)).index("position")
-        return values.sum(positions), values.shape[positions]
 
-    sums = list(each(read, several(prompts, "prompts", "a list of prompts")))
-    if not sums:
-        raise InvalidRequest.at("prompts", "expected at least one prompt, got none")
-    total = np.sum([values for values, _ in sums], axis=0)
-    mean: Floats = (total / sum(count for _, count in sums)).astype(np.float32)
+def _over_rows(means: Captured, counts: Captured) -> Floats:
+    """The mean over the rows of a reduction, each weighed by how many values it is over."""
+    axis = list(means.axes(0)).index("position")
+    weights = np.nan_to_num(counts[0].astype(np.float64))
+    total = (np.nan_to_num(means[0].astype(np.float64)) * weights).sum(axis)
+    mean: Floats = (total / weights.sum(axis)).astype(np.float32)
     return mean
 
 

@@ -10,16 +10,20 @@ from typing import SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from sonde._answers.findings import SteeringStrengths
 from sonde._arrays import Floats
+from sonde._ask.cases import Case, Cases
 from sonde._ask.edits import Edit, add, project_out
 from sonde._ask.given import array, is_real, number, refusal, several
 from sonde._ask.indices import Indices, index
+from sonde._ask.named import PositionLike
 from sonde._ask.names import ComponentName
-from sonde._ask.prompts import PromptLike
+from sonde._ask.plans import Generation
+from sonde._ask.prompts import PromptLike, Targets
 from sonde._ask.sites import residual, site
+from sonde._connection.progress import Progress
 from sonde._methods.activations import Activations
 from sonde.client import Client
-from sonde.questions.pipeline import each
 
 
 def steering_vector(
@@ -27,8 +31,9 @@ def steering_vector(
     pairs: Iterable[tuple[PromptLike, PromptLike]],
     *,
     layers: Indices = None,
-    position: int = -1,
+    position: PositionLike = -1,
     component: ComponentName = "residual_post",
+    progress: Progress = False,
 ) -> Floats:
     """Return the mean over pairs of the positive minus the negative activation: [layer, D], not normalised.
 
@@ -36,22 +41,26 @@ def steering_vector(
         client: the client to use.
         pairs: prompts that differ in what the direction should represent, the positive one first.
         layers: the blocks to read; None means all.
-        position: the position to read; negative ones count from the end, since prompts may differ in length.
+        position: the position to read; negative ones count from the end, since prompts may differ in length. A name
+            (see `sonde.span`) is that of a span that every prompt has.
         component: the component to read.
+        progress: True for a line on standard error, or a function that is called with (done, total).
     """
     expected = "at least one pair of prompts (positive, negative)"
     couples = [several(pair, "pairs", expected) for pair in several(pairs, "pairs", expected)]
     if not couples or any(len(couple) != 2 for couple in couples):
         raise refusal("pairs", expected, pairs)
-    both = [prompt for couple in couples for prompt in couple]
+    cases = [
+        Case(prompt, group=side) for couple in couples for prompt, side in zip(couple, ("for", "against"), strict=True)
+    ]
     method = Activations(site(component, layers=layers, positions=[position]))
-
-    def read(prompt: PromptLike) -> npt.NDArray[np.float64]:
-        # [layer, 1, ...]: only one position was requested.
-        return client.trace(prompt, method=method, top_k=0).activations[0].astype(np.float64)[:, 0]
-
-    values = np.array(list(each(read, both)))
-    differences: Floats = (values[0::2] - values[1::2]).mean(0).astype(np.float32)
+    groups = client.trace(Cases(cases), method=method, top_k=0, reduce="mean", progress=progress).groups
+    towards, against = (groups[side].mean.activations for side in ("for", "against"))
+    # One row, because only one position was requested.
+    row = list(towards.axes(0)).index("position")
+    differences: Floats = (
+        (towards[0].astype(np.float64) - against[0].astype(np.float64)).squeeze(row).astype(np.float32)
+    )
     return differences
 
 
@@ -62,6 +71,40 @@ def steer(vector: npt.ArrayLike, *, layer: SupportsIndex, coefficient: float = 1
         raise refusal("vector", "an array of real numbers", vector)
     scaled = number(coefficient, "coefficient") * direction.astype(np.float32)
     return add(residual(layer=[layer], from_position=from_position), scaled)
+
+
+def steering_strengths(
+    client: Client,
+    prompt: PromptLike,
+    vector: npt.ArrayLike,
+    *,
+    layer: SupportsIndex,
+    strengths: Iterable[float],
+    targets: Targets = None,
+    from_position: int = 0,
+    generation: Generation | None = None,
+) -> SteeringStrengths:
+    """Add a direction with several strengths, one run for each, and measure what each does; see its `plot()`.
+
+    Args:
+        client: the client to use.
+        prompt: the prompt to run.
+        vector: the direction: [D].
+        layer: the block after which it is added.
+        strengths: the factors with which it is added; negative ones subtract it.
+        targets: the tokens to measure; None measures the unchanged run's own top prediction.
+        from_position: where it is added: at this position and all later ones, including generated ones.
+        generation: let every run generate text too.
+    """
+    factors = [number(one, "strengths") for one in several(strengths, "strengths", "a list of numbers")]
+    plan = {
+        f"strength {factor:g}": steer(vector, layer=layer, coefficient=factor, from_position=from_position)
+        for factor in factors
+    }
+    if len(plan) != len(factors):
+        raise refusal("strengths", "different numbers", factors)
+    result = client.intervene(prompt, plan, targets=targets, generation=generation, top_k=5)
+    return SteeringStrengths(tuple(factors), result.effect, result)
 
 
 def directional_ablation(direction: npt.ArrayLike, layers: int) -> list[Edit]:

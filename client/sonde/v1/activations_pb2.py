@@ -26,15 +26,19 @@ from sonde.v1 import places_pb2 as sonde_dot_v1_dot_places__pb2
 from sonde.v1 import tensors_pb2 as sonde_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asonde/v1/activations.proto\x12\x08sonde.v1\x1a\x15sonde/v1/places.proto\x1a\x16sonde/v1/tensors.proto\",\n\x0b\x41\x63tivations\x12\x1d\n\x05sites\x18\x01 \x03(\x0b\x32\x0e.sonde.v1.Site\"|\n\x0f\x41\x63tivationSlice\x12\x0b\n\x03run\x18\x01 \x01(\x05\x12\x0c\n\x04site\x18\x02 \x01(\x05\x12\r\n\x05layer\x18\x03 \x01(\x05\x12\r\n\x05shape\x18\x04 \x03(\x05\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12 \n\x06values\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensorb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asonde/v1/activations.proto\x12\x08sonde.v1\x1a\x15sonde/v1/places.proto\x1a\x16sonde/v1/tensors.proto\"w\n\x0b\x41\x63tivations\x12\x1d\n\x05sites\x18\x01 \x03(\x0b\x32\x0e.sonde.v1.Site\x12%\n\tdata_type\x18\x02 \x01(\x0e\x32\x12.sonde.v1.DataType\x12\"\n\x07pooling\x18\x03 \x01(\x0e\x32\x11.sonde.v1.Pooling\"\x8c\x01\n\x0f\x41\x63tivationSlice\x12\x0b\n\x03run\x18\x01 \x01(\x05\x12\x0c\n\x04site\x18\x02 \x01(\x05\x12\r\n\x05layer\x18\x03 \x01(\x05\x12\r\n\x05shape\x18\x04 \x03(\x05\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12 \n\x06values\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x0e\n\x06\x63ounts\x18\x07 \x03(\x05\"\xc5\x01\n\x12LargestActivations\x12\x0b\n\x03run\x18\x01 \x01(\x05\x12\x0c\n\x04site\x18\x02 \x01(\x05\x12\r\n\x05layer\x18\x03 \x01(\x05\x12\r\n\x05shape\x18\x04 \x03(\x05\x12\x0e\n\x06offset\x18\x05 \x01(\x03\x12 \n\x06values\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x1f\n\x05\x63\x61ses\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12#\n\tpositions\x18\x08 \x01(\x0b\x32\x10.sonde.v1.Tensor*E\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_MAX\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sonde.v1.activations_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_POOLING']._serialized_start=551
+  _globals['_POOLING']._serialized_end=620
   _globals['_ACTIVATIONS']._serialized_start=87
-  _globals['_ACTIVATIONS']._serialized_end=131
-  _globals['_ACTIVATIONSLICE']._serialized_start=133
-  _globals['_ACTIVATIONSLICE']._serialized_end=257
+  _globals['_ACTIVATIONS']._serialized_end=206
+  _globals['_ACTIVATIONSLICE']._serialized_start=209
+  _globals['_ACTIVATIONSLICE']._serialized_end=349
+  _globals['_LARGESTACTIVATIONS']._serialized_start=352
+  _globals['_LARGESTACTIVATIONS']._serialized_end=549
 # @@protoc_insertion_point(module_scope)

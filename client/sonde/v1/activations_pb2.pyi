@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sonde.v1 import places_pb2 as _places_pb2
 from sonde.v1 import tensors_pb2 as _tensors_pb2
 import builtins as _builtins
@@ -20,6 +21,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Pooling:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    POOLING_UNSPECIFIED: _Pooling.ValueType  # 0
+    """They are not: every position is answered."""
+    POOLING_MEAN: _Pooling.ValueType  # 1
+    """The mean over the positions of each row. A site has one row for each entry of `positions` or `named_positions`
+    where it lists any, otherwise one for all positions.
+    """
+    POOLING_MAX: _Pooling.ValueType  # 2
+    """The largest value over the positions of each row."""
+
+class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper):
+    """How the positions of a site are joined when it is read."""
+
+POOLING_UNSPECIFIED: Pooling.ValueType  # 0
+"""They are not: every position is answered."""
+POOLING_MEAN: Pooling.ValueType  # 1
+"""The mean over the positions of each row. A site has one row for each entry of `positions` or `named_positions`
+where it lists any, otherwise one for all positions.
+"""
+POOLING_MAX: Pooling.ValueType  # 2
+"""The largest value over the positions of each row."""
+Global___Pooling: _TypeAlias = Pooling  # noqa: Y015
+
 @_typing.final
 class Activations(_message.Message):
     """Reads activations of the unchanged run."""
@@ -27,6 +56,12 @@ class Activations(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SITES_FIELD_NUMBER: _builtins.int
+    DATA_TYPE_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    data_type: _tensors_pb2.DataType.ValueType
+    """How values are encoded: FLOAT32, BFLOAT16 or FLOAT16. Statistics are FLOAT32. Unspecified: FLOAT32."""
+    pooling: Global___Pooling.ValueType
+    """How positions are joined within each case. Unspecified: not at all. Scores and patterns cannot be pooled."""
     @_builtins.property
     def sites(self) -> _containers.RepeatedCompositeFieldContainer[_places_pb2.Site]:
         """The sites that are read. At least one."""
@@ -35,10 +70,12 @@ class Activations(_message.Message):
         self,
         *,
         sites: _abc.Iterable[_places_pb2.Site] | None = ...,
+        data_type: _tensors_pb2.DataType.ValueType = ...,
+        pooling: Global___Pooling.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sites", b"sites"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_type", b"data_type", "pooling", b"pooling", "sites", b"sites"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -46,7 +83,7 @@ Global___Activations: _TypeAlias = Activations  # noqa: Y015
 
 @_typing.final
 class ActivationSlice(_message.Message):
-    """Part of one activation of one run, over the prompt's positions."""
+    """Part of one activation of one run, over the prompt's positions. Where cases are reduced, over its rows (Reduction)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -56,6 +93,7 @@ class ActivationSlice(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
     run: _builtins.int
     """The run, numbered as in Readings. -1: the unchanged run, which is the only one in a trace."""
     site: _builtins.int
@@ -72,6 +110,10 @@ class ActivationSlice(_message.Message):
     def values(self) -> _tensors_pb2.Tensor:
         """[values in this slice] The values, in the order of the whole activation."""
 
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In a reduction: how many values each row is over."""
+
     def __init__(
         self,
         *,
@@ -81,11 +123,74 @@ class ActivationSlice(_message.Message):
         shape: _abc.Iterable[_builtins.int] | None = ...,
         offset: _builtins.int = ...,
         values: _tensors_pb2.Tensor | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer", b"layer", "offset", b"offset", "run", b"run", "shape", b"shape", "site", b"site", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "layer", b"layer", "offset", b"offset", "run", b"run", "shape", b"shape", "site", b"site", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ActivationSlice: _TypeAlias = ActivationSlice  # noqa: Y015
+
+@_typing.final
+class LargestActivations(_message.Message):
+    """Part of the largest values of one activation over the cases of a reduction, for each of its rows and units."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    CASES_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    run: _builtins.int
+    """The run, numbered as in ActivationSlice."""
+    site: _builtins.int
+    """The site, as an index into the request's list."""
+    layer: _builtins.int
+    """The layer. 0 for a component that takes none."""
+    offset: _builtins.int
+    """The index of this slice's first value in the whole, counted in values, row by row."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The shape of the whole: that of the reduced activation, then the number of values listed: Reduction.largest, or
+        fewer if there are not as many.
+        """
+
+    @_builtins.property
+    def values(self) -> _tensors_pb2.Tensor:
+        """float32 [values in this slice]: the values, the largest first."""
+
+    @_builtins.property
+    def cases(self) -> _tensors_pb2.Tensor:
+        """int32 [values in this slice]: the case of each, by its index in the request."""
+
+    @_builtins.property
+    def positions(self) -> _tensors_pb2.Tensor:
+        """int32 [values in this slice]: the position of each, counted from 0. Where positions are pooled, the first of the
+        row.
+        """
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.int = ...,
+        site: _builtins.int = ...,
+        layer: _builtins.int = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        offset: _builtins.int = ...,
+        values: _tensors_pb2.Tensor | None = ...,
+        cases: _tensors_pb2.Tensor | None = ...,
+        positions: _tensors_pb2.Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "positions", b"positions", "values", b"values"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "layer", b"layer", "offset", b"offset", "positions", b"positions", "run", b"run", "shape", b"shape", "site", b"site", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LargestActivations: _TypeAlias = LargestActivations  # noqa: Y015

@@ -61,6 +61,7 @@ class AttributionPatching(_message.Message):
     RECOMPUTE_SOFTMAX_FIELD_NUMBER: _builtins.int
     DROP_LAYERS_FIELD_NUMBER: _builtins.int
     EDGES_FIELD_NUMBER: _builtins.int
+    NAMED_POSITIONS_FIELD_NUMBER: _builtins.int
     integration_steps: _builtins.int
     """0 or 1: the plain gradient. More: that many gradients, averaged along the straight line between the embeddings of
     the two prompts by the midpoint rule.
@@ -82,7 +83,9 @@ class AttributionPatching(_message.Message):
     """
     @_builtins.property
     def source(self) -> _prompts_pb2.Prompt:
-        """The prompt that values are patched from, of the same number of tokens. Required."""
+        """The prompt that values are patched from, of the same number of tokens. Required, but in a request of cases it may
+        have no input: then it is the case's only source.
+        """
 
     @_builtins.property
     def components(self) -> _containers.RepeatedScalarFieldContainer[_places_pb2.Component.ValueType]:
@@ -91,6 +94,12 @@ class AttributionPatching(_message.Message):
     @_builtins.property
     def edges(self) -> Global___AttributionPatching.Edges:
         """Estimates for edges. Unset: none."""
+
+    @_builtins.property
+    def named_positions(self) -> _containers.RepeatedCompositeFieldContainer[_prompts_pb2.NamedPositions]:
+        """Positions by name. Each entry is then one place: its estimate, of patching all its positions, is the sum of theirs.
+        Empty: every position is a place of its own.
+        """
 
     def __init__(
         self,
@@ -103,10 +112,11 @@ class AttributionPatching(_message.Message):
         recompute_softmax: _builtins.bool = ...,
         drop_layers: _builtins.bool = ...,
         edges: Global___AttributionPatching.Edges | None = ...,
+        named_positions: _abc.Iterable[_prompts_pb2.NamedPositions] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "drop_layers", b"drop_layers", "edges", b"edges", "integration_steps", b"integration_steps", "metric", b"metric", "recompute_softmax", b"recompute_softmax", "source", b"source", "verify_top", b"verify_top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "drop_layers", b"drop_layers", "edges", b"edges", "integration_steps", b"integration_steps", "metric", b"metric", "named_positions", b"named_positions", "recompute_softmax", b"recompute_softmax", "source", b"source", "verify_top", b"verify_top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -125,6 +135,7 @@ class Attributions(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
     ESTIMATES_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
     component: _places_pb2.Component.ValueType
     """Where the estimates were made."""
     @_builtins.property
@@ -133,11 +144,15 @@ class Attributions(_message.Message):
 
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The positions in this part, counted from 0."""
+        """The positions in this part, counted from 0; with `named_positions`, its entries instead."""
 
     @_builtins.property
     def estimates(self) -> _tensors_pb2.Tensor:
         """The estimated changes of the metric, in its units."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In a reduction: over how many cases each entry is, of those that have such positions."""
 
     def __init__(
         self,
@@ -146,10 +161,11 @@ class Attributions(_message.Message):
         layers: _abc.Iterable[_builtins.int] | None = ...,
         positions: _abc.Iterable[_builtins.int] | None = ...,
         estimates: _tensors_pb2.Tensor | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["estimates", b"estimates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "estimates", b"estimates", "layers", b"layers", "positions", b"positions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "counts", b"counts", "estimates", b"estimates", "layers", b"layers", "positions", b"positions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

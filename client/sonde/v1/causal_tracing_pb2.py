@@ -27,7 +27,7 @@ from sonde.v1 import prompts_pb2 as sonde_dot_v1_dot_prompts__pb2
 from sonde.v1 import tensors_pb2 as sonde_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsonde/v1/causal_tracing.proto\x12\x08sonde.v1\x1a\x15sonde/v1/places.proto\x1a\x16sonde/v1/prompts.proto\x1a\x16sonde/v1/tensors.proto\"\x93\x04\n\rCausalTracing\x12\x34\n\x08gaussian\x18\x01 \x01(\x0b\x32 .sonde.v1.CausalTracing.GaussianH\x00\x12!\n\x05noise\x18\x02 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12*\n\x0e\x63ounterfactual\x18\x03 \x01(\x0b\x32\x10.sonde.v1.PromptH\x00\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\x16\n\x0csubject_text\x18\x05 \x01(\tH\x01\x12\x33\n\x11subject_positions\x18\x06 \x01(\x0b\x32\x16.sonde.v1.PositionListH\x01\x12\'\n\ncomponents\x18\x07 \x03(\x0e\x32\x13.sonde.v1.Component\x12\x13\n\x06window\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x0e\n\x06layers\x18\t \x03(\x05\x12\x11\n\tpositions\x18\n \x03(\x05\x12\x12\n\nper_sample\x18\x0b \x01(\x08\x1a\x85\x01\n\x08Gaussian\x12\x14\n\ndeviations\x18\x01 \x01(\x02H\x00\x12\x1c\n\x12standard_deviation\x18\x02 \x01(\x02H\x00\x12\x14\n\x07samples\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x02\x88\x01\x01\x42\x07\n\x05scaleB\n\n\x08_samplesB\x07\n\x05_seedB\x0c\n\ncorruptionB\t\n\x07subjectB\t\n\x07_window\"\xa3\x01\n\nCorruption\x12\x15\n\rprobabilities\x18\x01 \x03(\x02\x12\x12\n\ndeviations\x18\x02 \x03(\x02\x12\x11\n\tpositions\x18\x03 \x03(\x05\x12\x17\n\x0fnoise_deviation\x18\x04 \x01(\x02\x12\x0e\n\x06logits\x18\x05 \x03(\x02\x12.\n\x14sample_probabilities\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\"\xfd\x01\n\x0fRestorationGrid\x12&\n\tcomponent\x18\x01 \x01(\x0e\x32\x13.sonde.v1.Component\x12\x11\n\tpositions\x18\x02 \x03(\x05\x12\x0e\n\x06layers\x18\x03 \x03(\x05\x12\'\n\rprobabilities\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12$\n\ndeviations\x18\x05 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12 \n\x06logits\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12.\n\x14sample_probabilities\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Tensorb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsonde/v1/causal_tracing.proto\x12\x08sonde.v1\x1a\x15sonde/v1/places.proto\x1a\x16sonde/v1/prompts.proto\x1a\x16sonde/v1/tensors.proto\"\xf9\x04\n\rCausalTracing\x12\x34\n\x08gaussian\x18\x01 \x01(\x0b\x32 .sonde.v1.CausalTracing.GaussianH\x00\x12!\n\x05noise\x18\x02 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12*\n\x0e\x63ounterfactual\x18\x03 \x01(\x0b\x32\x10.sonde.v1.PromptH\x00\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\x16\n\x0csubject_text\x18\x05 \x01(\tH\x01\x12\x33\n\x11subject_positions\x18\x06 \x01(\x0b\x32\x16.sonde.v1.PositionListH\x01\x12\x31\n\rnamed_subject\x18\x0c \x01(\x0b\x32\x18.sonde.v1.NamedPositionsH\x01\x12\'\n\ncomponents\x18\x07 \x03(\x0e\x32\x13.sonde.v1.Component\x12\x13\n\x06window\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x0e\n\x06layers\x18\t \x03(\x05\x12\x11\n\tpositions\x18\n \x03(\x05\x12\x12\n\nper_sample\x18\x0b \x01(\x08\x12\x31\n\x0fnamed_positions\x18\r \x03(\x0b\x32\x18.sonde.v1.NamedPositions\x1a\x85\x01\n\x08Gaussian\x12\x14\n\ndeviations\x18\x01 \x01(\x02H\x00\x12\x1c\n\x12standard_deviation\x18\x02 \x01(\x02H\x00\x12\x14\n\x07samples\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x02\x88\x01\x01\x42\x07\n\x05scaleB\n\n\x08_samplesB\x07\n\x05_seedB\x0c\n\ncorruptionB\t\n\x07subjectB\t\n\x07_window\"\xa3\x01\n\nCorruption\x12\x15\n\rprobabilities\x18\x01 \x03(\x02\x12\x12\n\ndeviations\x18\x02 \x03(\x02\x12\x11\n\tpositions\x18\x03 \x03(\x05\x12\x17\n\x0fnoise_deviation\x18\x04 \x01(\x02\x12\x0e\n\x06logits\x18\x05 \x03(\x02\x12.\n\x14sample_probabilities\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\"\x8d\x02\n\x0fRestorationGrid\x12&\n\tcomponent\x18\x01 \x01(\x0e\x32\x13.sonde.v1.Component\x12\x11\n\tpositions\x18\x02 \x03(\x05\x12\x0e\n\x06layers\x18\x03 \x03(\x05\x12\'\n\rprobabilities\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12$\n\ndeviations\x18\x05 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12 \n\x06logits\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12.\n\x14sample_probabilities\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x0e\n\x06\x63ounts\x18\x08 \x03(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sonde.v1.causal_tracing_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CAUSALTRACING']._serialized_start=115
-  _globals['_CAUSALTRACING']._serialized_end=646
-  _globals['_CAUSALTRACING_GAUSSIAN']._serialized_start=477
-  _globals['_CAUSALTRACING_GAUSSIAN']._serialized_end=610
-  _globals['_CORRUPTION']._serialized_start=649
-  _globals['_CORRUPTION']._serialized_end=812
-  _globals['_RESTORATIONGRID']._serialized_start=815
-  _globals['_RESTORATIONGRID']._serialized_end=1068
+  _globals['_CAUSALTRACING']._serialized_end=748
+  _globals['_CAUSALTRACING_GAUSSIAN']._serialized_start=579
+  _globals['_CAUSALTRACING_GAUSSIAN']._serialized_end=712
+  _globals['_CORRUPTION']._serialized_start=751
+  _globals['_CORRUPTION']._serialized_end=914
+  _globals['_RESTORATIONGRID']._serialized_start=917
+  _globals['_RESTORATIONGRID']._serialized_end=1186
 # @@protoc_insertion_point(module_scope)

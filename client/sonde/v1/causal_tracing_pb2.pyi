@@ -80,11 +80,13 @@ class CausalTracing(_message.Message):
     REPLACE_FIELD_NUMBER: _builtins.int
     SUBJECT_TEXT_FIELD_NUMBER: _builtins.int
     SUBJECT_POSITIONS_FIELD_NUMBER: _builtins.int
+    NAMED_SUBJECT_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
     PER_SAMPLE_FIELD_NUMBER: _builtins.int
+    NAMED_POSITIONS_FIELD_NUMBER: _builtins.int
     replace: _builtins.bool
     """Whether the noise replaces the embedding instead of being added to it."""
     subject_text: _builtins.str
@@ -96,7 +98,7 @@ class CausalTracing(_message.Message):
     max(0, l - w/2) to min(L, l + (w+1)/2) - 1, divisions rounded down. At least 1. Unset: 10.
     """
     per_sample: _builtins.bool
-    """Whether to give every sample's probability as well as the mean."""
+    """Whether to give every sample's probability as well as the mean. Not in a reduction."""
     @_builtins.property
     def gaussian(self) -> Global___CausalTracing.Gaussian:
         """Noise that the server draws."""
@@ -108,12 +110,16 @@ class CausalTracing(_message.Message):
     @_builtins.property
     def counterfactual(self) -> _prompts_pb2.Prompt:
         """Another prompt of the same number of tokens, whose embedding is used instead. It takes no subject: the subject is
-        where the two prompts differ.
+        where the two prompts differ. In a request of cases it may have no input: then it is the case's only source.
         """
 
     @_builtins.property
     def subject_positions(self) -> _prompts_pb2.PositionList:
         """The positions themselves."""
+
+    @_builtins.property
+    def named_subject(self) -> _prompts_pb2.NamedPositions:
+        """The positions by name."""
 
     @_builtins.property
     def components(self) -> _containers.RepeatedScalarFieldContainer[_places_pb2.Component.ValueType]:
@@ -127,6 +133,13 @@ class CausalTracing(_message.Message):
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The positions of the grid; negative ones count from the end. Empty: all."""
 
+    @_builtins.property
+    def named_positions(self) -> _containers.RepeatedCompositeFieldContainer[_prompts_pb2.NamedPositions]:
+        """Instead of `positions`: positions by name; those of several entries come once. If a reduction names none, its rows
+        are those of figure 2 of the paper: the first, middle and last position of the subject, the next one, the further
+        ones, and the last of the prompt.
+        """
+
     def __init__(
         self,
         *,
@@ -136,21 +149,23 @@ class CausalTracing(_message.Message):
         replace: _builtins.bool = ...,
         subject_text: _builtins.str = ...,
         subject_positions: _prompts_pb2.PositionList | None = ...,
+        named_subject: _prompts_pb2.NamedPositions | None = ...,
         components: _abc.Iterable[_places_pb2.Component.ValueType] | None = ...,
         window: _builtins.int | None = ...,
         layers: _abc.Iterable[_builtins.int] | None = ...,
         positions: _abc.Iterable[_builtins.int] | None = ...,
         per_sample: _builtins.bool = ...,
+        named_positions: _abc.Iterable[_prompts_pb2.NamedPositions] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_window", b"_window", "corruption", b"corruption", "counterfactual", b"counterfactual", "gaussian", b"gaussian", "noise", b"noise", "subject", b"subject", "subject_positions", b"subject_positions", "subject_text", b"subject_text", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_window", b"_window", "corruption", b"corruption", "counterfactual", b"counterfactual", "gaussian", b"gaussian", "named_subject", b"named_subject", "noise", b"noise", "subject", b"subject", "subject_positions", b"subject_positions", "subject_text", b"subject_text", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window", b"_window", "components", b"components", "corruption", b"corruption", "counterfactual", b"counterfactual", "gaussian", b"gaussian", "layers", b"layers", "noise", b"noise", "per_sample", b"per_sample", "positions", b"positions", "replace", b"replace", "subject", b"subject", "subject_positions", b"subject_positions", "subject_text", b"subject_text", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window", b"_window", "components", b"components", "corruption", b"corruption", "counterfactual", b"counterfactual", "gaussian", b"gaussian", "layers", b"layers", "named_positions", b"named_positions", "named_subject", b"named_subject", "noise", b"noise", "per_sample", b"per_sample", "positions", b"positions", "replace", b"replace", "subject", b"subject", "subject_positions", b"subject_positions", "subject_text", b"subject_text", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__window: _TypeAlias = _typing.Literal["window"]  # noqa: Y015
     _WhichOneofArgType__window: _TypeAlias = _typing.Literal["_window", b"_window"]  # noqa: Y015
     _WhichOneofReturnType_corruption: _TypeAlias = _typing.Literal["gaussian", "noise", "counterfactual"]  # noqa: Y015
     _WhichOneofArgType_corruption: _TypeAlias = _typing.Literal["corruption", b"corruption"]  # noqa: Y015
-    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["subject_text", "subject_positions"]  # noqa: Y015
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["subject_text", "subject_positions", "named_subject"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__window) -> _WhichOneofReturnType__window | None: ...
@@ -228,11 +243,12 @@ class RestorationGrid(_message.Message):
     DEVIATIONS_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
     SAMPLE_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
     component: _places_pb2.Component.ValueType
     """The component that was restored."""
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The positions in this part, counted from 0."""
+        """The positions in this part, counted from 0. In a reduction: the rows (Reduction), counted from 0."""
 
     @_builtins.property
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -254,6 +270,10 @@ class RestorationGrid(_message.Message):
     def sample_probabilities(self) -> _tensors_pb2.Tensor:
         """float32 [positions, layers, targets, samples]: every sample's probability. Unset if the request did not ask for it."""
 
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In a reduction: how many values each row in this part is over."""
+
     def __init__(
         self,
         *,
@@ -264,10 +284,11 @@ class RestorationGrid(_message.Message):
         deviations: _tensors_pb2.Tensor | None = ...,
         logits: _tensors_pb2.Tensor | None = ...,
         sample_probabilities: _tensors_pb2.Tensor | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deviations", b"deviations", "logits", b"logits", "probabilities", b"probabilities", "sample_probabilities", b"sample_probabilities"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "deviations", b"deviations", "layers", b"layers", "logits", b"logits", "positions", b"positions", "probabilities", b"probabilities", "sample_probabilities", b"sample_probabilities"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "counts", b"counts", "deviations", b"deviations", "layers", b"layers", "logits", b"logits", "positions", b"positions", "probabilities", b"probabilities", "sample_probabilities", b"sample_probabilities"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,7 +23,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class RunContext(_message.Message):
-    """What a caller needs to read the numbers that follow."""
+    """What a caller needs to read the numbers that follow. A reduction has neither tokens nor spans, its targets are those
+    of its first case, and its `position` is 0.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -34,11 +36,12 @@ class RunContext(_message.Message):
     AXES_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position where predictions are read, counted from 0."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[_targets_pb2.Token]:
-        """The prompt's tokens, including special ones: entry p is position p."""
+        """The prompt's tokens, including special ones: entry p is position p. Empty in a dry run of cases."""
 
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[_targets_pb2.Token]:
@@ -54,11 +57,17 @@ class RunContext(_message.Message):
 
     @_builtins.property
     def cost(self) -> Global___Cost:
-        """What the request costs."""
+        """What the request costs; that of a case, what the case costs."""
 
     @_builtins.property
     def provenance(self) -> _model_pb2.Provenance:
         """The model, device and software that computed the numbers."""
+
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenSpan]:
+        """The named positions of the prompt: the messages of a chat, and its spans. Those of a chat are named as in
+        NamedPositions.span: each message by its role and number, the last of a role also by the role alone.
+        """
 
     def __init__(
         self,
@@ -70,14 +79,43 @@ class RunContext(_message.Message):
         axes: _plans_pb2.Axes | None = ...,
         cost: Global___Cost | None = ...,
         provenance: _model_pb2.Provenance | None = ...,
+        spans: _abc.Iterable[Global___TokenSpan] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["axes", b"axes", "clean", b"clean", "cost", b"cost", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["axes", b"axes", "clean", b"clean", "cost", b"cost", "position", b"position", "provenance", b"provenance", "targets", b"targets", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["axes", b"axes", "clean", b"clean", "cost", b"cost", "position", b"position", "provenance", b"provenance", "spans", b"spans", "targets", b"targets", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunContext: _TypeAlias = RunContext  # noqa: Y015
+
+@_typing.final
+class TokenSpan(_message.Message):
+    """A named span, as the server found it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its positions, counted from 0."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        positions: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "positions", b"positions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenSpan: _TypeAlias = TokenSpan  # noqa: Y015
 
 @_typing.final
 class Prediction(_message.Message):
@@ -131,6 +169,8 @@ class Cost(_message.Message):
     TOKEN_LAYERS_FIELD_NUMBER: _builtins.int
     FULL_TOKEN_LAYERS_FIELD_NUMBER: _builtins.int
     ANSWER_BYTES_FIELD_NUMBER: _builtins.int
+    CASES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     runs: _builtins.int
     """How many runs are computed for the answer. For Intervene and causal tracing these are the changed runs: the
     unchanged runs of the prompt, of sources and of a counterfactual are not counted, because requests share them. For
@@ -144,6 +184,10 @@ class Cost(_message.Message):
     """For comparison: the work if every run were computed in full."""
     answer_bytes: _builtins.int
     """The size of the whole answer, in bytes, over all its messages."""
+    cases: _builtins.int
+    """How many cases there are. 0 where the request has a single prompt."""
+    tokens: _builtins.int
+    """How many tokens its prompts and sources have in all. A source that several cases share counts once."""
     def __init__(
         self,
         *,
@@ -151,10 +195,12 @@ class Cost(_message.Message):
         token_layers: _builtins.int = ...,
         full_token_layers: _builtins.int = ...,
         answer_bytes: _builtins.int = ...,
+        cases: _builtins.int = ...,
+        tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_bytes", b"answer_bytes", "full_token_layers", b"full_token_layers", "runs", b"runs", "token_layers", b"token_layers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_bytes", b"answer_bytes", "cases", b"cases", "full_token_layers", b"full_token_layers", "runs", b"runs", "token_layers", b"token_layers", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -168,19 +214,27 @@ class Progress(_message.Message):
 
     DONE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    CASES_DONE_FIELD_NUMBER: _builtins.int
+    CASES_FIELD_NUMBER: _builtins.int
     done: _builtins.int
     """Steps that are done, 0 to `total`. It never decreases."""
     total: _builtins.int
     """Steps in all."""
+    cases_done: _builtins.int
+    """Cases that are answered in full. 0 where the request has a single prompt."""
+    cases: _builtins.int
+    """Cases in all."""
     def __init__(
         self,
         *,
         done: _builtins.int = ...,
         total: _builtins.int = ...,
+        cases_done: _builtins.int = ...,
+        cases: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "cases_done", b"cases_done", "done", b"done", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from sonde.v1 import places_pb2 as _places_pb2
+from sonde.v1 import prompts_pb2 as _prompts_pb2
 from sonde.v1 import tensors_pb2 as _tensors_pb2
 import builtins as _builtins
 import sys
@@ -108,6 +109,7 @@ class Patch(_message.Message):
     SOURCES_FIELD_NUMBER: _builtins.int
     SOURCE_POSITIONS_FIELD_NUMBER: _builtins.int
     SOURCE_LAYER_FIELD_NUMBER: _builtins.int
+    NAMED_SOURCE_POSITIONS_FIELD_NUMBER: _builtins.int
     source_layer: _builtins.int
     """The layer of the sources where the values are taken, for every layer of the site; a negative one counts from the
     end. Unset: the site's own layer.
@@ -124,16 +126,24 @@ class Patch(_message.Message):
         prompt.
         """
 
+    @_builtins.property
+    def named_source_positions(self) -> _containers.RepeatedCompositeFieldContainer[_prompts_pb2.NamedPositions]:
+        """Instead of `source_positions`: positions by name, as the spans of each source have them, paired with those of the
+        site in the same way. If neither is given, and the site names its positions, the same names are looked up in the
+        source. Entries that pair must name equally many positions.
+        """
+
     def __init__(
         self,
         *,
         sources: _abc.Iterable[_builtins.int] | None = ...,
         source_positions: _abc.Iterable[_builtins.int] | None = ...,
         source_layer: _builtins.int | None = ...,
+        named_source_positions: _abc.Iterable[_prompts_pb2.NamedPositions] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_source_layer", b"_source_layer", "source_layer", b"source_layer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_source_layer", b"_source_layer", "source_layer", b"source_layer", "source_positions", b"source_positions", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_source_layer", b"_source_layer", "named_source_positions", b"named_source_positions", "source_layer", b"source_layer", "source_positions", b"source_positions", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__source_layer: _TypeAlias = _typing.Literal["source_layer"]  # noqa: Y015
     _WhichOneofArgType__source_layer: _TypeAlias = _typing.Literal["_source_layer", b"_source_layer"]  # noqa: Y015
@@ -180,18 +190,24 @@ class Knockout(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_POSITIONS_FIELD_NUMBER: _builtins.int
+    NAMED_KEY_POSITIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def key_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Positions of the prompt that are not attended to; negative ones count from its end. Empty: all."""
+
+    @_builtins.property
+    def named_key_positions(self) -> _containers.RepeatedCompositeFieldContainer[_prompts_pb2.NamedPositions]:
+        """Instead of `key_positions`: positions by name. Each entry must name at least one."""
 
     def __init__(
         self,
         *,
         key_positions: _abc.Iterable[_builtins.int] | None = ...,
+        named_key_positions: _abc.Iterable[_prompts_pb2.NamedPositions] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_positions", b"key_positions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_positions", b"key_positions", "named_key_positions", b"named_key_positions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from sonde.v1 import activations_pb2 as _activations_pb2
+from sonde.v1 import cases_pb2 as _cases_pb2
 from sonde.v1 import context_pb2 as _context_pb2
 from sonde.v1 import plans_pb2 as _plans_pb2
 from sonde.v1 import prompts_pb2 as _prompts_pb2
@@ -35,13 +36,15 @@ class InterveneRequest(_message.Message):
     SWEEP_FIELD_NUMBER: _builtins.int
     READOUT_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    CASES_FIELD_NUMBER: _builtins.int
+    REDUCTION_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
     """Whether to say what the request would cost instead of running it. The answer is then the context alone, without
     predictions.
     """
     @_builtins.property
     def prompt(self) -> _prompts_pb2.Prompt:
-        """What is run. Required."""
+        """What is run. Required, unless there are `cases`."""
 
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[_prompts_pb2.Prompt]:
@@ -59,6 +62,16 @@ class InterveneRequest(_message.Message):
     def readout(self) -> _readouts_pb2.Readout:
         """What is read. Unset: the log-probability and logit of the unchanged run's top prediction."""
 
+    @_builtins.property
+    def cases(self) -> _containers.RepeatedCompositeFieldContainer[_cases_pb2.Case]:
+        """Many prompts in place of the one: a dataset. Excludes `prompt`. A dry run answers one context, whose cost is that of
+        all cases. Empty: the one prompt.
+        """
+
+    @_builtins.property
+    def reduction(self) -> _cases_pb2.Reduction:
+        """Statistics over the cases in place of their answers. Unset: every case is answered."""
+
     def __init__(
         self,
         *,
@@ -68,10 +81,12 @@ class InterveneRequest(_message.Message):
         sweep: _plans_pb2.Sweep | None = ...,
         readout: _readouts_pb2.Readout | None = ...,
         dry_run: _builtins.bool = ...,
+        cases: _abc.Iterable[_cases_pb2.Case] | None = ...,
+        reduction: _cases_pb2.Reduction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["list", b"list", "plan", b"plan", "prompt", b"prompt", "readout", b"readout", "sweep", b"sweep"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["list", b"list", "plan", b"plan", "prompt", b"prompt", "readout", b"readout", "reduction", b"reduction", "sweep", b"sweep"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "list", b"list", "plan", b"plan", "prompt", b"prompt", "readout", b"readout", "sources", b"sources", "sweep", b"sweep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "dry_run", b"dry_run", "list", b"list", "plan", b"plan", "prompt", b"prompt", "readout", b"readout", "reduction", b"reduction", "sources", b"sources", "sweep", b"sweep"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_plan: _TypeAlias = _typing.Literal["list", "sweep"]  # noqa: Y015
     _WhichOneofArgType_plan: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
@@ -90,6 +105,13 @@ class InterveneResponse(_message.Message):
     READINGS_FIELD_NUMBER: _builtins.int
     ACTIVATIONS_FIELD_NUMBER: _builtins.int
     GENERATED_FIELD_NUMBER: _builtins.int
+    CASE_INDEX_FIELD_NUMBER: _builtins.int
+    REDUCTION_FIELD_NUMBER: _builtins.int
+    LARGEST_FIELD_NUMBER: _builtins.int
+    case_index: _builtins.int
+    """The case that this message is about, by its index in the request. The messages of a case follow one another, and
+    join as those of a single prompt do.
+    """
     @_builtins.property
     def context(self) -> _context_pb2.RunContext:
         """What a caller needs to read the rest. It comes once, in the first message."""
@@ -116,6 +138,18 @@ class InterveneResponse(_message.Message):
         texts of the parts, in the order of their tokens, are the whole text.
         """
 
+    @_builtins.property
+    def reduction(self) -> _cases_pb2.ReductionPart:
+        """Set where this message is about a reduction rather than a case. The messages of one group, statistic and range of
+        cases follow one another, and join as those of a case do.
+        """
+
+    @_builtins.property
+    def largest(self) -> _containers.RepeatedCompositeFieldContainer[_activations_pb2.LargestActivations]:
+        """Of a reduction of activations: parts of the largest values. A part has the values from LargestActivations.offset on,
+        of the array of LargestActivations.shape that belongs to its `run`, `site` and `layer`.
+        """
+
     def __init__(
         self,
         *,
@@ -124,10 +158,13 @@ class InterveneResponse(_message.Message):
         readings: _readouts_pb2.Readings | None = ...,
         activations: _abc.Iterable[_activations_pb2.ActivationSlice] | None = ...,
         generated: _abc.Iterable[_readouts_pb2.Generated] | None = ...,
+        case_index: _builtins.int = ...,
+        reduction: _cases_pb2.ReductionPart | None = ...,
+        largest: _abc.Iterable[_activations_pb2.LargestActivations] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "progress", b"progress", "readings", b"readings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "progress", b"progress", "readings", b"readings", "reduction", b"reduction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "context", b"context", "generated", b"generated", "progress", b"progress", "readings", b"readings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "case_index", b"case_index", "context", b"context", "generated", b"generated", "largest", b"largest", "progress", b"progress", "readings", b"readings", "reduction", b"reduction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,7 @@ class GetModelResponse(_message.Message):
     MAX_POSITIONS_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """The model's type, such as "llama"."""
     vocabulary_size: _builtins.int
@@ -58,6 +59,8 @@ class GetModelResponse(_message.Message):
     """The longest sequence that the model's positions allow, in tokens."""
     parameters: _builtins.int
     """How many parameters it has."""
+    chat_template: _builtins.bool
+    """Whether the checkpoint has a chat template, so that a Prompt may be a chat."""
     @_builtins.property
     def provenance(self) -> Global___Provenance:
         """The model, its revision, data type and device."""
@@ -80,10 +83,11 @@ class GetModelResponse(_message.Message):
         max_positions: _builtins.int = ...,
         parameters: _builtins.int = ...,
         limits: Global___Limits | None = ...,
+        chat_template: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "limits", b"limits", "max_positions", b"max_positions", "parameters", b"parameters", "provenance", b"provenance", "stacks", b"stacks", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "chat_template", b"chat_template", "limits", b"limits", "max_positions", b"max_positions", "parameters", b"parameters", "provenance", b"provenance", "stacks", b"stacks", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -180,22 +184,30 @@ class Limits(_message.Message):
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_RUNS_FIELD_NUMBER: _builtins.int
     MAX_ANSWER_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_CASES_FIELD_NUMBER: _builtins.int
+    MAX_TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
     max_prompt_tokens: _builtins.int
     """The most tokens of a prompt."""
     max_runs: _builtins.int
-    """The most runs of one request."""
+    """The most runs of one request; with cases, of one case."""
     max_answer_bytes: _builtins.int
     """The largest answer to one request, in bytes, over all its messages."""
+    max_cases: _builtins.int
+    """The most cases of one request."""
+    max_total_tokens: _builtins.int
+    """The most tokens that the prompts and sources of one request may have in all."""
     def __init__(
         self,
         *,
         max_prompt_tokens: _builtins.int = ...,
         max_runs: _builtins.int = ...,
         max_answer_bytes: _builtins.int = ...,
+        max_cases: _builtins.int = ...,
+        max_total_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_answer_bytes", b"max_answer_bytes", "max_prompt_tokens", b"max_prompt_tokens", "max_runs", b"max_runs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_answer_bytes", b"max_answer_bytes", "max_cases", b"max_cases", "max_prompt_tokens", b"max_prompt_tokens", "max_runs", b"max_runs", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,19 +22,20 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from sonde.v1 import prompts_pb2 as sonde_dot_v1_dot_prompts__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15sonde/v1/places.proto\x12\x08sonde.v1\"\xae\x01\n\x04Site\x12&\n\tcomponent\x18\x01 \x01(\x0e\x32\x13.sonde.v1.Component\x12\x0e\n\x06layers\x18\x02 \x03(\x05\x12\r\n\x05units\x18\x03 \x03(\x05\x12\x11\n\tpositions\x18\x04 \x03(\x05\x12\x1a\n\rfrom_position\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1e\n\x05stack\x18\x06 \x01(\x0e\x32\x0f.sonde.v1.StackB\x10\n\x0e_from_position*\xaa\x03\n\tComponent\x12\x19\n\x15\x43OMPONENT_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x43OMPONENT_TOKEN_EMBEDDING\x10\x01\x12\x1a\n\x16\x43OMPONENT_RESIDUAL_PRE\x10\x02\x12\x1a\n\x16\x43OMPONENT_RESIDUAL_MID\x10\x03\x12\x1b\n\x17\x43OMPONENT_RESIDUAL_POST\x10\x04\x12\x1b\n\x17\x43OMPONENT_ATTENTION_OUT\x10\x05\x12\x15\n\x11\x43OMPONENT_MLP_OUT\x10\x06\x12\x16\n\x12\x43OMPONENT_HEAD_OUT\x10\x07\x12\x13\n\x0f\x43OMPONENT_QUERY\x10\x08\x12\x11\n\rCOMPONENT_KEY\x10\t\x12\x13\n\x0f\x43OMPONENT_VALUE\x10\n\x12\x1e\n\x1a\x43OMPONENT_ATTENTION_SCORES\x10\x0b\x12\x1f\n\x1b\x43OMPONENT_ATTENTION_PATTERN\x10\x0c\x12\x14\n\x10\x43OMPONENT_NEURON\x10\r\x12\x18\n\x14\x43OMPONENT_FINAL_NORM\x10\x0e\x12\x14\n\x10\x43OMPONENT_LOGITS\x10\x0f*c\n\x05Stack\x12\x15\n\x11STACK_UNSPECIFIED\x10\x00\x12\x11\n\rSTACK_DECODER\x10\x01\x12\x16\n\x12STACK_TEXT_ENCODER\x10\x02\x12\x18\n\x14STACK_VISION_ENCODER\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15sonde/v1/places.proto\x12\x08sonde.v1\x1a\x16sonde/v1/prompts.proto\"\x98\x02\n\x04Site\x12&\n\tcomponent\x18\x01 \x01(\x0e\x32\x13.sonde.v1.Component\x12\x0e\n\x06layers\x18\x02 \x03(\x05\x12\r\n\x05units\x18\x03 \x03(\x05\x12\x11\n\tpositions\x18\x04 \x03(\x05\x12\x1a\n\rfrom_position\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1e\n\x05stack\x18\x06 \x01(\x0e\x32\x0f.sonde.v1.Stack\x12\x31\n\x0fnamed_positions\x18\x07 \x03(\x0b\x32\x18.sonde.v1.NamedPositions\x12\x35\n\x13named_from_position\x18\x08 \x01(\x0b\x32\x18.sonde.v1.NamedPositionsB\x10\n\x0e_from_position*\xaa\x03\n\tComponent\x12\x19\n\x15\x43OMPONENT_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x43OMPONENT_TOKEN_EMBEDDING\x10\x01\x12\x1a\n\x16\x43OMPONENT_RESIDUAL_PRE\x10\x02\x12\x1a\n\x16\x43OMPONENT_RESIDUAL_MID\x10\x03\x12\x1b\n\x17\x43OMPONENT_RESIDUAL_POST\x10\x04\x12\x1b\n\x17\x43OMPONENT_ATTENTION_OUT\x10\x05\x12\x15\n\x11\x43OMPONENT_MLP_OUT\x10\x06\x12\x16\n\x12\x43OMPONENT_HEAD_OUT\x10\x07\x12\x13\n\x0f\x43OMPONENT_QUERY\x10\x08\x12\x11\n\rCOMPONENT_KEY\x10\t\x12\x13\n\x0f\x43OMPONENT_VALUE\x10\n\x12\x1e\n\x1a\x43OMPONENT_ATTENTION_SCORES\x10\x0b\x12\x1f\n\x1b\x43OMPONENT_ATTENTION_PATTERN\x10\x0c\x12\x14\n\x10\x43OMPONENT_NEURON\x10\r\x12\x18\n\x14\x43OMPONENT_FINAL_NORM\x10\x0e\x12\x14\n\x10\x43OMPONENT_LOGITS\x10\x0f*c\n\x05Stack\x12\x15\n\x11STACK_UNSPECIFIED\x10\x00\x12\x11\n\rSTACK_DECODER\x10\x01\x12\x16\n\x12STACK_TEXT_ENCODER\x10\x02\x12\x18\n\x14STACK_VISION_ENCODER\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sonde.v1.places_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COMPONENT']._serialized_start=213
-  _globals['_COMPONENT']._serialized_end=639
-  _globals['_STACK']._serialized_start=641
-  _globals['_STACK']._serialized_end=740
-  _globals['_SITE']._serialized_start=36
-  _globals['_SITE']._serialized_end=210
+  _globals['_COMPONENT']._serialized_start=343
+  _globals['_COMPONENT']._serialized_end=769
+  _globals['_STACK']._serialized_start=771
+  _globals['_STACK']._serialized_end=870
+  _globals['_SITE']._serialized_start=60
+  _globals['_SITE']._serialized_end=340
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from sonde.v1 import prompts_pb2 as _prompts_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -140,6 +141,8 @@ class Site(_message.Message):
     POSITIONS_FIELD_NUMBER: _builtins.int
     FROM_POSITION_FIELD_NUMBER: _builtins.int
     STACK_FIELD_NUMBER: _builtins.int
+    NAMED_POSITIONS_FIELD_NUMBER: _builtins.int
+    NAMED_FROM_POSITION_FIELD_NUMBER: _builtins.int
     component: Global___Component.ValueType
     """Which activation. Required. The model must have it (GetModelResponse.stacks)."""
     from_position: _builtins.int
@@ -167,6 +170,17 @@ class Site(_message.Message):
         Empty: all.
         """
 
+    @_builtins.property
+    def named_positions(self) -> _containers.RepeatedCompositeFieldContainer[_prompts_pb2.NamedPositions]:
+        """Instead of `positions`: positions by name. An edit is made at all of them; each entry must name at least one. Where
+        activations are read, they come in this order, and a position that two entries name comes twice. Along the axis of
+        a sweep each entry counts as one: a run edits its positions together.
+        """
+
+    @_builtins.property
+    def named_from_position(self) -> _prompts_pb2.NamedPositions:
+        """Instead of `from_position`: a name of one position."""
+
     def __init__(
         self,
         *,
@@ -176,10 +190,12 @@ class Site(_message.Message):
         positions: _abc.Iterable[_builtins.int] | None = ...,
         from_position: _builtins.int | None = ...,
         stack: Global___Stack.ValueType = ...,
+        named_positions: _abc.Iterable[_prompts_pb2.NamedPositions] | None = ...,
+        named_from_position: _prompts_pb2.NamedPositions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_position", b"_from_position", "from_position", b"from_position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_position", b"_from_position", "from_position", b"from_position", "named_from_position", b"named_from_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_position", b"_from_position", "component", b"component", "from_position", b"from_position", "layers", b"layers", "positions", b"positions", "stack", b"stack", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_position", b"_from_position", "component", b"component", "from_position", b"from_position", "layers", b"layers", "named_from_position", b"named_from_position", "named_positions", b"named_positions", "positions", b"positions", "stack", b"stack", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__from_position: _TypeAlias = _typing.Literal["from_position"]  # noqa: Y015
     _WhichOneofArgType__from_position: _TypeAlias = _typing.Literal["_from_position", b"_from_position"]  # noqa: Y015

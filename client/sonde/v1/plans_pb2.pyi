@@ -162,7 +162,9 @@ class Axes(_message.Message):
 
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The positions, counted from 0, in the order of the runs. Empty where one run takes them together."""
+        """The positions, counted from 0, in the order of the runs; if the site names them, its entries. Empty where one run
+        takes them together.
+        """
 
     def __init__(
         self,

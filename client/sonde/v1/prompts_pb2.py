@@ -24,17 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sonde/v1/prompts.proto\x12\x08sonde.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"Y\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x12.sonde.v1.TokenIdsH\x00\x12\r\n\x05image\x18\x03 \x01(\x0c\x42\x07\n\x05input\"!\n\x0cPositionList\x12\x11\n\tpositions\x18\x01 \x03(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sonde/v1/prompts.proto\x12\x08sonde.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x98\x01\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x12.sonde.v1.TokenIdsH\x00\x12\x1e\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0e.sonde.v1.ChatH\x00\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x1d\n\x05spans\x18\x05 \x03(\x0b\x32\x0e.sonde.v1.SpanB\x07\n\x05input\"n\n\x04\x43hat\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.sonde.v1.ChatMessage\x12\x1d\n\x15\x61\x64\x64_generation_prompt\x18\x02 \x01(\x08\x12\x1e\n\x16\x63ontinue_final_message\x18\x03 \x01(\x08\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x82\x01\n\x04Span\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\tpositions\x18\x03 \x01(\x0b\x32\x16.sonde.v1.PositionListH\x00\x12\x17\n\noccurrence\x18\x04 \x01(\x05H\x01\x88\x01\x01\x42\x07\n\x05whereB\r\n\x0b_occurrence\"@\n\x0eNamedPositions\x12\x0c\n\x04span\x18\x01 \x01(\t\x12 \n\x04part\x18\x02 \x01(\x0e\x32\x12.sonde.v1.SpanPart\"!\n\x0cPositionList\x12\x11\n\tpositions\x18\x01 \x03(\x05*\x8f\x01\n\x08SpanPart\x12\x19\n\x15SPAN_PART_UNSPECIFIED\x10\x00\x12\x13\n\x0fSPAN_PART_FIRST\x10\x01\x12\x14\n\x10SPAN_PART_MIDDLE\x10\x02\x12\x12\n\x0eSPAN_PART_LAST\x10\x03\x12\x12\n\x0eSPAN_PART_NEXT\x10\x04\x12\x15\n\x11SPAN_PART_FURTHER\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sonde.v1.prompts_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SPANPART']._serialized_start=609
+  _globals['_SPANPART']._serialized_end=752
   _globals['_TOKENIDS']._serialized_start=36
   _globals['_TOKENIDS']._serialized_end=59
-  _globals['_PROMPT']._serialized_start=61
-  _globals['_PROMPT']._serialized_end=150
-  _globals['_POSITIONLIST']._serialized_start=152
-  _globals['_POSITIONLIST']._serialized_end=185
+  _globals['_PROMPT']._serialized_start=62
+  _globals['_PROMPT']._serialized_end=214
+  _globals['_CHAT']._serialized_start=216
+  _globals['_CHAT']._serialized_end=326
+  _globals['_CHATMESSAGE']._serialized_start=328
+  _globals['_CHATMESSAGE']._serialized_end=372
+  _globals['_SPAN']._serialized_start=375
+  _globals['_SPAN']._serialized_end=505
+  _globals['_NAMEDPOSITIONS']._serialized_start=507
+  _globals['_NAMEDPOSITIONS']._serialized_end=571
+  _globals['_POSITIONLIST']._serialized_start=573
+  _globals['_POSITIONLIST']._serialized_end=606
 # @@protoc_insertion_point(module_scope)

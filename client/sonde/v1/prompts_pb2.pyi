@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,42 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _SpanPart:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SpanPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SpanPart.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPAN_PART_UNSPECIFIED: _SpanPart.ValueType  # 0
+    """All positions of the span."""
+    SPAN_PART_FIRST: _SpanPart.ValueType  # 1
+    """Its first position."""
+    SPAN_PART_MIDDLE: _SpanPart.ValueType  # 2
+    """Its positions between the first and the last. A span of one or two positions has none."""
+    SPAN_PART_LAST: _SpanPart.ValueType  # 3
+    """Its last position."""
+    SPAN_PART_NEXT: _SpanPart.ValueType  # 4
+    """The position after its last."""
+    SPAN_PART_FURTHER: _SpanPart.ValueType  # 5
+    """The positions after that, without the last of the prompt."""
+
+class SpanPart(_SpanPart, metaclass=_SpanPartEnumTypeWrapper):
+    """Which positions a name means, given a span."""
+
+SPAN_PART_UNSPECIFIED: SpanPart.ValueType  # 0
+"""All positions of the span."""
+SPAN_PART_FIRST: SpanPart.ValueType  # 1
+"""Its first position."""
+SPAN_PART_MIDDLE: SpanPart.ValueType  # 2
+"""Its positions between the first and the last. A span of one or two positions has none."""
+SPAN_PART_LAST: SpanPart.ValueType  # 3
+"""Its last position."""
+SPAN_PART_NEXT: SpanPart.ValueType  # 4
+"""The position after its last."""
+SPAN_PART_FURTHER: SpanPart.ValueType  # 5
+"""The positions after that, without the last of the prompt."""
+Global___SpanPart: _TypeAlias = SpanPart  # noqa: Y015
 
 @_typing.final
 class TokenIds(_message.Message):
@@ -50,7 +87,9 @@ class Prompt(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """A text. The server tokenizes it, and adds special tokens as the tokenizer does. A text that starts with the begin
     token gets no second one.
@@ -61,22 +100,171 @@ class Prompt(_message.Message):
     def token_ids(self) -> Global___TokenIds:
         """Tokens, used as given: nothing is added."""
 
+    @_builtins.property
+    def chat(self) -> Global___Chat:
+        """A conversation. Refused by a model whose checkpoint has no chat template."""
+
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """Names for some of its positions, for NamedPositions to use. Empty: none."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         token_ids: Global___TokenIds | None = ...,
+        chat: Global___Chat | None = ...,
         image: _builtins.bytes = ...,
+        spans: _abc.Iterable[Global___Span] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "image", b"image", "input", b"input", "spans", b"spans", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "token_ids", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___Prompt: _TypeAlias = Prompt  # noqa: Y015
+
+@_typing.final
+class Chat(_message.Message):
+    """A conversation, written as one text by the chat template of the hosted model's own checkpoint. Nothing is added to
+    that text when it is tokenized. The content of each message is a span of the prompt (NamedPositions.span), unless the
+    template changes it beyond the spaces at its ends.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    ADD_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
+    CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _builtins.int
+    add_generation_prompt: _builtins.bool
+    """Whether the text ends with what opens the next message of the assistant."""
+    continue_final_message: _builtins.bool
+    """Whether the text ends with the content of the last message, which the model then continues. Excludes
+    `add_generation_prompt`.
+    """
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """The messages, in their order. At least one."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+        add_generation_prompt: _builtins.bool = ...,
+        continue_final_message: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_generation_prompt", b"add_generation_prompt", "continue_final_message", b"continue_final_message", "messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chat: _TypeAlias = Chat  # noqa: Y015
+
+@_typing.final
+class ChatMessage(_message.Message):
+    """One message of a conversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """Who speaks, in the words of the template, such as "system", "user" or "assistant". Required."""
+    content: _builtins.str
+    """What is said."""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
+
+@_typing.final
+class Span(_message.Message):
+    """A name for some positions of a prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    OCCURRENCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name: a text of 1 to 64 characters, which no other span of the prompt has, nor a message of the chat."""
+    text: _builtins.str
+    """A part of the prompt's text (of a chat, of the text that the template writes). It must consist of whole tokens;
+    spaces at its ends do not matter.
+    """
+    occurrence: _builtins.int
+    """Which occurrence of `text` is meant, from 0; negative ones count from the last. Occurrences do not overlap. Unset:
+    the first.
+    """
+    @_builtins.property
+    def positions(self) -> Global___PositionList:
+        """The positions themselves, in any order."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        text: _builtins.str = ...,
+        positions: Global___PositionList | None = ...,
+        occurrence: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_occurrence", b"_occurrence", "occurrence", b"occurrence", "positions", b"positions", "text", b"text", "where", b"where"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_occurrence", b"_occurrence", "name", b"name", "occurrence", b"occurrence", "positions", b"positions", "text", b"text", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__occurrence: _TypeAlias = _typing.Literal["occurrence"]  # noqa: Y015
+    _WhichOneofArgType__occurrence: _TypeAlias = _typing.Literal["_occurrence", b"_occurrence"]  # noqa: Y015
+    _WhichOneofReturnType_where: _TypeAlias = _typing.Literal["text", "positions"]  # noqa: Y015
+    _WhichOneofArgType_where: _TypeAlias = _typing.Literal["where", b"where"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__occurrence) -> _WhichOneofReturnType__occurrence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_where) -> _WhichOneofReturnType_where | None: ...
+
+Global___Span: _TypeAlias = Span  # noqa: Y015
+
+@_typing.final
+class NamedPositions(_message.Message):
+    """Positions of a prompt by name, so that one request can mean the same places in prompts of unequal length."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPAN_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    span: _builtins.str
+    """The name of a span. In a chat, a role such as "user" names the content of the role's last message, and "user[0]",
+    "user[1]" that of its first, its second. A name that the prompt lacks is refused. Empty: the whole prompt is the
+    span.
+    """
+    part: Global___SpanPart.ValueType
+    """Which positions. Unspecified: all of the span."""
+    def __init__(
+        self,
+        *,
+        span: _builtins.str = ...,
+        part: Global___SpanPart.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "span", b"span"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedPositions: _TypeAlias = NamedPositions  # noqa: Y015
 
 @_typing.final
 class PositionList(_message.Message):

@@ -22,12 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from sonde.v1 import activations_pb2 as sonde_dot_v1_dot_activations__pb2
 from sonde.v1 import places_pb2 as sonde_dot_v1_dot_places__pb2
+from sonde.v1 import prompts_pb2 as sonde_dot_v1_dot_prompts__pb2
 from sonde.v1 import targets_pb2 as sonde_dot_v1_dot_targets__pb2
 from sonde.v1 import tensors_pb2 as sonde_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sonde/v1/readouts.proto\x12\x08sonde.v1\x1a\x15sonde/v1/places.proto\x1a\x16sonde/v1/targets.proto\x1a\x16sonde/v1/tensors.proto\"\xc5\x01\n\x07Readout\x12!\n\x07targets\x18\x01 \x03(\x0b\x32\x10.sonde.v1.Target\x12\x15\n\x08position\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x15\n\rkl_divergence\x18\x04 \x01(\x08\x12#\n\x0b\x61\x63tivations\x18\x05 \x03(\x0b\x32\x0e.sonde.v1.Site\x12(\n\ngeneration\x18\x06 \x01(\x0b\x32\x14.sonde.v1.GenerationB\x0b\n\t_position\"o\n\nGeneration\x12\x16\n\x0emax_new_tokens\x18\x01 \x01(\x05\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x10ignore_end_token\x18\x04 \x01(\x08\x42\x07\n\x05_seed\"\x8e\x03\n\x08Readings\x12\x0e\n\x06offset\x18\x01 \x01(\x05\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12+\n\x11log_probabilities\x18\x03 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12 \n\x06logits\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12(\n\x0ekl_divergences\x18\x05 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\'\n\rtop_token_ids\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12/\n\x15top_log_probabilities\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12$\n\nedit_norms\x18\x08 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x37\n\x0btoken_texts\x18\t \x03(\x0b\x32\".sonde.v1.Readings.TokenTextsEntry\x1a\x31\n\x0fTokenTextsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf6\x01\n\tGenerated\x12\x0b\n\x03run\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x05\x12\x1f\n\x06tokens\x18\x03 \x03(\x0b\x32\x0f.sonde.v1.Token\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x37\n\rfinish_reason\x18\x05 \x01(\x0e\x32 .sonde.v1.Generated.FinishReason\"d\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x01\x12\x1b\n\x17\x46INISH_REASON_END_TOKEN\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sonde/v1/readouts.proto\x12\x08sonde.v1\x1a\x1asonde/v1/activations.proto\x1a\x15sonde/v1/places.proto\x1a\x16sonde/v1/prompts.proto\x1a\x16sonde/v1/targets.proto\x1a\x16sonde/v1/tensors.proto\"\xce\x02\n\x07Readout\x12!\n\x07targets\x18\x01 \x03(\x0b\x32\x10.sonde.v1.Target\x12\x15\n\x08position\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x15\n\rkl_divergence\x18\x04 \x01(\x08\x12#\n\x0b\x61\x63tivations\x18\x05 \x03(\x0b\x32\x0e.sonde.v1.Site\x12(\n\ngeneration\x18\x06 \x01(\x0b\x32\x14.sonde.v1.Generation\x12\x31\n\x15\x61\x63tivations_data_type\x18\x07 \x01(\x0e\x32\x12.sonde.v1.DataType\x12\"\n\x07pooling\x18\x08 \x01(\x0e\x32\x11.sonde.v1.Pooling\x12\x30\n\x0enamed_position\x18\t \x01(\x0b\x32\x18.sonde.v1.NamedPositionsB\x0b\n\t_position\"\xec\x01\n\nGeneration\x12\x16\n\x0emax_new_tokens\x18\x01 \x01(\x05\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\x11\n\x04seed\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x10ignore_end_token\x18\x04 \x01(\x08\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x0f\n\x07samples\x18\x07 \x01(\x05\x12\x19\n\x11log_probabilities\x18\x08 \x01(\x08\x12#\n\x0b\x61\x63tivations\x18\t \x03(\x0b\x32\x0e.sonde.v1.SiteB\x07\n\x05_seedB\x08\n\x06_top_p\"\x8e\x03\n\x08Readings\x12\x0e\n\x06offset\x18\x01 \x01(\x05\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12+\n\x11log_probabilities\x18\x03 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12 \n\x06logits\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12(\n\x0ekl_divergences\x18\x05 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\'\n\rtop_token_ids\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12/\n\x15top_log_probabilities\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12$\n\nedit_norms\x18\x08 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x37\n\x0btoken_texts\x18\t \x03(\x0b\x32\".sonde.v1.Readings.TokenTextsEntry\x1a\x31\n\x0fTokenTextsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe0\x02\n\tGenerated\x12\x0b\n\x03run\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x05\x12\x1f\n\x06tokens\x18\x03 \x03(\x0b\x32\x0f.sonde.v1.Token\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x37\n\rfinish_reason\x18\x05 \x01(\x0e\x32 .sonde.v1.Generated.FinishReason\x12\x0e\n\x06sample\x18\x06 \x01(\x05\x12\x19\n\x11log_probabilities\x18\x07 \x03(\x02\x12%\n\x0b\x61\x63tivations\x18\x08 \x03(\x0b\x32\x10.sonde.v1.Tensor\"|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x01\x12\x1b\n\x17\x46INISH_REASON_END_TOKEN\x10\x02\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,16 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_READINGS_TOKENTEXTSENTRY']._loaded_options = None
   _globals['_READINGS_TOKENTEXTSENTRY']._serialized_options = b'8\001'
-  _globals['_READOUT']._serialized_start=109
-  _globals['_READOUT']._serialized_end=306
-  _globals['_GENERATION']._serialized_start=308
-  _globals['_GENERATION']._serialized_end=419
-  _globals['_READINGS']._serialized_start=422
-  _globals['_READINGS']._serialized_end=820
-  _globals['_READINGS_TOKENTEXTSENTRY']._serialized_start=771
-  _globals['_READINGS_TOKENTEXTSENTRY']._serialized_end=820
-  _globals['_GENERATED']._serialized_start=823
-  _globals['_GENERATED']._serialized_end=1069
-  _globals['_GENERATED_FINISHREASON']._serialized_start=969
-  _globals['_GENERATED_FINISHREASON']._serialized_end=1069
+  _globals['_READOUT']._serialized_start=161
+  _globals['_READOUT']._serialized_end=495
+  _globals['_GENERATION']._serialized_start=498
+  _globals['_GENERATION']._serialized_end=734
+  _globals['_READINGS']._serialized_start=737
+  _globals['_READINGS']._serialized_end=1135
+  _globals['_READINGS_TOKENTEXTSENTRY']._serialized_start=1086
+  _globals['_READINGS_TOKENTEXTSENTRY']._serialized_end=1135
+  _globals['_GENERATED']._serialized_start=1138
+  _globals['_GENERATED']._serialized_end=1490
+  _globals['_GENERATED_FINISHREASON']._serialized_start=1366
+  _globals['_GENERATED_FINISHREASON']._serialized_end=1490
 # @@protoc_insertion_point(module_scope)

@@ -8,7 +8,9 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from sonde.v1 import activations_pb2 as _activations_pb2
 from sonde.v1 import places_pb2 as _places_pb2
+from sonde.v1 import prompts_pb2 as _prompts_pb2
 from sonde.v1 import targets_pb2 as _targets_pb2
 from sonde.v1 import tensors_pb2 as _tensors_pb2
 import builtins as _builtins
@@ -34,12 +36,19 @@ class Readout(_message.Message):
     KL_DIVERGENCE_FIELD_NUMBER: _builtins.int
     ACTIVATIONS_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    ACTIVATIONS_DATA_TYPE_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    NAMED_POSITION_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position whose next token is predicted; negative ones count from the end. Unset: the last."""
     top_k: _builtins.int
     """How many of the most probable tokens are listed. 0: none. More than vocabulary_size: all of them."""
     kl_divergence: _builtins.bool
     """Whether to give KL(unchanged || changed) of the next token, in nats."""
+    activations_data_type: _tensors_pb2.DataType.ValueType
+    """How activations are encoded, as Activations.data_type."""
+    pooling: _activations_pb2.Pooling.ValueType
+    """How positions of activations are joined, as Activations.pooling."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[_targets_pb2.Target]:
         """The tokens whose probability is read. Empty: the unchanged run's own top prediction."""
@@ -52,6 +61,10 @@ class Readout(_message.Message):
     def generation(self) -> Global___Generation:
         """How every run is continued. Unset: not at all."""
 
+    @_builtins.property
+    def named_position(self) -> _prompts_pb2.NamedPositions:
+        """Instead of `position`: a name of one position."""
+
     def __init__(
         self,
         *,
@@ -61,10 +74,13 @@ class Readout(_message.Message):
         kl_divergence: _builtins.bool = ...,
         activations: _abc.Iterable[_places_pb2.Site] | None = ...,
         generation: Global___Generation | None = ...,
+        activations_data_type: _tensors_pb2.DataType.ValueType = ...,
+        pooling: _activations_pb2.Pooling.ValueType = ...,
+        named_position: _prompts_pb2.NamedPositions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "generation", b"generation", "position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "generation", b"generation", "named_position", b"named_position", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "activations", b"activations", "generation", b"generation", "kl_divergence", b"kl_divergence", "position", b"position", "targets", b"targets", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "activations", b"activations", "activations_data_type", b"activations_data_type", "generation", b"generation", "kl_divergence", b"kl_divergence", "named_position", b"named_position", "pooling", b"pooling", "position", b"position", "targets", b"targets", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__position: _TypeAlias = _typing.Literal["position"]  # noqa: Y015
     _WhichOneofArgType__position: _TypeAlias = _typing.Literal["_position", b"_position"]  # noqa: Y015
@@ -85,6 +101,11 @@ class Generation(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     IGNORE_END_TOKEN_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    ACTIVATIONS_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
     """The most tokens that are added. At least 1. The last of them is not read, so it needs no position of the model."""
     temperature: _builtins.float
@@ -97,6 +118,29 @@ class Generation(_message.Message):
     """The seed of sampling, 0 to 2^32 - 1. Unset: 1."""
     ignore_end_token: _builtins.bool
     """Whether to continue to `max_new_tokens` after an end token."""
+    top_p: _builtins.float
+    """Sampling is from the fewest most probable tokens that together have at least this probability, counted at the
+    temperature; of equally probable tokens those with lower ids come first. Above 0, at most 1. At temperature 0 it
+    makes no difference. Unset: 1, every token.
+    """
+    samples: _builtins.int
+    """How many continuations every run has, at most 256. Continuation i has the seed `seed` + i, modulo 2^32. More than
+    one needs a temperature above 0. 0: one.
+    """
+    log_probabilities: _builtins.bool
+    """Whether to give the log-probability of every token that was taken."""
+    @_builtins.property
+    def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts that end a continuation where it contains one of them; the text ends with the token that completes it. At
+        most 16, each of 1 to 1,000 characters.
+        """
+
+    @_builtins.property
+    def activations(self) -> _containers.RepeatedCompositeFieldContainer[_places_pb2.Site]:
+        """Activations to read at the positions of the tokens that were added, in every run. The sites name no positions;
+        components with an entry for every key cannot be read there. At most 131,072 numbers for each token. Empty: none.
+        """
+
     def __init__(
         self,
         *,
@@ -104,14 +148,24 @@ class Generation(_message.Message):
         temperature: _builtins.float = ...,
         seed: _builtins.int | None = ...,
         ignore_end_token: _builtins.bool = ...,
+        top_p: _builtins.float | None = ...,
+        stop: _abc.Iterable[_builtins.str] | None = ...,
+        samples: _builtins.int = ...,
+        log_probabilities: _builtins.bool = ...,
+        activations: _abc.Iterable[_places_pb2.Site] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_top_p", b"_top_p", "seed", b"seed", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "ignore_end_token", b"ignore_end_token", "max_new_tokens", b"max_new_tokens", "seed", b"seed", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_top_p", b"_top_p", "activations", b"activations", "ignore_end_token", b"ignore_end_token", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "samples", b"samples", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 
 Global___Generation: _TypeAlias = Generation  # noqa: Y015
 
@@ -224,6 +278,8 @@ class Generated(_message.Message):
         """It has Generation.max_new_tokens tokens."""
         FINISH_REASON_END_TOKEN: Generated._FinishReason.ValueType  # 2
         """Its last token is an end token."""
+        FINISH_REASON_STOP: Generated._FinishReason.ValueType  # 3
+        """It contains a text of Generation.stop."""
 
     class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
         """Why a continuation ended."""
@@ -234,12 +290,17 @@ class Generated(_message.Message):
     """It has Generation.max_new_tokens tokens."""
     FINISH_REASON_END_TOKEN: Generated.FinishReason.ValueType  # 2
     """Its last token is an end token."""
+    FINISH_REASON_STOP: Generated.FinishReason.ValueType  # 3
+    """It contains a text of Generation.stop."""
 
     RUN_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    ACTIVATIONS_FIELD_NUMBER: _builtins.int
     run: _builtins.int
     """The run, numbered as in Readings. -1: the unchanged run."""
     offset: _builtins.int
@@ -250,9 +311,24 @@ class Generated(_message.Message):
     """
     finish_reason: Global___Generated.FinishReason.ValueType
     """Why the continuation ends, in its last part."""
+    sample: _builtins.int
+    """Which of the run's continuations this is, from 0 to Generation.samples - 1."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[_targets_pb2.Token]:
         """The tokens added, including an end token."""
+
+    @_builtins.property
+    def log_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The natural logarithms of the probabilities with which these tokens were predicted, at temperature 1 and with no
+        token left out. Empty if the request did not ask for them.
+        """
+
+    @_builtins.property
+    def activations(self) -> _containers.RepeatedCompositeFieldContainer[_tensors_pb2.Tensor]:
+        """By site of Generation.activations: [layers, tokens, ...], the values at the positions of these tokens, in the type
+        that the request names. The last token of a continuation is not read: the tensors of a part with it have one entry
+        less along `tokens`. A component that takes no layer has one along `layers`.
+        """
 
     def __init__(
         self,
@@ -262,10 +338,13 @@ class Generated(_message.Message):
         tokens: _abc.Iterable[_targets_pb2.Token] | None = ...,
         text: _builtins.str = ...,
         finish_reason: Global___Generated.FinishReason.ValueType = ...,
+        sample: _builtins.int = ...,
+        log_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        activations: _abc.Iterable[_tensors_pb2.Tensor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "offset", b"offset", "run", b"run", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "finish_reason", b"finish_reason", "log_probabilities", b"log_probabilities", "offset", b"offset", "run", b"run", "sample", b"sample", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from sonde.v1 import prompts_pb2 as _prompts_pb2
 from sonde.v1 import targets_pb2 as _targets_pb2
 from sonde.v1 import tensors_pb2 as _tensors_pb2
 import builtins as _builtins
@@ -31,19 +32,33 @@ class TokenProbability(_message.Message):
 
     GRADIENT_NORMS_FIELD_NUMBER: _builtins.int
     METRIC_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    NAMED_POSITIONS_FIELD_NUMBER: _builtins.int
     gradient_norms: _builtins.bool
     """Whether to give gradient norms too."""
     metric: _targets_pb2.Metric.ValueType
     """The metric that is differentiated. Unspecified: the probability."""
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The positions where the stream is read, each answered in LayerReadings of its own; negative ones count from the
+        end. Empty: the one that the request reads.
+        """
+
+    @_builtins.property
+    def named_positions(self) -> _containers.RepeatedCompositeFieldContainer[_prompts_pb2.NamedPositions]:
+        """Instead of `positions`: positions by name. Outside a reduction, those of several entries come once."""
+
     def __init__(
         self,
         *,
         gradient_norms: _builtins.bool = ...,
         metric: _targets_pb2.Metric.ValueType = ...,
+        positions: _abc.Iterable[_builtins.int] | None = ...,
+        named_positions: _abc.Iterable[_prompts_pb2.NamedPositions] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gradient_norms", b"gradient_norms", "metric", b"metric"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gradient_norms", b"gradient_norms", "metric", b"metric", "named_positions", b"named_positions", "positions", b"positions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -87,6 +102,12 @@ class LayerReadings(_message.Message):
     GRADIENT_NORMS_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
     TOKEN_TEXTS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """The position where the stream is read, counted from 0. In a reduction: the row (Reduction)."""
+    row_count: _builtins.int
+    """In a reduction: how many values the row is over."""
     @_builtins.property
     def depths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The depths in this slice: the first axis of the tensors below."""
@@ -101,7 +122,9 @@ class LayerReadings(_message.Message):
 
     @_builtins.property
     def ranks(self) -> _tensors_pb2.Tensor:
-        """int32 [depths, targets]: how many tokens are more probable than the target; 0 means that it is the top."""
+        """int32 [depths, targets]: how many tokens are more probable than the target; 0 means that it is the top. In a
+        reduction float32.
+        """
 
     @_builtins.property
     def kl_divergences(self) -> _tensors_pb2.Tensor:
@@ -142,10 +165,12 @@ class LayerReadings(_message.Message):
         gradient_norms: _tensors_pb2.Tensor | None = ...,
         positions: _abc.Iterable[_builtins.int] | None = ...,
         token_texts: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
+        position: _builtins.int = ...,
+        row_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gradient_norms", b"gradient_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "ranks", b"ranks", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["depths", b"depths", "gradient_norms", b"gradient_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "positions", b"positions", "ranks", b"ranks", "token_texts", b"token_texts", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depths", b"depths", "gradient_norms", b"gradient_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "position", b"position", "positions", b"positions", "ranks", b"ranks", "row_count", b"row_count", "token_texts", b"token_texts", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from sonde.v1 import activations_pb2 as _activations_pb2
 from sonde.v1 import attribution_patching_pb2 as _attribution_patching_pb2
+from sonde.v1 import cases_pb2 as _cases_pb2
 from sonde.v1 import causal_tracing_pb2 as _causal_tracing_pb2
 from sonde.v1 import context_pb2 as _context_pb2
 from sonde.v1 import prompts_pb2 as _prompts_pb2
@@ -16,6 +17,11 @@ from sonde.v1 import targets_pb2 as _targets_pb2
 from sonde.v1 import token_probability_pb2 as _token_probability_pb2
 from sonde.v1.activations_pb2 import ActivationSlice as ActivationSlice
 from sonde.v1.activations_pb2 import Activations as Activations
+from sonde.v1.activations_pb2 import LargestActivations as LargestActivations
+from sonde.v1.activations_pb2 import POOLING_MAX as POOLING_MAX
+from sonde.v1.activations_pb2 import POOLING_MEAN as POOLING_MEAN
+from sonde.v1.activations_pb2 import POOLING_UNSPECIFIED as POOLING_UNSPECIFIED
+from sonde.v1.activations_pb2 import Pooling as Pooling
 from sonde.v1.attribution_patching_pb2 import AttributionPatching as AttributionPatching
 from sonde.v1.attribution_patching_pb2 import Attributions as Attributions
 from sonde.v1.attribution_patching_pb2 import EdgeAttributions as EdgeAttributions
@@ -51,6 +57,9 @@ class TraceRequest(_message.Message):
     ATTRIBUTION_PATCHING_FIELD_NUMBER: _builtins.int
     ACTIVATIONS_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    CASES_FIELD_NUMBER: _builtins.int
+    REDUCTION_FIELD_NUMBER: _builtins.int
+    NAMED_POSITION_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position whose next token is predicted; negative ones count from the end. Unset: the last."""
     top_k: _builtins.int
@@ -61,7 +70,7 @@ class TraceRequest(_message.Message):
     """
     @_builtins.property
     def prompt(self) -> _prompts_pb2.Prompt:
-        """What is run. Required."""
+        """What is run. Required, unless there are `cases`."""
 
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[_targets_pb2.Target]:
@@ -83,6 +92,20 @@ class TraceRequest(_message.Message):
     def activations(self) -> _activations_pb2.Activations:
         """The activations themselves, answered in `activations`."""
 
+    @_builtins.property
+    def cases(self) -> _containers.RepeatedCompositeFieldContainer[_cases_pb2.Case]:
+        """Many prompts in place of the one: a dataset. Excludes `prompt`. A dry run answers one context, whose cost is that of
+        all cases. Empty: the one prompt.
+        """
+
+    @_builtins.property
+    def reduction(self) -> _cases_pb2.Reduction:
+        """Statistics over the cases in place of their answers. Unset: every case is answered."""
+
+    @_builtins.property
+    def named_position(self) -> _prompts_pb2.NamedPositions:
+        """Instead of `position`: a name of one position."""
+
     def __init__(
         self,
         *,
@@ -95,10 +118,13 @@ class TraceRequest(_message.Message):
         attribution_patching: _attribution_patching_pb2.AttributionPatching | None = ...,
         activations: _activations_pb2.Activations | None = ...,
         dry_run: _builtins.bool = ...,
+        cases: _abc.Iterable[_cases_pb2.Case] | None = ...,
+        reduction: _cases_pb2.Reduction | None = ...,
+        named_position: _prompts_pb2.NamedPositions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "activations", b"activations", "attribution_patching", b"attribution_patching", "causal_tracing", b"causal_tracing", "method", b"method", "position", b"position", "prompt", b"prompt", "token_probability", b"token_probability"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "activations", b"activations", "attribution_patching", b"attribution_patching", "causal_tracing", b"causal_tracing", "method", b"method", "named_position", b"named_position", "position", b"position", "prompt", b"prompt", "reduction", b"reduction", "token_probability", b"token_probability"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "activations", b"activations", "attribution_patching", b"attribution_patching", "causal_tracing", b"causal_tracing", "dry_run", b"dry_run", "method", b"method", "position", b"position", "prompt", b"prompt", "targets", b"targets", "token_probability", b"token_probability", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "activations", b"activations", "attribution_patching", b"attribution_patching", "cases", b"cases", "causal_tracing", b"causal_tracing", "dry_run", b"dry_run", "method", b"method", "named_position", b"named_position", "position", b"position", "prompt", b"prompt", "reduction", b"reduction", "targets", b"targets", "token_probability", b"token_probability", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__position: _TypeAlias = _typing.Literal["position"]  # noqa: Y015
     _WhichOneofArgType__position: _TypeAlias = _typing.Literal["_position", b"_position"]  # noqa: Y015
@@ -126,6 +152,13 @@ class TraceResponse(_message.Message):
     VERIFIED_FIELD_NUMBER: _builtins.int
     ACTIVATIONS_FIELD_NUMBER: _builtins.int
     EDGES_FIELD_NUMBER: _builtins.int
+    CASE_INDEX_FIELD_NUMBER: _builtins.int
+    REDUCTION_FIELD_NUMBER: _builtins.int
+    LARGEST_FIELD_NUMBER: _builtins.int
+    case_index: _builtins.int
+    """The case that this message is about, by its index in the request. The messages of a case follow one another, and
+    join as those of a single prompt do.
+    """
     @_builtins.property
     def context(self) -> _context_pb2.RunContext:
         """What a caller needs to read the rest. It comes once, in the first message."""
@@ -170,6 +203,18 @@ class TraceResponse(_message.Message):
         in the order of their estimates.
         """
 
+    @_builtins.property
+    def reduction(self) -> _cases_pb2.ReductionPart:
+        """Set where this message is about a reduction rather than a case. The messages of one group, statistic and range of
+        cases follow one another, and join as those of a case do.
+        """
+
+    @_builtins.property
+    def largest(self) -> _containers.RepeatedCompositeFieldContainer[_activations_pb2.LargestActivations]:
+        """Of a reduction of activations: parts of the largest values. A part has the values from LargestActivations.offset on,
+        of the array of LargestActivations.shape that belongs to its `run`, `site` and `layer`.
+        """
+
     def __init__(
         self,
         *,
@@ -182,10 +227,13 @@ class TraceResponse(_message.Message):
         verified: _abc.Iterable[_attribution_patching_pb2.VerifiedEffect] | None = ...,
         activations: _abc.Iterable[_activations_pb2.ActivationSlice] | None = ...,
         edges: _abc.Iterable[_attribution_patching_pb2.EdgeAttributions] | None = ...,
+        case_index: _builtins.int = ...,
+        reduction: _cases_pb2.ReductionPart | None = ...,
+        largest: _abc.Iterable[_activations_pb2.LargestActivations] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "corruption", b"corruption", "layers", b"layers", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "corruption", b"corruption", "layers", b"layers", "progress", b"progress", "reduction", b"reduction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "attributions", b"attributions", "context", b"context", "corruption", b"corruption", "edges", b"edges", "grids", b"grids", "layers", b"layers", "progress", b"progress", "verified", b"verified"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "attributions", b"attributions", "case_index", b"case_index", "context", b"context", "corruption", b"corruption", "edges", b"edges", "grids", b"grids", "largest", b"largest", "layers", b"layers", "progress", b"progress", "reduction", b"reduction", "verified", b"verified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,7 +2,20 @@
 
 from .engine import Engine
 from .runs import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
-from .sampling import Choice
+from .sampling import Choice, Taken
 from .slots import Slot
 
-__all__ = ["Base", "Capture", "Change", "Choice", "Engine", "PlacedEdit", "Reading", "Result", "Run", "Slot", "State"]
+__all__ = [
+    "Base",
+    "Capture",
+    "Change",
+    "Choice",
+    "Engine",
+    "PlacedEdit",
+    "Reading",
+    "Result",
+    "Run",
+    "Slot",
+    "State",
+    "Taken",
+]

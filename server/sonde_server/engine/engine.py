@@ -13,6 +13,7 @@ from .cache import StateCache
 from .execute import Execution, Work
 from .layout import Row
 from .memory import Memory
+from .pooling import leaving
 from .readout import divergence, logits_of, read
 from .runs import Asked, Base, Capture, PlacedEdit, Reading, Result, Run, State
 from .sampling import Choice
@@ -60,7 +61,7 @@ class Engine:
             Component.VALUE: lambda: state.values[capture.layer],
         }
         values = parts[capture.component]()[list(capture.positions)]
-        return (values if capture.units is None else values[:, list(capture.units)]).float().cpu()
+        return leaving(values if capture.units is None else values[:, list(capture.units)], capture)
 
     def read(self, states: Sequence[State], reading: Reading) -> list[Result]:
         """What is read of base runs.
@@ -93,13 +94,13 @@ class Engine:
             run.captures,
             run.reading,
             run.receipts,
-            choice=run.choice,
+            choices=run.choices,
         )
 
     def _extent(self, run: Run) -> Extent:
         read = None if run.reading is None else run.reading.position
-        tokens, continued = len(run.base.tokens), run.choice is not None
-        return extent_of(run.edits, run.captures, read, tokens, self.layers, continued=continued)
+        tokens = len(run.base.tokens)
+        return extent_of(run.edits, run.captures, read, tokens, self.layers, continued=bool(run.choices))
 
     def continued_rows(self, rows: Sequence[Row], limit: int) -> list[Slot]:
         """Gives rows of runs over one prompt slots, and returns them. No run grows beyond `limit` positions.
@@ -115,10 +116,34 @@ class Engine:
             row.slot = slot
         return slots
 
-    def step_row(self, base: State, slot: Slot, token: int, edits: Sequence[PlacedEdit], choice: Choice) -> Row:
+    def branched(self, base: State, slot: Slot) -> State:
+        """What continuations of a run over `base` share: the prompt's keys and values, the last of them in `slot`."""
+        end = len(base.tokens)
+        if slot.first >= end:
+            return base
+        shared = State(base.tokens)
+        for layer, (keys, values) in enumerate(zip(base.keys, base.values, strict=True)):
+            held = slot.cache.layer(layer, end - slot.first, keys)
+            for whole, known, own in zip((shared.keys, shared.values), (keys, values), held, strict=True):
+                whole.append(torch.cat([known[: slot.first], own[slot.number, : end - slot.first]]))
+        return shared
+
+    def branches(self, base: State, count: int, limit: int) -> list[Slot]:
+        """Slots for `count` continuations that share `base`. None grows beyond `limit` positions."""
+        return allot([len(base.tokens)] * count, limit)
+
+    def step_row(
+        self,
+        base: State,
+        slot: Slot,
+        token: int,
+        edits: Sequence[PlacedEdit],
+        choice: Choice,
+        captures: tuple[Capture, ...] = (),
+    ) -> Row:
         """The row that appends a token to a run, at the position after which the next one is chosen."""
         extent = Extent.whole(self.layers, choice.position + 1, choice.position)
-        return Row((token,), base, extent, _placed(edits), slot=slot, choice=choice)
+        return Row((token,), base, extent, _placed(edits), captures, slot=slot, choices=(choice,))
 
     def execute(self, rows: Sequence[Row], between: Callable[[int], None] = lambda done: None) -> None:
         """Computes the rows as one batch, or as two halves if the device's memory is too small for it.

@@ -3,6 +3,7 @@
 So a block runs once for all rows that need it. A row that starts at a later block takes the stream from its base.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,10 @@ from .attention import Block, Masks, attend
 from .decoding import copy_below, gather, store
 from .layout import Layout, Row, Segment, by_choice, by_reading
 from .midblock import finish_block, resume, resuming
+from .pooling import leaving
 from .readout import read
 from .runs import State
-from .sampling import choose
+from .sampling import Choice, Taken, choose
 from .visits import Visits
 
 # Bytes of logits that are held at one time while a batch is read. For tensors above 32 MiB glibc maps new memory, page
@@ -82,7 +84,7 @@ class Execution:
                 self._block(depth)
         self._read()
         for row in self.waiting:
-            row.result.captures = [row.captured[number].float().cpu() for number in range(len(row.captures))]
+            row.result.captures = [leaving(row.captured[number], one) for number, one in enumerate(row.captures)]
             if row.squares is not None:
                 row.result.edit_norms = row.squares.sqrt().cpu()
 
@@ -249,10 +251,11 @@ class Execution:
             for position in row.reads:
                 assert row.state is not None
                 row.state.logits[position] = logits[picked.index(row, position)].clone()
-        tokens: dict[Row, int | None] = {}
+        taken: dict[Row, dict[Choice, Taken | None]] = defaultdict(dict)
         for choice, continued in by_choice(rows).items():
             index = [picked.index(row, choice.position) for row in continued]
-            tokens.update(zip(continued, choose(logits[index], choice), strict=True))
+            for row, one in zip(continued, choose(logits[index], choice), strict=True):
+                taken[row][choice] = one
         # Last, because it overwrites the logits.
         for reading, group in by_reading(rows).items():
             index = [picked.index(row, reading.position) for row in group]
@@ -261,7 +264,7 @@ class Execution:
             for row, result in zip(group, read(self.decoder, chosen, reading), strict=True):
                 row.result = result
         for row in rows:
-            row.result.token = tokens.get(row)
+            row.result.taken = tuple(taken[row][choice] for choice in row.choices)
 
 
 def _keeping(layout: Layout) -> list[tuple[Row, State]]:
@@ -281,6 +284,5 @@ def _needed(row: Row) -> list[int]:
     positions.update(row.reads)
     if row.reading is not None:
         positions.add(row.reading.position)
-    if row.choice is not None:
-        positions.add(row.choice.position)
+    positions.update(choice.position for choice in row.choices)
     return sorted(positions)

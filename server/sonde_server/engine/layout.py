@@ -37,7 +37,7 @@ class Row:
     state: State | None = None
     reads: tuple[int, ...] = ()
     slot: Slot | None = None
-    choice: Choice | None = None
+    choices: tuple[Choice, ...] = ()
     abandoned: Callable[[], bool] = lambda: False
     dropped: bool = False
     result: Result = field(default_factory=Result)
@@ -192,9 +192,9 @@ def by_reading(rows: Iterable[Row]) -> dict[Reading, list[Row]]:
 
 
 def by_choice(rows: Iterable[Row]) -> dict[Choice, list[Row]]:
-    """Rows grouped by how their next token is chosen, so that it is chosen for a group at once."""
+    """Rows grouped by how their next tokens are chosen, so that one is chosen for a group at once."""
     groups: dict[Choice, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.choice is not None:
-            groups[row.choice].append(row)
+        for choice in row.choices:
+            groups[choice].append(row)
     return groups

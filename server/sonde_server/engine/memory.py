@@ -59,7 +59,7 @@ class Memory:
         length = len(row.positions)
         pairs = any(place.component in PAIRWISE for place in row.places)
         eager = pairs or self.decoder.attention == Kernel.EAGER
-        result = length * self._token + (self._readout if row.reading is not None or row.choice is not None else 0)
+        result = length * self._token + (self._readout if row.reading is not None or row.choices else 0)
         if Kernel.EAGER in kernels(length, row.first, eager=eager):
             result += length * row.extent.end * self._pair
         elif row.first:

@@ -8,9 +8,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..questions.activations import Pooling
 from ..questions.places import Component
 from ..questions.prompts import Target
-from .sampling import Choice
+from .sampling import Choice, Taken
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,12 +40,17 @@ class PlacedEdit:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """Values that are copied out of a run at some positions and units, in the contract's shape."""
+    """Values that are copied out of a run at some positions and units, in the contract's shape.
+
+    `rows`: how many of the positions belong to each row, over which `pooling` joins them.
+    """
 
     component: Component
     layer: int
     positions: tuple[int, ...]
     units: tuple[int, ...] | None = None
+    pooling: Pooling = Pooling.NONE
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,8 +145,8 @@ class Reading:
 class Run:
     """A base, what is changed in it, and what is read.
 
-    `receipts`: how many distances are reported. `choice`: how the token after its last position is chosen; a run that
-    has one can be continued.
+    `receipts`: how many distances are reported. `choices`: how the token after its last position is chosen, once for
+    each of its continuations.
     """
 
     base: State
@@ -148,14 +154,14 @@ class Run:
     reading: Reading | None = None
     captures: tuple[Capture, ...] = ()
     receipts: int = 0
-    choice: Choice | None = None
+    choices: tuple[Choice, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
 class Result:
     """What was read of a run, on the CPU, in float32.
 
-    `token`: the one that was chosen. None if none was asked for, or if the logits were not finite.
+    `taken`: the token of each choice; None where the logits were not finite.
     """
 
     log_probabilities: Tensor | None = None
@@ -165,7 +171,7 @@ class Result:
     kl_divergence: float | None = None
     captures: list[Tensor] = field(default_factory=list)
     edit_norms: Tensor | None = None
-    token: int | None = None
+    taken: tuple[Taken | None, ...] = ()
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -14,7 +14,7 @@ Gradients are computed block by block (`engine.gradients`). Every block is a cal
 that other questions get their turns in between.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,35 +31,41 @@ from .opening import Clean
 from .prediction import numbers
 
 
-def parts(question: TraceQuestion, method: AttributionPatching, session: Session, clean: Clean) -> Iterator[Answer]:
+async def parts(
+    question: TraceQuestion, method: AttributionPatching, session: Session, clean: Clean
+) -> AsyncGenerator[Answer, None]:
     """The progress, then the estimates component by component, the edges, and what was verified."""
     same = method.source.tokens == question.prompt.tokens
-    source = clean.state if same else session.states([Base(method.source.tokens)])[0]
+    source = clean.state if same else (await session.states([Base(method.source.tokens)]))[0]
     estimation = Estimation(method, clean.targets, clean.position, session, clean.state, source)
-    yield from estimation.run()
+    async for progress in estimation.run():
+        yield progress
     for component in method.components:
-        yield from estimation.estimates.parts(component)
+        for estimates in estimation.estimates.parts(component):
+            yield estimates
     if estimation.edges is not None:
         yield estimation.edges.answer(method.edges or 0, method.integration_steps)
     if method.verify_top:
         places = estimation.estimates.largest(method.verify_top)
-        yield from _verified(
-            places, method.metric, session, clean.state, source, Reading(clean.position, clean.targets)
-        )
+        reading = Reading(clean.position, clean.targets)
+        async for effect in _verified(places, method.metric, session, clean.state, source, reading):
+            yield effect
 
 
-def _verified(
+async def _verified(
     places: list[tuple[Site, Floats]], metric: Metric, session: Session, base: State, source: State, reading: Reading
-) -> Iterator[VerifiedEffect]:
+) -> AsyncGenerator[VerifiedEffect, None]:
     """Patches each place alone, and measures how far the metric moves."""
     captures = tuple(Capture(site.component, site.layers[0], site.positions or (), site.units) for site, _ in places)
-    values = session.values(source, captures)
-    before = _metric(session.read([base], reading)[0], metric)
+    values = await session.values(source, captures)
+    before = _metric((await session.read([base], reading))[0], metric)
     runs = (
         Run(base, [PlacedEdit(one.component, one.layer, one.positions, one.units, Change("set", value))], reading)
         for one, value in zip(captures, values, strict=True)
     )
-    for (site, estimated), result in zip(places, session.run(runs), strict=True):
+    results = session.run(runs)
+    for site, estimated in places:
+        (result,) = await results.take(1)
         yield VerifiedEffect(site, estimated, (_metric(result, metric) - before).astype(np.float32))
 
 

@@ -8,8 +8,7 @@ stream, of a window of blocks around the layer for attention and MLP. Its value 
 target's probability.
 """
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import AsyncGenerator, Iterator
 
 import numpy as np
 import torch
@@ -33,37 +32,40 @@ from .opening import Clean
 from .prediction import numbers
 
 
-def parts(question: TraceQuestion, method: CausalTracing, session: Session, clean: Clean) -> Iterator[Answer]:
+async def parts(
+    question: TraceQuestion, method: CausalTracing, session: Session, clean: Clean
+) -> AsyncGenerator[Answer, None]:
     """The corrupted prediction, then the grids row by row with the progress."""
-    changes, deviation = _corruptions(method, session)
+    changes, deviation = await _corruptions(method, session)
     edits = [PlacedEdit(Component.TOKEN_EMBEDDING, 0, method.subject, None, change) for change in changes]
     grid = list(method.cells(session.layers))
     yield Progress(0, len(grid) * len(edits), runs=True)
     corruptions = [Base(question.prompt.tokens, edit, len(edits)) for edit in edits]
-    corrupted = session.corrupted(corruptions, clean.state, read=clean.position)
-    baseline = session.read(corrupted, Reading(clean.position, clean.targets))
+    corrupted = await session.corrupted(corruptions, clean.state, read=clean.position)
+    baseline = await session.read(corrupted, Reading(clean.position, clean.targets))
     yield _corruption(method, baseline, deviation)
-    yield from _grids(method, grid, session, clean, corrupted, baseline)
+    async for part in _grids(method, grid, session, clean, corrupted, baseline):
+        yield part
 
 
-def announced(method: CausalTracing) -> Iterator[Answer]:
+def announced(method: CausalTracing) -> Corruption:
     """What a dry run says beside the cost: the positions that would be corrupted."""
     nothing = np.zeros(0, np.float32)
-    yield Corruption(nothing, nothing, nothing, method.subject, 0.0, None)
+    return Corruption(nothing, nothing, nothing, method.subject, 0.0, None)
 
 
-def _grids(
+async def _grids(
     method: CausalTracing,
     grid: list[Cell],
     session: Session,
     clean: Clean,
     corrupted: list[State],
     baseline: list[Result],
-) -> Iterator[Answer]:
+) -> AsyncGenerator[Answer, None]:
     reading = Reading(clean.position, clean.targets)
     restored = [Capture(one.component, one.layer, one.positions) for one in method.restored(session.layers)]
-    values = {(one.component, one.layer): value
-              for one, value in zip(restored, session.values(clean.state, restored), strict=True)}  # fmt: skip
+    found = await session.values(clean.state, restored)
+    values = {(one.component, one.layer): value for one, value in zip(restored, found, strict=True)}
     row_of = {position: number for number, position in enumerate(method.positions)}
 
     def runs() -> Iterator[Run]:
@@ -83,7 +85,7 @@ def _grids(
         row = [cell for cell in grid[start:start + len(method.layers)]
                if (cell.component, cell.position) == (head.component, head.position)]  # fmt: skip
         outcome = [
-            list(islice(results, len(corrupted))) if method.matters(cell, clean.position) else baseline for cell in row
+            await results.take(len(corrupted)) if method.matters(cell, clean.position) else baseline for cell in row
         ]
         start += len(row)
         done += len(row) * len(corrupted)
@@ -132,11 +134,11 @@ def _corruption(method: CausalTracing, baseline: list[Result], deviation: float)
     )
 
 
-def _corruptions(method: CausalTracing, session: Session) -> tuple[list[Change], float]:
+async def _corruptions(method: CausalTracing, session: Session) -> tuple[list[Change], float]:
     """How each sample changes the subject's embeddings, and the standard deviation of the noise (0: none is drawn)."""
     match method.corruption:
         case Counterfactual(prompt):
-            other = session.states([Base(prompt.tokens)])[0]
+            (other,) = await session.states([Base(prompt.tokens)])
             return [Change("set", other.embedding[list(method.subject)])], 0.0
         case ExplicitNoise(values):
             noise, deviation = torch.from_numpy(np.array(values)), 0.0

@@ -1,16 +1,16 @@
 """Interventions: one unchanged run, and one for every set of edits of a list or a sweep."""
 
-from collections.abc import Generator, Iterator
-from itertools import islice
+from collections.abc import AsyncGenerator, Iterator
 
 import numpy as np
 from torch import Tensor
 
-from ..engine import Capture, Reading, Result, Run, State
+from ..engine import Reading, Result, Run, State
 from ..questions.activations import Activation
 from ..questions.answers import Answer, Floats, Progress
 from ..questions.generation import Generation
 from ..questions.interventions import InterveneQuestion, Readings
+from ..sharing.results import Results
 from ..sharing.session import Session
 from . import generation
 from .activations import captures_of
@@ -24,14 +24,16 @@ GROUP = 64
 FEW = 64
 
 
-def answer(question: InterveneQuestion, session: Session) -> Generator[Answer, None, None]:
+async def answer(question: InterveneQuestion, session: Session) -> AsyncGenerator[Answer, None]:
     """Context, then readings and activations run by run, with the progress."""
     if question.readout.generation is not None:
         generation.check(session.decoder, question.asked.tokens, question.readout.generation)
     changed = _Changed(question, session)
-    clean = yield from opening(question, session, beside=changed.hand_in)
+    context, clean = await opening(question, session, beside=changed.hand_in)
+    yield context
     if clean is not None:
-        yield from changed.parts(clean)
+        async for part in changed.parts(clean):
+            yield part
 
 
 class _Changed:
@@ -40,11 +42,12 @@ class _Changed:
     def __init__(self, question: InterveneQuestion, session: Session) -> None:
         self.question = question
         self.session = session
-        self._captures = captures_of(question.readout.activations, question.asked.tokens)
+        readout = question.readout
+        self._captures = captures_of(readout.activations, question.asked.tokens, readout.pooling)
         self._wanted = tuple(capture for _, capture in self._captures)
-        self._results: Iterator[Result] = iter(())
+        self._results: Results | None = None
 
-    def hand_in(self, clean: State) -> None:
+    async def hand_in(self, clean: State) -> None:
         """Hands in the first runs before the unchanged one is waited for.
 
         A few runs share its batch, or are computed while its prediction is read and sent. More than a few are only laid
@@ -54,16 +57,16 @@ class _Changed:
         if not few:
             self.session.send()
         if self.question.readout.generation is None:
-            runs = (run for run, _ in self._runs(clean))
+            runs = (run for run, _ in await self._runs(clean))
             self._results = self.session.run(runs, at_once=few)
 
-    def _runs(self, clean: State) -> Iterator[tuple[Run, generation.Lasting]]:
+    async def _runs(self, clean: State) -> Iterator[tuple[Run, generation.Lasting]]:
         """Every changed run, and its edits that last while it is continued. The sources are computed at once."""
         question, readout = self.question, self.question.readout
         reading = Reading(
             readout.position, readout.targets, readout.top_k, clean=clean, divergence=readout.kl_divergence
         )
-        placing = Placing(question, self.session)
+        placing = await Placing.of(question, self.session)
         edits_per_run = question.plan.edits_per_run
 
         def runs() -> Iterator[tuple[Run, generation.Lasting]]:
@@ -74,40 +77,50 @@ class _Changed:
 
         return runs()
 
-    def parts(self, clean: Clean) -> Iterator[Answer]:
+    async def parts(self, clean: Clean) -> AsyncGenerator[Answer, None]:
         """Readings and activations run by run, with the progress."""
         if self._wanted:
-            yield from _activations(-1, self._captures, self.session.values(clean.state, self._wanted))
+            values = await self.session.values(clean.state, self._wanted)
+            for activation in self._activations(-1, values):
+                yield activation
         if self.question.readout.generation is not None:
-            yield from self._continued(clean.state, self.question.readout.generation)
+            async for part in self._continued(clean.state, self.question.readout.generation):
+                yield part
             return
+        assert self._results is not None
         offset = 0
         yield Progress(offset, self.question.plan.count, runs=True)
-        while group := list(islice(self._results, GROUP)):
-            yield from self._report(offset, group)
+        while group := await self._results.take(GROUP):
+            for part in self._report(offset, group):
+                yield part
             offset += len(group)
             yield Progress(offset, self.question.plan.count, runs=True)
 
-    def _continued(self, clean: State, asked: Generation) -> Iterator[Answer]:
+    async def _continued(self, clean: State, asked: Generation) -> AsyncGenerator[Answer, None]:
         """As `parts`, and the tokens that continue every run, the unchanged one first."""
+        changed = await self._runs(clean)
 
         def runs() -> Iterator[generation.Continued]:
             yield generation.Continued(generation.CLEAN, Run(clean))
-            for number, (run, lasting) in enumerate(self._runs(clean)):
+            for number, (run, lasting) in enumerate(changed):
                 yield generation.Continued(number, run, lasting)
 
-        yield from generation.answer(self.session, clean, runs(), self.question.plan.count, asked, self._report)
+        question = self.question
+        continuing = generation.Continuing(
+            self.session, clean, question.plan.count, asked, question.readout.encoding, self._report
+        )
+        async for part in continuing.answer(runs()):
+            yield part
 
     def _report(self, offset: int, group: list[Result]) -> Iterator[Answer]:
         """What was read of runs from `offset` on."""
         yield _readings(offset, group, kl=self.question.readout.kl_divergence)
         for number, result in enumerate(group):
-            yield from _activations(offset + number, self._captures, result.captures)
+            yield from self._activations(offset + number, result.captures)
 
-
-def _activations(run: int, captures: list[tuple[int, Capture]], read: list[Tensor]) -> Iterator[Activation]:
-    for (site, capture), values in zip(captures, read, strict=True):
-        yield Activation(run, site, capture.layer, numbers(values))
+    def _activations(self, run: int, read: list[Tensor]) -> Iterator[Activation]:
+        for (site, capture), values in zip(self._captures, read, strict=True):
+            yield Activation(run, site, capture.layer, numbers(values), self.question.readout.encoding)
 
 
 def _readings(offset: int, group: list[Result], *, kl: bool) -> Readings:

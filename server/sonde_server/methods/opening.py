@@ -1,10 +1,11 @@
 """How every answer opens: the cost, and the prediction of the unchanged run that all else is compared with."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ..engine import Base, State
-from ..questions.answers import Answer, Context
+from ..questions.answers import Context
+from ..questions.cases import Cases
 from ..questions.interventions import InterveneQuestion
 from ..questions.kernels import attention_of
 from ..questions.prompts import Target
@@ -24,14 +25,14 @@ class Clean:
     targets: tuple[Target, ...]
 
 
-def nothing(_: State) -> None:
+async def nothing(_: State) -> None:
     """Hands no runs in beside the unchanged one."""
 
 
-def opening(
-    question: Question, session: Session, *, beside: Callable[[State], None] = nothing
-) -> Generator[Answer, None, Clean | None]:
-    """Yields the context. Returns the unchanged run, or None in a dry run, whose answer ends there.
+async def opening(
+    question: Question, session: Session, *, beside: Callable[[State], Awaitable[None]] = nothing
+) -> tuple[Context, Clean | None]:
+    """The context, and the unchanged run, or None in a dry run, whose answer ends with the context.
 
     `beside` is called with the state of the unchanged run before it is waited for, and may hand in runs over it.
     """
@@ -40,11 +41,17 @@ def opening(
     cost = question.cost(session.decoder, restarts)
     attention = attention_of(session.decoder.attention, restarts, pairs=question.pairs)
     if question.dry_run:
-        yield Context(tokens, asked.targets, position, None, cost, attention, question.axes)
-        return None
-    state = session.start(Base(tokens), read=position)
-    beside(state)
-    session.ready([state])
-    targets, prediction = predict(session, state, asked.targets, position, asked.top_k)
-    yield Context(tokens, targets, position, prediction, cost, attention, question.axes)
-    return Clean(state, position, targets)
+        return Context(tokens, asked.targets, position, None, cost, attention, question.axes, asked.prompt.spans), None
+    state = await session.start(Base(tokens), read=position)
+    await beside(state)
+    await session.ready([state])
+    targets, prediction = await predict(session, state, asked.targets, position, asked.top_k)
+    context = Context(tokens, targets, position, prediction, cost, attention, question.axes, asked.prompt.spans)
+    return context, Clean(state, position, targets)
+
+
+def announced(cases: Cases[TraceQuestion] | Cases[InterveneQuestion], session: Session) -> Context:
+    """What a dry run of many cases says: what all of them cost, and the targets and axes of the first."""
+    first, sizes = cases.questions[0], session.decoder
+    attention = attention_of(sizes.attention, first.restarts(sizes), pairs=first.pairs)
+    return Context((), first.asked.targets, 0, None, cases.cost(sizes), attention, first.axes)

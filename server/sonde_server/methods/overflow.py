@@ -5,8 +5,8 @@ the range of any type. What follows is infinite or not a number, down to the pro
 the exception: they are -infinity, as the contract says.
 """
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import fields
 from functools import partial
 
@@ -15,10 +15,11 @@ import torch
 
 from ..engine import Base, State
 from ..errors import InvalidQuestion, NotFinite, SondeServerError, Violation
-from ..questions.activations import Activation, Activations
-from ..questions.answers import Answer, Context
+from ..questions.activations import Activation, Activations, Encoding
+from ..questions.answers import Answer, Context, Floats
 from ..questions.attribution_patching import AttributionPatching, Attributions, EdgeAttributions, VerifiedEffect
 from ..questions.causal_tracing import CausalTracing, Corruption, Counterfactual, ExplicitNoise, RestorationGrid
+from ..questions.generation import Generated
 from ..questions.interventions import InterveneQuestion, Readings
 from ..questions.places import Component, Site
 from ..questions.plans import Sweep
@@ -41,17 +42,17 @@ class Overflow(Exception):
         self.what = what
 
 
-def finite(
-    answers: Generator[Answer, None, None], question: TraceQuestion | InterveneQuestion, session: Session
-) -> Iterator[Answer]:
+async def finite(
+    answers: AsyncGenerator[Answer, None], question: TraceQuestion | InterveneQuestion, session: Session
+) -> AsyncGenerator[Answer, None]:
     """The same answers. Raises NotFinite if the model overflowed, InvalidQuestion if an edit or noise made it."""
-    with closing(answers):
+    async with aclosing(answers):
         try:
-            for answer in answers:
+            async for answer in answers:
                 _check(answer, question)
                 yield answer
         except Overflow as found:
-            raise _explained(found, question, session) from None
+            raise await _explained(found, question, session) from None
 
 
 def _check(answer: Answer, question: TraceQuestion | InterveneQuestion) -> None:
@@ -65,7 +66,15 @@ def _check(answer: Answer, question: TraceQuestion | InterveneQuestion) -> None:
             site = _sites(question)[answer.site]
             masked = site.component is Component.ATTENTION_SCORES
             values = answer.values[~np.isneginf(answer.values)] if masked else answer.values
-            _hold(answer.run, f"{site.component.name} of layer {answer.layer}", values)
+            what = f"{site.component.name} of layer {answer.layer}"
+            _hold(answer.run, what, values)
+            _check_encoding(what, values, answer.encoding)
+        case Generated():
+            for site, read in zip(_generated_sites(question), answer.activations, strict=True):
+                what = f"{site.component.name} of generated tokens"
+                for run, values in zip(answer.runs, read, strict=True):
+                    _hold(run, what, values)
+                _check_encoding(what, read, answer.encoding)
         case LayerReadings():
             _hold(None, "the lens", answer.log_probabilities, answer.logits, answer.kl_divergences)
             _hold(None, "the lens", answer.top_log_probabilities)
@@ -87,6 +96,13 @@ def _hold(run: int | None, what: str, *arrays: object) -> None:
         raise Overflow(run, what)
 
 
+def _check_encoding(what: str, values: Floats, encoding: Encoding) -> None:
+    """Raises NotFinite if a number is beyond the range of the type that values leave in."""
+    if values.size and (largest := np.abs(values).max()) >= encoding.beyond:
+        wider = "BFLOAT16 or FLOAT32" if encoding is Encoding.FLOAT16 else "FLOAT32"
+        raise NotFinite(f"{what} has {largest:.6g}, beyond the range of {encoding.name}; ask for {wider}")
+
+
 def _check_readings(answer: Readings) -> None:
     columns = (answer.log_probabilities, answer.logits, answer.top_log_probabilities, answer.kl_divergences)
     for what, arrays in (("the prediction", columns), ("the distances of the edits", (answer.edit_norms,))):
@@ -102,12 +118,20 @@ def _sites(question: TraceQuestion | InterveneQuestion) -> tuple[Site, ...]:
     return question.method.sites
 
 
-def _explained(found: Overflow, question: TraceQuestion | InterveneQuestion, session: Session) -> SondeServerError:
+def _generated_sites(question: TraceQuestion | InterveneQuestion) -> tuple[Site, ...]:
+    assert isinstance(question, InterveneQuestion)
+    assert question.readout.generation is not None
+    return question.readout.generation.activations
+
+
+async def _explained(
+    found: Overflow, question: TraceQuestion | InterveneQuestion, session: Session
+) -> SondeServerError:
     """The error for the caller: an unchanged run that overflows by itself, otherwise what the question changes."""
     kind = str(session.decoder.dtype).removeprefix("torch.")
     for name, tokens in _prompts(question):
-        state = session.states([Base(tokens)])[0]
-        block = session.call(partial(_first_block, state))
+        (state,) = await session.states([Base(tokens)])
+        block = await session.call(partial(_first_block, state))
         if block is not None:
             where = "its token embeddings" if block < 0 else f"block {block}"
             return NotFinite(f"the unchanged run of {name} is not finite in {kind} from {where} on{_advice(kind)}")

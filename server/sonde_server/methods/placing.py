@@ -1,6 +1,7 @@
 """Where edits lie in the model: each one layer by layer, with its values as tensors."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ class Placing:
     """Places the edits of a question's runs."""
 
     def __init__(self, question: InterveneQuestion, session: Session) -> None:
-        """Runs the sources, whose values the patches take."""
         self.question = question
         self.session = session
         self.tokens = question.asked.tokens
@@ -27,10 +27,16 @@ class Placing:
             for place, positions in question.sourced(session.layers).items()
         }
         self._sourced: dict[tuple[int, Component, int], Tensor] = {}
-        for number, state in enumerate(session.states([Base(source.tokens) for source in question.sources])):
-            places = [place for place in self._captures if place[0] == number]
-            values = session.values(state, [self._captures[place] for place in places])
-            self._sourced.update(zip(places, values, strict=True))
+
+    @classmethod
+    async def of(cls, question: InterveneQuestion, session: Session) -> Self:
+        """Runs the sources, whose values the patches take."""
+        placing = cls(question, session)
+        for number, state in enumerate(await session.states([Base(source.tokens) for source in question.sources])):
+            places = [place for place in placing._captures if place[0] == number]
+            values = await session.values(state, [placing._captures[place] for place in places])
+            placing._sourced.update(zip(places, values, strict=True))
+        return placing
 
     def place(self, edits: tuple[Edit, ...]) -> list[PlacedEdit]:
         """The edits of one run, layer by layer; the receipt of each is its number in the run."""
@@ -82,10 +88,10 @@ class Placing:
     def _patch(self, site: Site, patch: Patch, layer: int) -> Tensor:
         """Mean over the sources of the site's value, in the shape that the run selects."""
         values = []
-        for source in patch.sources:
+        for number, source in enumerate(patch.sources):
             place = source, site.component, patch.layer_for(layer)
             taken = self._captures[place].positions
-            rows = [taken.index(position) for position in self.question.positions_in(source, site, patch)]
+            rows = [taken.index(position) for position in self.question.source_positions(site, patch, number)]
             values.append(_select(self._sourced[place], site, rows))
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 

@@ -18,11 +18,11 @@ def numbers(tensor: Tensor | None) -> Floats:
     return values
 
 
-def predict(
+async def predict(
     session: Session, state: State, targets: Sequence[Target], position: int, top_k: int
 ) -> tuple[tuple[Target, ...], Prediction]:
     """What the unchanged run predicts, and the targets; where none is given, its own top prediction is the one."""
-    result = session.read([state], Reading(position, tuple(targets), max(top_k, 1), clean=state))[0]
+    (result,) = await session.read([state], Reading(position, tuple(targets), max(top_k, 1), clean=state))
     if not targets:
         assert result.top_tokens is not None
         targets = (Target(int(result.top_tokens[0])),)

@@ -119,6 +119,7 @@ class Decoder(Sized):
         self.devices = [*(block.device for block in self.blocks), device_of(self.final_norm)]
         self.device = device_of(self.embedding)
         self.dtype = self.embedding.weight.dtype
+        self.data_type = str(self.dtype).removeprefix("torch.")
         # How attention is computed if no scores are asked for. Fused kernels do not support all settings.
         self.attention = "eager" if any(block.settings.explicit for block in self.blocks) else "sdpa"
         self._heads = Heads(self.heads, self.key_value_heads, self.head_size)
@@ -126,6 +127,11 @@ class Decoder(Sized):
         self.end_tokens = _end_tokens(model)
         # The longest prompt for which rotary angles do not depend on prompt length (LongRoPE), or None.
         self._threshold = scalings(config).get("longrope")
+
+    @property
+    def device_type(self) -> str:
+        """The kind of device that it is on, such as "cuda"."""
+        return self.device.type
 
     @property
     def longest_alike(self) -> int | None:

@@ -1,7 +1,7 @@
 """Loads a model from a directory, the hub or a GGUF file. Weights are never pickles; no code of a checkpoint is run."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,8 @@ def load(
     """Loads `name`: "atlas" (the embedded model), a directory, a GGUF file, or a hub id.
 
     The model is put on one device or, with `device_map`, on several: accelerate spreads it, or a JSON file does. With
-    `pack_weights`, a second copy of the weights makes products of few rows faster; this applies to float32 on a CPU.
+    `pack_weights`, a second copy of weights makes products of few rows faster, where this is measured to be so on this
+    processor; this applies to float32 on a CPU.
 
     Raises:
         UnsupportedModel: for an unknown name, device or architecture, for a checkpoint that is faulty, incomplete or
@@ -79,7 +80,8 @@ def load(
     decoder = Decoder(model)
     vocabulary = Vocabulary(_tokenizer(checkpoint), decoder.vocabulary_size)
     where = str(place) if device_map is None else places(model)
-    return LoadedModel(decoder, vocabulary, _describe(checkpoint, decoder, where))
+    description = replace(_describe(checkpoint, decoder, where), chat_template=vocabulary.chat_template)
+    return LoadedModel(decoder, vocabulary, description)
 
 
 def _pretrained(checkpoint: Checkpoint, options: dict[str, Any], fault: str) -> PreTrainedModel:
@@ -164,7 +166,7 @@ def _describe(checkpoint: Checkpoint, decoder: Decoder, device: str) -> ModelDes
         name=checkpoint.public_name,
         revision=checkpoint.revision(config),
         architecture=str(config.model_type),
-        data_type=str(decoder.dtype).removeprefix("torch."),
+        data_type=decoder.data_type,
         device=device,
         attention=decoder.attention,
         layers=decoder.layers,

@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..questions.prompts import Prompt
+from ..questions.prompts import Prompt, overlapping
+from .chats import Message, Place, has_template, located, rendered
 
 # Texts for another text to continue. A token may not be shared by both: a letter is kept apart from the space or comma
 # that follows it, and the end of a line or a full stop from letters.
@@ -43,6 +45,31 @@ class Vocabulary:
         if tokens[:2] == (begin, begin) and len(self._encode(text)) < len(tokens):
             tokens, offsets = tokens[1:], offsets[1:]
         return Prompt(tokens, text, offsets)
+
+    @property
+    def chat_template(self) -> bool:
+        """Whether the checkpoint has a template for conversations."""
+        return has_template(self.tokenizer)
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Prompt:
+        """The tokens of a conversation, as the checkpoint's own template writes it. No special tokens are added.
+
+        The content of each message is a span: of the last one with the name of its role, and of each with its number
+        among those of its role, such as "user[0]". A content that the template changes, beyond the spaces at its ends,
+        has none. `options`: add_generation_prompt and continue_final_message.
+
+        Raises:
+            ValueError: if the template does not accept the messages, or the tokenizer fails, with its reason.
+        """
+        tokenizer = self._required()
+        with _failing():
+            text = rendered(tokenizer, messages, **options)
+            encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+        offsets = tuple((start, end) for start, end in encoding["offset_mapping"]) if tokenizer.is_fast else ()
+        spans: dict[str, tuple[int, ...]] = {}
+        if offsets:
+            spans = _spans(messages, located(tokenizer, messages, text, **options), offsets)
+        return Prompt(tuple(encoding["input_ids"]), text, offsets, tuple(spans.items()))
 
     def target(self, text: str) -> int | None:
         """The token that a text is where it continues another one; None where the vocabulary has no such token.
@@ -166,6 +193,20 @@ def _failing() -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _spans(
+    messages: Sequence[Message], places: Sequence[Place | None], offsets: Sequence[tuple[int, int]]
+) -> dict[str, tuple[int, ...]]:
+    """The positions of each content by name. The name of a role alone is that of its last message."""
+    spans: dict[str, tuple[int, ...]] = {}
+    numbers: Counter[str] = Counter()
+    for (role, _), place in zip(messages, places, strict=True):
+        spans.pop(role, None)
+        if place is not None:
+            spans[f"{role}[{numbers[role]}]"] = spans[role] = overlapping(offsets, *place)
+        numbers[role] += 1
+    return spans
 
 
 def _normal(text: str) -> str:

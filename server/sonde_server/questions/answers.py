@@ -3,6 +3,7 @@
 `wire` encodes them, joins small ones into one message and cuts large ones.
 """
 
+import enum
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context(Answer):
-    """The first part of every answer. `clean` is None in a dry run."""
+    """The first part of every answer. `clean` is None in a dry run. `spans`: the named positions of the prompt."""
 
     tokens: tuple[int, ...]
     targets: tuple[Target, ...]
@@ -42,12 +43,45 @@ class Context(Answer):
     cost: Cost
     attention: str
     axes: SweepAxes | None = None
+    spans: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Progress(Answer):
-    """How many steps are done, of all. `runs`: whether a step is a run."""
+    """How many steps are done, of all. `runs`: whether a step is a run. Of cases: how many are answered in full."""
 
     done: int
     total: int
     runs: bool = False
+    cases_done: int = 0
+    cases: int = 0
+
+
+class Statistic(enum.IntEnum):
+    """A statistic over cases, numbered as in the contract."""
+
+    MEAN = 1
+    DEVIATION = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CaseAnswer(Answer):
+    """A part of the answer to one case, by its index in the request."""
+
+    case: int
+    part: Answer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReducedAnswer(Answer):
+    """A part of an answer whose numbers are statistics over the cases [first_case, first_case + cases) of a group.
+
+    `count`: how many of these cases belong to the group.
+    """
+
+    group: str
+    statistic: Statistic
+    first_case: int
+    cases: int
+    count: int
+    part: Answer

@@ -20,7 +20,6 @@ from .places import (
     PAIRWISE,
     UNIT_SWEPT,
     Component,
-    ModelDescription,
     Place,
     Site,
     Sized,
@@ -35,7 +34,8 @@ RECOMPUTED = (Component.QUERY, Component.KEY)
 class AttributionPatching:
     """Estimate what patching each place from `source` would do.
 
-    `edges`: how many edges are answered; 0: all, None: none.
+    `edges`: how many edges are answered; 0: all, None: none. `rows`: positions whose estimates are summed, each row
+    being one place; None: every position is a place.
     """
 
     source: Prompt
@@ -46,6 +46,7 @@ class AttributionPatching:
     recompute_softmax: bool = False
     drop_layers: bool = False
     edges: int | None = None
+    rows: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def integrated(self) -> bool:
@@ -92,7 +93,8 @@ class AttributionPatching:
         numbers = 2 * self.verify_top * asked.columns
         for component in self.components:
             layers = 1 if component in LAYERLESS else model.layers
-            numbers += layers * asked.tokens * self.places_per_layer(component, model) * asked.columns
+            positions = asked.tokens if self.rows is None else len(self.rows)
+            numbers += layers * positions * self.places_per_layer(component, model) * asked.columns
         if self.edges is not None:
             numbers += min(self.edges or model.edges(), model.edges()) * (6 + asked.columns)
         return FLOAT * numbers
@@ -104,7 +106,7 @@ class AttributionPatching:
         if self.integrated and first < asked.tokens:
             found[Extent.whole(model.layers, asked.tokens, first)] = self.integration_steps
         if self.verify_top:
-            found |= dict.fromkeys((self._patched(one, asked.position, asked, model) for one in self.components), 1)
+            found |= dict.fromkeys(self._patched(asked.position, asked, model), 1)
         return found
 
     def cost(self, asked: Asked, model: Sized, _restarts: Restarts) -> Cost:
@@ -120,7 +122,7 @@ class AttributionPatching:
             work += length * layers * (2 if self.integrated else 1)
         if self.verify_top:
             # Every place is in the lowest block at the first position, and the source is run again for its values.
-            longest = max(self._patched(component, 0, asked, model).token_layers for component in self.components)
+            longest = max((extent.token_layers for extent in self._patched(0, asked, model)), default=0)
             work += self.verify_top * longest + full
         runs = self.runs(asked, model)
         return Cost(runs, work, runs * full, self.answer_bytes(asked, model))
@@ -130,12 +132,16 @@ class AttributionPatching:
         pairs = enumerate(zip(asked.prompt.tokens, self.source.tokens, strict=True))
         return min((number for number, (one, other) in pairs if one != other), default=asked.tokens)
 
-    def _patched(self, component: Component, position: int, asked: Asked, model: Sized) -> Extent:
-        """What a run computes that patches one place in the lowest block."""
-        place = Place(component, 0, (position,))
-        return extent_of([place], (), asked.position, asked.tokens, model.layers)
+    def _patched(self, position: int, asked: Asked, model: Sized) -> set[Extent]:
+        """What the runs compute that patch a place of each component in the lowest block, at this position or a row."""
+        rows = ((position,),) if self.rows is None else tuple(row for row in self.rows if row)
+        return {
+            extent_of([Place(component, 0, row)], (), asked.position, asked.tokens, model.layers)
+            for component in self.components
+            for row in rows
+        }
 
-    def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
+    def held_bytes(self, asked: Asked, model: Sized) -> int:
         """Both prompts' runs and that of a step, the answer, the gradients, and what several steps share."""
         length, targets = asked.position + 1, asked.columns
         passes = targets * (model.layers if self.drop_layers else 1)
@@ -155,12 +161,16 @@ class AttributionPatching:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attributions(Answer):
-    """Some estimates of one component: [layers, positions, targets]; units before targets if it is swept by unit."""
+    """Some estimates of one component: [layers, positions, targets]; units before targets if it is swept by unit.
+
+    `counts`: of a reduction, how many cases each row is over.
+    """
 
     component: Component
     layers: tuple[int, ...]
     positions: tuple[int, ...]
     estimates: Floats
+    counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
 from .answers import Answer, Floats
 from .costs import DOUBLE, FLOAT, Cost, state_bytes
 from .edits import Values
 from .extents import Extent, Restarts, extent_of, rereading, token_layers
-from .places import FACTS, LAYERLESS, PAIRWISE, Component, ModelDescription, Place, Sized, Stage, layers_around
+from .places import FACTS, LAYERLESS, PAIRWISE, Component, Place, Sized, Stage, layers_around
 from .prompts import Asked, Prompt
 
 # The defaults of the paper's published script.
@@ -71,7 +72,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class CausalTracing:
-    """Corrupt the subject, then restore one clean state at a time."""
+    """Corrupt the subject, then restore one clean state at a time.
+
+    `rows`: the positions of the grids by row of a reduction; None: each is a row.
+    """
 
     corruption: GaussianCorruption | ExplicitNoise | Counterfactual
     replace: bool
@@ -81,11 +85,17 @@ class CausalTracing:
     layers: tuple[int, ...]
     positions: tuple[int, ...]
     per_sample: bool
+    rows: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def pairs(self) -> bool:
         """Whether scores or patterns are restored."""
         return not PAIRWISE.isdisjoint(self.components)
+
+    @property
+    def reduced_rows(self) -> tuple[tuple[int, ...], ...]:
+        """The positions of the grids by row of a reduction. A position may be in several rows."""
+        return tuple((position,) for position in self.positions) if self.rows is None else self.rows
 
     @property
     def cell_count(self) -> int:
@@ -139,7 +149,8 @@ class CausalTracing:
         found[rereading(self.restored(layers), tokens, layers)] += 1
         for cell in self.cells(layers):
             if self.matters(cell, asked.position):
-                found[extent_of(cell.places, (), asked.position, tokens, layers)] += samples
+                ends = cell.restored[0], cell.restored[-1]
+                found[_restoring(cell.component, ends, cell.position, asked.position, tokens, layers)] += samples
         return found
 
     def cost(self, asked: Asked, model: Sized, restarts: Restarts) -> Cost:
@@ -148,7 +159,7 @@ class CausalTracing:
         runs, work = self.runs(asked, model), unchanged * full + token_layers(restarts)
         return Cost(runs, work, (runs + unchanged) * full, self.answer_bytes(asked, model))
 
-    def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
+    def held_bytes(self, asked: Asked, model: Sized) -> int:
         """The unchanged and the corrupted states, the noise as it is drawn and scaled, and what is restored."""
         samples = self.corruption.samples
         counterfactual = isinstance(self.corruption, Counterfactual)
@@ -159,6 +170,18 @@ class CausalTracing:
             shape = model.selected_shape(component, None, len(self.positions), asked.tokens)
             held += FLOAT * model.layers * prod(shape)
         return held
+
+
+@lru_cache(maxsize=1 << 16)
+def _restoring(
+    component: Component, ends: tuple[int, int], position: int, read: int, tokens: int, layers: int
+) -> Extent:
+    """What a run computes that restores one position from the first to the last of a few layers.
+
+    Kept, because many cases of a dataset are equally long.
+    """
+    places = [Place(component, layer, (position,)) for layer in ends]
+    return extent_of(places, (), read, tokens, layers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,7 +198,10 @@ class Corruption(Answer):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RestorationGrid(Answer):
-    """A part of one component's grid: [positions, layers, targets], samples last where asked for."""
+    """A part of one component's grid: [positions, layers, targets], samples last where asked for.
+
+    `counts`: of a reduction, how many values each row is over.
+    """
 
     component: Component
     positions: tuple[int, ...]
@@ -184,3 +210,4 @@ class RestorationGrid(Answer):
     deviations: Floats
     logits: Floats
     sample_probabilities: Floats | None
+    counts: tuple[int, ...] = ()

@@ -8,7 +8,7 @@ its runs restart from, the noise that is drawn, the values that are captured of 
 import math
 from dataclasses import dataclass
 
-from .places import ModelDescription, Sized
+from .places import Sized
 
 # Bytes of a number in an answer, and of one that is drawn or summed up.
 FLOAT, DOUBLE = 4, 8
@@ -32,13 +32,16 @@ class Cost:
     runs: with changes, those that are asked for: the unchanged runs of the prompt, of sources and of a counterfactual,
     which questions share, are not counted. Without changes, every pass through the model, forwards or backwards.
     token_layers: positions x blocks that are computed, over all passes. full_token_layers: if every pass were computed
-    in full. answer_bytes: the size of the answer.
+    in full. answer_bytes: the size of the answer. tokens: those of all prompts and sources. cases: how many there are,
+    0 where the request has a single prompt.
     """
 
     runs: int
     token_layers: int
     full_token_layers: int
     answer_bytes: int
+    tokens: int = 0
+    cases: int = 0
 
 
 def item_bytes(data_type: str) -> int:
@@ -56,7 +59,7 @@ def stream_bytes(tokens: int, model: Sized, item: int) -> int:
     return tokens * (model.layers + 1) * model.hidden_size * item
 
 
-def state_bytes(tokens: int, model: ModelDescription) -> int:
+def state_bytes(tokens: int, model: Sized) -> int:
     """Bytes of what is kept of an unchanged run of `tokens` positions, at most."""
     item = item_bytes(model.data_type)
     embedding = tokens * model.hidden_size * item

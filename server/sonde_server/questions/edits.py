@@ -42,12 +42,12 @@ class Multiply:
 class Patch:
     """x -> its value in the unchanged runs of these sources, averaged.
 
-    `positions` pair with the site's; negative ones count from the end of each source. None: the same as in the prompt.
+    `positions`, by source, pair with the site's. None: the same as in the prompt.
     `layer`: the layer in the sources. None: the site's own.
     """
 
     sources: tuple[int, ...]
-    positions: tuple[int, ...] | None = None
+    positions: tuple[tuple[int, ...], ...] | None = None
     layer: int | None = None
 
     def layer_for(self, layer: int) -> int:

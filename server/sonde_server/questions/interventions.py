@@ -4,12 +4,13 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from math import prod
 
+from .activations import Encoding, Pooling, numbers_read
 from .answers import Answer, Floats, Integers
-from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, continued_at_once, item_bytes, state_bytes
+from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, item_bytes, state_bytes
 from .edits import Edit, Noise, Patch
 from .extents import Extent, Restarts, extent_of, rereading, token_layers
 from .generation import Generation
-from .places import PAIRWISE, Component, ModelDescription, Place, Site, Sized
+from .places import PAIRWISE, Component, Place, Site, Sized
 from .plans import Plan, Sweep, SweepAxes
 from .prompts import Asked, Prompt, Target
 
@@ -24,6 +25,8 @@ class Readout:
     kl_divergence: bool = False
     activations: tuple[Site, ...] = ()
     generation: Generation | None = None
+    encoding: Encoding = Encoding.FLOAT32
+    pooling: Pooling = Pooling.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,32 +67,44 @@ class InterveneQuestion:
         for edits in self.plan.one_unit().runs(layers):
             for edit in edits:
                 if isinstance(edit.operation, Patch):
-                    for source in edit.operation.sources:
-                        positions = self.positions_in(source, edit.site, edit.operation)
+                    for number, source in enumerate(edit.operation.sources):
+                        positions = self.source_positions(edit.site, edit.operation, number)
                         for layer in edit.site.layers:
                             taken[source, edit.site.component, edit.operation.layer_for(layer)].update(positions)
         return {place: tuple(sorted(positions)) for place, positions in taken.items()}
 
-    def positions_in(self, source: int, site: Site, patch: Patch) -> tuple[int, ...]:
-        """The positions of a source that pair with those of a patch's site, counted from 0."""
-        if patch.positions is None:
-            return site.positions_within(self.asked.tokens)
-        tokens = len(self.sources[source].tokens)
-        return tuple(position % tokens for position in patch.positions)
+    def source_positions(self, site: Site, patch: Patch, number: int) -> tuple[int, ...]:
+        """The positions that pair with those of a patch's site, in the source that the patch names at `number`."""
+        return site.positions_within(self.asked.tokens) if patch.positions is None else patch.positions[number]
 
     # ------------------------------------------------------------ what it costs
+
+    @property
+    def others(self) -> tuple[Prompt, ...]:
+        """The prompts beside its own."""
+        return self.sources
+
+    @property
+    def total_tokens(self) -> int:
+        """The tokens of its prompts and sources in all."""
+        return self.asked.tokens + sum(len(source.tokens) for source in self.others)
 
     def runs(self, _model: Sized) -> int:
         """How many runs it asks for, as `Cost.runs` counts them: the changed ones."""
         return self.plan.count
 
+    def most_runs(self, model: Sized) -> int:
+        """What the limit of runs is for."""
+        return self.runs(model)
+
     def answer_bytes(self, model: Sized) -> int:
         """What is read of every changed run; activations and generated tokens of the unchanged one as well."""
         readout, runs = self.readout, self.plan.count
         columns = 2 * self.asked.columns + readout.kl_divergence + 2 * readout.top_k + self.plan.edits_per_run
-        every = FLOAT * sum(model.numbers(site, self.asked.tokens) for site in readout.activations)
+        read = numbers_read(readout.activations, readout.pooling, self.asked.tokens, model)
+        every = readout.encoding.bytes * read
         if readout.generation is not None:
-            every += readout.generation.answer_bytes
+            every += readout.generation.answer_bytes(model, readout.encoding)
         return FLOAT * runs * columns + (runs + 1) * every
 
     def restarts(self, model: Sized) -> Restarts:
@@ -100,7 +115,7 @@ class InterveneQuestion:
         if generation is not None and generation.max_new_tokens > 1:
             # Each of these positions attends to the keys of the prompt. A text that meets an end token has fewer.
             position = Extent.whole(layers, tokens + 1, tokens)
-            found[position] += (self.plan.count + 1) * (generation.max_new_tokens - 1)
+            found[position] += (self.plan.count + 1) * generation.steps
         return found
 
     def cost(self, model: Sized, restarts: Restarts | None = None) -> Cost:
@@ -114,11 +129,10 @@ class InterveneQuestion:
         work = unchanged + token_layers(self.restarts(model) if restarts is None else restarts)
         total = unchanged + runs * tokens * layers
         total += sum(length * layers for extent, length in self._read_again(layers) if extent.token_layers)
-        if self.readout.generation is not None:
-            total += (
-                (runs + 1) * sum(tokens + step for step in range(1, self.readout.generation.max_new_tokens)) * layers
-            )
-        return Cost(runs, work, total, self.answer_bytes(model))
+        if (generation := self.readout.generation) is not None:
+            lengths = sum(tokens + step for step in range(1, generation.max_new_tokens))
+            total += (runs + 1) * generation.samples * lengths * layers
+        return Cost(runs, work, total, self.answer_bytes(model), self.total_tokens)
 
     def _changed(self, layers: int) -> "Counter[Extent]":
         """What the changed runs compute, and how many of them. Which units a run changes makes no difference."""
@@ -145,20 +159,21 @@ class InterveneQuestion:
         prompts += [(len(self.sources[source].tokens), places) for source, places in read.items()]
         return [(rereading(places, tokens, layers), tokens) for tokens, places in prompts]
 
-    def held_bytes(self, model: ModelDescription) -> int:
+    def held_bytes(self, model: Sized) -> int:
         """The states of all prompts, the continued runs, the changed values of the runs laid out, and the sources'."""
         tokens = self.asked.tokens
         held = state_bytes(tokens, model)
         held += sum(state_bytes(len(source), model) for source in {source.tokens for source in self.sources})
-        if self.readout.generation is not None:
-            each = cache_bytes(tokens + self.readout.generation.max_new_tokens, model, item_bytes(model.data_type))
-            held += each * continued_at_once(1 + self.plan.count, each, model.device)
+        if (generation := self.readout.generation) is not None:
+            item = item_bytes(model.data_type)
+            prompt, new = (cache_bytes(count, model, item) for count in (tokens, generation.max_new_tokens))
+            held += generation.held_bytes(1 + self.plan.count, prompt, new, model)
         for (source, component, _), positions in self.sourced(model.layers).items():
             length = len(self.sources[source].tokens)
             held += FLOAT * prod(model.selected_shape(component, None, len(positions), length))
         return held + self._changed_bytes(model)
 
-    def _changed_bytes(self, model: ModelDescription) -> int:
+    def _changed_bytes(self, model: Sized) -> int:
         """Noise and patched values of the runs that are laid out at a time, at most."""
 
         def made(edits: tuple[Edit, ...]) -> int:

@@ -142,7 +142,13 @@ class Sized:
     head_size: int
     neurons: int
     vocabulary_size: int
+    data_type: str
     unavailable: Mapping[Component, str]
+
+    @property
+    def device_type(self) -> str:
+        """The kind of device that it is on, such as "cuda"."""
+        raise NotImplementedError
 
     @property
     def parallel(self) -> bool:
@@ -208,6 +214,12 @@ class ModelDescription(Sized):
     max_positions: int
     parameters: int
     unavailable: Mapping[Component, str] = field(default_factory=dict)
+    chat_template: bool = False
+
+    @property
+    def device_type(self) -> str:
+        """The kind of device that it is on, such as "cuda"."""
+        return self.device.partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +235,8 @@ class Place:
 class Site:
     """Values of a component. `layers` is (0,) for a component that takes none.
 
-    `units` None: all. `positions` None: all, or where `from_position` is given, those from there on.
+    `units` None: all. `positions` None: all, or where `from_position` is given, those from there on. `rows`: the
+    positions by row, where the request names them; otherwise each of `positions` is a row, or all positions are one.
     """
 
     component: Component
@@ -231,12 +244,19 @@ class Site:
     units: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     from_position: int | None = None
+    rows: tuple[tuple[int, ...], ...] | None = None
 
     def positions_within(self, tokens: int) -> tuple[int, ...]:
         """The positions meant in a prompt of `tokens` tokens."""
         if self.from_position is not None:
             return tuple(range(self.from_position, tokens))
         return tuple(range(tokens)) if self.positions is None else self.positions
+
+    def row_sizes(self, tokens: int) -> tuple[int, ...]:
+        """How many of the positions belong to each row, in their order."""
+        if self.rows is not None:
+            return tuple(map(len, self.rows))
+        return (len(self.positions_within(tokens)),) if self.positions is None else (1,) * len(self.positions)
 
     def places(self, tokens: int) -> Iterator[Place]:
         """The site in a prompt of `tokens` tokens, layer by layer."""

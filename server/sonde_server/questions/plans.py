@@ -3,9 +3,10 @@
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from math import prod
 
-from .edits import Edit, Operation, Patch
+from .edits import Edit, Patch
 from .places import LAYERLESS, Site, layers_around
 
 
@@ -19,7 +20,7 @@ class Axis(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SweepAxes:
-    """The entries of a sweep's axes; one that every run takes as a whole has none."""
+    """The entries of a sweep's axes; one that every run takes as a whole has none. Named positions count as entries."""
 
     layers: tuple[int, ...]
     units: tuple[int, ...]
@@ -70,7 +71,7 @@ class InterventionList:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One run per layer x unit x position of an edit's site, the last axis fastest.
+    """One run per layer x unit x row of positions of an edit's site, the last axis fastest.
 
     Every run takes the axes in `together` as a whole, and also makes the edits in `always`. Each layer is changed with
     those around it, `layer_window` in all. An axis of the site that is None is not swept: every run takes all of it.
@@ -85,8 +86,9 @@ class Sweep:
     def count(self) -> int:
         """How many runs there are."""
         site = self.edit.site
-        axes = ((Axis.LAYER, site.layers), (Axis.UNIT, site.units), (Axis.POSITION, site.positions))
-        return prod(len(values) for axis, values in axes if values is not None and axis not in self.together)
+        axes = ((Axis.LAYER, site.layers), (Axis.UNIT, site.units))
+        swept = (len(values) for axis, values in axes if values is not None and axis not in self.together)
+        return prod(swept) * len(_rows(site, self.together))
 
     @property
     def axes(self) -> SweepAxes:
@@ -97,9 +99,8 @@ class Sweep:
 
         site = self.edit.site
         layers = None if site.component in LAYERLESS else site.layers
-        return SweepAxes(
-            entries(Axis.LAYER, layers), entries(Axis.UNIT, site.units), entries(Axis.POSITION, site.positions)
-        )
+        positions = site.positions if site.rows is None else tuple(range(len(site.rows)))
+        return SweepAxes(entries(Axis.LAYER, layers), entries(Axis.UNIT, site.units), entries(Axis.POSITION, positions))
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -114,10 +115,11 @@ class Sweep:
     def runs(self, layers: int) -> Iterator[tuple[Edit, ...]]:
         """The edits of every run, in a model of `layers` layers: `always`, then the swept one."""
         site = self.edit.site
+        rows = _rows(site, self.together)
         for window in self._windows(layers):
-            for units in _selections(Axis.UNIT, site.units, self.together):
-                for positions in _selections(Axis.POSITION, site.positions, self.together):
-                    yield self._run(window, units, positions)
+            for units in _units(site, self.together):
+                for row in rows:
+                    yield self._run(window, units, row)
 
     def one_unit(self) -> "Sweep":
         """The sweep over the first unit alone, for what does not depend on the unit."""
@@ -127,15 +129,22 @@ class Sweep:
         return replace(self, edit=replace(self.edit, site=replace(site, units=site.units[:1])))
 
     def widest(self, layers: int) -> tuple[Edit, ...]:
-        """The edits of a run that changes the most layers. In units and positions all runs are the same size."""
-        one = one_site(self.edit.site, self.together)
-        return self._run(max(self._windows(layers), key=len), one.units, one.positions)
+        """The edits of a run that changes the most layers and positions. In units all runs are the same size."""
+        site = self.edit.site
+        rows = _rows(site, self.together)
+        sizes = [len(_select(site, row).positions or ()) for row in rows]
+        widest = rows[sizes.index(max(sizes))] if rows else slice(0)
+        units = next(iter(_units(site, self.together)), ())
+        return self._run(max(self._windows(layers), key=len), units, widest)
 
-    def _run(
-        self, layers: tuple[int, ...], units: tuple[int, ...] | None, positions: tuple[int, ...] | None
-    ) -> tuple[Edit, ...]:
-        site = replace(self.edit.site, layers=layers, units=units, positions=positions)
-        return (*self.always, Edit(site, self._operation(positions)))
+    def _run(self, layers: tuple[int, ...], units: tuple[int, ...] | None, row: slice) -> tuple[Edit, ...]:
+        swept, operation = self.edit.site, self.edit.operation
+        positions = None if swept.positions is None else swept.positions[row]
+        site = Site(swept.component, layers, units, positions, swept.from_position)
+        if isinstance(operation, Patch) and operation.positions is not None:
+            # The positions in the sources pair with those of the axis.
+            operation = replace(operation, positions=tuple(positions[row] for positions in operation.positions))
+        return (*self.always, Edit(site, operation))
 
     def _windows(self, layers: int) -> list[tuple[int, ...]]:
         windows = [layers_around(layer, self.layer_window, layers) for layer in self.edit.site.layers]
@@ -143,29 +152,36 @@ class Sweep:
             return [tuple(sorted({layer for window in windows for layer in window}))]
         return windows
 
-    def _operation(self, positions: tuple[int, ...] | None) -> Operation:
-        """The operation of the run at these positions: the source positions of a patch pair with the axis."""
-        operation, swept = self.edit.operation, self.edit.site.positions
-        if isinstance(operation, Patch) and operation.positions is not None and swept and positions:
-            paired = dict(zip(swept, operation.positions, strict=True))
-            return replace(operation, positions=tuple(paired[position] for position in positions))
-        return operation
-
 
 Plan = InterventionList | Sweep
 
 
-def one_site(site: Site, together: frozenset[Axis]) -> Site:
-    """The units and positions of a sweep's site that one run selects, for the shape that they have."""
-    units = next(iter(_selections(Axis.UNIT, site.units, together)), ())
-    positions = next(iter(_selections(Axis.POSITION, site.positions, together)), ())
-    return replace(site, units=units, positions=positions)
+def run_sites(site: Site, together: frozenset[Axis]) -> Iterator[Site]:
+    """What one run of a sweep selects of its site, for the shape: one for each number of positions that a run has."""
+    units = next(iter(_units(site, together)), ())
+    seen: set[int | None] = set()
+    for row in _rows(site, together):
+        one = replace(_select(site, row), units=units)
+        size = None if one.positions is None else len(one.positions)
+        if size not in seen:
+            seen.add(size)
+            yield one
 
 
-def _selections(
-    axis: Axis, values: tuple[int, ...] | None, together: frozenset[Axis]
-) -> Sequence[tuple[int, ...] | None]:
-    """What each run selects along one axis."""
-    if values is None or axis in together:
-        return [values]
-    return [(value,) for value in values]
+def _units(site: Site, together: frozenset[Axis]) -> Sequence[tuple[int, ...] | None]:
+    """The units that each run selects."""
+    if site.units is None or Axis.UNIT in together:
+        return [site.units]
+    return [(unit,) for unit in site.units]
+
+
+def _rows(site: Site, together: frozenset[Axis]) -> Sequence[slice]:
+    """Which of the site's positions each run selects."""
+    if site.positions is None or Axis.POSITION in together:
+        return [slice(None)]
+    ends = accumulate(site.row_sizes(0), initial=0)
+    return [slice(start, stop) for start, stop in pairwise(ends)]
+
+
+def _select(site: Site, row: slice) -> Site:
+    return replace(site, positions=None if site.positions is None else site.positions[row], rows=None)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .costs import FLOAT, Cost, state_bytes
 from .extents import Restarts
-from .places import ModelDescription, Sized
+from .places import Sized
 from .prompts import Asked
 
 
@@ -34,6 +34,6 @@ class Prediction:
         work = asked.tokens * model.layers
         return Cost(self.runs(asked, model), work, work, self.answer_bytes(asked, model))
 
-    def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
+    def held_bytes(self, asked: Asked, model: Sized) -> int:
         """The state of the unchanged run."""
         return state_bytes(asked.tokens, model)

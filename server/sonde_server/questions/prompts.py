@@ -1,6 +1,7 @@
 """What the model reads, and whose prediction is measured."""
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -14,11 +15,20 @@ class Metric(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, and the text with each token's place in it where the prompt was given as text."""
+    """Token ids, and the text with each token's place in it where the prompt was given as text or as a chat.
+
+    `spans`: the positions that have a name, by name.
+    """
 
     tokens: tuple[int, ...]
     text: str | None = None
     offsets: tuple[tuple[int, int], ...] = ()
+    spans: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+def overlapping(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, ...]:
+    """The positions of the tokens that have characters from `start` to before `end`."""
+    return tuple(i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > start)
 
 
 @dataclass(frozen=True, slots=True)

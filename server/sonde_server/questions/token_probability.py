@@ -5,16 +5,24 @@ from dataclasses import dataclass
 from .answers import Answer, Floats, Integers
 from .costs import FLOAT, Cost, state_bytes
 from .extents import Restarts
-from .places import ModelDescription, Sized
+from .places import Sized
 from .prompts import Asked, Metric
 
 
 @dataclass(frozen=True, slots=True)
 class TokenProbability:
-    """The target read at every depth, and optionally the gradient of its final value."""
+    """The target read at every depth, and optionally the gradient of its final value.
+
+    `rows`: the positions where it is read; None: the one that is asked.
+    """
 
     gradient_norms: bool
     metric: Metric
+    rows: tuple[tuple[int, ...], ...] | None = None
+
+    def read_at(self, asked: Asked) -> tuple[tuple[int, ...], ...]:
+        """The positions where the stream is read, row by row."""
+        return ((asked.position,),) if self.rows is None else self.rows
 
     @property
     def pairs(self) -> bool:
@@ -26,8 +34,8 @@ class TokenProbability:
         return 2 + asked.columns if self.gradient_norms else 1
 
     def answer_bytes(self, asked: Asked, model: Sized) -> int:
-        """At every depth three numbers for each target, the divergence, and the top tokens; and the norms."""
-        numbers = 3 * asked.columns + 1 + 2 * asked.top_k
+        """At every depth of each position three numbers for each target, the divergence, the top tokens; the norms."""
+        numbers = sum(map(len, self.read_at(asked))) * (3 * asked.columns + 1 + 2 * asked.top_k)
         if self.gradient_norms:
             numbers += asked.tokens * asked.columns
         return FLOAT * (model.layers + 1) * numbers
@@ -42,22 +50,31 @@ class TokenProbability:
         work = full + (runs - 1) * (asked.position + 1) * model.layers
         return Cost(runs, work, runs * full, self.answer_bytes(asked, model))
 
-    def held_bytes(self, asked: Asked, model: ModelDescription) -> int:
-        """The unchanged run, and what compares every target with the vocabulary at every depth for its rank."""
+    def held_bytes(self, asked: Asked, model: Sized) -> int:
+        """The unchanged run, and what compares every target with the vocabulary at every depth for its rank.
+
+        Positions are read one at a time.
+        """
         compared = asked.columns + 3 * FLOAT
         return state_bytes(asked.tokens, model) + (model.layers + 1) * model.vocabulary_size * compared
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerReadings(Answer):
-    """The target read at every depth; gradient norms are [depths, positions, targets], or None."""
+    """The target read at every depth of one position; gradient norms are [depths, positions, targets], or None.
+
+    The gradient is that of the request's own position; where several are read, it comes with the first of them. In a
+    reduction `position` is a row, `count` how many values it is over, and ranks are their mean or deviation.
+    """
 
     depths: tuple[int, ...]
     log_probabilities: Floats
     logits: Floats
-    ranks: Integers
+    ranks: Integers | Floats
     kl_divergences: Floats
     top_tokens: Integers
     top_log_probabilities: Floats
     gradient_norms: Floats | None
     positions: tuple[int, ...]
+    position: int = 0
+    count: int = 0

@@ -1,15 +1,15 @@
 """What made this prediction?"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .activations import Activations
 from .attribution_patching import AttributionPatching
-from .causal_tracing import CausalTracing
+from .causal_tracing import CausalTracing, Counterfactual
 from .costs import Cost
 from .extents import Restarts
-from .places import ModelDescription, Sized
+from .places import Sized
 from .prediction import Prediction
-from .prompts import Asked
+from .prompts import Asked, Prompt
 from .token_probability import TokenProbability
 
 Method = Prediction | TokenProbability | CausalTracing | AttributionPatching | Activations
@@ -37,9 +37,28 @@ class TraceQuestion(Asked):
         """Whether scores or patterns are read or changed."""
         return self.method.pairs
 
+    @property
+    def others(self) -> tuple[Prompt, ...]:
+        """The prompts beside its own: what is patched from, or a counterfactual."""
+        match self.method:
+            case AttributionPatching(source=source):
+                return (source,)
+            case CausalTracing(corruption=Counterfactual(prompt=other)):
+                return (other,)
+        return ()
+
+    @property
+    def total_tokens(self) -> int:
+        """The tokens of its prompts and sources in all."""
+        return self.tokens + sum(len(source.tokens) for source in self.others)
+
     def runs(self, model: Sized) -> int:
         """How many runs it asks for, as `Cost.runs` counts them."""
         return self.method.runs(self, model)
+
+    def most_runs(self, model: Sized) -> int:
+        """What the limit of runs is for."""
+        return self.runs(model)
 
     def answer_bytes(self, model: Sized) -> int:
         """The size of the answer."""
@@ -51,8 +70,9 @@ class TraceQuestion(Asked):
 
     def cost(self, model: Sized, restarts: Restarts | None = None) -> Cost:
         """The cost before anything runs. `restarts`, if they are known already, need not be counted again."""
-        return self.method.cost(self, model, self.restarts(model) if restarts is None else restarts)
+        cost = self.method.cost(self, model, self.restarts(model) if restarts is None else restarts)
+        return replace(cost, tokens=self.total_tokens)
 
-    def held_bytes(self, model: ModelDescription) -> int:
+    def held_bytes(self, model: Sized) -> int:
         """Bytes that answering it holds at one time, at most."""
         return self.method.held_bytes(self, model)

@@ -299,10 +299,12 @@ class Server:
 
     def _run_once(self) -> None:
         """Run the smallest pass of the model, through the queue as questions do."""
+        from ..sharing.driving import complete
+
         never = threading.Event()
         deadline = time.monotonic() + PROBE_SECONDS
         with self.scheduler.session(caller="probe", cancelled=never, deadline=deadline) as session:
-            session.call(session.engine.warm_up)
+            complete(session.call(session.engine.warm_up), session)
 
     def _fail(self) -> None:
         """Refuse all calls from now on, and report that this process has to be replaced."""

@@ -15,6 +15,7 @@ from sonde.v1.inspection_pb2_grpc import InspectionServiceServicer
 from ..config import Limits
 from ..errors import NotServing
 from ..questions.answers import Answer
+from ..questions.cases import Cases
 from ..questions.interventions import InterveneQuestion
 from ..questions.places import ModelDescription
 from ..questions.traces import TraceQuestion
@@ -26,6 +27,9 @@ from .heartbeat import with_heartbeat
 if TYPE_CHECKING:
     from ..model.vocabulary import Vocabulary
     from ..sharing.session import Session
+
+
+Question = TraceQuestion | InterveneQuestion | Cases[TraceQuestion] | Cases[InterveneQuestion]
 
 
 class Sessions(Protocol):
@@ -47,8 +51,8 @@ class Hosted:
     quota: RunQuota
     version: str
     scheduler: Sessions
-    trace: Callable[[TraceQuestion, "Session"], Iterator[Answer]]
-    intervene: Callable[[InterveneQuestion, "Session"], Iterator[Answer]]
+    trace: Callable[[TraceQuestion | Cases[TraceQuestion], "Session"], Iterator[Answer]]
+    intervene: Callable[[InterveneQuestion | Cases[InterveneQuestion], "Session"], Iterator[Answer]]
 
 
 class InspectionServicer(InspectionServiceServicer):
@@ -94,9 +98,7 @@ class InspectionServicer(InspectionServiceServicer):
         return hosted
 
 
-def _answers(
-    question: TraceQuestion | InterveneQuestion, answers: Iterator[Answer], session: "Session"
-) -> Iterator[Answer]:
+def _answers(question: Question, answers: Iterator[Answer], session: "Session") -> Iterator[Answer]:
     """The answers, with a heartbeat where there are more than one message has."""
     call = current_call()
     if question.dry_run or call is None or call.runs <= SMALL_RUNS:
@@ -104,9 +106,7 @@ def _answers(
     return with_heartbeat(answers, session.cancelled.set, session.runs_done)
 
 
-def _session(
-    hosted: Hosted, question: TraceQuestion | InterveneQuestion, context: grpc.ServicerContext
-) -> AbstractContextManager["Session"]:
+def _session(hosted: Hosted, question: Question, context: grpc.ServicerContext) -> AbstractContextManager["Session"]:
     call = current_call()
     assert call is not None
     held = 0

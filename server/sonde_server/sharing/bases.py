@@ -15,10 +15,11 @@ class Bases:
         self._begun: dict[bytes, Starting] = {}
         self._lock = threading.Lock()
 
-    def claim(self, key: bytes, mine: Starting) -> State | Starting:
+    def claim(self, key: bytes, mine: Starting, *, later: bool = False) -> State | Starting:
         """Return the cached state, or the run that another question has begun, or else `mine`, which must then be run.
 
-        In the last case `mine` is registered until it is released.
+        In the last case `mine` is registered until it is released: now, or `later` by `begin`, so that nobody waits for
+        a run that is held back meanwhile.
         """
         with self._lock:
             begun = self._begun.get(key)
@@ -27,9 +28,15 @@ class Bases:
                 return begun
             kept = self._cache.find(mine.base)
             if kept is None:
-                self._begun[key] = mine
+                if not later:
+                    self._begun[key] = mine
                 return mine
             return kept
+
+    def begin(self, key: bytes, mine: Starting) -> None:
+        """Register a run that was claimed for later, unless another question has begun it meanwhile."""
+        with self._lock:
+            self._begun.setdefault(key, mine)
 
     def release(self, key: bytes, one: Starting) -> None:
         """Forget a run: it is in the cache now, or it failed."""

@@ -1,9 +1,10 @@
 """What waits for the model: calls and portions of rows, each on behalf of one question."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import coroutine
 from typing import Protocol
 
 from ..engine import Base, State
@@ -29,11 +30,22 @@ class Owner(Protocol):
 
 
 class Job:
-    """A piece of work on the model. `future` is set when it is done."""
+    """A piece of work on the model. `future` is set when it is done.
+
+    `joins`: whether it may share a batch with jobs of its question's other cases.
+    """
+
+    joins = False
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self.future: Future[object] = Future()
+
+    @coroutine
+    def done(self) -> "Generator[Job, None, object]":
+        """Wait for it: its result. Whoever drives what awaits this is handed the job (driving.py)."""
+        yield self
+        return self.future.result()
 
     def fail(self, error: BaseException) -> None:
         """Passes an error to whoever waits for the job. Only the first one counts."""
@@ -64,27 +76,43 @@ class Call(Job):
             self.future.set_result(result)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Round:
+    """Portions of several cases of one question that share a batch, `alone` or beside other questions."""
+
+    alone: bool
+
+
 class Portion(Job):
     """Rows whose results are awaited together; the model may compute them in several batches.
 
-    `sizes`: the bytes of each row. A portion that is `alone` never shares a batch: neither a large one nor any portion
-    of a sweep, so that other questions do not change the results of its runs, not even in the last bit. A portion
-    that is `apart` shares a batch with other questions only, and not with the rest of its own: so the results of a
-    small question with no others beside it do not depend on which base runs are in the cache.
+    `sizes`: the bytes of each row; `size` and `work`: those of all, and positions x blocks. A portion that is `alone`
+    shares no batch with other questions: neither a large one nor any portion of a sweep, so that others do not change
+    the results of its runs, not even in the last bit. With the rest of its own question it shares a batch only if both
+    are of one `round`. So the results of a small question with no others beside it do not depend on which base runs
+    are in the cache.
     """
 
     def __init__(
-        self, owner: Owner, rows: Sequence[Row], sizes: Sequence[float], *, apart: bool = False, alone: bool = False
+        self, owner: Owner, rows: Sequence[Row], sizes: Sequence[float], *, joins: bool = False, alone: bool = False
     ) -> None:
         super().__init__(owner)
-        self.apart = apart
-        self.alone = alone
+        self.joins = joins
+        self.round: Round | None = None
+        self.size = sum(sizes)
+        self.work = sum(row.extent.token_layers for row in rows)
+        self.runs = self._unfinished = len(rows)
         self.waiting = deque(zip(rows, sizes, strict=True))
-        self._size = self._unfinished = len(rows)
+        self._alone = alone
 
-    def reached(self, share: float) -> None:
-        """Tells the owner which share of the portion's work is done."""
-        self.owner.reached(int(share * self._size))
+    @property
+    def alone(self) -> bool:
+        """Whether it shares no batch with other questions."""
+        return self._alone if self.round is None else self.round.alone
+
+    def with_mine(self, other: "Portion") -> bool:
+        """Whether it may share a batch with another portion of its question."""
+        return self is other or (self.round is not None and self.round is other.round)
 
     def finished(self, row: Row) -> None:
         """Counts a row that was computed, or dropped because nobody waits for it."""

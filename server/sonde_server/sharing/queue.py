@@ -48,6 +48,12 @@ class Batch:
         """The questions that the rows belong to."""
         return {portion.owner for portion in self.portions}
 
+    def reached(self, done: int) -> None:
+        """Tell the owners how far they are when the first `done` blocks of the model are done."""
+        share = 1 - self.remaining(done) / max(1, self.work)
+        for owner in self.owners:
+            owner.reached(int(share * sum(portion.runs for portion in self.portions if portion.owner is owner)))
+
     def remaining(self, done: int) -> int:
         """Positions x blocks that are left when the first `done` blocks of the model are done."""
         return sum(
@@ -246,16 +252,19 @@ def _shares(line: Line) -> bool:
 
 def _is_apart(portion: Portion, only: Portion | None) -> bool:
     """Whether a portion must not join the batch that `only` began: the first portion, where one question waits."""
-    return only is not None and portion is not only and (portion.apart or only.apart)
+    return only is not None and not portion.with_mine(only)
 
 
 def _cut(line: Line, budget: float) -> Iterator[tuple[Portion, Row]]:
-    """Take what one batch holds of the portion at the front of a line."""
-    portion = _head(line)
+    """Take what one batch holds of the portion at the front of a line, and of those of its round behind it."""
+    first = portion = _head(line)
     taken = 0
-    while portion.waiting and (not taken or portion.waiting[0][1] <= budget):
+    while not taken or portion.waiting[0][1] <= budget:
         row, size = portion.waiting.popleft()
         yield portion, row
         taken, budget = taken + 1, budget - size
-    if not portion.waiting:
-        line.popleft()
+        if not portion.waiting:
+            line.popleft()
+            if not line or not isinstance(line[0], Portion) or not line[0].with_mine(first):
+                break
+            portion = line[0]

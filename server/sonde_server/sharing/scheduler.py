@@ -168,8 +168,7 @@ class Scheduler:
 
     def _let_pass(self, running: Batch, done: int) -> None:
         """Execute small work that waits, between two blocks of a running batch."""
-        for portion in running.portions:
-            portion.reached(1 - running.remaining(done) / max(1, running.work))
+        running.reached(done)
         turn = self.queue.passing(running, done)
         if not isinstance(turn, Batch):
             if turn is not None:

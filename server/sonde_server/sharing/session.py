@@ -2,10 +2,8 @@
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
@@ -21,14 +19,14 @@ from ..questions.places import KEPT
 from .backlog import Backlog
 from .bases import Bases
 from .jobs import Call, Job, Portion, Starting
+from .outbox import Outbox, Rounds
 from .queue import Queue
+from .results import Results
 
 T = TypeVar("T")
 J = TypeVar("J", bound=Job)
-# Runs that are laid out together, so that those which share positions also share a batch.
-WINDOW = 4096
-# Portions of one session that may be queued or running: the next is ready when one ends.
-AHEAD = 2
+# How many of the last runs are kept that read values of an unchanged run again, which cases may share.
+MOST_READERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,10 @@ class Session:
         self._wanted = wanted
         self._starting: dict[bytes, Starting] = {}
         self._done = self._reached = 0
-        self._held: list[Job] = []
+        self._outbox = Outbox(self._put)
+        self._gathering = False
+        # Of many cases, the last runs that read values again.
+        self._readers: dict[tuple[int, tuple[Capture, ...]], tuple[Row, Portion]] = {}
 
     def __enter__(self) -> Self:
         """Raises InvalidQuestion and QueueFull."""
@@ -73,8 +74,7 @@ class Session:
         self.cancelled.set()
         for key, one in self._starting.items():
             self._shared.bases.release(key, one)
-        for job in self._held:
-            job.fail(Stopped("the caller went away"))
+        self._outbox.fail(Stopped("the caller went away"))
         self._shared.backlog.drop(self)
         self._shared.queue.drop(self)
 
@@ -101,15 +101,15 @@ class Session:
         if self.stopped():
             raise Stopped("the caller went away")
 
-    def call(self, work: Callable[[], T], *, positions: int | None = None) -> T:
+    async def call(self, work: Callable[[], T], *, positions: int | None = None) -> T:
         """Do `work` on the model's thread. Raises Stopped when the caller goes away meanwhile.
 
         `positions`: how many positions through all blocks take as long, if that is known and few; then it may pass a
         large batch.
         """
-        return cast("T", self.wait(self._submit(Call(self, work, positions))))
+        return cast("T", await self._submit(Call(self, work, positions)).done())
 
-    def start(self, base: Base, *, read: int | None = None) -> State:
+    async def start(self, base: Base, *, read: int | None = None) -> State:
         """Return the state of a clean base run. It may not be computed yet; it will be by the time the next job is.
 
         Runs over it may be queued at once, and share its batch where others share it too. `read`: where its prediction
@@ -121,43 +121,45 @@ class Session:
         row = self.engine.base_row(base, None)
         row.reads = () if read is None else (read,)
         assert row.state is not None
-        mine = Starting(base, row.state, self._portion([row], apart=True))
-        while (begun := self._shared.bases.claim(key, mine)) is not mine:
+        mine = Starting(base, row.state, self._portion([row], joins=True))
+        while (begun := self._shared.bases.claim(key, mine, later=self._gathering)) is not mine:
             if isinstance(begun, State):
                 return begun
             # Send what is held first: the other session may be waiting for it.
-            if self._held:
+            if not self._outbox.empty:
                 self.send()
             try:
-                self.wait(begun.portion)
+                await begun.portion.done()
             except Exception:  # noqa: BLE001 - the error belongs to the other session, unless nobody waits here either
                 self.check()
                 self._shared.bases.release(key, begun)
             else:
                 return begun.state
         self._starting[key] = mine
-        self._hold(mine.portion)
+        self._outbox.hold(mine.portion)
         return row.state
 
-    def ready(self, states: Iterable[State]) -> None:
+    async def ready(self, states: Iterable[State]) -> None:
         """Wait until states have been computed, and keep them for later questions."""
         wanted = {id(state) for state in states}
         waiting = [(key, one) for key, one in self._starting.items() if id(one.state) in wanted]
-        if waiting and self._held:
+        if waiting and not self._outbox.empty:
             self.send()
         for key, one in waiting:
-            self.wait(one.portion)
+            await one.portion.done()
             self.engine.cache.keep(one.base, one.state)
             self._shared.bases.release(key, one)
-            del self._starting[key]
+            # Another case may have waited for it too, and a third begun it again.
+            if self._starting.get(key) is one:
+                del self._starting[key]
 
-    def states(self, bases: Sequence[Base], *, read: int | None = None) -> list[State]:
+    async def states(self, bases: Sequence[Base], *, read: int | None = None) -> list[State]:
         """The states of clean base runs, from the cache if they are there; `read`: where they will be read."""
-        states = [self.start(base, read=read) for base in bases]
-        self.ready(states)
+        states = [await self.start(base, read=read) for base in bases]
+        await self.ready(states)
         return states
 
-    def corrupted(self, bases: Sequence[Base], clean: State, *, read: int) -> list[State]:
+    async def corrupted(self, bases: Sequence[Base], clean: State, *, read: int) -> list[State]:
         """The states of all corrupted base runs of a question: all from the cache, or all computed together.
 
         `clean`: the unchanged run of their prompt. They share no batch with other questions, because every run that
@@ -171,13 +173,13 @@ class Session:
         rows = [self.engine.base_row(base, clean) for base in bases]
         for row in rows:
             row.reads = (read,) if read in row.positions else ()
-        self.wait(self.submit(rows, alone=True))
+        await self.submit(rows, alone=True).done()
         states = [row.state for row in rows if row.state is not None]
         for base, state in zip(bases, states, strict=True):
             self.engine.cache.keep(base, state)
         return states
 
-    def values(self, state: State, captures: Sequence[Capture]) -> list[Tensor]:
+    async def values(self, state: State, captures: Sequence[Capture]) -> list[Tensor]:
         """Values of a base run, on the CPU in float32. What is not kept of it is run again, by itself.
 
         It cannot be captured during the base run: capturing patterns changes how attention is computed, and with it the
@@ -185,30 +187,45 @@ class Session:
         """
         found = {one: self.engine.kept(state, one) for one in captures if one.component in KEPT}
         if missing := tuple(dict.fromkeys(one for one in captures if one not in found)):
-            row = self.engine.run_row(Run(state, captures=missing))
-            # Not beside other questions: runs that are given these values inherit their last bits.
-            self.wait(self.submit([row], alone=True))
+            row, portion = self._read_again(state, missing)
+            await portion.done()
             found.update(zip(missing, row.result.captures, strict=True))
         return [found[one] for one in captures]
 
-    def read(self, states: Sequence[State], reading: Reading) -> list[Result]:
+    def _read_again(self, state: State, missing: tuple[Capture, ...]) -> tuple[Row, Portion]:
+        """The run that reads them; of a source that several cases share, the same one."""
+        key = state.number, missing
+        if key in self._readers:
+            return self._readers[key]
+        row = self.engine.run_row(Run(state, captures=missing))
+        # Not beside other questions: runs that are given these values inherit their last bits.
+        portion = self.submit([row], alone=True, joins=True)
+        if self._gathering:
+            self._readers[key] = row, portion
+            if len(self._readers) > MOST_READERS:
+                del self._readers[next(iter(self._readers))]
+        return row, portion
+
+    async def read(self, states: Sequence[State], reading: Reading) -> list[Result]:
         """Read the predictions of base runs; where their logits are kept, nothing is computed on the model's thread."""
         if all(reading.position in state.logits for state in states):
             return self.engine.read(states, reading)
-        return self.call(lambda: self.engine.read(states, reading), positions=len(states))
+        return await self.call(lambda: self.engine.read(states, reading), positions=len(states))
 
-    def run(self, runs: Iterable[Run], *, at_once: bool = True) -> Iterator[Result]:
+    def run(self, runs: Iterable[Run], *, at_once: bool = True) -> Results:
         """The results of runs, in their order; only a window of runs is held at a time.
 
         The first window is laid out now. With `at_once` its first portions are queued now too, otherwise when the first
         result is asked for.
         """
-        source = iter(runs)
-        return self._results(source, self._window(source, at_once=at_once))
+        results = Results(map(self.engine.run_row, runs), self.engine.memory, self._submit_rows, self.finish)
+        if at_once:
+            results.submit()
+        return results
 
-    def compute(self, rows: list[Row]) -> Iterator[Result]:
+    def compute(self, rows: Iterable[Row]) -> Results:
         """The results of rows, in their order. They do not count as runs that are done; `finish` does that."""
-        return _Window(self, rows, counted=False).results() if rows else iter(())
+        return Results(rows, self.engine.memory, self._submit_rows, lambda _: None)
 
     def finish(self, runs: int) -> None:
         """Count runs as done."""
@@ -224,107 +241,56 @@ class Session:
         """How many runs are done, with those under way counted by their share of the work."""
         return self._done + self._reached
 
-    def _results(self, source: Iterator[Run], window: "_Window | None") -> Iterator[Result]:
-        while window is not None:
-            yield from window.results()
-            window = None  # frees its rows before the next are made
-            window = self._window(source)
+    def submit(self, rows: list[Row], *, alone: bool = False, joins: bool = False) -> Portion:
+        """Queue rows. Those that are `alone` share no batch with those of other sessions.
 
-    def _window(self, source: Iterator[Run], *, at_once: bool = True) -> "_Window | None":
-        rows = [self.engine.run_row(run) for run in islice(source, WINDOW)]
-        if not rows:
-            return None
-        window = _Window(self, rows)
-        if at_once:
-            window.submit()
-        return window
+        Those that `joins` may share one with those of the question's other cases.
+        """
+        return self._submit(self._portion(rows, alone=alone, joins=joins))
 
-    def submit(self, rows: list[Row], *, alone: bool = False) -> Portion:
-        """Queue rows. Those that are `alone` share no batch with those of other sessions."""
-        return self._submit(self._portion(rows, alone=alone))
+    def _submit_rows(self, rows: list[Row], sweep: bool) -> Portion:
+        return self.submit(rows, alone=sweep, joins=not sweep)
 
-    def _portion(self, rows: list[Row], *, apart: bool = False, alone: bool = False) -> Portion:
+    def _portion(self, rows: list[Row], *, alone: bool = False, joins: bool = False) -> Portion:
         for row in rows:
             row.abandoned = self.stopped
         memory = self.engine.memory
         sizes = [memory.row_bytes(row) for row in rows]
         small = memory.may_pass(sum(sizes), sum(row.extent.token_layers for row in rows))
-        return Portion(self, rows, sizes, apart=apart, alone=alone or not small)
+        return Portion(self, rows, sizes, joins=joins, alone=alone or not small)
 
-    def _hold(self, job: J) -> J:
-        """Keep a job, to be queued with the next one that is sent."""
-        self._held.append(job)
-        return job
+    def gather(self) -> Rounds:
+        """From now on, hold the jobs of many cases, which share batches; the result says when they are sent."""
+        rounds = Rounds(self._put, self.engine.memory)
+        self._outbox, self._gathering = rounds, True
+        return rounds
 
     def _submit(self, job: J) -> J:
-        self._hold(job)
-        self.send()
+        self._outbox.add(job)
         return job
 
     def send(self) -> None:
         """Queue the jobs that are held, such as a base run that was started. Raises Stopped when nobody waits."""
+        self._outbox.send()
+
+    def _put(self, jobs: Sequence[Job]) -> None:
         self.check()
-        held, self._held = self._held, []
-        self._shared.queue.put(held)
+        if self._gathering:
+            sent = set(jobs)
+            for key, one in self._starting.items():
+                if one.portion in sent:
+                    self._shared.bases.begin(key, one)
+        self._shared.queue.put(jobs)
 
     def wait(self, job: Job) -> object:
         """The result of a job. Raises what the job raised, and Stopped when the deadline passes meanwhile."""
+        self.settle(job)
+        return job.future.result()
+
+    def settle(self, job: Job) -> None:
+        """Wait until a job is done or has failed. Raises Stopped when the deadline passes meanwhile."""
         try:
             remaining = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-            return job.future.result(remaining)
+            job.future.exception(remaining)
         except TimeoutError as error:
             raise Stopped("the deadline passed") from error
-
-
-class _Window:
-    """Runs that are laid out together, cut into portions; results come in the order of the runs."""
-
-    def __init__(self, session: Session, rows: list[Row], *, counted: bool = True) -> None:
-        self._session = session
-        self._counted = counted
-        self._rows = rows
-        order = sorted(range(len(rows)), key=lambda number: (*rows[number].group, rows[number].extent.start))
-        cut = list(self._cut(order))
-        # The portions of a sweep share no batches, so that other questions do not change the results of its runs.
-        self._sweep = len(cut) > 1
-        self._portions = iter(cut)
-        self._pending: deque[tuple[list[int], Portion]] = deque()
-
-    def results(self) -> Iterator[Result]:
-        """The results; the next portion is queued when one has been taken."""
-        ready: set[int] = set()
-        following = 0
-        self.submit()
-        while self._pending:
-            numbers, portion = self._pending.popleft()
-            self._session.wait(portion)
-            if self._counted:
-                self._session.finish(len(numbers))
-            ready.update(numbers)
-            while following in ready:
-                yield self._rows[following].result
-                self._rows[following].result = Result()
-                following += 1
-            self.submit()
-
-    def submit(self) -> None:
-        """Queue as many portions as may wait."""
-        while len(self._pending) < AHEAD and (numbers := next(self._portions, None)) is not None:
-            portion = self._session.submit([self._rows[number] for number in numbers], alone=self._sweep)
-            self._pending.append((numbers, portion))
-
-    def _cut(self, order: list[int]) -> Iterator[list[int]]:
-        """Cut runs, in this order, to what the device computes at once."""
-        memory = self._session.engine.memory
-        budget = memory.batch_bytes
-        portion: list[int] = []
-        size = 0.0
-        for number in order:
-            needed = memory.row_bytes(self._rows[number])
-            if portion and size + needed > budget:
-                yield portion
-                portion, size = [], 0.0
-            portion.append(number)
-            size += needed
-        if portion:
-            yield portion

@@ -1,6 +1,6 @@
 """Attribution patching: what is patched from where, which places and edges are estimated, and how."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sonde.v1 import inspection_pb2 as pb
 
@@ -14,23 +14,32 @@ from ..questions.attribution_patching import (
 from ..questions.places import EDGE_ENDS, PAIRWISE, Component
 from ..questions.prompts import Metric, Prompt
 from .fields import MOST_NUMBERS, Reader
+from .names import read_rows
 from .parts import row_bytes, rows, spans
-from .prompts import read_metric, read_prompt
+from .prompts import read_metric, read_source
 from .sites import encode_site, read_components
 from .tensors import encode_floats, encode_integers
 
 
 def read_attribution_patching(
-    message: pb.AttributionPatching, path: str, prompt: Prompt | None, targets: int, reader: Reader
+    message: pb.AttributionPatching,
+    path: str,
+    prompt: Prompt | None,
+    sources: Sequence[pb.Prompt] | None,
+    targets: int,
+    reader: Reader,
 ) -> AttributionPatching | None:
-    """The question; None where its source is faulty."""
-    source = _read_source(message, f"{path}.source", prompt, reader)
+    """The question; None where its source is faulty. `sources`: those of a case, maybe the source."""
+    source = _read_source(message, f"{path}.source", prompt, sources, reader)
     components = _read_components(message, path, reader)
     steps = _count(message.integration_steps, f"{path}.integration_steps", reader)
     metric = read_metric(message.metric, Metric.LOGIT, f"{path}.metric", reader)
     verify_top = _count(message.verify_top, f"{path}.verify_top", reader)
     edges = _read_edges(message, f"{path}.edges", reader)
     _check_corrections(message, components, path, reader)
+    rows = None
+    if message.named_positions:
+        rows = read_rows(message.named_positions, prompt, f"{path}.named_positions", reader)
     if source is None:
         return None
     question = AttributionPatching(
@@ -42,13 +51,20 @@ def read_attribution_patching(
         message.recompute_softmax,
         message.drop_layers,
         edges,
+        rows,
     )
     _check_numbers(question, f"{path}.components", targets, reader)
     return question
 
 
-def _read_source(message: pb.AttributionPatching, path: str, prompt: Prompt | None, reader: Reader) -> Prompt | None:
-    source = read_prompt(message.source, path, reader)
+def _read_source(
+    message: pb.AttributionPatching,
+    path: str,
+    prompt: Prompt | None,
+    sources: Sequence[pb.Prompt] | None,
+    reader: Reader,
+) -> Prompt | None:
+    source, path = read_source(message.source, path, sources, reader)
     if source is None or prompt is None:
         return None
     if len(source.tokens) != len(prompt.tokens):
@@ -119,6 +135,7 @@ def encode_attributions(part: Attributions) -> Iterator[pb.Attributions]:
                 layers=part.layers[layer : layer + 1],
                 positions=part.positions[start:stop],
                 estimates=encode_floats(estimates[None, start:stop]),
+                counts=part.counts[start:stop],
             )
 
 

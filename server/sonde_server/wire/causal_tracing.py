@@ -1,7 +1,7 @@
 """Causal tracing: what is corrupted, by what, and what is restored."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +23,9 @@ from ..questions.causal_tracing import (
 from ..questions.places import Component
 from ..questions.prompts import Prompt
 from .fields import MOST_NUMBERS, Reader
+from .names import find_text, part_of, read_position_list, read_rows, union
 from .parts import arrays, row_bytes, rows, spans
-from .prompts import read_prompt
+from .prompts import read_source
 from .sites import read_components
 from .tensors import decode_tensor, encode_floats
 
@@ -32,13 +33,17 @@ CorruptedBy = GaussianCorruption | ExplicitNoise | Counterfactual
 
 
 def read_causal_tracing(
-    message: pb.CausalTracing, path: str, prompt: Prompt | None, targets: int, reader: Reader
+    message: pb.CausalTracing,
+    path: str,
+    prompt: Prompt | None,
+    sources: Sequence[pb.Prompt] | None,
+    targets: int,
+    reader: Reader,
 ) -> CausalTracing | None:
-    """The question; None where its corruption is faulty."""
-    tokens = None if prompt is None else len(prompt.tokens)
+    """The question; None where its corruption is faulty. `sources`: those of a case, maybe the counterfactual."""
     if message.WhichOneof("corruption") == "counterfactual":
         corruption: CorruptedBy | None
-        corruption, subject = _read_counterfactual(message, path, prompt, reader)
+        corruption, subject = _read_counterfactual(message, path, prompt, sources, reader)
     else:
         subject = _read_subject(message, path, prompt, reader)
         corruption = _read_noise(message, path, len(subject), reader)
@@ -47,7 +52,7 @@ def read_causal_tracing(
     if message.HasField("window"):
         window = reader.at_least_one(message.window, f"{path}.window")
     layers = reader.layers(message.layers, f"{path}.layers")
-    positions = reader.positions(message.positions, tokens, f"{path}.positions")
+    positions, rows = _read_positions(message, path, prompt, subject, reader)
     if corruption is None:
         return None
     tracing = CausalTracing(
@@ -57,8 +62,9 @@ def read_causal_tracing(
         components,
         window,
         layers or tuple(range(reader.model.layers)),
-        positions or tuple(range(tokens or 0)),
+        positions,
         message.per_sample,
+        rows,
     )
     if tracing.numbers_per_cell(targets) > MOST_NUMBERS:
         reader.problems.add(
@@ -69,7 +75,11 @@ def read_causal_tracing(
 
 
 def _read_counterfactual(
-    message: pb.CausalTracing, path: str, prompt: Prompt | None, reader: Reader
+    message: pb.CausalTracing,
+    path: str,
+    prompt: Prompt | None,
+    sources: Sequence[pb.Prompt] | None,
+    reader: Reader,
 ) -> tuple[Counterfactual | None, tuple[int, ...]]:
     problems = reader.problems
     if (subject := message.WhichOneof("subject")) is not None:
@@ -82,8 +92,7 @@ def _read_counterfactual(
             f"{path}.replace",
             "expected replace to be unset with a counterfactual, which always replaces the embeddings",
         )
-    field = f"{path}.counterfactual"
-    other = read_prompt(message.counterfactual, field, reader)
+    other, field = read_source(message.counterfactual, f"{path}.counterfactual", sources, reader)
     if other is None or prompt is None:
         return None, ()
     if len(other.tokens) != len(prompt.tokens):
@@ -99,59 +108,51 @@ def _read_counterfactual(
 def _read_subject(message: pb.CausalTracing, path: str, prompt: Prompt | None, reader: Reader) -> tuple[int, ...]:
     match message.WhichOneof("subject"):
         case "subject_text":
-            return () if prompt is None else _find_subject(message.subject_text, f"{path}.subject_text", prompt, reader)
+            field = f"{path}.subject_text"
+            if prompt is None:
+                return ()
+            return find_text(message.subject_text, prompt, field, reader, instead="subject_positions")
         case "subject_positions":
             field = f"{path}.subject_positions.positions"
-            if not message.subject_positions.positions:
-                reader.problems.add(field, "expected at least one position, got none")
-            tokens = None if prompt is None else len(prompt.tokens)
-            return reader.positions(message.subject_positions.positions, tokens, field)
+            return read_position_list(message.subject_positions, prompt, field, reader)
+        case "named_subject":
+            return (read_rows([message.named_subject], prompt, f"{path}.named_subject", reader, filled=True) or ((),))[
+                0
+            ]
         case _:
-            reader.problems.add(f"{path}.subject", "expected a subject (subject_text or subject_positions), got none")
+            reader.problems.add(
+                f"{path}.subject", "expected a subject (subject_text, subject_positions or named_subject), got none"
+            )
             return ()
 
 
-def _find_subject(subject: str, path: str, prompt: Prompt, reader: Reader) -> tuple[int, ...]:
-    """The positions of the tokens that make up the first occurrence of a text in the prompt."""
-    problems = reader.problems
-    shown = repr(subject if len(subject) <= 80 else subject[:80] + "...")
-    if not subject:
-        problems.add(path, "expected a part of the prompt's text, got an empty text")
-    elif prompt.text is None:
-        problems.add(path, "expected subject_positions, because the prompt is given as token ids, got a text")
-    elif not prompt.offsets:
-        problems.add(
-            path,
-            "expected subject_positions, because this model's tokenizer does not report where its tokens are in the "
-            "text, got a text",
-        )
-    elif (start := prompt.text.find(bare := subject.strip() or subject)) < 0:
-        problems.add(path, f"expected a part of the prompt's text, exactly as written there, got {shown}")
+def _read_positions(
+    message: pb.CausalTracing, path: str, prompt: Prompt | None, subject: tuple[int, ...], reader: Reader
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...] | None]:
+    """The positions of the grids, and the rows of a reduction where each position is not one of its own."""
+    tokens = 0 if prompt is None else len(prompt.tokens)
+    if message.positions and message.named_positions:
+        reader.problems.add(f"{path}.named_positions", "expected one of positions and named_positions, got both")
+    if message.positions:
+        return reader.positions(message.positions, tokens or None, f"{path}.positions"), None
+    if message.named_positions:
+        rows = read_rows(message.named_positions, prompt, f"{path}.named_positions", reader) or ()
+    elif reader.reduced:
+        span = tuple(sorted(subject))
+        rows = (*(part_of(span, part, tokens) for part in _ROLES), (tokens - 1,))
     else:
-        return _whole_tokens(prompt, start, start + len(bare), path, reader)
-    return ()
+        return tuple(range(tokens)), None
+    return union(rows), rows if reader.reduced else None
 
 
-def _whole_tokens(prompt: Prompt, start: int, end: int, path: str, reader: Reader) -> tuple[int, ...]:
-    """The tokens of the prompt's text from `start` to `end`, which is refused where it takes a part of a token.
-
-    A token may include spaces around the text: whether it does differs between vocabularies.
-    """
-    text = prompt.text
-    assert text is not None
-    subject = text[start:end]
-    found = tuple(i for i, (a, b) in enumerate(prompt.offsets) if a < b and a < end and b > start)
-    shown = repr(subject if len(subject) <= 80 else subject[:80] + "...")
-    if not found:
-        reader.problems.add(path, f"expected a text that overlaps a token of the prompt, got {shown}")
-    cut = [i for i in found if (text[prompt.offsets[i][0] : start] + text[end : prompt.offsets[i][1]]).strip()]
-    if cut:
-        tokens = " and of ".join(f"{reader.vocabulary.text(prompt.tokens[i])!r} (position {i})" for i in cut[:4])
-        reader.problems.add(
-            path,
-            f"{shown} does not cover whole tokens: it takes only part of {tokens}. Use whole tokens, or give positions",
-        )
-    return found
+# The roles of positions in figure 2 of the paper, before the last.
+_ROLES = (
+    pb.SPAN_PART_FIRST,
+    pb.SPAN_PART_MIDDLE,
+    pb.SPAN_PART_LAST,
+    pb.SPAN_PART_NEXT,
+    pb.SPAN_PART_FURTHER,
+)
 
 
 def _read_noise(message: pb.CausalTracing, path: str, corrupted: int, reader: Reader) -> CorruptedBy | None:
@@ -216,7 +217,7 @@ def encode_grid(part: RestorationGrid) -> Iterator[pb.RestorationGrid]:
     """As many positions at a time as fit into a message; where one alone does not fit, as many of its layers."""
     positions, layers = len(part.positions), len(part.layers)
     for start, stop in spans(positions, row_bytes(part, positions)):
-        some = rows(part, start, stop, positions=part.positions[start:stop])
+        some = rows(part, start, stop, positions=part.positions[start:stop], counts=part.counts[start:stop])
         if layers < 2 or stop - start > 1:
             yield _encode_cells(some)
             continue
@@ -233,6 +234,7 @@ def _encode_cells(grid: RestorationGrid) -> pb.RestorationGrid:
         probabilities=encode_floats(grid.probabilities),
         deviations=encode_floats(grid.deviations),
         logits=encode_floats(grid.logits),
+        counts=grid.counts,
     )
     if grid.sample_probabilities is not None:
         message.sample_probabilities.CopyFrom(encode_floats(grid.sample_probabilities))

@@ -23,8 +23,11 @@ def encode_context(
             token_layers=context.cost.token_layers,
             full_token_layers=context.cost.full_token_layers,
             answer_bytes=context.cost.answer_bytes,
+            cases=context.cost.cases,
+            tokens=context.cost.tokens,
         ),
         provenance=provenance(model, context.attention, version),
+        spans=[pb.TokenSpan(name=name, positions=positions) for name, positions in context.spans],
     )
     if context.clean is not None:
         clean = context.clean

@@ -1,13 +1,16 @@
 """Requests to questions. Every fault is collected, each under the path of its field."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sonde.v1 import inspection_pb2 as pb
 
 from ..config import Limits
+from ..questions.cases import Cases
 from ..questions.interventions import InterveneQuestion
 from ..questions.places import ModelDescription
 from ..questions.traces import TraceQuestion
+from .cases import read_cases
 from .edits import Scene
 from .fields import Reader
 from .interventions import read_readout, read_sources
@@ -21,42 +24,89 @@ if TYPE_CHECKING:
 
 def decode_trace(
     request: pb.TraceRequest, description: ModelDescription, vocabulary: "Vocabulary", limits: Limits
-) -> TraceQuestion:
-    """The question of a Trace.
+) -> TraceQuestion | Cases[TraceQuestion]:
+    """The question of a Trace, or those of its cases.
 
     Raises InvalidQuestion with every violation, and Unsupported where the model or this server lacks what is asked.
     """
     reader = Reader(description, vocabulary, limits)
-    prompt = read_prompt(request.prompt, "prompt", reader)
-    targets = read_targets(request.targets, "targets", reader)
-    position = read_position(request, prompt, "position", reader)
-    top_k = reader.top_k(request.top_k, "top_k")
-    method = read_method(request, prompt, max(1, len(request.targets)), reader)
-    reader.problems.settle()
-    assert prompt is not None
-    assert position is not None
-    assert method is not None
-    question = TraceQuestion(prompt, targets, position, top_k, method, request.dry_run)
-    reader.check_size(question, str(request.WhichOneof("method") or "prompt"))
+
+    def read_case(case: pb.Case, own: Reader) -> TraceQuestion | None:
+        return _read_trace(request, case.prompt, case.targets or request.targets, case.sources, own)
+
+    question: TraceQuestion | Cases[TraceQuestion] | None
+    if request.cases:
+        question = read_cases(request, "targets", reader, read_case)
+    else:
+        _check_single(request, reader)
+        question = _read_trace(request, request.prompt, request.targets, None, reader)
+        reader.problems.settle()
+    assert question is not None
+    reader.check_size(question, str(request.WhichOneof("method") or ("cases" if request.cases else "prompt")))
     return question
+
+
+def _read_trace(
+    request: pb.TraceRequest,
+    prompted: pb.Prompt,
+    targeted: Sequence[pb.Target],
+    sources: Sequence[pb.Prompt] | None,
+    reader: Reader,
+) -> TraceQuestion | None:
+    """The question about one prompt. `sources`: those of a case; None: there are no cases."""
+    prompt = read_prompt(prompted, reader.prompt, reader)
+    targets = read_targets(targeted, reader.targets, reader)
+    position = read_position(request, prompt, "", reader)
+    top_k = reader.top_k(request.top_k, "top_k")
+    method = read_method(request, prompt, sources, max(1, len(targeted)), reader)
+    if prompt is None or position is None or method is None:
+        return None
+    return TraceQuestion(prompt, targets, position, top_k, method, request.dry_run)
 
 
 def decode_intervene(
     request: pb.InterveneRequest, description: ModelDescription, vocabulary: "Vocabulary", limits: Limits
-) -> InterveneQuestion:
-    """The question of an Intervene. Raises as `decode_trace` does."""
-    reader = Reader(description, vocabulary, limits)
-    prompt = read_prompt(request.prompt, "prompt", reader)
-    sources = read_sources(request.sources, reader)
-    readout = read_readout(request.readout, prompt, reader)
-    tokens = None if prompt is None else len(prompt.tokens)
-    plan = read_plan(request, reader, Scene(tokens, sources, generating=request.readout.HasField("generation")))
-    reader.problems.settle()
-    assert prompt is not None
-    assert readout is not None
-    assert plan is not None
-    resolved = tuple(source for source in sources if source is not None)
-    question = InterveneQuestion(prompt, resolved, plan, readout, request.dry_run)
+) -> InterveneQuestion | Cases[InterveneQuestion]:
+    """The question of an Intervene, or those of its cases. Raises as `decode_trace` does."""
+    reader = Reader(description, vocabulary, limits, targets="readout.targets")
+
+    def read_case(case: pb.Case, own: Reader) -> InterveneQuestion | None:
+        return _read_intervene(
+            request, case.prompt, case.targets or request.readout.targets, case.sources or request.sources, own
+        )
+
+    question: InterveneQuestion | Cases[InterveneQuestion] | None
+    if request.cases:
+        question = read_cases(request, "readout.targets", reader, read_case)
+    else:
+        _check_single(request, reader)
+        question = _read_intervene(request, request.prompt, request.readout.targets, request.sources, reader)
+        reader.problems.settle()
+    assert question is not None
     path = str(request.WhichOneof("plan"))
-    reader.check_size(question, path, answer="readout", memory="sources" if resolved else path)
+    reader.check_size(question, path, answer="readout", memory="sources" if request.sources else path)
     return question
+
+
+def _read_intervene(
+    request: pb.InterveneRequest,
+    prompted: pb.Prompt,
+    targets: Sequence[pb.Target],
+    others: Sequence[pb.Prompt],
+    reader: Reader,
+) -> InterveneQuestion | None:
+    """The question about one prompt."""
+    prompt = read_prompt(prompted, reader.prompt, reader)
+    sources = read_sources(others, reader)
+    readout = read_readout(request.readout, prompt, targets, reader)
+    plan = read_plan(request, reader, Scene(prompt, sources, generating=request.readout.HasField("generation")))
+    if prompt is None or readout is None or plan is None:
+        return None
+    resolved = tuple(source for source in sources if source is not None)
+    return InterveneQuestion(prompt, resolved, plan, readout, request.dry_run)
+
+
+def _check_single(request: pb.TraceRequest | pb.InterveneRequest, reader: Reader) -> None:
+    """Notes what a request needs cases for."""
+    if request.HasField("reduction"):
+        reader.problems.add("reduction", "expected cases, over which answers are joined, got none")

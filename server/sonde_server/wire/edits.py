@@ -1,17 +1,19 @@
 """Edits: what is done at a site, checked against the shape of what one run selects there."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sonde.v1 import inspection_pb2 as pb
 
 from ..questions.edits import Add, Edit, Knockout, Multiply, Noise, Operation, Patch, ProjectOut, Scale, Set, Values
 from ..questions.places import LAYERLESS, PAIRWISE, Component, Site
-from ..questions.plans import Axis, one_site
+from ..questions.plans import Axis, run_sites
 from ..questions.prompts import Prompt
 from .fields import MOST_LISTED, Reader
+from .names import read_rows, union
+from .patches import read_source_positions
 from .sites import Role, read_site
 from .tensors import check_broadcasts, decode_tensor
 
@@ -20,23 +22,33 @@ _OPERATIONS = ", ".join(field.name for field in pb.Edit.DESCRIPTOR.oneofs_by_nam
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What an edit is read against: the length of the prompt (None if it is faulty), the sources, a sweep's axes.
+    """What an edit is read against: the prompt (None if it is faulty), the sources, a sweep's axes.
 
     `generating`: runs are continued, so an edit with from_position is made at generated positions too.
     """
 
-    tokens: int | None
+    prompt: Prompt | None
     sources: Sequence[Prompt | None]
     role: Role = Role.EDIT
     together: frozenset[Axis] = frozenset()
     generating: bool = False
+
+    @property
+    def tokens(self) -> int | None:
+        """The length of the prompt."""
+        return None if self.prompt is None else len(self.prompt.tokens)
+
+    @property
+    def swept(self) -> bool:
+        """Whether runs differ in their positions."""
+        return self.role is Role.SWEEP and Axis.POSITION not in self.together
 
 
 def read_edit(message: pb.Edit, path: str, reader: Reader, scene: Scene) -> Edit | None:
     """One edit; None where its site or its operation is faulty."""
     site = None
     if message.HasField("site"):
-        site = read_site(message.site, f"{path}.site", reader, scene.tokens, scene.role)
+        site = read_site(message.site, f"{path}.site", reader, scene.prompt, scene.role)
     else:
         reader.problems.add(f"{path}.site", "expected a site, got none")
     kind = message.WhichOneof("operation")
@@ -44,7 +56,12 @@ def read_edit(message: pb.Edit, path: str, reader: Reader, scene: Scene) -> Edit
         reader.problems.add(path, f"expected one of {_OPERATIONS}, got none")
         return None
     operation = _read_operation(message, kind, path, reader, site, scene)
-    return None if site is None or operation is None else Edit(site, operation)
+    return None if site is None or operation is None else Edit(_joined(site, scene), operation)
+
+
+def _joined(site: Site, scene: Scene) -> Site:
+    """The site as it is edited: what several names have in common is one place of a run, but not of a sweep's axis."""
+    return site if site.rows is None or scene.swept else replace(site, positions=union(site.rows), rows=None)
 
 
 def _read_operation(
@@ -57,7 +74,7 @@ def _read_operation(
                 reader.problems.add(field, f"expected a finite number, got {message.scale}")
             return Scale(message.scale)
         case "patch":
-            return _read_patch(message.patch, message.site.positions, field, reader, site, scene)
+            return _read_patch(message.patch, message.site, field, reader, site, scene)
         case "noise":
             return _read_noise(message.noise, field, reader, site)
         case "knockout":
@@ -74,7 +91,9 @@ def _read_values(
     if values is None:
         return None
     if site is not None and scene.tokens is not None:
-        check_broadcasts(values, _selected_shape(site, scene.tokens, reader, scene), path, reader)
+        for shape in _selected_shapes(site, scene.tokens, reader, scene):
+            if not check_broadcasts(values, shape, path, reader):
+                break
         _check_generated(values, kind, path, reader, site, scene)
     if kind == "project_out":
         nonzero = values.any(axis=-1) if values.ndim else values != 0
@@ -113,13 +132,13 @@ def _check_generated(
         )
 
 
-def _selected_shape(site: Site, tokens: int, reader: Reader, scene: Scene) -> tuple[int, ...]:
-    """The shape of what one run selects."""
-    if scene.role is Role.SWEEP:
-        site = one_site(site, scene.together)
-    # From a position on the values have to be the same at every position.
-    positions = 1 if site.from_position is not None else len(site.positions_within(tokens))
-    return reader.model.selected_shape(site.component, site.units, positions, tokens)
+def _selected_shapes(site: Site, tokens: int, reader: Reader, scene: Scene) -> Iterator[tuple[int, ...]]:
+    """The shapes of what one run selects; several where the entries of a sweep have unequal numbers of positions."""
+    site = _joined(site, scene)
+    for one in run_sites(site, scene.together) if scene.role is Role.SWEEP else (site,):
+        # From a position on the values have to be the same at every position.
+        positions = 1 if one.from_position is not None else len(one.positions_within(tokens))
+        yield reader.model.selected_shape(one.component, one.units, positions, tokens)
 
 
 def _read_noise(message: pb.Noise, path: str, reader: Reader, site: Site | None) -> Noise:
@@ -135,17 +154,22 @@ def _read_noise(message: pb.Noise, path: str, reader: Reader, site: Site | None)
 
 def _read_knockout(message: pb.Knockout, path: str, reader: Reader, site: Site | None, scene: Scene) -> Knockout:
     keys = None
-    if message.key_positions:
+    if message.key_positions and message.named_key_positions:
+        reader.problems.add(
+            f"{path}.named_key_positions", "expected one of key_positions and named_key_positions, got both"
+        )
+    if message.named_key_positions:
+        field = f"{path}.named_key_positions"
+        keys = union(read_rows(message.named_key_positions, scene.prompt, field, reader, filled=True) or ())
+    elif message.key_positions:
         keys = reader.positions(message.key_positions, scene.tokens, f"{path}.key_positions")
     if site is not None and site.component is not Component.ATTENTION_SCORES:
         reader.problems.add(path, f"expected a site at ATTENTION_SCORES, got {site.component.name}")
     return Knockout(keys)
 
 
-def _read_patch(
-    message: pb.Patch, named: Sequence[int], path: str, reader: Reader, site: Site | None, scene: Scene
-) -> Patch:
-    """A patch. `named`: the positions of the site as the request gives them, before they are resolved in the prompt."""
+def _read_patch(message: pb.Patch, place: pb.Site, path: str, reader: Reader, site: Site | None, scene: Scene) -> Patch:
+    """A patch at a site, which is also given as the request has it, before its positions are resolved in the prompt."""
     if site is not None and site.from_position is not None:
         reader.problems.add(
             path, "expected positions instead of from_position, because a patch differs between positions"
@@ -153,7 +177,7 @@ def _read_patch(
     if not message.sources:
         reader.problems.add(f"{path}.sources", "expected at least one index into the sources of the request, got none")
     sources: list[int] = []
-    lengths: dict[int, int] = {}
+    known: list[tuple[int, Prompt]] = []
     listed = reader.listed(len(message.sources), MOST_LISTED, f"{path}.sources", "sources")
     for i, value in enumerate(message.sources if listed else ()):
         index = reader.index(value, len(scene.sources), f"{path}.sources[{i}]", "source")
@@ -163,16 +187,22 @@ def _read_patch(
         source = scene.sources[index]
         if source is None:
             continue
-        lengths[index] = len(source.tokens)
-        if site is not None and site.component in PAIRWISE and scene.tokens not in (None, lengths[index]):
+        known.append((index, source))
+        if site is not None and site.component in PAIRWISE and scene.tokens not in (None, len(source.tokens)):
             reader.problems.add(
                 f"{path}.sources[{i}]",
                 f"expected a source as long as the prompt, because {site.component.name} has an entry for each pair of "
-                f"tokens: the prompt has {scene.tokens} tokens and source {index} has {lengths[index]}",
+                f"tokens: the prompt has {scene.tokens} tokens and source {index} has "
+                f"{len(source.tokens)}",
             )
     positions = None
-    if site is not None and scene.tokens is not None and site.from_position is None and lengths:
-        positions = _read_source_positions(message, named, path, reader, site, scene.tokens, lengths)
+    if site is not None and scene.tokens is not None and site.from_position is None and known:
+        positions = read_source_positions(message, place, path, reader, site, scene.tokens, known)
+        if positions is not None and site.rows is not None and not scene.swept:
+            # The first of several sources of one position counts.
+            flat = site.positions or ()
+            first = [flat.index(position) for position in union(site.rows)]
+            positions = tuple(tuple(row[i] for i in first) for row in positions)
     layer = None
     if message.HasField("source_layer"):
         layer = _read_source_layer(message.source_layer, f"{path}.source_layer", reader, site)
@@ -184,50 +214,3 @@ def _read_source_layer(value: int, path: str, reader: Reader, site: Site | None)
         reader.problems.add(path, f"expected no source_layer, because {site.component.name} has no layers, got {value}")
         return None
     return reader.layer(value, path)
-
-
-def _read_source_positions(
-    message: pb.Patch,
-    named: Sequence[int],
-    path: str,
-    reader: Reader,
-    site: Site,
-    tokens: int,
-    lengths: Mapping[int, int],
-) -> tuple[int, ...] | None:
-    """Where the values are taken; None where that is the same as in the prompt.
-
-    A negative position counts from the end of the sequence that it is used in, so the prompt's last position is paired
-    with each source's last one.
-    """
-    field = f"{path}.source_positions"
-    wanted = len(site.positions_within(tokens))
-    if given := len(message.source_positions):
-        if given != wanted:
-            reader.problems.add(field, f"expected {wanted} positions, one for each position of the site, got {given}")
-            return None
-        for i, description in _missing(message.source_positions, lengths):
-            reader.problems.add(f"{field}[{i}]", description)
-        return tuple(message.source_positions)
-    other = next((source for source, length in lengths.items() if length != tokens), None)
-    if other is None or site.component in PAIRWISE:
-        return None
-    if not named:
-        reader.problems.add(
-            field,
-            f"the prompt has {tokens} tokens and source {other} has {lengths[other]}: name the positions in the site, "
-            "or give source_positions",
-        )
-    for _, description in _missing(named, lengths):
-        reader.problems.add(f"{path}.sources", description)
-    return tuple(named)
-
-
-def _missing(positions: Sequence[int], lengths: Mapping[int, int]) -> Iterator[tuple[int, str]]:
-    """The entries that are not in every source, each with a description."""
-    shortest = min(lengths, key=lengths.__getitem__)
-    length = lengths[shortest]
-    for i, position in enumerate(positions):
-        if not -length <= position < length:
-            allowed = f"{-length} to {length - 1}, because source {shortest} has {length} tokens"
-            yield i, f"expected positions from {allowed}, got {position}"

@@ -1,14 +1,18 @@
 """What every part of a request is read with: the model's bounds, the server's limits, and the faults found so far."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config import Limits
 from ..errors import InvalidQuestion, Unsupported, Violation
+from ..questions.cases import Cases
 from ..questions.interventions import InterveneQuestion
 from ..questions.places import ModelDescription
 from ..questions.traces import TraceQuestion
+
+AnyQuestion = TraceQuestion | InterveneQuestion
+AnyCases = Cases[TraceQuestion] | Cases[InterveneQuestion]
 
 if TYPE_CHECKING:
     from ..model.vocabulary import Vocabulary
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 # Statuses travel as headers of about 8 KiB at most; what does not fit is counted.
 MOST_VIOLATIONS = 16
 LARGEST_SEED = 2**32 - 1
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -52,12 +57,32 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """The bounds within which a request is read."""
+    """The bounds within which a request is read.
+
+    `prompt`, `sources` and `targets`: the paths of what is run, patched from and measured. `reduced`: answers are
+    joined over cases. `shared`: what was read once for all cases.
+    """
 
     model: ModelDescription
     vocabulary: "Vocabulary"
     limits: Limits
     problems: Problems = field(default_factory=Problems)
+    prompt: str = "prompt"
+    sources: str = "sources"
+    targets: str = "targets"
+    reduced: bool = False
+    shared: dict[object, Any] = field(default_factory=dict)
+
+    def once(self, key: object, read: Callable[[], T | None]) -> T | None:
+        """What is the same for all cases, read for the first of them. A faulty one is read, and noted, by each."""
+        if key in self.shared:
+            known: T = self.shared[key]
+            return known
+        before = len(self.problems.violations)
+        found = read()
+        if found is not None and len(self.problems.violations) == before:
+            self.shared[key] = found
+        return found
 
     def index(self, value: int, count: int, path: str, kind: str) -> int | None:
         """A unit, source or token, counted from 0."""
@@ -148,6 +173,15 @@ class Reader:
             self.problems.add(path, f"expected at most {most} {kind}, got {given}")
         return given <= most
 
+    def check_tokens(self, tokens: int, path: str) -> bool:
+        """Whether one request may have this many tokens; more are refused."""
+        most = self.limits.max_total_tokens
+        if most and tokens > most:
+            text = f"the prompts and sources have at least {tokens} tokens in all; the limit is {most}. Split them up"
+            self.problems.add(path, text)
+            return False
+        return True
+
     def runs(self, runs: int, path: str) -> bool:
         """Whether one request may need this many runs; more are refused."""
         most = self.limits.max_runs
@@ -156,14 +190,13 @@ class Reader:
             return False
         return True
 
-    def check_size(
-        self, question: TraceQuestion | InterveneQuestion, path: str, *, answer: str = "", memory: str = ""
-    ) -> None:
-        """Raises InvalidQuestion where a question needs more runs or bytes than one request may.
+    def check_size(self, question: AnyQuestion | AnyCases, path: str, *, answer: str = "", memory: str = "") -> None:
+        """Raises InvalidQuestion where a question needs more runs, tokens or bytes than one request may.
 
         `path` is what a request asks for less of; `answer` and `memory` where that is another field for these bytes.
         """
-        self.runs(question.runs(self.model), path)
+        self.runs(question.most_runs(self.model), path)
+        self.check_tokens(question.total_tokens, "cases" if isinstance(question, Cases) else memory or path)
         # Bytes are counted run by run, which takes long for what is refused anyway.
         self.problems.settle()
         size, most = question.answer_bytes(self.model), self.limits.max_answer_bytes

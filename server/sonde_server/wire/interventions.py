@@ -9,6 +9,7 @@ from sonde.v1 import inspection_pb2 as pb
 
 from ..questions.interventions import Readings, Readout
 from ..questions.prompts import Prompt
+from .activations import read_encoding, read_pooling
 from .fields import Reader
 from .generation import read_generation
 from .parts import arrays, row_bytes, rows, spans
@@ -20,24 +21,28 @@ from .tensors import encode_floats
 def read_sources(messages: Sequence[pb.Prompt], reader: Reader) -> list[Prompt | None]:
     """The other prompts, whose values patches take."""
     # Each is a run of its own.
-    if not reader.runs(len(messages), "sources"):
+    if not reader.runs(len(messages), reader.sources):
         return []
-    return [read_prompt(source, f"sources[{i}]", reader) for i, source in enumerate(messages)]
+    return [read_prompt(source, f"{reader.sources}[{i}]", reader) for i, source in enumerate(messages)]
 
 
-def read_readout(message: pb.Readout, prompt: Prompt | None, reader: Reader) -> Readout | None:
-    """What is read in every run."""
+def read_readout(
+    message: pb.Readout, prompt: Prompt | None, targeted: Sequence[pb.Target], reader: Reader
+) -> Readout | None:
+    """What is read in every run, of the targets of the request or of a case."""
     tokens = None if prompt is None else len(prompt.tokens)
-    targets = read_targets(message.targets, "readout.targets", reader)
-    position = read_position(message, prompt, "readout.position", reader)
+    targets = read_targets(targeted, reader.targets, reader)
+    position = read_position(message, prompt, "readout.", reader)
     top_k = reader.top_k(message.top_k, "readout.top_k")
-    sites = read_sites(message.activations, "readout.activations", tokens, reader)
+    sites = read_sites(message.activations, "readout.activations", prompt, reader)
+    encoding = read_encoding(message.activations_data_type, "readout.activations_data_type", reader)
+    pooling = read_pooling(message.pooling, sites, "readout.pooling", reader)
     generation = None
     if message.HasField("generation"):
         generation = read_generation(message.generation, "readout.generation", tokens, reader)
     if position is None:
         return None
-    return Readout(targets, position, top_k, message.kl_divergence, sites, generation)
+    return Readout(targets, position, top_k, message.kl_divergence, sites, generation, encoding, pooling)
 
 
 def cut_readings(part: Readings) -> Iterator[Readings]:

@@ -56,5 +56,8 @@ def encode_model(model: ModelDescription, limits: Limits, version: str) -> pb.Ge
             max_prompt_tokens=min(limits.max_prompt_tokens, _LARGEST_INT32),
             max_runs=min(limits.max_runs, _LARGEST_INT32),
             max_answer_bytes=limits.max_answer_bytes,
+            max_cases=min(limits.max_cases, _LARGEST_INT32),
+            max_total_tokens=limits.max_total_tokens,
         ),
+        chat_template=model.chat_template,
     )

@@ -10,7 +10,8 @@ from ..questions import answers
 from ..questions.interventions import Readings
 from ..questions.prompts import Metric, Prompt, Target
 from ..questions.token_probability import LayerReadings
-from .fields import MOST_TARGETS, Reader
+from .fields import MOST_LISTED, MOST_TARGETS, Reader
+from .names import read_one, read_spans
 from .tensors import encode_floats, encode_integers
 
 if TYPE_CHECKING:
@@ -22,7 +23,34 @@ _NO_TOKENIZER = "expected token ids, because this model has no tokenizer"
 
 
 def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
-    """The token ids of a prompt, and its text if it was given as text."""
+    """The token ids of a prompt, its text if it was given as text, and its named positions."""
+
+    def read() -> Prompt | None:
+        prompt = _read_input(message, path, reader)
+        return None if prompt is None else read_spans(message.spans, prompt, path, reader)
+
+    # What is not a case's own is the same for all of them.
+    return read() if path.startswith("cases[") else reader.once(path, read)
+
+
+def read_source(
+    message: pb.Prompt, path: str, sources: Sequence[pb.Prompt] | None, reader: Reader
+) -> tuple[Prompt | None, str]:
+    """Another prompt that a method takes, and its path.
+
+    Without input it is the only one of a case's `sources` (None: there are no cases).
+    """
+    if sources is None or message.WhichOneof("input") is not None:
+        return read_prompt(message, path, reader), path
+    if len(sources) != 1:
+        field = reader.prompt.removesuffix("prompt") + "sources"
+        reader.problems.add(field, f"expected one source, which {path} without input means, got {len(sources)}")
+        return None, path
+    path = f"{reader.sources}[0]"
+    return read_prompt(sources[0], path, reader), path
+
+
+def _read_input(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
     if message.image:
         reader.problems.add(f"{path}.image", "expected no image, because the hosted model reads none, got one")
     most = reader.model.max_positions
@@ -33,8 +61,10 @@ def read_prompt(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
             return _read_text(message.text, f"{path}.text", most, reader)
         case "token_ids":
             return _read_ids(message.token_ids.ids, f"{path}.token_ids.ids", most, reader)
-        case _:
-            reader.problems.add(path, "expected text or token_ids, got neither")
+        case "chat":
+            return _read_chat(message.chat, f"{path}.chat", most, reader)
+        case None:
+            reader.problems.add(path, "expected text, token_ids or chat, got none")
             return None
 
 
@@ -42,18 +72,65 @@ def _read_text(text: str, path: str, most: int, reader: Reader) -> Prompt | None
     if reader.vocabulary.tokenizer is None:
         reader.problems.add(path, _NO_TOKENIZER)
         return None
-    # A text that cannot fit is not tokenized, which would take long.
-    longest = most * reader.vocabulary.longest
-    if len(text) > longest:
-        reader.problems.add(
-            path, f"expected at most {longest} characters, the most that {most} tokens can have, got {len(text)}"
-        )
+    if not _short_enough(len(text), most, path, reader):
         return None
     try:
         prompt = reader.vocabulary.encode(text)
     except ValueError as error:
         _cannot_encode(error, path, reader)
         return None
+    return _checked(prompt, most, path, reader)
+
+
+def _read_chat(message: pb.Chat, path: str, most: int, reader: Reader) -> Prompt | None:
+    """A conversation, written by the checkpoint's own template."""
+    field, problems, before = f"{path}.messages", reader.problems, len(reader.problems.violations)
+    if reader.vocabulary.tokenizer is None:
+        problems.refuse(path, "this model has no tokenizer, so it takes token ids only")
+        return None
+    if not reader.vocabulary.chat_template:
+        problems.refuse(path, "the checkpoint of this model has no chat template; write the prompt as a text")
+        return None
+    if not message.messages:
+        problems.add(field, "expected at least one message, got none")
+    if not reader.listed(len(message.messages), MOST_LISTED, field, "messages"):
+        return None
+    for i, one in enumerate(message.messages):
+        if not one.role:
+            problems.add(f"{field}[{i}].role", "expected a role, such as user or assistant, got an empty text")
+    if message.add_generation_prompt and message.continue_final_message:
+        problems.add(
+            f"{path}.continue_final_message",
+            "expected one of add_generation_prompt and continue_final_message, got both",
+        )
+    messages = [(one.role, one.content) for one in message.messages]
+    _short_enough(sum(len(role) + len(content) for role, content in messages), most, field, reader)
+    if len(problems.violations) > before:
+        return None
+    try:
+        prompt = reader.vocabulary.chat(
+            messages,
+            add_generation_prompt=message.add_generation_prompt,
+            continue_final_message=message.continue_final_message,
+        )
+    except ValueError as error:
+        problems.add(field, f"expected messages that the model's chat template accepts; it failed: {str(error)[:200]}")
+        return None
+    return _checked(prompt, most, path, reader)
+
+
+def _short_enough(characters: int, most: int, path: str, reader: Reader) -> bool:
+    """Whether a text can have few enough tokens: one that cannot is not tokenized, which would take long."""
+    longest = most * reader.vocabulary.longest
+    if characters > longest:
+        reader.problems.add(
+            path, f"expected at most {longest} characters, the most that {most} tokens can have, got {characters}"
+        )
+    return characters <= longest
+
+
+def _checked(prompt: Prompt, most: int, path: str, reader: Reader) -> Prompt | None:
+    """The prompt, if the model can read its tokens."""
     if not _fits(len(prompt.tokens), most, path, reader):
         return None
     unknown = [token for token in dict.fromkeys(prompt.tokens) if not _embedded(token, path, reader)]
@@ -89,9 +166,14 @@ def _fits(tokens: int, most: int, path: str, reader: Reader) -> bool:
 
 
 def read_position(
-    message: pb.TraceRequest | pb.Readout, prompt: Prompt | None, path: str, reader: Reader
+    message: pb.TraceRequest | pb.Readout, prompt: Prompt | None, prefix: str, reader: Reader
 ) -> int | None:
-    """The position that is read, by default the last."""
+    """The position that is read, by default the last. `prefix`: what the paths of its fields begin with."""
+    path = f"{prefix}position"
+    if message.HasField("named_position"):
+        if message.HasField("position"):
+            reader.problems.add(f"{prefix}named_position", "expected one of position and named_position, got both")
+        return read_one(message.named_position, prompt, f"{prefix}named_position", reader)
     given = message.position if message.HasField("position") else -1
     return reader.position(given, None if prompt is None else len(prompt.tokens), path)
 
@@ -140,7 +222,7 @@ def _read_token(text: str, path: str, reader: Reader) -> int | None:
             f"expected one token, of which the longest has {vocabulary.longest}, got {len(text)} characters",
         )
         return None
-    if (token := vocabulary.target(text)) is not None:
+    if (token := reader.once(("token", text), lambda: vocabulary.target(text))) is not None:
         return token if _embedded(token, path, reader) else None
     try:
         pieces = vocabulary.pieces(text)
@@ -177,6 +259,10 @@ class Texts(dict[int, str]):
     def __missing__(self, token: int) -> str:
         text = self[token] = self._vocabulary.text(token)
         return text
+
+    def begin(self) -> None:
+        """From now on, every text is new again: the messages of each case have a table of their own."""
+        self._sent.clear()
 
     def new(self, tokens: answers.Integers) -> dict[int, str]:
         """The texts of those tokens that were not asked for here before."""

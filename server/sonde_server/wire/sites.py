@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from sonde.v1 import inspection_pb2 as pb
 
 from ..questions.places import LAYERLESS, UNIT_SWEPT, Component, Site
+from ..questions.prompts import Prompt
 from .fields import MOST_LISTED, MOST_SITES, Reader
+from .names import read_one, read_rows
 
 
 def read_component(number: int, path: str, reader: Reader) -> Component | None:
@@ -38,8 +40,8 @@ class Role(enum.Enum):
     READ = "read"
 
 
-def read_site(message: pb.Site, path: str, reader: Reader, tokens: int | None, role: Role) -> Site | None:
-    """A site in a prompt of `tokens` tokens. The axes of a sweep's site are resolved."""
+def read_site(message: pb.Site, path: str, reader: Reader, prompt: Prompt | None, role: Role) -> Site | None:
+    """A site in a prompt. The axes of a sweep's site are resolved. Named positions are rows, and may come twice."""
     _check_stack(message.stack, f"{path}.stack", reader)
     component = read_component(message.component, f"{path}.component", reader)
     if component is None:
@@ -51,13 +53,35 @@ def read_site(message: pb.Site, path: str, reader: Reader, tokens: int | None, r
         units = reader.indices(message.units, count, f"{path}.units", "unit")
     elif role is Role.SWEEP and component in UNIT_SWEPT:
         units = tuple(range(count))
-    from_position = _read_from_position(message, path, reader, role)
+    _check_one_way(message, path, reader)
+    from_position = _read_from_position(message, path, reader, prompt, role)
     positions: tuple[int, ...] | None = None
-    if message.positions:
-        positions = reader.positions(message.positions, tokens, f"{path}.positions")
-    elif role is Role.SWEEP and not message.HasField("from_position") and tokens is not None:
-        positions = tuple(range(tokens))
-    return Site(component, layers, units, positions, from_position)
+    rows = None
+    if message.named_positions:
+        field, edited = f"{path}.named_positions", role is not Role.READ
+        rows = read_rows(message.named_positions, prompt, field, reader, filled=edited)
+        if rows is None:
+            return None
+        positions = tuple(position for row in rows for position in row)
+    elif message.positions:
+        positions = reader.positions(
+            message.positions, None if prompt is None else len(prompt.tokens), f"{path}.positions"
+        )
+    elif role is Role.SWEEP and not from_there(message) and prompt is not None:
+        positions = tuple(range(len(prompt.tokens)))
+    return Site(component, layers, units, positions, from_position, rows)
+
+
+def from_there(message: pb.Site) -> bool:
+    """Whether a site means all positions from one on."""
+    return message.HasField("from_position") or message.HasField("named_from_position")
+
+
+def _check_one_way(message: pb.Site, path: str, reader: Reader) -> None:
+    given = [name for name in ("positions", "named_positions") if getattr(message, name)]
+    given += [name for name in ("from_position", "named_from_position") if message.HasField(name)]
+    for other in given[1:]:
+        reader.problems.add(f"{path}.{other}", f"expected one of {given[0]} and {other}, got both")
 
 
 def _read_layers(message: pb.Site, component: Component, path: str, reader: Reader, role: Role) -> tuple[int, ...]:
@@ -76,17 +100,18 @@ def _read_layers(message: pb.Site, component: Component, path: str, reader: Read
     return tuple(range(layers))
 
 
-def _read_from_position(message: pb.Site, path: str, reader: Reader, role: Role) -> int | None:
-    if not message.HasField("from_position"):
+def _read_from_position(message: pb.Site, path: str, reader: Reader, prompt: Prompt | None, role: Role) -> int | None:
+    if not from_there(message):
         return None
-    field = f"{path}.from_position"
+    name = "from_position" if message.HasField("from_position") else "named_from_position"
+    field = f"{path}.{name}"
     if role is Role.READ:
         reader.problems.add(
-            field, "expected no from_position, because only edits take it. Use positions; if unset, all are read"
+            field, f"expected no {name}, because only edits take it. Use positions; if unset, all are read"
         )
         return None
-    if message.positions:
-        reader.problems.add(field, "expected one of positions and from_position, got both")
+    if name == "named_from_position":
+        return read_one(message.named_from_position, prompt, field, reader)
     value = message.from_position
     if value < 0:
         # It covers generated positions too, so there is no end to count from.
@@ -106,11 +131,11 @@ def _check_stack(number: int, path: str, reader: Reader) -> None:
         reader.problems.add(path, f"expected DECODER, got stack {number} (leave it unset for the default)")
 
 
-def read_sites(messages: Sequence[pb.Site], path: str, tokens: int | None, reader: Reader) -> tuple[Site, ...]:
+def read_sites(messages: Sequence[pb.Site], path: str, prompt: Prompt | None, reader: Reader) -> tuple[Site, ...]:
     """Sites that are read."""
     if not reader.listed(len(messages), MOST_SITES, path, "sites"):
         return ()
-    sites = [read_site(site, f"{path}[{i}]", reader, tokens, Role.READ) for i, site in enumerate(messages)]
+    sites = [read_site(site, f"{path}[{i}]", reader, prompt, Role.READ) for i, site in enumerate(messages)]
     return tuple(site for site in sites if site is not None)
 
 

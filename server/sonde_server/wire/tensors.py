@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sonde.v1 import inspection_pb2 as pb
 
+from ..questions.activations import Encoding
 from ..questions.edits import Values
 from .fields import Reader
 
@@ -17,11 +18,17 @@ ITEM_SIZES = {pb.DATA_TYPE_FLOAT32: 4, pb.DATA_TYPE_BFLOAT16: 2, pb.DATA_TYPE_FL
 def decode_tensor(tensor: pb.Tensor, path: str, reader: Reader) -> Values | None:
     """Float32 values of a tensor of any float type; None, with the fault noted, if it is faulty.
 
+    No case has tensors of its own, so each is decoded once, and all cases share its values.
+
     The bytes are compared with the shape before anything of that shape is allocated.
     """
+    return reader.once(path, lambda: _decode(tensor, path, reader))
+
+
+def _decode(tensor: pb.Tensor, path: str, reader: Reader) -> Values | None:
     size = ITEM_SIZES.get(tensor.data_type)
     if size is None:
-        given = _type_name(tensor.data_type)
+        given = type_name(tensor.data_type)
         reader.problems.add(f"{path}.data_type", f"expected FLOAT32, BFLOAT16 or FLOAT16, got {given}")
         return None
     shape = tuple(tensor.shape)
@@ -35,7 +42,7 @@ def decode_tensor(tensor: pb.Tensor, path: str, reader: Reader) -> Values | None
     if len(tensor.data) != needed:
         reader.problems.add(
             f"{path}.data",
-            f"expected {needed} bytes for {_shape(shape)} of {_type_name(tensor.data_type)}, got {len(tensor.data)}",
+            f"expected {needed} bytes for {_shape(shape)} of {type_name(tensor.data_type)}, got {len(tensor.data)}",
         )
         return None
     values = _floats(tensor.data, tensor.data_type).reshape(shape)
@@ -63,10 +70,19 @@ def check_broadcasts(values: Values, shape: Sequence[int], path: str, reader: Re
     return fits
 
 
-def encode_floats(values: NDArray[np.float32]) -> pb.Tensor:
-    """A float32 tensor."""
-    data = np.ascontiguousarray(values, dtype="<f4")
-    return pb.Tensor(data_type=pb.DATA_TYPE_FLOAT32, shape=values.shape, data=data.tobytes())
+def encode_floats(values: NDArray[np.float32], encoding: Encoding = Encoding.FLOAT32) -> pb.Tensor:
+    """Floats in a type that they fit into (`Encoding.beyond`), rounded to the nearest, of two as near to the even."""
+    match encoding:
+        case Encoding.FLOAT32:
+            data = np.ascontiguousarray(values, dtype="<f4").tobytes()
+        case Encoding.BFLOAT16:
+            # The upper half of a float32. What is added carries into it where the lower half is more than half a step,
+            # or exactly half a step above an odd one.
+            bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
+            data = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2").tobytes()
+        case Encoding.FLOAT16:
+            data = np.ascontiguousarray(values, dtype="<f2").tobytes()
+    return pb.Tensor(data_type=pb.DataType.ValueType(encoding), shape=values.shape, data=data)
 
 
 def encode_integers(values: NDArray[np.int32]) -> pb.Tensor:
@@ -82,7 +98,8 @@ def _floats(data: bytes, data_type: int) -> Values:
     return np.frombuffer(data, dtype="<f4" if data_type == pb.DATA_TYPE_FLOAT32 else "<f2").astype(np.float32)
 
 
-def _type_name(data_type: int) -> str:
+def type_name(data_type: int) -> str:
+    """What the contract calls a type."""
     names = {value: name for name, value in pb.DataType.items()}
     return names.get(data_type, str(data_type)).removeprefix("DATA_TYPE_")  # type: ignore[call-overload,no-any-return]
 

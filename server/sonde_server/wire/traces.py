@@ -1,6 +1,6 @@
 """The methods of a trace: their requests to questions, the parts of their answers to messages."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sonde.v1 import inspection_pb2 as pb
@@ -20,19 +20,24 @@ from .prompts import Texts
 from .token_probability import encode_layers, read_token_probability
 
 
-def read_method(request: pb.TraceRequest, prompt: Prompt | None, targets: int, reader: Reader) -> Method | None:
-    """The method that a request names; None if it is faulty."""
-    tokens = None if prompt is None else len(prompt.tokens)
+def read_method(
+    request: pb.TraceRequest,
+    prompt: Prompt | None,
+    sources: Sequence[pb.Prompt] | None,
+    targets: int,
+    reader: Reader,
+) -> Method | None:
+    """The method that a request names; None if it is faulty. `sources`: those of a case; None: no cases."""
     match request.WhichOneof("method"):
         case "token_probability":
-            return read_token_probability(request.token_probability, "token_probability", tokens or 0, targets, reader)
+            return read_token_probability(request.token_probability, "token_probability", prompt, targets, reader)
         case "causal_tracing":
-            return read_causal_tracing(request.causal_tracing, "causal_tracing", prompt, targets, reader)
+            return read_causal_tracing(request.causal_tracing, "causal_tracing", prompt, sources, targets, reader)
         case "attribution_patching":
             asked = request.attribution_patching
-            return read_attribution_patching(asked, "attribution_patching", prompt, targets, reader)
+            return read_attribution_patching(asked, "attribution_patching", prompt, sources, targets, reader)
         case "activations":
-            return read_activations(request.activations, "activations", tokens, reader)
+            return read_activations(request.activations, "activations", prompt, reader)
         case None:
             return Prediction()
 

@@ -1,6 +1,6 @@
 """The estimates of attribution patching, summed up block by block, from the last block to the first."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,7 @@ class Estimates:
     """The sums so far, by component: [layers, positions, targets], with units before targets if it is swept by unit."""
 
     def __init__(self, method: AttributionPatching, session: Session, tokens: int, targets: int) -> None:
+        self._rows = method.rows
         self.arrays: dict[Component, Floats] = {}
         for component in method.components:
             layers = 1 if component in LAYERLESS else session.layers
@@ -36,20 +37,35 @@ class Estimates:
 
     def parts(self, component: Component) -> Iterator[Attributions]:
         """The estimates of one component, layer by layer."""
-        array = self.arrays[component]
+        array = self._places(component)
         for layer in range(len(array)):
             layers = () if component in LAYERLESS else (layer,)
             yield Attributions(component, layers, tuple(range(array.shape[1])), array[layer : layer + 1])
 
+    def _places(self, component: Component) -> Floats:
+        """The estimates of every place: what several positions make up has the sum of theirs."""
+        array = self.arrays[component]
+        if self._rows is None:
+            return array
+        places = np.zeros((len(array), len(self._rows), *array.shape[2:]), np.float32)
+        for number, row in enumerate(self._rows):
+            places[:, number] = array[:, list(row)].sum(1)
+        return places
+
     def largest(self, count: int) -> list[tuple[Site, Floats]]:
         """The places of the largest estimates by the first target, and their estimates by target."""
         found: list[tuple[float, Site, Floats]] = []
-        for component, array in self.arrays.items():
+        for component in self.arrays:
+            array = self._places(component)
+            rows = self._rows or tuple((position,) for position in range(array.shape[1]))
             sizes = np.abs(array[..., 0])
+            # A name without positions is no place.
+            sizes[:, [number for number, row in enumerate(rows) if not row]] = -1
             for flat in np.argsort(-sizes, axis=None, kind="stable")[:count]:
-                layer, position, *unit = (int(i) for i in np.unravel_index(flat, sizes.shape))
-                site = Site(component, (layer,), tuple(unit) or None, (position,))
-                found.append((float(sizes.flat[flat]), site, array[(layer, position, *unit)]))
+                layer, place, *unit = (int(i) for i in np.unravel_index(flat, sizes.shape))
+                if rows[place]:
+                    site = Site(component, (layer,), tuple(unit) or None, rows[place])
+                    found.append((float(sizes.flat[flat]), site, array[(layer, place, *unit)]))
         found.sort(key=lambda one: -one[0])
         return [(site, estimated) for _, site, estimated in found[:count]]
 
@@ -97,7 +113,7 @@ class Estimation:
         if method.drop_layers:
             self._factor = 1 / max(1, self.session.layers - 1)
 
-    def run(self) -> Iterator[Progress]:
+    async def run(self) -> AsyncGenerator[Progress, None]:
         """Every integration step, block by block; each block is one call on the model's thread."""
         layers, steps = self.session.layers, self.method.integration_steps
         low = self.method.lowest_block(layers)
@@ -107,18 +123,18 @@ class Estimation:
             descent = self.base
             if steps > 1:
                 work = partial(self._between, (step + 0.5) / steps)
-                descent = self.session.call(work, positions=len(self.base.state.tokens))
-            gradients = self.session.call(partial(self._top, descent), positions=layers)
+                descent = await self.session.call(work, positions=len(self.base.state.tokens))
+            gradients = await self.session.call(partial(self._top, descent), positions=layers)
             for layer in range(layers - 1, low - 1, -1):
                 block = partial(self._block, descent, layer, gradients)
-                gradients = self.session.call(block, positions=self._positions(len(gradients.weights)))
+                gradients = await self.session.call(block, positions=self._positions(len(gradients.weights)))
                 done += 1
                 yield Progress(done, total)
             if Component.TOKEN_EMBEDDING in self.method.components:
-                self.session.call(partial(self._entrance, descent, gradients), positions=1)
+                await self.session.call(partial(self._entrance, descent, gradients), positions=1)
             if self.edges is not None:
                 for first in range(0, self.length, self.edges.chunk):
-                    self.session.call(partial(self.edges.add, descent, self.base, self.source, first))
+                    await self.session.call(partial(self.edges.add, descent, self.base, self.source, first))
             done += 1
             yield Progress(done, total)
 

@@ -1,0 +1,104 @@
+"""Conversations as one text, by the checkpoint's own template, and where in it each message's content is."""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+Message = tuple[str, str]
+"""Role and content."""
+Place = tuple[int, int]
+"""Where a content begins and ends, in characters."""
+
+
+def has_template(tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether the checkpoint has a chat template; of several, one that is the default."""
+    if tokenizer is None:
+        return False
+    try:
+        return bool(tokenizer.get_chat_template())
+    except ValueError:
+        return False
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> str:
+    """The text that the template writes. Raises whatever the template does."""
+    chat = [{"role": role, "content": content} for role, content in messages]
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
+
+
+def located(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str, **options: Any
+) -> list[Place | None]:
+    """Where in `text` the content of each message is; None where the template changes it beyond the spaces at its ends.
+
+    The template is given marks in place of the contents. What it writes around them must be in `text` too, around the
+    contents, which are followed from the start of the text and then, past one that is changed, from its end.
+    """
+    marks = _marks(text, len(messages))
+    try:
+        skeleton = rendered(
+            tokenizer, [(role, mark) for (role, _), mark in zip(messages, marks, strict=True)], **options
+        )
+    except Exception:  # noqa: BLE001 - a template may fail in any way over contents that it takes apart
+        return [None] * len(messages)
+    between, order = _cut(skeleton, marks)
+    contents = [messages[number][1] for number in order]
+    ahead = _follow(text, between, contents)
+    backwards = _follow(
+        text[::-1], [part[::-1] for part in reversed(between)], [content[::-1] for content in reversed(contents)]
+    )
+    places: list[Place | None] = [None] * len(messages)
+    for turn, number in enumerate(order):
+        place = ahead.get(turn)
+        if place is None and (mirrored := backwards.get(len(order) - 1 - turn)) is not None:
+            place = len(text) - mirrored[1], len(text) - mirrored[0]
+        if places[number] is None:
+            places[number] = place
+    return places
+
+
+def _marks(text: str, messages: int) -> list[str]:
+    """Texts that are not in `text`, none a part of another, without anything that a template would take off."""
+    for number in count():
+        if (stem := f"Mark{number}x") not in text:
+            return [f"{stem}{message:04}z" for message in range(messages)]
+    raise AssertionError
+
+
+def _cut(skeleton: str, marks: Sequence[str]) -> tuple[list[str], list[int]]:
+    """What is between the marks, and the number of each mark in their order; those that are absent have none."""
+    found = sorted((start, number) for number, mark in enumerate(marks) for start in _starts(mark, skeleton))
+    between, end = [], 0
+    for start, number in found:
+        between.append(skeleton[end:start])
+        end = start + len(marks[number])
+    return [*between, skeleton[end:]], [number for _, number in found]
+
+
+def _starts(mark: str, text: str) -> Iterator[int]:
+    start = text.find(mark)
+    while start >= 0:
+        yield start
+        start = text.find(mark, start + len(mark))
+
+
+def _follow(text: str, between: Sequence[str], contents: Sequence[str]) -> dict[int, Place]:
+    """Where the contents are in `text`, as far as it goes on as it should; by their turn."""
+    places: dict[int, Place] = {}
+    if not text.startswith(between[0]):
+        return places
+    at = len(between[0])
+    for turn, (content, after) in enumerate(zip(contents, between[1:], strict=True)):
+        last = turn == len(contents) - 1
+        for form in (content, content.strip(), content.lstrip(), content.rstrip()):
+            end = at + len(form)
+            ends = len(text) == end + len(after) if last else True
+            if ends and text.startswith(form, at) and text.startswith(after, end):
+                break
+        else:
+            return places
+        places[turn] = at, end
+        at = end + len(after)
+    return places
