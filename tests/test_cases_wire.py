@@ -122,9 +122,9 @@ def test_continuations_of_cases_begin_anew() -> None:
 
     def parts(case: int) -> Iterator[answers.Answer]:
         yield CaseAnswer(case, context(case))
-        yield CaseAnswer(case, Generated(0, (-1,), (first,), (None,)))
+        yield CaseAnswer(case, Generated(0, (-1,), (0,), (first,), (None,)))
         if case:
-            yield CaseAnswer(case, Generated(1, (-1,), (second,), (FinishReason.LENGTH,)))
+            yield CaseAnswer(case, Generated(1, (-1,), (0,), (second,), (FinishReason.LENGTH,)))
 
     messages = intervene([*parts(0), *parts(1)])
     texts = {message.case_index: "".join(part.text for part in message.generated) for message in messages}

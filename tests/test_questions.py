@@ -64,6 +64,18 @@ def test_steering_goes_on_in_what_is_generated(host: Host, client: sonde.Client)
     assert ids == continued_logits(host.oracle, IDS, ids[:-1], [by_hand]).argmax(-1).tolist()
 
 
+def test_each_strength_of_a_direction_is_a_run_of_its_own(host: Host, client: sonde.Client, tmp_path: Path) -> None:
+    vector = questions.steering_vector(client, [(IDS, OTHER)], layers=[1])[0]
+    found = questions.steering_strengths(client, IDS, vector, layer=1, strengths=[2.0, -1.0], targets=[RIGHT, WRONG])
+    for strength, effects in zip((2.0, -1.0), found.effects, strict=True):
+        by_hand = Edit(Site("RESIDUAL_POST", (1,), from_position=0), oracle.Add(strength * vector))
+        logits = [host.oracle.run(IDS, edits).logits[LAST].log_softmax(-1) for edits in ([by_hand], [])]
+        assert_close(effects, [float(logits[0][token] - logits[1][token]) for token in (RIGHT, WRONG)])
+    assert found.result.labels == ("strength 2", "strength -1")
+    found.save(tmp_path / "strengths.npz")
+    assert sonde.load(tmp_path / "strengths.npz").effects.tolist() == found.effects.tolist()
+
+
 def test_ablating_a_direction_leaves_nothing_of_it(host: Host, client: sonde.Client) -> None:
     direction = np.random.RandomState(4).randn(host.oracle.hidden_size).astype(np.float32)
     edits = questions.directional_ablation(direction, client.model.layers)

@@ -49,7 +49,7 @@ from sonde._methods.activations import Activations, ActivationsResult
 from sonde._methods.attribution_patching import AttributionPatching, AttributionPatchingResult
 from sonde._methods.causal_tracing import CausalTracing, CausalTracingResult
 from sonde._methods.token_probability import TokenProbability, TokenProbabilityResult
-from sonde._readable import make_readable
+from sonde._readable import make_readable as _make_readable
 from sonde._version import __version__
 from sonde.aio import AsyncClient
 from sonde.client import Client
@@ -145,4 +145,4 @@ __all__ = [
     "sweep",
 ]
 
-make_readable(globals()[name] for name in __all__)
+_make_readable(globals()[name] for name in __all__)

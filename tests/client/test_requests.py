@@ -1,6 +1,7 @@
 """The request inside a result equals what was asked, and names the runs."""
 
 import hashlib
+import pickle
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,6 +72,19 @@ def test_a_long_array_is_kept_in_short_and_a_short_one_whole() -> None:
     norm = pytest.approx(float(np.sqrt((LONG.astype(float) ** 2).sum())))
     assert long == {"shape": [160], "data_type": "float32", "norm": norm, "sha256": digest}
     assert (short["values"], short["data_type"]) == ([0.0, 1.0, 2.0, 3.0, 4.0], "float16")
+
+
+def test_a_record_is_made_when_somebody_looks_and_survives_pickling() -> None:
+    request = asked([HEAD])
+    kept = record(request)
+    request.readout.top_k = 2
+    assert kept.content["readout"]["top_k"] == 2, "as it was sent"
+    request.readout.top_k = 1
+    assert kept.content["readout"]["top_k"] == 2
+    again = pickle.loads(pickle.dumps(kept))  # noqa: S301 - of our own
+    assert again == kept
+    assert type(again.content) is dict
+    assert "cases" not in kept.without_cases().content
 
 
 def test_an_image_is_kept_by_its_digest() -> None:

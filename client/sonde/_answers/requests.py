@@ -6,6 +6,7 @@ direction that is added, are kept as their shape, norm and SHA-256, those of up 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 from sonde._arrays import visible
@@ -21,6 +22,37 @@ _MOST_EDITS: Final = 2
 _MOST_LISTED: Final = 24
 """How many entries of a list are shown."""
 _NAMES: Final = {"head_out": "head", "residual_post": "residual", "attention_scores": "attention"}
+
+
+class LazyContent(Mapping[str, Any]):
+    """The content of a request that is made when somebody looks at it: most are never looked at."""
+
+    __slots__ = ("_made", "_make")
+
+    def __init__(self, make: Callable[[], Content]) -> None:
+        self._make = make
+        self._made: Content | None = None
+
+    def _whole(self) -> Content:
+        if self._made is None:
+            made = self._made = self._make()
+            self._make = lambda: made  # Nothing longer keeps the message, with its arrays.
+        return self._made
+
+    def __getitem__(self, name: str) -> Any:
+        return self._whole()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole())
+
+    def __len__(self) -> int:
+        return len(self._whole())
+
+    def __repr__(self) -> str:
+        return repr(self._whole())
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return dict, (dict(self._whole()),)
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,7 +86,7 @@ class Request:
         ids = given.get("token_ids")
         return tuple(ids.get("ids", ())) if ids is not None else given.get("text")
 
-    @property
+    @cached_property
     def run_labels(self) -> tuple[str, ...]:
         """A name for each run of a list of interventions: those that were given, or the edits in words."""
         if self.labels or "list" not in self.content:
@@ -64,8 +96,9 @@ class Request:
 
     def without_cases(self) -> "Request":
         """The same without the cases: what each of them was asked."""
-        kept = {name: value for name, value in self.content.items() if name != "cases"}
-        return replace(self, content=kept)
+        return replace(
+            self, content=LazyContent(lambda: {name: part for name, part in self.content.items() if name != "cases"})
+        )
 
     def summary(self) -> str:
         """What was asked, on one line."""

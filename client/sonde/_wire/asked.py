@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from sonde._answers.requests import Request
+from sonde._answers.requests import LazyContent, Request
 from sonde._version import __version__
 from sonde._wire.tensors import from_tensor
 from sonde.v1 import inspection_pb2 as pb
@@ -20,10 +20,10 @@ MOST_VALUES: Final = 64
 
 
 def record(request: pb.TraceRequest | pb.InterveneRequest, labels: Sequence[str] = ()) -> Request:
-    """What a request asks, and that it is asked now."""
+    """What a request asks, and that it is asked now. The request must stay as it is sent."""
     call = "trace" if isinstance(request, pb.TraceRequest) else "intervene"
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return Request(call, _plain(request), tuple(labels), __version__, now)
+    return Request(call, LazyContent(lambda: _plain(request)), tuple(labels), __version__, now)
 
 
 def _plain(message: Message) -> dict[str, Any]:

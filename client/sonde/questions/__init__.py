@@ -19,7 +19,7 @@ from sonde._answers.findings import (
     SteeringStrengths,
 )
 from sonde._methods.causal_tracing import TOKEN_CLASSES
-from sonde._readable import make_readable
+from sonde._readable import make_readable as _make_readable
 from sonde.questions.attribution import direct_logit_attribution
 from sonde.questions.average_trace import average_causal_trace, average_causal_trace_cost
 from sonde.questions.knockout import attention_knockout, knockout_sweep
@@ -57,4 +57,4 @@ __all__ = [
     "steering_vector",
 ]
 
-make_readable(globals()[name] for name in __all__)
+_make_readable(globals()[name] for name in __all__)

@@ -5,6 +5,7 @@ all of them.
 """
 
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from typing import assert_never
 
 from ..questions.activations import Activations
@@ -14,13 +15,14 @@ from ..questions.cases import Cases, Question
 from ..questions.causal_tracing import CausalTracing
 from ..questions.interventions import InterveneQuestion
 from ..questions.prediction import Prediction
+from ..questions.reductions import reducible
 from ..questions.token_probability import TokenProbability
 from ..questions.traces import TraceQuestion
 from ..sharing.cases import Answering, advance
 from ..sharing.driving import drive
 from ..sharing.session import Session
 from . import activations, attribution_patching, causal_tracing, interventions, token_probability
-from .opening import Clean, opening
+from .opening import Clean, announced, opening
 from .overflow import finite
 from .reductions import reduced
 
@@ -42,9 +44,16 @@ def intervene(question: InterveneQuestion | Cases[InterveneQuestion], session: S
 
 
 def _cases(cases: Cases[Question], answering: Answering[Question], session: Session) -> Iterator[Answer]:
-    """The answer to one case after another, part by part, or statistics over them in their place; and the progress."""
-    answers = advance(cases, answering, session)
-    return answers if cases.reduction is None or cases.dry_run else reduced(answers, cases)
+    """The answer to one case after another, part by part, or statistics over them in their place; and the progress.
+
+    A dry run has one context, with what all of them cost.
+    """
+    if cases.dry_run:
+        return iter([announced(cases, session)])
+    if cases.reduction is None:
+        return advance(cases, answering, session)
+    asked = replace(cases, questions=tuple(reducible(question) for question in cases.questions))
+    return reduced(advance(asked, answering, session), cases)
 
 
 def _traced(question: TraceQuestion, session: Session) -> AsyncGenerator[Answer, None]:
