@@ -5,6 +5,7 @@ answer, `AsyncClient` into coroutine functions.
 """
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, SupportsIndex, TypeVar, Union, cast, get_args, get_origin, overload
@@ -43,6 +44,7 @@ class Made(Protocol):
     """An answer that says which model computed it."""
 
     @property
+    @abstractmethod
     def provenance(self) -> Provenance:
         """Where the numbers come from."""
 

@@ -147,7 +147,8 @@ class Result:
 
     def _paragraphs(self, count: int) -> list[str]:
         """The paragraphs of `to_text`."""
-        return [terminal.ranking("prediction", self.prediction.top_tokens[:count])]
+        shown = self.prediction.top_tokens[:count]
+        return [terminal.ranking("prediction", shown)] if shown else []
 
     def _repr_html_(self) -> str:
         if self.dry_run:

@@ -109,8 +109,12 @@ def finished(moments: Moments) -> Moments:
     return Moments(
         over_numbers(known, moments.mean, moments.count),
         over_numbers(known, moments.deviation, moments.count),
-        over_numbers(lambda count: np.asarray(count, np.float32), moments.count),
+        over_numbers(_plain, moments.count),
     )
+
+
+def _plain(count: _Doubles) -> Any:
+    return np.asarray(count, np.float32)
 
 
 def standard_error(deviation: _Result, count: _Result) -> _Result:

@@ -3,7 +3,8 @@
 import base64
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -34,18 +35,22 @@ class Described(Protocol):
     """A case, as far as it is written."""
 
     @property
+    @abstractmethod
     def whole_prompt(self) -> Prompt:
         """The prompt with its spans."""
 
     @property
-    def sources(self) -> Sequence[PromptLike] | PromptLike:
+    @abstractmethod
+    def prompts_from(self) -> tuple[PromptLike, ...]:
         """The prompts to patch from."""
 
     @property
+    @abstractmethod
     def targets(self) -> Targets:
         """The tokens that are measured."""
 
     @property
+    @abstractmethod
     def group(self) -> str:
         """The group."""
 
@@ -190,8 +195,7 @@ def record_of(case: Described) -> dict[str, Any]:
             _plain(one.token) if one.contrast is None else [_plain(one.token), _plain(one.contrast)]
             for one in as_targets(case.targets)
         ]
-    sources: Iterable[Any] = case.sources if isinstance(case.sources, tuple | list) else (case.sources,)
-    written = [_written(as_prompt(source)) for source in sources]
+    written = [_written(as_prompt(source)) for source in case.prompts_from]
     return {**record, **({"sources": written} if written else {}), **({"group": case.group} if case.group else {})}
 
 

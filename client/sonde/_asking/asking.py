@@ -29,6 +29,7 @@ class Asking(Protocol[AnswerT_co]):
     def end(self) -> None:
         """Take note that the answer has ended without an error."""
 
+    @abstractmethod
     def broken(self, error: NotServing) -> float:
         """Take note that the server is gone; return how long to wait, in seconds, before asking for what is lacking.
 

@@ -18,6 +18,7 @@ from sonde._ask.names import (
     DataTypeName,
     PoolingName,
     ReduceName,
+    SpanPart,
     check_name,
 )
 from sonde._ask.plans import Generation
@@ -193,8 +194,8 @@ def encode_named(given: NamedPositions) -> pb.NamedPositions:
 
 def decode_named(message: pb.NamedPositions) -> NamedPositions:
     """Decode positions by name."""
-    part = next((name for name, number in SPAN_PARTS.items() if number == message.part), None)
-    return NamedPositions(message.span, part)
+    parts: list[SpanPart] = [name for name, value in SPAN_PARTS.items() if value == message.part]
+    return NamedPositions(message.span, parts[0] if parts else None)
 
 
 class _List(Protocol[_Entry_contra]):
