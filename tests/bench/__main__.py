@@ -18,11 +18,14 @@ from tests.bench import smollm2
 from tests.bench.agreement import TOLERANCE, Disagreement
 from tests.bench.case_field import case_contenders
 from tests.bench.case_rounds import CasePlan, measure_cases
+from tests.bench.case_sonde import CaseSocket
 from tests.bench.case_workloads import CASE_NAMES, COUNTS, QUICK_COUNTS, Subject
 from tests.bench.case_workloads import make as make_cases
 from tests.bench.chart import draw
+from tests.bench.contender import ask
 from tests.bench.elsewhere import Elsewhere
 from tests.bench.field import PEERS, taking_part
+from tests.bench.memory import growth, serving_process
 from tests.bench.minimum import rates
 from tests.bench.report import Outcome, Setting, markdown, omissions, write_json
 from tests.bench.rounds import Numbers, Plan, measure
@@ -131,12 +134,21 @@ def _measure_cases(options: argparse.Namespace, settings: list[Setting], outcome
                 timings = measure_cases(plan, entries, numbers, _say)
                 token_layers, readings = sonde.cost(plan.make(numbers()))
                 minimum = measured.minimum(token_layers, readings)
+                grown = _memory(sonde, plan) if name == "W7" else ()
                 outcomes.append(
                     Outcome(
                         "smollm2", CASE_LENGTH, name, tuple(timings), token_layers, readings, minimum,
                         judged=not options.quick,
+                        memory=grown,
                     )
                 )  # fmt: skip
+
+
+def _memory(sonde: CaseSocket, plan: CasePlan) -> tuple[tuple[int, int], ...]:
+    """By how much the server's memory grows for a quarter of the cases, and for all."""
+    process, workload = serving_process(sonde.address), plan.make(0)
+    parts = (workload.share(len(workload) // 4), workload)
+    return tuple((len(part), growth(process, partial(ask, sonde, part))) for part in parts)
 
 
 def _say(text: str) -> None:

@@ -30,6 +30,7 @@ class CaseSocket:
     omitted: Mapping[str, str] = {}
 
     def __init__(self, address: str) -> None:
+        self.address = address
         self._channel = grpc.insecure_channel(address, options=_UNLIMITED)
         self._stub = inspection_pb2_grpc.InspectionServiceStub(self._channel)
 

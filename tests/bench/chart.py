@@ -28,6 +28,7 @@ def draw(path: Path, settings: Sequence[Setting], outcomes: Sequence[Outcome]) -
     most = max(len(one.timings) for one in outcomes)
     figure = Figure(figsize=(max(6.0, 4.6 * columns), rows * (0.7 + 0.2 * most)), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
+    titled: set[int] = set()
     for row, workload in enumerate(workloads):
         for column, setting in enumerate(settings):
             panel: Axes = panels[row][column]
@@ -40,7 +41,8 @@ def draw(path: Path, settings: Sequence[Setting], outcomes: Sequence[Outcome]) -
                 panel.set_axis_off()
                 continue
             _panel(panel, found[0], most)
-            if row == 0:
+            if column not in titled:
+                titled.add(column)
                 panel.set_title(
                     f"{setting.shape}, {setting.length} tokens\n\n{workload}", loc="left", fontweight="bold"
                 )

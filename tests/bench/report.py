@@ -31,6 +31,8 @@ class Outcome:
     """Of Sonde in process."""
     judged: bool = True
     """Whether the targets are meant for it."""
+    memory: tuple[tuple[int, int], ...] = ()
+    """Pairs of a number of cases and the bytes by which the server's memory grew at most while it answered them."""
 
     @property
     def sonde(self) -> Timing:
@@ -75,10 +77,16 @@ def markdown(settings: Sequence[Setting], outcomes: Sequence[Outcome]) -> str:
         )
         parts += [*_ratios(chosen), ""]
         parts += [*_times(chosen), ""]
+        parts += [_memory(one) for one in chosen if one.memory]
         if profiles := [one.profile.line() for one in chosen if one.profile]:
             parts.append("Where the time of Sonde in process goes, from a profile of the model's thread:\n")
             parts += [*(f"- {line}" for line in profiles), ""]
     return "\n".join(parts)
+
+
+def _memory(outcome: Outcome) -> str:
+    grown = ", ".join(f"{size / 2**20:.0f} MiB for {cases:,} cases" for cases, size in outcome.memory)
+    return f"While it answered {outcome.workload}, the memory of Sonde's server grew by at most {grown}.\n"
 
 
 def _ratios(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -150,6 +158,7 @@ def write_json(path: Path, settings: Sequence[Setting], outcomes: Sequence[Outco
                 "token_layers": one.token_layers,
                 "readings": one.readings,
                 "minimum_seconds": one.minimum,
+                "memory": [list(pair) for pair in one.memory],
                 "profile": None if one.profile is None else asdict(one.profile),
                 "ratios": {group: one.ratio(group) for group in GROUPS},
                 "targets": {target.group: target.ratio for target in one.targets},

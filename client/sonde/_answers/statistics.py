@@ -51,6 +51,8 @@ def _over(  # noqa: PLR0911 - one per kind
         }
         return replace(value, **parts)
     if isinstance(value, Mapping):
+        if all(isinstance(entry, str) for entry in value.values()):
+            return value  # Texts of tokens, which differ from case to case.
         return {key: _over(function, entry, tuple(other[key] for other in others)) for key, entry in value.items()}
     if isinstance(value, list | tuple) and not isinstance(value, str):
         return type(value)(_over(function, *_split(entries)) for entries in zip(value, *others, strict=True))

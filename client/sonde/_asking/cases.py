@@ -19,7 +19,7 @@ from sonde.errors import NotServing, ProtocolError
 
 ResultT = TypeVar("ResultT", bound=Result)
 AnswerT = TypeVar("AnswerT")
-_NO_COST: Final = Cost(0, 0, 0, 0)
+NO_COST: Final = Cost(0, 0, 0, 0)
 _TELLS_NOTHING: Final = frozenset({"progress", "case_index", "reduction"})
 """The fields of a message that says no more than that work goes on."""
 
@@ -40,7 +40,7 @@ class Dataset(Asking[AnswerT], ABC, Generic[AnswerT]):
         """How many cases have been answered in full: the first ones."""
         self._first, self._end = 0, 0
         """The cases of the current request."""
-        self._cost = _NO_COST
+        self._cost = NO_COST
         self._provenance: Provenance | None = None
         self._steps = Steps(cases=self._total)
         self._told = 0
@@ -68,7 +68,7 @@ class Dataset(Asking[AnswerT], ABC, Generic[AnswerT]):
             context = Context(message.context, dry_run=True)
             self._provenance = context.provenance
             if self._whole.dry_run:
-                self._cost = _sum(self._cost, context.cost)
+                self._cost = summed(self._cost, context.cost)
         if not self._whole.dry_run:
             self._take(message)
 
@@ -82,6 +82,8 @@ class Dataset(Asking[AnswerT], ABC, Generic[AnswerT]):
             self._finish()
             if self._done < self._end:
                 raise missing(f"only {self._done - self._first} of {self._end - self._first} cases were answered")
+        else:
+            self._cost = replace(self._cost, cases=self._end)
         self._answered(self._end)
         self._advance(1, 1, self._end - self._first)
 
@@ -177,7 +179,7 @@ class EachCase(Dataset[CasesResult[ResultT]], Generic[ResultT]):
             return
         result = self._current.result()
         self._results.append(result)
-        self._cost = _sum(self._cost, replace(result.cost, cases=1))
+        self._cost = summed(self._cost, replace(result.cost, cases=1))
         self._current = None
         self._answered(self._done + 1)
 
@@ -188,7 +190,8 @@ class EachCase(Dataset[CasesResult[ResultT]], Generic[ResultT]):
         return CasesResult(tuple(self._results), self._groups, self._cost, self._made, self._whole.dry_run, self._kept)
 
 
-def _sum(first: Cost, second: Cost) -> Cost:
+def summed(first: Cost, second: Cost) -> Cost:
+    """The cost of two parts of a dataset."""
     return Cost(
         first.runs + second.runs,
         first.token_layers + second.token_layers,

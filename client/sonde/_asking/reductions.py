@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from sonde._answers.statistics import Moments, finished, joined
 from sonde._ask.cases import Cases
 from sonde._ask.prompts import Chat
 from sonde._asking.asking import Request
-from sonde._asking.cases import Dataset
+from sonde._asking.cases import NO_COST, Dataset, summed
 from sonde._wire.assembly import Assembler
 from sonde._wire.context import Context
 from sonde._wire.counting import counted
@@ -86,6 +87,8 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
         self._cases, self._make, self._sites = cases, make, sites
         self._groups: dict[str, _Group] = {}
         self._incoming: dict[str, _Incoming[ResultT]] = {}
+        self._spent = NO_COST
+        """The cost of the incoming part."""
         self._range: tuple[int, int] | None = None
         """The cases that the incoming part is over: the first, and the one after the last."""
         # Edges, and places that are verified, are chosen by size: those of two parts are not the same.
@@ -109,8 +112,6 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
 
     def _take(self, message: Any) -> None:
         part = message.reduction
-        if message.HasField("context") and not self._groups and not self._incoming:
-            self._cost = Context(message.context, dry_run=True).cost
         first = self._first + part.first_case
         span = (first, first + part.cases)
         if self._range is not None and span != self._range:
@@ -121,6 +122,7 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
             self._range = span
         if part.group not in self._incoming:
             self._incoming[part.group] = _Incoming(self._make)
+            self._spent = summed(self._spent, replace(Context(message.context, dry_run=True).cost, cases=part.count))
         self._incoming[part.group].take(message, self._sites)
 
     def _finish(self) -> None:
@@ -131,11 +133,12 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
             known = self._groups.get(name)
             self._groups[name] = one if known is None else _both(known, one, self._whole.reduction.largest)
         end = self._range[1]
+        self._cost = summed(self._cost, self._spent)
         self._drop()
         self._answered(end)
 
     def _drop(self) -> None:
-        self._incoming, self._range = {}, None
+        self._incoming, self._range, self._spent = {}, None, NO_COST
 
     def _answer(self) -> Reduced[ResultT]:
         if not self._groups and not self._whole.dry_run:

@@ -22,7 +22,7 @@ from ..sharing.cases import Answering, advance
 from ..sharing.driving import drive
 from ..sharing.session import Session
 from . import activations, attribution_patching, causal_tracing, interventions, token_probability
-from .opening import Clean, opening
+from .opening import Clean, announced, opening
 from .overflow import finite
 from .reductions import reduced
 
@@ -44,11 +44,16 @@ def intervene(question: InterveneQuestion | Cases[InterveneQuestion], session: S
 
 
 def _cases(cases: Cases[Question], answering: Answering[Question], session: Session) -> Iterator[Answer]:
-    """The answer to one case after another, part by part, or statistics over them in their place; and the progress."""
-    if cases.reduction is None or cases.dry_run:
+    """The answer to one case after another, part by part, or statistics over them in their place; and the progress.
+
+    A dry run has one context, with what all of them cost.
+    """
+    if cases.dry_run:
+        return iter([announced(cases, session)])
+    if cases.reduction is None:
         return advance(cases, answering, session)
-    each = replace(cases, questions=tuple(map(reducible, cases.questions)))
-    return reduced(advance(each, answering, session), cases)
+    asked = replace(cases, questions=tuple(reducible(question) for question in cases.questions))
+    return reduced(advance(asked, answering, session), cases)
 
 
 def _traced(question: TraceQuestion, session: Session) -> AsyncGenerator[Answer, None]:

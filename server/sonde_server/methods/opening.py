@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..engine import Base, State
 from ..questions.answers import Context
+from ..questions.cases import Cases
 from ..questions.interventions import InterveneQuestion
 from ..questions.kernels import attention_of
 from ..questions.prompts import Target
@@ -47,3 +48,10 @@ async def opening(
     targets, prediction = await predict(session, state, asked.targets, position, asked.top_k)
     context = Context(tokens, targets, position, prediction, cost, attention, question.axes, asked.prompt.spans)
     return context, Clean(state, position, targets)
+
+
+def announced(cases: Cases[TraceQuestion] | Cases[InterveneQuestion], session: Session) -> Context:
+    """What a dry run of many cases says: what all of them cost, and the targets and axes of the first."""
+    first, sizes = cases.questions[0], session.decoder
+    attention = attention_of(sizes.attention, first.restarts(sizes), pairs=first.pairs)
+    return Context((), first.asked.targets, 0, None, cases.cost(sizes), attention, first.axes)

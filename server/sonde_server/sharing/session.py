@@ -25,6 +25,8 @@ from .results import Results
 
 T = TypeVar("T")
 J = TypeVar("J", bound=Job)
+# How many of the last runs are kept that read values of an unchanged run again, which cases may share.
+MOST_READERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Session:
         self._done = self._reached = 0
         self._outbox = Outbox(self._put)
         self._gathering = False
+        # Of many cases, the last runs that read values again.
+        self._readers: dict[tuple[int, tuple[Capture, ...]], tuple[Row, Portion]] = {}
 
     def __enter__(self) -> Self:
         """Raises InvalidQuestion and QueueFull."""
@@ -183,11 +187,24 @@ class Session:
         """
         found = {one: self.engine.kept(state, one) for one in captures if one.component in KEPT}
         if missing := tuple(dict.fromkeys(one for one in captures if one not in found)):
-            row = self.engine.run_row(Run(state, captures=missing))
-            # Not beside other questions: runs that are given these values inherit their last bits.
-            await self.submit([row], alone=True, joins=True).done()
+            row, portion = self._read_again(state, missing)
+            await portion.done()
             found.update(zip(missing, row.result.captures, strict=True))
         return [found[one] for one in captures]
+
+    def _read_again(self, state: State, missing: tuple[Capture, ...]) -> tuple[Row, Portion]:
+        """The run that reads them; of a source that several cases share, the same one."""
+        key = state.number, missing
+        if key in self._readers:
+            return self._readers[key]
+        row = self.engine.run_row(Run(state, captures=missing))
+        # Not beside other questions: runs that are given these values inherit their last bits.
+        portion = self.submit([row], alone=True, joins=True)
+        if self._gathering:
+            self._readers[key] = row, portion
+            if len(self._readers) > MOST_READERS:
+                del self._readers[next(iter(self._readers))]
+        return row, portion
 
     async def read(self, states: Sequence[State], reading: Reading) -> list[Result]:
         """Read the predictions of base runs; where their logits are kept, nothing is computed on the model's thread."""
