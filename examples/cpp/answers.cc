@@ -1,6 +1,7 @@
 #include "answers.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <limits>
 
@@ -19,6 +20,37 @@ void Traced::Put(const sonde::v1::TraceResponse& message) {
       }
     }
   }
+}
+
+void Reduced::Put(const sonde::v1::TraceResponse& message) {
+  if (!message.has_reduction()) return;  // progress alone
+  const auto& about = message.reduction();
+  if (parts.count(about.first_case()) == 0) cases += about.cases();
+  auto& part = parts[about.first_case()];
+  for (const auto& slice : message.grids()) {
+    const auto values = Numbers(slice.probabilities());
+    std::size_t at = 0;
+    for (int index = 0; index < slice.positions_size(); ++index) {
+      for (int layer : slice.layers()) {
+        auto& cell = part[{slice.positions(index), layer}];
+        cell.count = slice.counts(index);
+        (about.statistic() == sonde::v1::STATISTIC_MEAN ? cell.mean : cell.deviation) = values.at(at++);
+      }
+    }
+  }
+}
+
+Moments Reduced::At(int row, int layer) const {
+  double count = 0, sum = 0, squares = 0;
+  for (const auto& [first, part] : parts) {
+    const auto& cell = part.at({row, layer});
+    count += cell.count;
+    sum += cell.count * cell.mean;
+    squares += cell.count * (cell.deviation * cell.deviation + cell.mean * cell.mean);
+  }
+  if (count == 0) return {};
+  const double mean = sum / count;
+  return {count, mean, std::sqrt(std::max(0.0, squares / count - mean * mean))};
 }
 
 void Changed::Put(const sonde::v1::InterveneResponse& message) {

@@ -18,6 +18,22 @@ struct Traced {
   void Put(const sonde::v1::TraceResponse& message);
 };
 
+// What is known of the values of one number.
+struct Moments {
+  double count = 0, mean = 0, deviation = 0;
+};
+
+// The answer of a causal trace over cases, reduced in parts. It takes one component and one target.
+struct Reduced {
+  int cases = 0;
+  // By first case: a part, which comes as means and then as deviations; by (row, layer).
+  std::map<int, std::map<std::pair<int, int>, Moments>> parts;
+
+  void Put(const sonde::v1::TraceResponse& message);
+  // The parts, joined. To go on after a break, ask for the cases from `cases` on.
+  Moments At(int row, int layer) const;
+};
+
 // The predictions of the runs of an Intervene call that have arrived so far.
 struct Changed {
   sonde::v1::RunContext context;

@@ -1,6 +1,7 @@
 #include "requests.h"
 
 #include <string>
+#include <utility>
 
 #include "tensors.h"
 
@@ -20,6 +21,33 @@ sonde::v1::TraceRequest CausalTrace(int samples, std::int64_t seed) {
   method->set_window(3);
   method->mutable_gaussian()->set_samples(samples);
   method->mutable_gaussian()->set_seed(seed);
+  return request;
+}
+
+sonde::v1::TraceRequest Facts(const std::vector<int>& layers) {
+  const std::vector<std::pair<std::string, std::string>> landmarks = {
+      {"The Eiffel Tower", " Paris"}, {"The Louvre", " Paris"}, {"The Colosseum", " Rome"}, {"Big Ben", " London"}};
+  sonde::v1::TraceRequest request;
+  for (const auto& [name, city] : landmarks) {
+    auto* one = request.add_cases();
+    one->mutable_prompt()->set_text(name + " is in the city of");
+    auto* span = one->mutable_prompt()->add_spans();
+    span->set_name("subject");
+    span->set_text(name);
+    one->add_targets()->set_text(city);
+  }
+  request.mutable_reduction()->set_every(2);
+  auto* method = request.mutable_causal_tracing();
+  method->mutable_named_subject()->set_span("subject");
+  // The places where states are restored, alike in prompts of unequal length: the last token of the subject, and of the
+  // prompt.
+  auto* last = method->add_named_positions();
+  last->set_span("subject");
+  last->set_part(sonde::v1::SPAN_PART_LAST);
+  method->add_named_positions()->set_part(sonde::v1::SPAN_PART_LAST);
+  method->add_components(sonde::v1::COMPONENT_RESIDUAL_POST);
+  for (int layer : layers) method->add_layers(layer);
+  method->mutable_gaussian()->set_samples(5);
   return request;
 }
 

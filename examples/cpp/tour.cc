@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <iostream>
 #include <string>
+#include <vector>
 
 #include "answers.h"
 #include "golden.h"
@@ -57,6 +58,29 @@ grpc::Status ShowTrace(Stub& stub) {
     const auto name = sonde::v1::Component_Name(component).substr(std::string("COMPONENT_").size());
     std::printf("  %.3f with %s restored at layer %d, \"%s\"\n", best->second, name.c_str(), best->first.second,
                 context.tokens(best->first.first).text().c_str());
+  }
+  std::fflush(stdout);
+  return status;
+}
+
+// Averages a causal trace over several facts. The server answers means and deviations for parts of the cases.
+grpc::Status ShowFacts(Stub& stub) {
+  grpc::ClientContext call;
+  SetDeadline(call);
+  const std::vector<int> layers = {3, 6};
+  const auto stream = stub.Trace(&call, Facts(layers));
+  Reduced reduced;
+  for (sonde::v1::TraceResponse message; stream->Read(&message);) reduced.Put(message);
+  const auto status = stream->Finish();
+  if (!status.ok()) return status;
+  std::printf("facts: %d cases in %d parts\n", reduced.cases, static_cast<int>(reduced.parts.size()));
+  const std::vector<std::string> names = {"subject", "prompt"};
+  for (int row = 0; row < static_cast<int>(names.size()); ++row) {
+    for (int layer : layers) {
+      const auto cell = reduced.At(row, layer);
+      std::printf("  %.3f +- %.3f over %.0f with layer %d restored at the last token of the %s\n", cell.mean,
+                  cell.deviation, cell.count, layer, names[row].c_str());
+    }
   }
   std::fflush(stdout);
   return status;
@@ -130,7 +154,7 @@ int main(int count, char** arguments) {
   const auto stub =
       sonde::v1::InspectionService::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
   if (count > 2 && std::string(arguments[2]) == "golden") return Golden(*stub);
-  for (const auto show : {ShowModel, ShowTrace, ShowSweep, ShowRefusal, ShowCancel}) {
+  for (const auto show : {ShowModel, ShowTrace, ShowFacts, ShowSweep, ShowRefusal, ShowCancel}) {
     const auto status = show(*stub);
     if (status.ok()) continue;
     std::cerr << "error " << status.error_code() << ": " << status.error_message() << std::endl;

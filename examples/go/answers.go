@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"sort"
 
 	"example.com/sonde/inspection"
@@ -49,6 +50,77 @@ func (t *traced) grid(component inspection.Component) []cell {
 		return cells[i].layer < cells[j].layer
 	})
 	return cells
+}
+
+// moments are what is known of the values of one number.
+type moments struct{ count, mean, deviation float64 }
+
+// join returns the moments of the values of both.
+func (m moments) join(other moments) moments {
+	count := m.count + other.count
+	if count == 0 {
+		return m
+	}
+	mean := (m.count*m.mean + other.count*other.mean) / count
+	squares := m.count*(m.deviation*m.deviation+m.mean*m.mean) +
+		other.count*(other.deviation*other.deviation+other.mean*other.mean)
+	return moments{count, mean, math.Sqrt(math.Max(0, squares/count-mean*mean))}
+}
+
+// place is a row and a layer of a reduced grid.
+type place struct{ row, layer int32 }
+
+// reduced is the answer of a causal trace over cases, reduced in parts. It takes one component and one target.
+type reduced struct {
+	cases, parts int32
+	whole        map[place]moments            // the parts that are complete, joined
+	part         map[int32]map[place]*moments // by first case: a part, which comes as means and as deviations
+}
+
+func newReduced() *reduced {
+	return &reduced{whole: map[place]moments{}, part: map[int32]map[place]*moments{}}
+}
+
+func (r *reduced) put(message *inspection.TraceResponse) {
+	about := message.Reduction
+	if about == nil {
+		return // progress alone
+	}
+	cells := r.part[about.FirstCase]
+	if cells == nil {
+		cells = map[place]*moments{}
+		r.part[about.FirstCase] = cells
+		r.cases += about.Cases
+		r.parts++
+	}
+	for _, slice := range message.Grids {
+		values := numbers(slice.Probabilities)
+		for row, position := range slice.Positions {
+			for column, layer := range slice.Layers {
+				at := place{position, layer}
+				if cells[at] == nil {
+					cells[at] = &moments{}
+				}
+				cells[at].count = float64(slice.Counts[row])
+				value := float64(values[row*len(slice.Layers)+column])
+				if about.Statistic == inspection.Statistic_STATISTIC_MEAN {
+					cells[at].mean = value
+				} else {
+					cells[at].deviation = value
+				}
+			}
+		}
+	}
+}
+
+// join adds the parts that have come to the whole. To go on after a break, ask for the cases from `cases` on.
+func (r *reduced) join() {
+	for first, cells := range r.part {
+		for at, cell := range cells {
+			r.whole[at] = r.whole[at].join(*cell)
+		}
+		delete(r.part, first)
+	}
 }
 
 // column has one or more numbers for each run that has arrived so far.

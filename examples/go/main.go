@@ -41,7 +41,7 @@ func tour(client inspection.InspectionServiceClient) error {
 	ctx, stop := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer stop()
 	for _, part := range []func(context.Context, inspection.InspectionServiceClient) error{
-		showModel, showTrace, showSweep, showRefusal, showCancel,
+		showModel, showTrace, showFacts, showSweep, showRefusal, showCancel,
 	} {
 		if err := part(ctx, client); err != nil {
 			return err
@@ -92,6 +92,35 @@ func showTrace(ctx context.Context, client inspection.InspectionServiceClient) e
 		}
 		fmt.Printf("  %.3f with %s restored at layer %d, \"%s\"\n", best.probability,
 			component.String()[len("COMPONENT_"):], best.layer, answer.context.Tokens[best.position].Text)
+	}
+	return nil
+}
+
+// showFacts averages a causal trace over several facts. The server answers means and deviations for parts of the cases.
+func showFacts(ctx context.Context, client inspection.InspectionServiceClient) error {
+	stream, err := client.Trace(ctx, facts())
+	if err != nil {
+		return err
+	}
+	answer := newReduced()
+	for {
+		message, err := stream.Recv()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		answer.put(message)
+	}
+	answer.join()
+	fmt.Printf("facts: %d cases in %d parts\n", answer.cases, answer.parts)
+	for row, name := range []string{"subject", "prompt"} {
+		for _, layer := range []int32{3, 6} {
+			cell := answer.whole[place{int32(row), layer}]
+			fmt.Printf("  %.3f +- %.3f over %.0f with layer %d restored at the last token of the %s\n",
+				cell.mean, cell.deviation, cell.count, layer, name)
+		}
 	}
 	return nil
 }

@@ -37,6 +37,45 @@ func causalTrace(samples int32, seed int64) *inspection.TraceRequest {
 	}
 }
 
+// landmarks are the subjects of the facts, each with the city that follows.
+var landmarks = [][2]string{
+	{"The Eiffel Tower", " Paris"}, {"The Louvre", " Paris"}, {"The Colosseum", " Rome"}, {"Big Ben", " London"},
+}
+
+// names are the positions where states are restored, alike in prompts of unequal length.
+var names = []*inspection.NamedPositions{
+	{Span: "subject", Part: inspection.SpanPart_SPAN_PART_LAST}, // the last token of the subject
+	{Part: inspection.SpanPart_SPAN_PART_LAST},                  // the last token of the prompt
+}
+
+// facts asks for the mean over four facts of a causal trace, in parts of two facts each.
+func facts() *inspection.TraceRequest {
+	var cases []*inspection.Case
+	for _, landmark := range landmarks {
+		prompt := text(landmark[0] + " is in the city of")
+		prompt.Spans = []*inspection.Span{{Name: "subject", Where: &inspection.Span_Text{Text: landmark[0]}}}
+		cases = append(cases, &inspection.Case{
+			Prompt:  prompt,
+			Targets: []*inspection.Target{{Token: &inspection.Target_Text{Text: landmark[1]}}},
+		})
+	}
+	return &inspection.TraceRequest{
+		Cases:     cases,
+		Reduction: &inspection.Reduction{Every: 2},
+		Method: &inspection.TraceRequest_CausalTracing{CausalTracing: &inspection.CausalTracing{
+			Subject: &inspection.CausalTracing_NamedSubject{
+				NamedSubject: &inspection.NamedPositions{Span: "subject"},
+			},
+			NamedPositions: names,
+			Components:     []inspection.Component{inspection.Component_COMPONENT_RESIDUAL_POST},
+			Layers:         []int32{3, 6},
+			Corruption: &inspection.CausalTracing_Gaussian_{Gaussian: &inspection.CausalTracing_Gaussian{
+				Samples: proto.Int32(5),
+			}},
+		}},
+	}
+}
+
 // ablations sets each head or neuron to zero, at each position or at all positions together.
 func ablations(
 	component inspection.Component, layers []int32, together ...inspection.Axis,

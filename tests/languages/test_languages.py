@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2
 
 from tests.golden.vectors import assert_json, assert_printed
 from tests.languages.conftest import Workshop, need
-from tests.languages.told import assert_tour
+from tests.languages.told import assert_facts, assert_tour
 
 pytestmark = [pytest.mark.languages, pytest.mark.timeout(900)]
 
@@ -46,7 +46,9 @@ LANGUAGES: dict[str, Callable[[Workshop], Program]] = {"typescript": typescript,
 def test_an_example_builds_and_tells_the_same(language: str, address: str, tmp_path: Path) -> None:
     workshop = Workshop(tmp_path, language)
     program = LANGUAGES[language](workshop)
-    assert_tour(workshop.run(program("tour", address)))
+    told = workshop.run(program("tour", address))
+    assert_tour(told)
+    assert_facts(told, address)
     assert_printed(workshop.run(program("golden", address)))
 
 

@@ -2,10 +2,17 @@
 
 import re
 
+import numpy as np
+import sonde
+
 from tests.golden.vectors import RECORDED
 
 TRACE = re.compile(r"^trace: (\d+) of (\d+)$", re.MULTILINE)
 CELL = re.compile(r"^  (0\.\d{3}) with (RESIDUAL_POST|MLP_OUT|ATTENTION_OUT) restored at layer (\d), ", re.MULTILINE)
+FACT = re.compile(
+    r"^  (\d\.\d{3}) \+- (\d\.\d{3}) over (\d+) with layer (\d) restored at the last token of the (\w+)$", re.MULTILINE
+)
+CITIES = {"The Eiffel Tower": " Paris", "The Louvre": " Paris", "The Colosseum": " Rome", "Big Ben": " London"}
 SWEEP = re.compile(
     r"^sweep: (\d+) of 4608 runs; the least so far is 0\.(\d{3}) without neuron \d+ of layer 3", re.MULTILINE
 )
@@ -41,6 +48,31 @@ def _assert_trace(output: str) -> None:
         ("0.792", "MLP_OUT", "1"),
         ("0.993", "ATTENTION_OUT", "5"),
     }
+
+
+def assert_facts(output: str, address: str) -> None:
+    """What is joined from the parts of a reduction: the same as over the answers to the single cases."""
+    cases = [
+        sonde.Case(f"{name} is in the city of", targets=city, spans={"subject": name}) for name, city in CITIES.items()
+    ]
+    method = sonde.CausalTracing(
+        sonde.span("subject"),
+        samples=5,
+        components="residual_post",
+        layers=[3, 6],
+        positions=["subject.last", "end"],
+    )
+    with sonde.Client(address) as client:
+        single = client.trace(cases, method=method).restored["residual_post"][..., 0].astype(np.float64)
+    mean, deviation = single.mean(0), single.std(0)
+    assert "\nfacts: 4 cases in 2 parts\n" in output, output
+    found = FACT.findall(output)
+    places = [(layer, row) for row in ("subject", "prompt") for layer in ("3", "6")]
+    assert [(layer, row) for _, _, _, layer, row in found] == places
+    for (told, spread, count, _, _), number in zip(found, np.ndindex(2, 2), strict=True):
+        assert int(count) == len(cases)
+        assert abs(float(told) - mean[number]) < 0.00051
+        assert abs(float(spread) - deviation[number]) < 0.00051
 
 
 def _assert_sweep(output: str) -> None:

@@ -4,6 +4,7 @@ import {
   type Readings,
   type RestorationGrid,
   type RunContext,
+  Statistic,
   type Tensor,
   type TraceResponse,
 } from "../gen/contract.js";
@@ -54,6 +55,58 @@ export class Traced {
       if (!this.grids.has(slice.component)) this.grids.set(slice.component, new Grid());
       this.grids.get(slice.component)!.put(slice);
     }
+  }
+}
+
+/** What is known of the values of one number. */
+export interface Moments {
+  count: number;
+  mean: number;
+  deviation: number;
+}
+
+/** The moments of the values of both. */
+function joined(one: Moments, other: Moments): Moments {
+  const count = one.count + other.count;
+  if (count === 0) return one;
+  const mean = (one.count * one.mean + other.count * other.mean) / count;
+  const squares = [one, other].reduce((sum, part) => sum + part.count * (part.deviation ** 2 + part.mean ** 2), 0);
+  return { count, mean, deviation: Math.sqrt(Math.max(0, squares / count - mean ** 2)) };
+}
+
+/** The answer of a causal trace over cases, reduced in parts. It takes one component and one target. */
+export class Reduced {
+  cases = 0;
+  /** By first case: a part, which comes as means and then as deviations; by "row layer". */
+  readonly parts = new Map<number, Map<string, Moments>>();
+
+  put(message: TraceResponse): void {
+    const about = message.reduction;
+    if (about === undefined) return; // progress alone
+    if (!this.parts.has(about.firstCase)) {
+      this.parts.set(about.firstCase, new Map());
+      this.cases += about.cases;
+    }
+    const cells = this.parts.get(about.firstCase)!;
+    for (const slice of message.grids) {
+      const values = numbers(slice.probabilities);
+      slice.positions.forEach((row, index) => {
+        slice.layers.forEach((layer, column) => {
+          const key = `${row} ${layer}`;
+          const cell = cells.get(key) ?? { count: slice.counts[index]!, mean: 0, deviation: 0 };
+          const value = values[index * slice.layers.length + column]!;
+          if (about.statistic === Statistic.MEAN) cell.mean = value;
+          else cell.deviation = value;
+          cells.set(key, cell);
+        });
+      });
+    }
+  }
+
+  /** The parts, joined. To go on after a break, ask for the cases from `cases` on. */
+  at(row: number, layer: number): Moments {
+    const cells = [...this.parts.values()].map((part) => part.get(`${row} ${layer}`)!);
+    return cells.reduce(joined, { count: 0, mean: 0, deviation: 0 });
   }
 }
 

@@ -5,6 +5,7 @@ import {
   Component,
   type InterveneRequest,
   InterveneRequestSchema,
+  SpanPart,
   type TraceRequest,
   TraceRequestSchema,
 } from "../gen/contract.js";
@@ -24,6 +25,40 @@ export function causalTrace(samples: number, seed: bigint): TraceRequest {
         subject: { case: "subjectText", value: SUBJECT },
         window: 3,
         corruption: { case: "gaussian", value: { samples, seed } },
+      },
+    },
+  });
+}
+
+/** The subjects of the facts, each with the city that follows. */
+const LANDMARKS = [
+  ["The Eiffel Tower", " Paris"],
+  ["The Louvre", " Paris"],
+  ["The Colosseum", " Rome"],
+  ["Big Ben", " London"],
+] as const;
+
+/** The mean over four facts of a causal trace, in parts of two facts each. */
+export function facts(layers: number[]): TraceRequest {
+  return create(TraceRequestSchema, {
+    cases: LANDMARKS.map(([name, city]) => ({
+      prompt: {
+        input: { case: "text" as const, value: `${name} is in the city of` },
+        spans: [{ name: "subject", where: { case: "text" as const, value: name } }],
+      },
+      targets: [{ token: { case: "text" as const, value: city } }],
+    })),
+    reduction: { every: 2 },
+    method: {
+      case: "causalTracing",
+      value: {
+        subject: { case: "namedSubject", value: { span: "subject" } },
+        // The places where states are restored, alike in prompts of unequal length: the last token of the subject, and
+        // of the prompt.
+        namedPositions: [{ span: "subject", part: SpanPart.LAST }, { part: SpanPart.LAST }],
+        components: [Component.RESIDUAL_POST],
+        layers,
+        corruption: { case: "gaussian", value: { samples: 5 } },
       },
     },
   });

@@ -3,8 +3,8 @@ import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { BadRequestSchema, ErrorInfoSchema } from "../gen/google/rpc/error_details_pb.js";
 import { Component, InspectionService } from "../gen/contract.js";
-import { Changed, Traced } from "./answers.js";
-import { ablations, causalTrace, wrong } from "./requests.js";
+import { Changed, Reduced, Traced } from "./answers.js";
+import { ablations, causalTrace, facts, wrong } from "./requests.js";
 
 const address = process.argv[2] ?? "localhost:50051";
 const client = createClient(InspectionService, createGrpcTransport({ baseUrl: `http://${address}` }));
@@ -37,6 +37,23 @@ async function trace(): Promise<void> {
         `"${tokens[best.position]?.text}"`,
     );
   }
+}
+
+/** Averages a causal trace over several facts. The server answers means and deviations for parts of the cases. */
+async function average(): Promise<void> {
+  const layers = [3, 6];
+  const reduced = new Reduced();
+  for await (const message of client.trace(facts(layers), { timeoutMs: 120_000 })) reduced.put(message);
+  console.log(`facts: ${reduced.cases} cases in ${reduced.parts.size} parts`);
+  ["subject", "prompt"].forEach((name, row) => {
+    for (const layer of layers) {
+      const { count, mean, deviation } = reduced.at(row, layer);
+      console.log(
+        `  ${mean.toFixed(3)} +- ${deviation.toFixed(3)} over ${count} with layer ${layer} restored ` +
+          `at the last token of the ${name}`,
+      );
+    }
+  });
 }
 
 /** Ablates every neuron of a layer at every position, and shows partial results after each message. */
@@ -92,6 +109,7 @@ async function cancelled(): Promise<void> {
 
 await showModel();
 await trace();
+await average();
 await sweep();
 await refused();
 await cancelled();
