@@ -16,8 +16,8 @@ from tests.bench.rounds import Timing
 
 # Seconds that a sample of a peer may take: of one that batches, and of a loop.
 BATCHED_SECONDS, LOOP_SECONDS = 60.0, 10.0
-# The smallest share, which is asked first: of everything, this part.
-SMALLEST = 200
+# The cells that are asked for first: of a loop one, of others enough to fill a batch.
+FIRST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def scaled(sample: Sample, whole: int, share: int) -> Sample:
 def _prepared(plan: CasePlan, entry: Entry, numbers: Callable[[], int]) -> Timing:
     """Lets a contender set up what is set up lazily, and finds how much of the workload fits a sample."""
     workload = plan.make(numbers())
-    few = workload.share(max(1, len(workload) // SMALLEST))
+    few = workload.share(1 if entry.loop else FIRST)
     ask(entry.contender, few)
     timing = Timing(entry, part=len(workload), cells=len(workload))
     if entry.kind in PEERS:
