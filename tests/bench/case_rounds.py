@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from tests.bench.agreement import Disagreement, check
-from tests.bench.case_workloads import TOLERANCES, CaseWorkload
+from tests.bench.case_workloads import TOLERANCES, CaseWorkload, compared
 from tests.bench.contender import PEERS, Entry, ask
 from tests.bench.disturbance import Sample, timed
 from tests.bench.rounds import Timing
@@ -48,9 +48,9 @@ def measure_cases(
             say(f"  {timing.entry.contender.name}: {sample.seconds:.1f} s for {len(share)} of {len(workload)}")
             if timing is reference:
                 continue
-            expected = ask(reference.entry.contender, share)
+            expected, found = (compared(plan.name, each) for each in (ask(reference.entry.contender, share), answer))
             try:
-                timing.error = max(timing.error, check(expected, answer, plan.tolerances(plan.name)))
+                timing.error = max(timing.error, check(expected, found, plan.tolerances(plan.name)))
             except Disagreement as error:
                 raise Disagreement(f"{plan.name}, {timing.entry.contender.name}: {error}") from None
         say(f"  round {number + 1} of {plan.rounds}")
