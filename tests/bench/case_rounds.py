@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from tests.bench.agreement import Disagreement, check
-from tests.bench.case_workloads import TOLERANCES, CaseWorkload
+from tests.bench.case_workloads import TOLERANCES, CaseWorkload, compared
 from tests.bench.contender import PEERS, Entry, ask
 from tests.bench.disturbance import Sample, timed
 from tests.bench.rounds import Timing
 
 # Seconds that a sample of a peer may take: of one that batches, and of a loop.
 BATCHED_SECONDS, LOOP_SECONDS = 60.0, 10.0
-# The smallest share, which is asked first: of everything, this part.
-SMALLEST = 200
+# The cells that are asked for first: of a loop one, of others enough to fill a batch.
+FIRST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ def measure_cases(
             say(f"  {timing.entry.contender.name}: {sample.seconds:.1f} s for {len(share)} of {len(workload)}")
             if timing is reference:
                 continue
-            expected = ask(reference.entry.contender, share)
+            expected, found = (compared(plan.name, each) for each in (ask(reference.entry.contender, share), answer))
             try:
-                timing.error = max(timing.error, check(expected, answer, plan.tolerances(plan.name)))
+                timing.error = max(timing.error, check(expected, found, plan.tolerances(plan.name)))
             except Disagreement as error:
                 raise Disagreement(f"{plan.name}, {timing.entry.contender.name}: {error}") from None
         say(f"  round {number + 1} of {plan.rounds}")
@@ -65,7 +65,7 @@ def scaled(sample: Sample, whole: int, share: int) -> Sample:
 def _prepared(plan: CasePlan, entry: Entry, numbers: Callable[[], int]) -> Timing:
     """Lets a contender set up what is set up lazily, and finds how much of the workload fits a sample."""
     workload = plan.make(numbers())
-    few = workload.share(max(1, len(workload) // SMALLEST))
+    few = workload.share(1 if entry.loop else FIRST)
     ask(entry.contender, few)
     timing = Timing(entry, part=len(workload), cells=len(workload))
     if entry.kind in PEERS:
