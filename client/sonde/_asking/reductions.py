@@ -1,7 +1,7 @@
 """Questions about a dataset that is reduced on the server: the parts of a reduction, joined exactly."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import replace
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sonde._answers.largest import LargestActivations, Ranked, merged
 from sonde._answers.model import Limits
+from sonde._answers.predictions import NO_TOKEN
 from sonde._answers.reduced import Reduced, Statistics
 from sonde._answers.requests import Request as Asked
 from sonde._answers.results import Result
@@ -85,6 +86,7 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
         """`make` creates the assembler of one statistic; `sites` are those whose activations are read."""
         super().__init__(request, kept)
         self._cases, self._make, self._sites = cases, make, sites
+        self._targets_differ = _targets_differ(request)
         self._groups: dict[str, _Group] = {}
         self._incoming: dict[str, _Incoming[ResultT]] = {}
         self._spent = NO_COST
@@ -123,6 +125,8 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
         if part.group not in self._incoming:
             self._incoming[part.group] = _Incoming(self._make)
             self._spent = summed(self._spent, replace(Context(message.context, dry_run=True).cost, cases=part.count))
+        if self._targets_differ:
+            _rename_targets(message.context.targets)
         self._incoming[part.group].take(message, self._sites)
 
     def _finish(self) -> None:
@@ -150,6 +154,19 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
                 groups[name] = Statistics(*finished(one.moments), one.cases, one.largest)
         done = sum(one.cases for one in groups.values())
         return Reduced(groups, done, self._cost, self._made, self._whole.dry_run, self._kept)
+
+
+def _targets_differ(request: Request) -> bool:
+    """Whether the cases measure tokens of their own: a mean over them is of no token by name."""
+    asked = {tuple(one.SerializeToString(deterministic=True) for one in case.targets) for case in request.cases}
+    shared = request.targets if isinstance(request, pb.TraceRequest) else request.readout.targets
+    return len(asked) > 1 or (asked == {()} and not shared)
+
+
+def _rename_targets(targets: MutableSequence[pb.Token]) -> None:
+    """Name the targets by their number, not by those of the first case."""
+    for number, target in enumerate(targets):
+        target.id, target.text = NO_TOKEN, f"target {number}" if len(targets) > 1 else "the target"
 
 
 def _both(first: _Group, second: _Group, count: int) -> _Group:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from sonde._answers.predictions import NO_TOKEN
 from sonde._answers.results import TraceResult
 from sonde._arrays import (
     Axes,
@@ -188,8 +189,9 @@ class CausalTracingResult(TraceResult):
             )
             for name, grid in self.restored.items()
         ]
-        clean = float(self.clean[target])
-        numbers = f"{clean:.3f} clean, {low:.3f} corrupted (* corrupted tokens)"
+        numbers = f"{self._clean_words(target)}, {low:.3f} corrupted"
+        if self.corrupted_positions:
+            numbers += " (* corrupted tokens)"
         title = f"Where restoring one clean state brings “{word}” back: {numbers}"
         return plotting.save(plotting.panels(panels, low, high, title=title, legend=f"p({word})"), path)
 
@@ -202,8 +204,7 @@ class CausalTracingResult(TraceResult):
         """
         shown = terminal.colours_of() if colours is None else colours
         low, high = self._scale(target)
-        word = visible(self.targets[target].text).strip()
-        parts = [f"p({word}): {float(self.clean[target]):.3f} clean, {low:.3f} with the tokens marked * corrupted"]
+        parts = [f"p({self._word(target)}): {self._clean_words(target)}, {low:.3f} with {self._noised()} corrupted"]
         for name, grid in self.restored.items():
             rows = [row.strip() for row in self.row_labels(name)]
             ramp = look(name).ramp
@@ -219,6 +220,14 @@ class CausalTracingResult(TraceResult):
         peaks = (float(np.nanmax(grid[..., target], initial=low)) for grid in self.restored.values())
         return low, max(max(peaks, default=low), low + 1e-6)
 
+    def _clean_words(self, target: int) -> str:
+        """The clean probability; the answer has its logarithm, so over cases it is a geometric mean."""
+        kind = " (geometric mean)" if self.position == NO_TOKEN else ""
+        return f"{float(self.clean[target]):.3f} clean{kind}"
+
+    def _noised(self) -> str:
+        return "the tokens marked *" if self.corrupted_positions else "the subject"
+
     def _across(self, name: ComponentName) -> str:
         """The label of the layer axis."""
         windowed = name in _WINDOWED and self.window > 1
@@ -231,7 +240,7 @@ class CausalTracingResult(TraceResult):
         word = self._word()
         low, high = self._scale(0)
         pieces = [
-            note(f"p({word}): {float(self.clean[0]):.3f} clean, {low:.3f} with the tokens marked * corrupted"),
+            note(f"p({word}): {self._clean_words(0)}, {low:.3f} with {self._noised()} corrupted"),
             self._strip("where restoring one state brings it back", self._by_position()),
         ]
         pieces += [

@@ -234,7 +234,7 @@ def encode_generation(generation: Generation) -> pb.Generation:
         ignore_end_token=flag(generation.ignore_end_token, "ignore_end_token"),
         top_p=None if generation.top_p is None else number(generation.top_p, "top_p"),
         stop=_stops(generation.stop),
-        samples=index(generation.samples, "samples"),
+        samples=None if generation.samples == 1 else index(generation.samples, "samples"),
         log_probabilities=flag(generation.log_probabilities, "log_probabilities"),
         activations=map(encode_site, sites),
     )
