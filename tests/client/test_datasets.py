@@ -287,6 +287,10 @@ def test_the_largest_of_all_parts_come_with_their_cases(answers: Any) -> None:
     best = result.largest.examples(layer=1, unit=2)[0]
     assert best.text == f"The case number {best.case}"
     assert best.case == values[:, 1, 0, 2].argmax()
+    with pytest.raises(IndexError, match="counted among those that were read"):
+        result.largest.examples(layer=1, unit=values.shape[-1])
+    with pytest.raises(ValueError, match="there are: run -1, site 0, layer 0, run -1, site 0, layer 1"):
+        result.largest.examples(layer=2, unit=0)
 
 
 def test_a_reduction_is_saved_and_tabulated(answers: Any, tmp_path: Any) -> None:
