@@ -37,7 +37,7 @@ MOODS = [
     ("What do you love about the sea?", "What do you hate about the sea?"),
     ("Write about a beautiful morning.", "Write about a horrible morning."),
 ]
-CHAT_LAYER = 12
+CHAT_LAYER = 20
 STRENGTHS = (-4.0, 4.0)
 ANSWER_TOKENS = 16
 
@@ -132,9 +132,8 @@ def show_steering(client: sonde.Client) -> None:
         f"The mean difference between {len(CITIES)} prompts about Rome and as many about Paris, at their last token, "
         f"is a direction. It is added from the last token of {PROMPT!r} on, after one block, while the model writes:"
     )
-    last = len(client.trace(PROMPT, dry_run=True).tokens) - 1
     edits = [
-        questions.steer(vector, layer=layer, from_position=last)
+        questions.steer(vector, layer=layer, from_position="end")
         for layer, vector in zip(STEERING_LAYERS, directions, strict=True)
     ]
     generation = sonde.Generation(NEW_TOKENS)
@@ -168,10 +167,7 @@ def show_chat(client: sonde.Client) -> None:
         f"The mean difference between {len(pairs)} happy questions and as many sad ones is a direction again. It is "
         f"added after block {CHAT_LAYER}, from the end of the prompt on, while the model answers:"
     )
-    edits = [
-        questions.steer(mood, layer=CHAT_LAYER, coefficient=strength, from_position=len(tokens) - 1)
-        for strength in STRENGTHS
-    ]
+    edits = [questions.steer(mood, layer=CHAT_LAYER, coefficient=one, from_position="end") for one in STRENGTHS]
     result = client.intervene(chat, edits, generation=sonde.Generation(ANSWER_TOKENS), top_k=1, progress=True)
     rows: list[list[object]] = [["unchanged", repr(str(result.clean.continuation))]]
     rows += [[f"times {s:+g}", repr(str(run.continuation))] for s, run in zip(STRENGTHS, result, strict=True)]

@@ -72,6 +72,11 @@ def test_each_strength_of_a_direction_is_a_run_of_its_own(host: Host, client: so
         logits = [host.oracle.run(IDS, edits).logits[LAST].log_softmax(-1) for edits in ([by_hand], [])]
         assert_close(effects, [float(logits[0][token] - logits[1][token]) for token in (RIGHT, WRONG)])
     assert found.result.labels == ("strength 2", "strength -1")
+    at = [
+        questions.steering_strengths(client, IDS, vector, layer=1, strengths=[2.0], from_position=place).effects
+        for place in ("end", len(IDS) - 1)
+    ]
+    assert np.array_equal(*at)
     found.save(tmp_path / "strengths.npz")
     assert sonde.load(tmp_path / "strengths.npz").effects.tolist() == found.effects.tolist()
 

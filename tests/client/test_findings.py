@@ -256,6 +256,10 @@ def test_the_lens_at_all_positions_is_one_request_and_a_table(answers: Any) -> N
     assert np.allclose(frame["log_probability"], array.reshape(-1))
     assert [text.get_text() for text in result.plot().axes[0].texts] == ["Paris"] * 15
     assert result.table.request == result.request
+    # As text and in a notebook it is this table, not the readings of the first position alone.
+    assert str(result.table) in result.to_text()
+    assert "after block" in result._repr_html_()
+    assert result._repr_html_().count("Paris") >= 15
 
 
 def test_errors_of_means_are_drawn(answers: Any) -> None:

@@ -277,4 +277,8 @@ class LensTable(Finding):
         return f"LensTable({len(self.depths)} depths x {len(self.positions)} positions)"
 
     def _repr_html_(self) -> str:
-        return page(token_table(self._header(), self.rows(), self.probabilities[::-1]))
+        return page(self.html())
+
+    def html(self) -> str:
+        """The table alone, as a part of a page."""
+        return token_table(self._header(), self.rows(), self.probabilities[::-1])

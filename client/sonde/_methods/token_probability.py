@@ -207,6 +207,8 @@ class TokenProbabilityResult(TraceResult):
         return [self.top_at(depth, 1)[0].text for depth in self.depths] if self.top_token_ids.shape[1:] > (0,) else []
 
     def _pieces(self) -> list[str]:
+        if self._others and self._top_texts():
+            return [self.table.html()]
         word = self._word()
         labels = [str(depth) for depth in self.depths]
         title = f"p({word}) read after each block"
@@ -223,6 +225,8 @@ class TokenProbabilityResult(TraceResult):
         return [*pieces, sortable_table("read after each block", header, self.rows())]
 
     def _paragraphs(self, count: int) -> list[str]:
+        if self._others and self._top_texts():
+            return [*super()._paragraphs(count), str(self.table)]
         word = visible(self.targets[0].text)
         rows = [[*row, terminal.bar(float(str(row[1])))] for row in self.rows()]
         table = terminal.table(["after block", f"p({word!r})", "rank", "top token", ""], rows)

@@ -64,8 +64,13 @@ def steering_vector(
     return differences
 
 
-def steer(vector: npt.ArrayLike, *, layer: SupportsIndex, coefficient: float = 1.0, from_position: int = 0) -> Edit:
-    """Return an edit that adds a direction after one block, at `from_position` and all later positions."""
+def steer(
+    vector: npt.ArrayLike, *, layer: SupportsIndex, coefficient: float = 1.0, from_position: PositionLike = 0
+) -> Edit:
+    """Return an edit that adds a direction after one block, at `from_position` and all later positions.
+
+    `from_position="end"` begins at the last token of the prompt.
+    """
     direction = array(vector, "vector")
     if not is_real(direction):
         raise refusal("vector", "an array of real numbers", vector)
@@ -81,7 +86,7 @@ def steering_strengths(
     layer: SupportsIndex,
     strengths: Iterable[float],
     targets: Targets = None,
-    from_position: int = 0,
+    from_position: PositionLike = 0,
     generation: Generation | None = None,
 ) -> SteeringStrengths:
     """Add a direction with several strengths, one run for each, and measure what each does; see its `plot()`.
@@ -93,7 +98,8 @@ def steering_strengths(
         layer: the block after which it is added.
         strengths: the factors with which it is added; negative ones subtract it.
         targets: the tokens to measure; None measures the unchanged run's own top prediction.
-        from_position: where it is added: at this position and all later ones, including generated ones.
+        from_position: where it is added: at this position and all later ones, including generated ones. It can be a
+            name, as `"end"`.
         generation: let every run generate text too.
     """
     factors = [number(one, "strengths") for one in several(strengths, "strengths", "a list of numbers")]
