@@ -106,7 +106,7 @@ class Request:
         what = plan.get(self.method, self.method.replace("_", " "))
         about = "" if "prompt" not in self.content else f" {_prompt_words(self.content['prompt'])}"
         if "cases" in self.content:
-            about = f" of {_counted(len(self.content['cases']), 'case')}"
+            about = f" {_counted(len(self.content['cases']), 'case')}"
         when = f", {self.asked_at[:19].replace('T', ' ')} UTC" if self.asked_at else ""
         verb = "trace of" if self.call == "trace" else "interventions on"
         return f"{verb}{about}{f': {what}' if what else ''}{when}"
