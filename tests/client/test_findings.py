@@ -66,10 +66,6 @@ def everything() -> list[Any]:
         questions.AttentionKnockout((0, 1, 2), np.array([-3.0, -2.0, 0.5], np.float32), by_layer),
         questions.ActivationPatching(scores, axes, 3.0, -1.0, by_layer),
         questions.SteeringStrengths((2.0, -1.0, 0.0), by_run.effect, by_run),
-        questions.AverageTrace(
-            {"mlp_out": grid}, {"mlp_out": grid / 2}, {"mlp_out": (0, 1)}, np.array([2, 0, 2, 2, 5, 2]),
-            np.array([True, False, True]), 0.9, 0.1, MADE,
-        ),
         lens(),
     ]  # fmt: skip
 
