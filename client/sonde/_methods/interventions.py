@@ -151,7 +151,8 @@ class InterveneAssembler(Stream):
             if self._sites:
                 self._values.check(range(CLEAN, runs))
             if self._request.readout.HasField("generation"):
-                self._continuations.check(range(CLEAN, runs))
+                unchanged = not self._request.readout.generation.changed_only
+                self._continuations.check(range(CLEAN if unchanged else 0, runs))
         return self._build(context)
 
     @property

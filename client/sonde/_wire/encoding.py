@@ -237,6 +237,7 @@ def encode_generation(generation: Generation) -> pb.Generation:
         samples=index(generation.samples, "samples"),
         log_probabilities=flag(generation.log_probabilities, "log_probabilities"),
         activations=map(encode_site, sites),
+        changed_only=flag(generation.changed_only, "changed_only"),
     )
 
 
