@@ -427,6 +427,66 @@ def test_the_mean_of_interventions_has_the_axes_of_the_sweep(answers: Any, tmp_p
     assert "subject.last" in result._repr_html_()
 
 
+PARIS, ROME, OSLO = sonde.Target(" Paris"), sonde.Target(" Rome"), sonde.Target(" Oslo")
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        ([[PARIS], [PARIS], [PARIS]], (" Paris",)),
+        ([[PARIS], [ROME], [PARIS]], ("target",)),
+        ([[PARIS], [ROME], [sonde.Target(" Oslo", contrast=" Rome")]], ("target - contrast",)),
+        ([[PARIS, ROME], [OSLO, ROME], [PARIS, ROME]], ("target 0", " Rome")),
+        (
+            [[PARIS, ROME], [OSLO, PARIS], [PARIS, sonde.Target(5, contrast=6)]],
+            ("target 0", "target 1 - contrast 1"),
+        ),
+        ([None, None, None], ("target",)),
+    ],
+)
+def test_a_target_that_differs_from_case_to_case_has_a_name_for_all(answers: Any, targets: Any, names: Any) -> None:
+    def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: ARG001
+        given = [pb.Token(id=7 + i, text=target.text) for i, target in enumerate(request.cases[0].targets)]
+        for group, count in (("", 3), ("alone", 1)):
+            for statistic, number in ((pb.STATISTIC_MEAN, -1.0), (pb.STATISTIC_DEVIATION, 0.25)):
+                about = pb.ReductionPart(group=group, statistic=statistic, cases=4, count=count)
+                numbers = np.full((2, len(names)), number)
+                readings = answers.readings(0, numbers, probabilities=answers.tensor(np.full(numbers.shape, 0.4)))
+                begun = reduced_context(answers, *given)
+                yield pb.InterveneResponse(reduction=about, context=begun, readings=readings)
+
+    asked = [sonde.Case("a prompt", targets=target) for target in targets]
+    asked.append(sonde.Case("a prompt", targets=targets[0], group="alone"))
+    with serving(answer, answers.model()) as (address, _), sonde.Client(address) as client:
+        result = client.intervene(asked, [EDIT, EDIT], reduce="mean")
+    mean = result.groups[""].mean
+    assert tuple(token.text for token in mean.targets) == names
+    assert mean.axes["target"] == names
+    assert sorted(set(result.groups[""].to_dataframe()["target"])) == sorted(names)
+    word = names[0].partition(" - ")[0].strip()
+    title = result.groups[""].plot().get_suptitle()
+    assert f"log p({word})" in title
+    assert "(mean over 3 prompts)" in title
+    # A group of one case has its target.
+    assert result.groups["alone"].mean.targets[0].text == " Paris"
+    assert "mean over 1 prompt of group alone" in result.groups["alone"].mean.html()
+    assert names[0] in result.to_text()
+
+
+def test_statistics_of_logarithms_alone_are_refused(answers: Any) -> None:
+    def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: ARG001
+        for statistic in (pb.STATISTIC_MEAN, pb.STATISTIC_DEVIATION):
+            about = pb.ReductionPart(statistic=statistic, cases=4, count=4)
+            yield pb.TraceResponse(reduction=about, context=answers.context())
+
+    with (
+        serving(answer, answers.model()) as (address, _),
+        sonde.Client(address) as client,
+        pytest.raises(sonde.ProtocolError, match="without those of the probabilities"),
+    ):
+        client.trace(cases(4), reduce="mean")
+
+
 def test_tokens_come_of_one_prompt_or_of_many(answers: Any) -> None:
     def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: ARG001
         assert request.dry_run

@@ -263,9 +263,9 @@ def test_errors_of_means_are_drawn(answers: Any) -> None:
     assert np.allclose(ends, mean.log_probabilities + np.array([-0.25, 0.25]))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["unchanged"]
     lens = asked(sonde.TokenProbability(), [answers.lens(4, gradients=False)])
-    spread = replace(lens, log_probabilities=np.full((5, 1), 0.1, np.float32))
+    spread = replace(lens, _probabilities=np.full((5, 1), 0.1, np.float32))
     (band,) = lens.plot(error=spread).axes[0].collections
-    assert np.isclose(band.get_paths()[0].vertices[:, 0], lens.probabilities[2, 0] * np.exp(0.1)).any()
+    assert np.isclose(band.get_paths()[0].vertices[:, 0], lens.probabilities[2, 0] + 0.1).any()
 
 
 def test_the_palette_has_a_marker_for_each_colour() -> None:

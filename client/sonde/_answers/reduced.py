@@ -81,7 +81,7 @@ class Statistics(Generic[ResultT_co]):
 
 def mean_over(cases: int, group: str) -> str:
     """What the mean over the cases of a group is, in words."""
-    return f"mean over {cases:,} prompts{f' of group {group}' if group else ''}"
+    return f"mean over {cases:,} prompt{'s' * (cases != 1)}{f' of group {group}' if group else ''}"
 
 
 def _table(result: Result) -> dict[str, list[Any]]:
