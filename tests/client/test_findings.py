@@ -59,8 +59,6 @@ def everything() -> list[Any]:
     by_run = changed({"run": (0, 1, 2)}, PARIS, ROME)
     scores = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 1, 4)
     axes = {name: labels for name, labels in by_layer.axes.items() if name != "target"}
-    grid: Any = np.linspace(0, 0.3, 12, dtype=np.float32).reshape(6, 2)
-    grid[1] = np.nan
     return [
         questions.LogitAttribution(("embedding", "mlp 0"), np.array([1.5, -0.5], np.float32), 0.25, 1.25),
         questions.AttentionKnockout((0, 1, 2), np.array([-3.0, -2.0, 0.5], np.float32), by_layer),
@@ -265,9 +263,9 @@ def test_errors_of_means_are_drawn(answers: Any) -> None:
     assert np.allclose(ends, mean.log_probabilities + np.array([-0.25, 0.25]))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["unchanged"]
     lens = asked(sonde.TokenProbability(), [answers.lens(4, gradients=False)])
-    spread = replace(lens, log_probabilities=np.full((5, 1), 0.1, np.float32))
+    spread = replace(lens, _probabilities=np.full((5, 1), 0.1, np.float32))
     (band,) = lens.plot(error=spread).axes[0].collections
-    assert np.isclose(band.get_paths()[0].vertices[:, 0], lens.probabilities[2, 0] * np.exp(0.1)).any()
+    assert np.isclose(band.get_paths()[0].vertices[:, 0], lens.probabilities[2, 0] + 0.1).any()
 
 
 def test_the_palette_has_a_marker_for_each_colour() -> None:

@@ -189,8 +189,9 @@ class CausalTracingResult(TraceResult):
             for name, grid in self.restored.items()
         ]
         clean = float(self.clean[target])
-        numbers = f"{clean:.3f} clean, {low:.3f} corrupted (* corrupted tokens)"
-        title = f"Where restoring one clean state brings “{word}” back: {numbers}"
+        stars = " (* corrupted tokens)" if self.corrupted_positions else ""
+        numbers = f"{clean:.3f} clean, {low:.3f} corrupted{stars}"
+        title = self._titled(f"Where restoring one clean state brings “{word}” back: {numbers}")
         return plotting.save(plotting.panels(panels, low, high, title=title, legend=f"p({word})"), path)
 
     def heatmap_text(self, *, target: int = 0, colours: terminal.Colours | None = None) -> str:
@@ -202,8 +203,7 @@ class CausalTracingResult(TraceResult):
         """
         shown = terminal.colours_of() if colours is None else colours
         low, high = self._scale(target)
-        word = visible(self.targets[target].text).strip()
-        parts = [f"p({word}): {float(self.clean[target]):.3f} clean, {low:.3f} with the tokens marked * corrupted"]
+        parts = [self._levels(target)]
         for name, grid in self.restored.items():
             rows = [row.strip() for row in self.row_labels(name)]
             ramp = look(name).ramp
@@ -219,6 +219,12 @@ class CausalTracingResult(TraceResult):
         peaks = (float(np.nanmax(grid[..., target], initial=low)) for grid in self.restored.values())
         return low, max(max(peaks, default=low), low + 1e-6)
 
+    def _levels(self, target: int) -> str:
+        """The clean and the corrupted probability, in words."""
+        clean, corrupted = float(self.clean[target]), float(self.corrupted[target])
+        what = "with the tokens marked * corrupted" if self.corrupted_positions else "corrupted"
+        return f"p({self._word(target)}): {clean:.3f} clean, {corrupted:.3f} {what}"
+
     def _across(self, name: ComponentName) -> str:
         """The label of the layer axis."""
         windowed = name in _WINDOWED and self.window > 1
@@ -231,7 +237,7 @@ class CausalTracingResult(TraceResult):
         word = self._word()
         low, high = self._scale(0)
         pieces = [
-            note(f"p({word}): {float(self.clean[0]):.3f} clean, {low:.3f} with the tokens marked * corrupted"),
+            note(self._levels(0)),
             self._strip("where restoring one state brings it back", self._by_position()),
         ]
         pieces += [

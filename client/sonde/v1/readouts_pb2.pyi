@@ -208,6 +208,7 @@ class Readings(_message.Message):
     TOP_LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     EDIT_NORMS_FIELD_NUMBER: _builtins.int
     TOKEN_TEXTS_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """The first run in this slice, by its number in the list or the sweep."""
     count: _builtins.int
@@ -243,6 +244,12 @@ class Readings(_message.Message):
     def token_texts(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
         """The texts of the ids that are new in this message, by id. Those of all messages make one table."""
 
+    @_builtins.property
+    def probabilities(self) -> _tensors_pb2.Tensor:
+        """float32 [count, targets]. Of a reduction alone: the target's probability. Elsewhere it is the exponential of
+        `log_probabilities`, and the field is unset.
+        """
+
     def __init__(
         self,
         *,
@@ -255,10 +262,11 @@ class Readings(_message.Message):
         top_log_probabilities: _tensors_pb2.Tensor | None = ...,
         edit_norms: _tensors_pb2.Tensor | None = ...,
         token_texts: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
+        probabilities: _tensors_pb2.Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["edit_norms", b"edit_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["edit_norms", b"edit_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "probabilities", b"probabilities", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "edit_norms", b"edit_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "offset", b"offset", "token_texts", b"token_texts", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "edit_norms", b"edit_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "offset", b"offset", "probabilities", b"probabilities", "token_texts", b"token_texts", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -188,7 +188,10 @@ class InterveneQuestion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Readings(Answer):
-    """Runs [offset, offset + n) of the plan: [n, targets], [n], [n, top_k] and [n, edits]."""
+    """Runs [offset, offset + n) of the plan: [n, targets], [n], [n, top_k] and [n, edits].
+
+    `probabilities` [n, targets]: of a reduction alone.
+    """
 
     offset: int
     log_probabilities: Floats
@@ -197,3 +200,4 @@ class Readings(Answer):
     top_tokens: Integers
     top_log_probabilities: Floats
     edit_norms: Floats
+    probabilities: Floats | None = None
