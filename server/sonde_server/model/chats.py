@@ -51,9 +51,7 @@ def located(
     mirrored = _follow(
         text[::-1], [part[::-1] for part in reversed(between)], [content[::-1] for content in reversed(contents)]
     )
-    backwards = {
-        len(order) - 1 - turn: (len(text) - end, len(text) - start) for turn, (start, end) in mirrored.items()
-    }
+    backwards = {len(order) - 1 - turn: (len(text) - end, len(text) - start) for turn, (start, end) in mirrored.items()}
     # A content that the template changes can be what it writes in its place and behind that: then it seems to be there.
     for found in (backwards | ahead, ahead, backwards):
         places = _by_message(found, order, len(messages))
