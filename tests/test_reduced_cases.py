@@ -89,6 +89,9 @@ def test_the_prediction(host: Host) -> None:
         for name in ("log_probabilities", "logits"):
             values = [getattr(one.clean, name) for one in answers]
             assert_statistics([getattr(messages[0].context.clean, name) for messages in both], values, name)
+        probabilities = [np.exp(one.clean.log_probabilities) for one in answers]
+        assert_statistics([messages[0].context.clean.probabilities for messages in both], probabilities)
+        assert not any(one.clean.probabilities for one in answers)
         for (message,) in both:
             assert not message.context.tokens
             assert not message.context.spans
@@ -151,6 +154,8 @@ def test_the_lens(host: Host) -> None:
             for name in ("log_probabilities", "logits", "kl_divergences", "ranks"):
                 values = [getattr(one, name) for one in lenses]
                 assert_statistics([wire.array(getattr(one[row], name)) for one in read], values, name)
+            probabilities = [np.exp(one.log_probabilities) for one in lenses]
+            assert_statistics([wire.array(one[row].probabilities) for one in read], probabilities, "probabilities")
             norms = [host.oracle.gradient_norms(PROMPTS[case], TARGETS, -1, "PROBABILITY")[:, [position]]
                      for case, position in places]  # fmt: skip
             assert list(read[0][row].positions) == [row]
@@ -241,7 +246,10 @@ def test_a_sweep(host: Host) -> None:
         for name in ("log_probabilities", "logits", "kl_divergences", "edit_norms"):
             values = [one.columns[name] for one in single]
             assert_statistics([wire.array(getattr(one, name)) for one in readings], values, name)
+        probabilities = [np.exp(one.columns["log_probabilities"]) for one in single]
+        assert_statistics([wire.array(one.probabilities) for one in readings], probabilities, "probabilities")
         assert not readings[0].HasField("top_token_ids")
+        assert not any("probabilities" in one.columns for one in single)
         parts = [{part.run: part for message in messages for part in message.activations} for messages in both]
         for run in range(-1, 3):
             values = [one.activations[run, 0, 3] for one in single]

@@ -307,6 +307,25 @@ def values_of(host: Host, site: Site, said: Sequence[int], edits: Sequence[Edit]
     return found[:, :, list(site.units)] if site.units else found
 
 
+def test_the_unchanged_run_can_be_left_out(host: Host) -> None:
+    """The changed runs go on as beside it, at what they cost alone."""
+    both = host.intervene(asked(samples=2, temperature=1.0))
+    request = asked(samples=2, temperature=1.0, changed_only=True)
+    alone = host.intervene(request)
+    beside = tokens_of(both)
+    assert tokens_of(alone) == {key: tokens for key, tokens in beside.items() if key[0] >= 0}
+    assert len(beside) - len(tokens_of(alone)) == 2
+    layers = host.oracle.layers
+    spared = both.context.cost.token_layers - alone.context.cost.token_layers
+    assert spared == 2 * (NEW - 1) * layers
+    with sonde.Client(host.server.address) as client:
+        said = client.intervene(
+            IDS, [sonde.scale(sonde.residual(layer=0), 0.5)], generation=sonde.Generation(2, changed_only=True)
+        )
+    assert said.clean.continuation is None
+    assert len(said[0].continuation.tokens) == 2
+
+
 @pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize("component", [name for name in COMPONENTS if name not in UNIT_FIRST])
 def test_activations_of_generated_tokens_are_those_of_the_whole_text(host: Host, component: str, samples: int) -> None:

@@ -156,7 +156,9 @@ def _continuations(workload: Continuations) -> pb.InterveneRequest:
     site = pb.Site(component=pb.COMPONENT_RESIDUAL_POST, layers=[workload.layer], from_position=0)
     vector = np.array(workload.vector, np.float32)
     direction = to_tensor(vector, "vector")
-    generation = pb.Generation(max_new_tokens=workload.new_tokens, ignore_end_token=True, log_probabilities=True)
+    generation = pb.Generation(
+        max_new_tokens=workload.new_tokens, ignore_end_token=True, log_probabilities=True, changed_only=True
+    )
     return pb.InterveneRequest(
         cases=[pb.Case(prompt=_prompt(tokens)) for tokens in workload.cases],
         list=pb.InterventionList(interventions=[pb.Intervention(edits=[pb.Edit(site=site, add=direction)])]),

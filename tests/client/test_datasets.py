@@ -203,6 +203,17 @@ def test_a_dry_run_has_the_cost_of_all_cases(answers: Any) -> None:
 # ---------------------------------------------------------------------- reductions
 
 
+def reduced_context(answers: Any, *targets: pb.Token, **fields: Any) -> pb.RunContext:
+    """As answers.context, of a reduction: with a mean probability of 0.5, whatever the logarithms."""
+    made: pb.RunContext = answers.context(*targets, **fields)
+    for name in ("tokens", "position"):
+        made.ClearField(name)
+    for name in ("top_tokens", "top_log_probabilities"):
+        made.clean.ClearField(name)
+    made.clean.probabilities.extend([0.5] * len(made.targets))
+    return made
+
+
 def reducing(answers: Any, break_at: int | None = None, largest: bool = False) -> Answer:
     """Reduces the activations of the cases by group; once, the server is lost before the part of case `break_at`."""
     broken: list[bool] = []
@@ -222,8 +233,7 @@ def reducing(answers: Any, break_at: int | None = None, largest: bool = False) -
                     about = pb.ReductionPart(
                         group=group, statistic=statistic, first_case=first, cases=len(part), count=len(numbers)
                     )
-                    begun = answers.context()
-                    del begun.tokens[:]
+                    begun = reduced_context(answers)
                     yield pb.TraceResponse(reduction=about, context=begun)
                     for layer, piece in enumerate(array):
                         sent = pb.TraceResponse(reduction=about)
@@ -305,7 +315,7 @@ def test_a_reduction_is_saved_and_tabulated(answers: Any, tmp_path: Any) -> None
     assert list(table.columns[:1]) == ["group"]
     assert table["count"].tolist() == [8] * 6
     assert np.allclose(table["value_deviation"], result.deviation.activations[0].ravel())
-    assert "mean over 8 cases" in result._repr_html_()
+    assert "mean over 8 prompts of group all" in result._repr_html_()
 
 
 def test_a_dataset_is_saved_and_tabulated(answers: Any, tmp_path: Any) -> None:
@@ -342,9 +352,7 @@ def rows_of_figure_2(answers: Any, counts: list[int]) -> Answer:
         for part in (0, 1):
             for statistic in (pb.STATISTIC_MEAN, pb.STATISTIC_DEVIATION):
                 about = pb.ReductionPart(statistic=statistic, first_case=half * part, cases=half, count=half)
-                begun = answers.context()
-                del begun.tokens[:]
-                begun.position = 0
+                begun = reduced_context(answers)
                 corruption = pb.Corruption(probabilities=[0.1], deviations=[0.0], logits=[1.0], noise_deviation=0.4)
                 yield pb.TraceResponse(reduction=about, context=begun, corruption=corruption)
                 for component in (pb.COMPONENT_RESIDUAL_POST, pb.COMPONENT_MLP_OUT, pb.COMPONENT_ATTENTION_OUT):
@@ -364,14 +372,8 @@ def test_the_mean_of_causal_traces_has_the_rows_of_figure_2(answers: Any, tmp_pa
     counts = [2, 0, 2, 2, 7, 2]
     method = sonde.CausalTracing(subject=sonde.span("subject"))
     with serving(rows_of_figure_2(answers, counts), answers.model()) as (address, _), sonde.Client(address) as client:
-        asked = [f"The case {i}" for i in range(4)]
-        result = client.trace(asked, method=method, reduce="mean")
-        shared = client.trace(asked, targets=[" Paris"], method=method, reduce="mean")
+        result = client.trace([f"The case {i}" for i in range(4)], method=method, reduce="mean")
     mean = result.mean
-    # Each case has a target of its own unless the call names it for all of them.
-    assert [target.text for target in mean.targets] == ["the target"]
-    assert [target.text for target in shared.mean.targets] == [" Paris"]
-    assert "clean (geometric mean)" in mean.heatmap_text()
     assert "*" not in mean.heatmap_text()
     assert result.request is not None
     assert result.request.describe().startswith("trace of 4 cases: causal tracing, ")
@@ -402,15 +404,17 @@ def test_the_mean_of_causal_traces_has_the_rows_of_figure_2(answers: Any, tmp_pa
 
 
 def test_the_mean_of_interventions_has_the_axes_of_the_sweep(answers: Any, tmp_path: Any) -> None:
-    values = np.random.RandomState(0).randn(4, 6)
+    values = -np.random.RandomState(0).rand(4, 6) * 5
 
     def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: ARG001
         axes = pb.Axes(layers=[0, 1, 2], positions=[0, 1])
-        for statistic, array in ((pb.STATISTIC_MEAN, values.mean(0)), (pb.STATISTIC_DEVIATION, values.std(0))):
+        for statistic, array, of_probability in (
+            (pb.STATISTIC_MEAN, values.mean(0), np.exp(values).mean(0)),
+            (pb.STATISTIC_DEVIATION, values.std(0), np.exp(values).std(0)),
+        ):
             about = pb.ReductionPart(statistic=statistic, cases=4, count=4)
-            begun = answers.context(axes=axes)
-            del begun.tokens[:]
-            yield pb.InterveneResponse(reduction=about, context=begun, readings=answers.readings(0, array[:, None]))
+            readings = answers.readings(0, array[:, None], probabilities=answers.tensor(of_probability[:, None]))
+            yield pb.InterveneResponse(reduction=about, context=reduced_context(answers, axes=axes), readings=readings)
 
     plan = sonde.sweep(sonde.patch(sonde.residual(), 0), positions=["subject.last", "end"])
     asked = [sonde.Case(f"The case {i}", sources=[f"Another case {i}"]) for i in range(4)]
@@ -421,10 +425,74 @@ def test_the_mean_of_interventions_has_the_axes_of_the_sweep(answers: Any, tmp_p
     assert np.allclose(result.mean.log_probabilities.ravel(), values.mean(0), atol=1e-6)
     assert np.allclose(result.standard_error.logits.ravel(), 2 * values.std(0, ddof=1) / 2, atol=1e-6)
     table = result.to_dataframe()
-    assert "probability" not in table
+    assert np.allclose(table["probability"], np.exp(values).mean(0), atol=1e-6)
+    assert np.allclose(table["probability_deviation"], np.exp(values).std(0), atol=1e-6)
+    assert np.allclose(result.mean[3].probabilities, np.exp(values[:, 3]).mean(), atol=1e-6)
+    assert np.allclose(table["effect"], values.mean(0) - np.log(0.9), atol=1e-6)
+    assert result.mean.clean.probabilities.tolist() == [0.5]
     assert np.allclose(table["logit_deviation"], 2 * values.std(0), atol=1e-6)
     result.plot(tmp_path / "figure.png")
     assert "subject.last" in result._repr_html_()
+
+
+PARIS, ROME, OSLO = sonde.Target(" Paris"), sonde.Target(" Rome"), sonde.Target(" Oslo")
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        ([[PARIS], [PARIS], [PARIS]], (" Paris",)),
+        ([[PARIS], [ROME], [PARIS]], ("target",)),
+        ([[PARIS], [ROME], [sonde.Target(" Oslo", contrast=" Rome")]], ("target - contrast",)),
+        ([[PARIS, ROME], [OSLO, ROME], [PARIS, ROME]], ("target 0", " Rome")),
+        (
+            [[PARIS, ROME], [OSLO, PARIS], [PARIS, sonde.Target(5, contrast=6)]],
+            ("target 0", "target 1 - contrast 1"),
+        ),
+        ([None, None, None], ("target",)),
+    ],
+)
+def test_a_target_that_differs_from_case_to_case_has_a_name_for_all(answers: Any, targets: Any, names: Any) -> None:
+    def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: ARG001
+        given = [pb.Token(id=7 + i, text=target.text) for i, target in enumerate(request.cases[0].targets)]
+        for group, count in (("", 3), ("alone", 1)):
+            for statistic, number in ((pb.STATISTIC_MEAN, -1.0), (pb.STATISTIC_DEVIATION, 0.25)):
+                about = pb.ReductionPart(group=group, statistic=statistic, cases=4, count=count)
+                numbers = np.full((2, len(names)), number)
+                readings = answers.readings(0, numbers, probabilities=answers.tensor(np.full(numbers.shape, 0.4)))
+                begun = reduced_context(answers, *given)
+                yield pb.InterveneResponse(reduction=about, context=begun, readings=readings)
+
+    asked = [sonde.Case("a prompt", targets=target) for target in targets]
+    asked.append(sonde.Case("a prompt", targets=targets[0], group="alone"))
+    with serving(answer, answers.model()) as (address, _), sonde.Client(address) as client:
+        result = client.intervene(asked, [EDIT, EDIT], reduce="mean")
+    mean = result.groups[""].mean
+    assert tuple(token.text for token in mean.targets) == names
+    assert mean.axes["target"] == names
+    assert sorted(set(result.groups[""].to_dataframe()["target"])) == sorted(names)
+    word = names[0].partition(" - ")[0].strip()
+    title = result.groups[""].plot().get_suptitle()
+    assert f"log p({word})" in title
+    assert "(mean over 3 prompts)" in title
+    # A group of one case has its target.
+    assert result.groups["alone"].mean.targets[0].text == " Paris"
+    assert "mean over 1 prompt of group alone" in result.groups["alone"].mean.html()
+    assert names[0] in result.to_text()
+
+
+def test_statistics_of_logarithms_alone_are_refused(answers: Any) -> None:
+    def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: ARG001
+        for statistic in (pb.STATISTIC_MEAN, pb.STATISTIC_DEVIATION):
+            about = pb.ReductionPart(statistic=statistic, cases=4, count=4)
+            yield pb.TraceResponse(reduction=about, context=answers.context())
+
+    with (
+        serving(answer, answers.model()) as (address, _),
+        sonde.Client(address) as client,
+        pytest.raises(sonde.ProtocolError, match="without those of the probabilities"),
+    ):
+        client.trace(cases(4), reduce="mean")
 
 
 def test_tokens_come_of_one_prompt_or_of_many(answers: Any) -> None:

@@ -59,17 +59,11 @@ def everything() -> list[Any]:
     by_run = changed({"run": (0, 1, 2)}, PARIS, ROME)
     scores = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 1, 4)
     axes = {name: labels for name, labels in by_layer.axes.items() if name != "target"}
-    grid: Any = np.linspace(0, 0.3, 12, dtype=np.float32).reshape(6, 2)
-    grid[1] = np.nan
     return [
         questions.LogitAttribution(("embedding", "mlp 0"), np.array([1.5, -0.5], np.float32), 0.25, 1.25),
         questions.AttentionKnockout((0, 1, 2), np.array([-3.0, -2.0, 0.5], np.float32), by_layer),
         questions.ActivationPatching(scores, axes, 3.0, -1.0, by_layer),
         questions.SteeringStrengths((2.0, -1.0, 0.0), by_run.effect, by_run),
-        questions.AverageTrace(
-            {"mlp_out": grid}, {"mlp_out": grid / 2}, {"mlp_out": (0, 1)}, np.array([2, 0, 2, 2, 5, 2]),
-            np.array([True, False, True]), 0.9, 0.1, MADE,
-        ),
         lens(),
     ]  # fmt: skip
 
@@ -273,9 +267,9 @@ def test_errors_of_means_are_drawn(answers: Any) -> None:
     assert np.allclose(ends, mean.log_probabilities + np.array([-0.25, 0.25]))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["unchanged"]
     lens = asked(sonde.TokenProbability(), [answers.lens(4, gradients=False)])
-    spread = replace(lens, log_probabilities=np.full((5, 1), 0.1, np.float32))
+    spread = replace(lens, _probabilities=np.full((5, 1), 0.1, np.float32))
     (band,) = lens.plot(error=spread).axes[0].collections
-    assert np.isclose(band.get_paths()[0].vertices[:, 0], lens.probabilities[2, 0] * np.exp(0.1)).any()
+    assert np.isclose(band.get_paths()[0].vertices[:, 0], lens.probabilities[2, 0] + 0.1).any()
 
 
 def test_the_palette_has_a_marker_for_each_colour() -> None:

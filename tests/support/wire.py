@@ -196,9 +196,9 @@ class Said:
 
 
 READINGS = (
-    "log_probabilities", "logits", "kl_divergences", "top_token_ids", "top_log_probabilities", "edit_norms",
+    "log_probabilities", "logits", "kl_divergences", "top_token_ids", "top_log_probabilities", "edit_norms", "probabilities",
 )  # fmt: skip
-LAYERS = (*READINGS[:5], "ranks", "gradient_norms")
+LAYERS = (*READINGS[:5], "ranks", "gradient_norms", "probabilities")
 GRID = ("probabilities", "deviations", "logits", "sample_probabilities")
 
 

@@ -28,8 +28,6 @@ class AverageTrace:
     """The statistics over the traced cases, as `client.trace(..., reduce="mean")` returns them."""
     used: Booleans
     """[case]: whether the model predicted the target; other cases are not traced."""
-    clean: float
-    """The mean probability of the targets in the unchanged runs of the traced cases."""
 
     @property
     def effects(self) -> Mapping[ComponentName, Floats]:
@@ -58,6 +56,11 @@ class AverageTrace:
         grid = next(iter(self.result.counts.restored.values()))
         numbers: Integers = np.nan_to_num(grid[:, 0, 0]).astype(np.int64)
         return numbers
+
+    @property
+    def clean(self) -> float:
+        """The mean probability of the targets in the unchanged runs of the traced cases."""
+        return float(self.result.mean.clean[0])
 
     @property
     def corrupted(self) -> float:

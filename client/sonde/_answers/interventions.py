@@ -6,7 +6,7 @@ plan, in its order.
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -115,6 +115,8 @@ class InterventionResult(Result):
     """By run, its continuations after the first."""
     _unit_name: str = "unit"
     """The word for the units of a sweep in figures: head, neuron, or unit if it is not known."""
+    _probabilities: Floats | None = field(default=None, kw_only=True)
+    """Of a statistic over cases; elsewhere they follow from the logarithms."""
 
     @property
     def clean(self) -> Prediction:
@@ -129,7 +131,7 @@ class InterventionResult(Result):
     @property
     def probabilities(self) -> Floats:
         """The targets' probabilities, with the same axes as `log_probabilities`."""
-        return np.exp(self.log_probabilities)
+        return np.exp(self.log_probabilities) if self._probabilities is None else self._probabilities
 
     @property
     def effect(self) -> Floats:
@@ -177,6 +179,7 @@ class InterventionResult(Result):
             self._by_run(self.effect)[flat],
             None if self.kl_divergences is None else float(self.kl_divergences.reshape(-1)[flat]),
             np.empty(0, np.float32) if self.edit_norms is None else self._by_run(self.edit_norms)[flat],
+            _probabilities=None if self._probabilities is None else self._by_run(self._probabilities)[flat],
         )
 
     def __iter__(self) -> Iterator[Run]:
@@ -254,7 +257,7 @@ class InterventionResult(Result):
             return plotting.save(self._points(target, error), path)
         clean = float(self.clean.probabilities[target])
         title = f"Change of log p({self._word(target)}), in nats; unchanged p = {clean:.3f}"
-        return plotting.save(self.drawn(title, self.effect[..., target]), path)
+        return plotting.save(self.drawn(self._titled(title), self.effect[..., target]), path)
 
     def drawn(self, title: str, values: Floats, *, across: str = "") -> "Figure":
         """Draw one number for each run: as a heat map if exactly two axes vary, otherwise as bars.
@@ -315,7 +318,7 @@ class InterventionResult(Result):
     def _points(self, target: int, error: "InterventionResult") -> "Figure":
         values, errors = (one.log_probabilities[..., target].reshape(-1) for one in (self, error))
         runs = sorted(run for (run,) in largest(self.effect[..., target].reshape(-1), plotting.MOST_ROWS))
-        title = f"Mean log p({self._word(target)}) of each run, with its standard error"
+        title = self._titled(f"Mean log p({self._word(target)}) of each run, with its standard error")
         if len(runs) < len(self):
             title += f"\n(the {len(runs)} largest changes of {len(self):,})"
         return plotting.points(

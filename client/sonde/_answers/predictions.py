@@ -84,6 +84,8 @@ class Prediction:
     continuation: Continuation | None = None
     """The first of the `continuations`; None where nothing was generated."""
     _further_samples: tuple[Continuation, ...] = ()
+    _probabilities: Floats | None = field(default=None, kw_only=True)
+    """Of a statistic over cases; elsewhere they follow from the logarithms."""
 
     @property
     def continuations(self) -> tuple[Continuation, ...]:
@@ -93,7 +95,7 @@ class Prediction:
     @property
     def probabilities(self) -> Floats:
         """The targets' probabilities: [target]."""
-        return np.exp(self.log_probabilities)
+        return np.exp(self.log_probabilities) if self._probabilities is None else self._probabilities
 
     def top(self, count: int | None = None) -> list[TokenPrediction]:
         """The most probable tokens; None gives 5, or all if the answer has fewer.

@@ -15,15 +15,13 @@ from sonde._answers.requests import Request, asked_html
 from sonde._answers.results import Cost, Provenance, Result, cost_table, cost_text
 from sonde._answers.statistics import standard_error
 from sonde._arrays import Axes, data_frame, long_form
-from sonde._show.display import note, page
+from sonde._show.display import page
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 ResultT_co = TypeVar("ResultT_co", bound=Result, covariant=True)
-_DERIVED: Final = ("probability",)
-"""Columns that a result derives from logarithms: of a mean, they would be no mean."""
 _MEASURED: Final = ("log_probability", "probability", "logit", "kl_divergence", "rank", "estimate", "value")
 
 
@@ -34,7 +32,8 @@ class Statistics(Generic[ResultT_co]):
     mean: ResultT_co
     """A result of the single kind, whose numbers are means over the cases. Positions are rows, named as requested.
 
-    What such a result derives from logarithms, as the probabilities of interventions, is the exponential of a mean.
+    Probabilities are arithmetic means. Effects in nats are differences of mean log-probabilities. A target that is not
+    the same in all cases is called `target`.
     """
     deviation: ResultT_co
     """The same with standard deviations (divisor: the count)."""
@@ -61,12 +60,9 @@ class Statistics(Generic[ResultT_co]):
     def _columns(self) -> dict[str, list[Any]]:
         mean, deviation, counts = map(_table, (self.mean, self.deviation, self.counts))
         measured = [name for name in _MEASURED if name in mean]
-        # Where there is the logarithm, the probability is derived from it.
-        derived = _DERIVED if "log_probability" in mean else ()
-        kept = {name: column for name, column in mean.items() if name not in derived}
-        spreads = {f"{name}_deviation": deviation[name] for name in measured if name not in derived}
+        spreads = {f"{name}_deviation": deviation[name] for name in measured}
         number = [int(count) if count == count else 0 for count in counts[measured[0]]]  # noqa: PLR0124 - NaN
-        return {**kept, **spreads, "count": number}
+        return {**mean, **spreads, "count": number}
 
     def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
         """Draw the mean as a single result is drawn; bars and lines have bars for the standard error.
@@ -83,6 +79,11 @@ class Statistics(Generic[ResultT_co]):
         return cast("Figure", draw(path, **{name: value for name, value in given.items() if name in taken}))
 
 
+def mean_over(cases: int, group: str) -> str:
+    """What the mean over the cases of a group is, in words."""
+    return f"mean over {cases:,} prompt{'s' * (cases != 1)}{f' of group {group}' if group else ''}"
+
+
 def _table(result: Result) -> dict[str, list[Any]]:
     """The table of a result as columns; that of a prediction alone lists its targets."""
     frame = result.to_dataframe()
@@ -90,7 +91,8 @@ def _table(result: Result) -> dict[str, list[Any]]:
         return {str(name): frame[name].tolist() for name in frame.columns}
     known = result.prediction
     axes: Axes = {"target": tuple(token.text for token in result.targets)}
-    return long_form(axes, {"log_probability": known.log_probabilities, "logit": known.logits})
+    numbers = {"log_probability": known.log_probabilities, "probability": known.probabilities, "logit": known.logits}
+    return long_form(axes, numbers)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -189,7 +191,7 @@ class Reduced(Generic[ResultT_co]):
         return "\n\n".join(f"{self._title(name)}\n{one.mean.to_text(count)}" for name, one in self.groups.items())
 
     def _title(self, name: str) -> str:
-        return f"mean over {self.groups[name].cases:,} cases{f' of group {name}' if name else ''}"
+        return mean_over(self.groups[name].cases, name)
 
     def __repr__(self) -> str:
         if self.dry_run:
@@ -201,7 +203,4 @@ class Reduced(Generic[ResultT_co]):
     def _repr_html_(self) -> str:
         if self.dry_run:
             return page(cost_table(self.cost))
-        pieces = []
-        for name, one in self.groups.items():
-            pieces += [note(self._title(name)), one.mean.html()]
-        return page(*pieces, *asked_html(self.request))
+        return page(*(one.mean.html() for one in self.groups.values()), *asked_html(self.request))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sonde._answers import files
-from sonde._answers.predictions import Prediction, Token, TokenPrediction
+from sonde._answers.predictions import NO_TOKEN, Prediction, Token, TokenPrediction
 from sonde._answers.requests import Request, asked_html
 from sonde._arrays import Axes, Floats, visible
 from sonde._show import plotting, terminal
@@ -84,6 +84,8 @@ class Result:
     """What was asked: what was run, read and edited, where and when. None in files of versions that did not keep it."""
     spans: Mapping[str, tuple[int, ...]] = field(default_factory=dict, kw_only=True)
     """The positions of the prompt's spans by their names; in a chat, also of each message, as `"user[0]"`."""
+    _over: str = field(default="", kw_only=True)
+    """Of a statistic over cases: what it is, in words."""
 
     @property
     def asked_at(self) -> str:
@@ -157,7 +159,8 @@ class Result:
 
     def html(self) -> str:
         """What a notebook shows of it, without the style sheet."""
-        return "".join([*self._pieces(), *asked_html(self.request), note(_origin(self.provenance))])
+        over = [note(self._over)] if self._over else []
+        return "".join([*over, *self._pieces(), *asked_html(self.request), note(_origin(self.provenance))])
 
     def _pieces(self) -> list[str]:
         """What a notebook shows, as pieces of HTML (see display.py)."""
@@ -170,7 +173,16 @@ class Result:
 
     def _word(self, target: int = 0) -> str:
         """The text of a target, for titles."""
-        return visible(self.targets[target].text).strip() or "target" if self.targets else "target"
+        return visible(self._text(target)).strip() or "target" if self.targets else "target"
+
+    def _text(self, target: int = 0) -> str:
+        """The text of a target whose probability is told: without the contrast, which that does not depend on."""
+        token = self.targets[target]
+        return token.text.partition(" - ")[0] if token.id == NO_TOKEN else token.text
+
+    def _titled(self, title: str) -> str:
+        """A title; of a mean over cases, with how many these are."""
+        return f"{title}\n({self._over})" if self._over else title
 
     def token_labels(self, positions: Sequence[int] | None = None) -> tuple[str, ...]:
         """The prompt's tokens, as axis labels."""
@@ -194,7 +206,7 @@ class TraceResult(Result):
         values = np.array([probability for _, probability in pairs], np.float32)
         labels = [repr(visible(token.text)) for token, _ in pairs]
         read = self.token_labels([self.position])[0].strip() if 0 <= self.position < len(self.tokens) else ""
-        title = f"What comes next, after “{read}”" if read else "What comes next"
+        title = self._titled(f"What comes next, after “{read}”" if read else "What comes next")
         return plotting.save(plotting.bars(title, labels, values, across="probability"), path)
 
     def _pieces(self) -> list[str]:

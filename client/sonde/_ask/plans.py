@@ -130,6 +130,7 @@ class Generation:
         log_probabilities: return the log-probability of each token that was taken; the default is False.
         activations: sites to read at the generated tokens, except the last token; the default is none. They name no
             positions.
+        changed_only: continue only the changed runs, and not the unchanged one; the default is False.
     """
 
     max_new_tokens: int
@@ -141,6 +142,7 @@ class Generation:
     samples: int = 1
     log_probabilities: bool = False
     activations: Site | Iterable[Site] = ()
+    changed_only: bool = False
 
     @property
     def sites(self) -> tuple[Site, ...]:

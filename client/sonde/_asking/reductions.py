@@ -1,7 +1,7 @@
 """Questions about a dataset that is reduced on the server: the parts of a reduction, joined exactly."""
 
 import math
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from sonde._answers.largest import LargestActivations, Ranked, merged
 from sonde._answers.model import Limits
-from sonde._answers.predictions import NO_TOKEN
-from sonde._answers.reduced import Reduced, Statistics
+from sonde._answers.reduced import Reduced, Statistics, mean_over
 from sonde._answers.requests import Request as Asked
 from sonde._answers.results import Result
 from sonde._answers.statistics import Moments, finished, joined
@@ -23,6 +22,7 @@ from sonde._wire.assembly import Assembler
 from sonde._wire.context import Context
 from sonde._wire.counting import counted
 from sonde._wire.parts import missing
+from sonde._wire.targets import asked_targets, check_probabilities, rename
 from sonde._wire.tensors import from_tensor
 from sonde.errors import InvalidRequest, ProtocolError
 from sonde.v1 import inspection_pb2 as pb
@@ -43,7 +43,9 @@ class _Group(NamedTuple):
 class _Incoming(Generic[ResultT]):
     """One group of a part of the reduction, while its messages come."""
 
-    def __init__(self, make: Callable[[], Assembler[Any, ResultT]]) -> None:
+    def __init__(self, make: Callable[[], Assembler[Any, ResultT]], targets: Sequence[Sequence[pb.Target]]) -> None:
+        """`targets`: those of each case of the group."""
+        self._targets = targets
         self.mean, self.deviation, self.counts = make(), make(), make()
         self.largest: dict[str, list[pb.LargestActivations]] = {}
         self.cases = 0
@@ -51,6 +53,8 @@ class _Incoming(Generic[ResultT]):
     def take(self, message: Any, sites: Sequence[pb.Site]) -> None:
         """Take a message."""
         self.cases = message.reduction.count
+        check_probabilities(message)
+        rename(message.context, self._targets)
         for part in message.largest:
             self.largest.setdefault(f"{part.run}.{part.site}.{part.layer}", []).append(part)
         if message.reduction.statistic == pb.STATISTIC_DEVIATION:
@@ -86,7 +90,7 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
         """`make` creates the assembler of one statistic; `sites` are those whose activations are read."""
         super().__init__(request, kept)
         self._cases, self._make, self._sites = cases, make, sites
-        self._targets_differ = _targets_differ(request)
+        self._targets = asked_targets(request)
         self._groups: dict[str, _Group] = {}
         self._incoming: dict[str, _Incoming[ResultT]] = {}
         self._spent = NO_COST
@@ -123,10 +127,8 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
                 raise ProtocolError(f"the answer has cases {first} to {span[1]} where {self._done} was expected next")
             self._range = span
         if part.group not in self._incoming:
-            self._incoming[part.group] = _Incoming(self._make)
+            self._incoming[part.group] = _Incoming(self._make, self._targets.get(part.group, ()))
             self._spent = summed(self._spent, replace(Context(message.context, dry_run=True).cost, cases=part.count))
-        if self._targets_differ:
-            _rename_targets(message.context.targets)
         self._incoming[part.group].take(message, self._sites)
 
     def _finish(self) -> None:
@@ -151,22 +153,11 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
         for name in dict.fromkeys(case.group for case in self._cases):
             if name in self._groups:
                 one = self._groups[name]
-                groups[name] = Statistics(*finished(one.moments), one.cases, one.largest)
+                mean, deviation, counts = finished(one.moments)
+                mean = replace(mean, _over=mean_over(one.cases, name))
+                groups[name] = Statistics(mean, deviation, counts, one.cases, one.largest)
         done = sum(one.cases for one in groups.values())
         return Reduced(groups, done, self._cost, self._made, self._whole.dry_run, self._kept)
-
-
-def _targets_differ(request: Request) -> bool:
-    """Whether the cases measure tokens of their own: a mean over them is of no token by name."""
-    asked = {tuple(one.SerializeToString(deterministic=True) for one in case.targets) for case in request.cases}
-    shared = request.targets if isinstance(request, pb.TraceRequest) else request.readout.targets
-    return len(asked) > 1 or (asked == {()} and not shared)
-
-
-def _rename_targets(targets: MutableSequence[pb.Token]) -> None:
-    """Name the targets by their number, not by those of the first case."""
-    for number, target in enumerate(targets):
-        target.id, target.text = NO_TOKEN, f"target {number}" if len(targets) > 1 else "the target"
 
 
 def _both(first: _Group, second: _Group, count: int) -> _Group:

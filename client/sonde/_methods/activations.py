@@ -100,7 +100,7 @@ class ActivationsResult(TraceResult):
             title = f"{what} in head {panels[0].title}"
             panels = [replace(panels[0], title="")]
         legend = "weight" if pattern else "score"
-        return plotting.attention(title, panels, low, high, across=len(over), legend=legend)
+        return plotting.attention(self._titled(title), panels, low, high, across=len(over), legend=legend)
 
     def _norms(self, site: "int | ComponentName", layers: Indices) -> "Figure":
         name, axes = self.activations.component(site), self.activations.axes(site)
@@ -110,7 +110,7 @@ class ActivationsResult(TraceResult):
         columns = ("",) if known is None else tuple(known[i] for i in _chosen(known, layers, "layers"))
         norms = np.sqrt((values**2).sum(axis=tuple(range(2, values.ndim))))
         across = "" if known is None else "layer"
-        title = f"L2 norm at each token: {look(name).title}"
+        title = self._titled(f"L2 norm at each token: {look(name).title}")
         panel = plotting.Panel("", norms.T, self._axis_texts(site, "position"), columns, "Blues", across)
         return plotting.panels([panel], 0.0, max(float(np.nanmax(norms, initial=0.0)), 1e-12), title=title)
 

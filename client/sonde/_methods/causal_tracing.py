@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, Literal, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from sonde._answers.predictions import NO_TOKEN
 from sonde._answers.results import TraceResult
 from sonde._arrays import (
     Axes,
@@ -189,10 +188,10 @@ class CausalTracingResult(TraceResult):
             )
             for name, grid in self.restored.items()
         ]
-        numbers = f"{self._clean_words(target)}, {low:.3f} corrupted"
-        if self.corrupted_positions:
-            numbers += " (* corrupted tokens)"
-        title = f"Where restoring one clean state brings “{word}” back: {numbers}"
+        clean = float(self.clean[target])
+        stars = " (* corrupted tokens)" if self.corrupted_positions else ""
+        numbers = f"{clean:.3f} clean, {low:.3f} corrupted{stars}"
+        title = self._titled(f"Where restoring one clean state brings “{word}” back: {numbers}")
         return plotting.save(plotting.panels(panels, low, high, title=title, legend=f"p({word})"), path)
 
     def heatmap_text(self, *, target: int = 0, colours: terminal.Colours | None = None) -> str:
@@ -204,7 +203,7 @@ class CausalTracingResult(TraceResult):
         """
         shown = terminal.colours_of() if colours is None else colours
         low, high = self._scale(target)
-        parts = [f"p({self._word(target)}): {self._clean_words(target)}, {low:.3f} with {self._noised()} corrupted"]
+        parts = [self._levels(target)]
         for name, grid in self.restored.items():
             rows = [row.strip() for row in self.row_labels(name)]
             ramp = look(name).ramp
@@ -220,13 +219,11 @@ class CausalTracingResult(TraceResult):
         peaks = (float(np.nanmax(grid[..., target], initial=low)) for grid in self.restored.values())
         return low, max(max(peaks, default=low), low + 1e-6)
 
-    def _clean_words(self, target: int) -> str:
-        """The clean probability; the answer has its logarithm, so over cases it is a geometric mean."""
-        kind = " (geometric mean)" if self.position == NO_TOKEN else ""
-        return f"{float(self.clean[target]):.3f} clean{kind}"
-
-    def _noised(self) -> str:
-        return "the tokens marked *" if self.corrupted_positions else "the subject"
+    def _levels(self, target: int) -> str:
+        """The clean and the corrupted probability, in words."""
+        clean, corrupted = float(self.clean[target]), float(self.corrupted[target])
+        what = "with the tokens marked * corrupted" if self.corrupted_positions else "corrupted"
+        return f"p({self._word(target)}): {clean:.3f} clean, {corrupted:.3f} {what}"
 
     def _across(self, name: ComponentName) -> str:
         """The label of the layer axis."""
@@ -240,7 +237,7 @@ class CausalTracingResult(TraceResult):
         word = self._word()
         low, high = self._scale(0)
         pieces = [
-            note(f"p({word}): {self._clean_words(0)}, {low:.3f} with {self._noised()} corrupted"),
+            note(self._levels(0)),
             self._strip("where restoring one state brings it back", self._by_position()),
         ]
         pieces += [

@@ -96,6 +96,7 @@ class InterveneAssembler(Stream):
         "top_token_ids",
         "top_log_probabilities",
         "edit_norms",
+        "probabilities",
     )
 
     def __init__(
@@ -151,7 +152,8 @@ class InterveneAssembler(Stream):
             if self._sites:
                 self._values.check(range(CLEAN, runs))
             if self._request.readout.HasField("generation"):
-                self._continuations.check(range(CLEAN, runs))
+                unchanged = not self._request.readout.generation.changed_only
+                self._continuations.check(range(CLEAN if unchanged else 0, runs))
         return self._build(context)
 
     @property
@@ -232,6 +234,9 @@ class InterveneAssembler(Stream):
             _continuations=[samples[0] if samples else None for samples in said],
             _further_samples=[samples[1:] for samples in said] if any(len(samples) > 1 for samples in said) else (),
             _unit_name=_unit_name(self._request.sweep.edit.site.component),
+            _probabilities=_float32(self._column("probabilities", targets))
+            if "probabilities" in self._columns
+            else None,
         )
 
 

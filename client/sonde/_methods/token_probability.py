@@ -1,7 +1,7 @@
 """The target's probability at each layer (logit lens), optionally with gradient norms."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _WHOLE: Final = ("log_probabilities", "logits", "ranks", "kl_divergences")
 """The columns that each answer has."""
-_COLUMNS: Final = (*_WHOLE, "top_token_ids", "top_log_probabilities")
+_COLUMNS: Final = (*_WHOLE, "top_token_ids", "top_log_probabilities", "probabilities")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,6 +60,8 @@ class TokenProbabilityResult(TraceResult):
     """The position where the stream is read."""
     _others: tuple["TokenProbabilityResult", ...] = ()
     """The same at the further positions that were requested."""
+    _probabilities: Floats | None = field(default=None, kw_only=True)
+    """Of a statistic over cases; elsewhere they follow from the logarithms."""
 
     @property
     def by_position(self) -> Mapping[int, "TokenProbabilityResult"]:
@@ -78,8 +80,8 @@ class TokenProbabilityResult(TraceResult):
 
     @property
     def probabilities(self) -> Floats:
-        """[depth, target]: the exponentials of `log_probabilities`."""
-        return np.exp(self.log_probabilities)
+        """[depth, target]: the target's probability; of a mean over cases, the mean of the probabilities themselves."""
+        return np.exp(self.log_probabilities) if self._probabilities is None else self._probabilities
 
     def __iter__(self) -> Iterator[tuple[float, Floats | None]]:
         """For each block and the first target: (probability after the block, gradient norms by position).
@@ -160,14 +162,14 @@ class TokenProbabilityResult(TraceResult):
         Args:
             path: where the figure is saved; None saves nothing.
             target: the target's index.
-            error: for a mean over cases, the same with standard errors. The curve is then the probability of the mean
-                log-probability, with a band of one standard error of it.
+            error: for a mean over cases, the same with standard errors. The curve then has a band of one standard
+                error to either side.
         """
         if self._others:
             return plotting.save(self._by_position_drawn(target), path)
         norms = None if self.gradient_norms is None else self.gradient_norms[..., target]
         word, depth = self._word(target), "after block (0: embeddings)"
-        title = f"How “{word}” forms: its probability when the stream is read after each block"
+        title = self._titled(f"How “{word}” forms: its probability when the stream is read after each block")
         # Columns of the figure, in inches: the curve, the top tokens beside it, and the gradient norms.
         wide = 5.4 if norms is None else 10.4
 
@@ -182,8 +184,8 @@ class TokenProbabilityResult(TraceResult):
             values = self.probabilities[:, target]
             spread = None
             if error is not None:
-                means, errors = self.log_probabilities[:, target], error.log_probabilities[:, target]
-                spread = np.exp(means - errors), np.exp(means + errors)
+                errors = error.probabilities[:, target]
+                spread = values - errors, values + errors
             tops = self._top_texts()
             plotting.draw_lens(line, f"p({word})", self.depths, values, spread=spread, down=depth, tops=tops)
             plotting.write_title(figure, title, wide)
@@ -199,7 +201,7 @@ class TokenProbabilityResult(TraceResult):
         values = np.stack([one.probabilities[:, target] for one in self.by_position.values()])
         rows, across = self.token_labels(list(self.by_position)), "after block (0: embeddings)"
         panel = plotting.Panel("", values, rows, self.depths, "Blues", across)
-        title = f"p({self._word(target)}) at each position, read after each block"
+        title = self._titled(f"p({self._word(target)}) at each position, read after each block")
         return plotting.panels([panel], 0.0, max(float(np.nanmax(values, initial=0.0)), 1e-6), title=title)
 
     def _top_texts(self) -> list[str]:
@@ -227,7 +229,7 @@ class TokenProbabilityResult(TraceResult):
     def _paragraphs(self, count: int) -> list[str]:
         if self._others and self._top_texts():
             return [*super()._paragraphs(count), str(self.table)]
-        word = visible(self.targets[0].text)
+        word = visible(self._text())
         rows = [[*row, terminal.bar(float(str(row[1])))] for row in self.rows()]
         table = terminal.table(["after block", f"p({word!r})", "rank", "top token", ""], rows)
         return [*super()._paragraphs(count), table]
@@ -332,6 +334,7 @@ class _Assembly(Assembly[TokenProbabilityResult]):
             gradient_positions=positions,
             _texts=context.texts() | self._texts,
             read_at=position or 0,
+            _probabilities=_floats(grids, "probabilities", (0, targets)) if "probabilities" in grids else None,
         )
 
 

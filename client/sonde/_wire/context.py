@@ -70,7 +70,8 @@ class Context:
 
     def _prediction(self, activations: Captured, continuations: Sequence[Continuation]) -> Prediction:
         clean = self.message.clean
-        counts = len(clean.log_probabilities), len(clean.logits), len(self.targets)
+        counts = [len(clean.log_probabilities), len(clean.logits), len(self.targets)]
+        counts += [len(clean.probabilities)] if clean.probabilities else []
         if len(set(counts)) != 1 or len(clean.top_tokens) != len(clean.top_log_probabilities):
             raise ProtocolError("the answer's unchanged run does not match its targets or its top tokens")
         return Prediction(
@@ -84,4 +85,5 @@ class Context:
             activations,
             continuations[0] if continuations else None,
             tuple(continuations[1:]),
+            _probabilities=np.array(clean.probabilities, np.float32) if clean.probabilities else None,
         )

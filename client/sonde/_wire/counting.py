@@ -14,8 +14,8 @@ from sonde.v1 import inspection_pb2 as pb
 
 _Response = TypeVar("_Response", pb.TraceResponse, pb.InterveneResponse)
 _GRID: Final = ("probabilities", "deviations", "logits")
-_LAYERS: Final = ("log_probabilities", "logits", "ranks", "kl_divergences", "gradient_norms")
-_READINGS: Final = ("log_probabilities", "logits", "kl_divergences", "edit_norms")
+_LAYERS: Final = ("log_probabilities", "probabilities", "logits", "ranks", "kl_divergences", "gradient_norms")
+_READINGS: Final = ("log_probabilities", "probabilities", "logits", "kl_divergences", "edit_norms")
 
 
 def counted(message: _Response, sites: Iterable[pb.Site]) -> _Response:
@@ -31,7 +31,7 @@ def counted(message: _Response, sites: Iterable[pb.Site]) -> _Response:
     made = type(message)()
     made.CopyFrom(message)
     count = message.reduction.count
-    for name in ("log_probabilities", "logits"):
+    for name in ("log_probabilities", "logits", "probabilities"):
         clean = made.context.clean
         if made.HasField("context"):
             getattr(clean, name)[:] = [count] * len(getattr(clean, name))

@@ -42,6 +42,7 @@ def average_causal_trace(
         ValueError: if the model predicts none of the targets.
     """
     chosen = _checked(cases)
+    # A reduction has no top tokens: what each case predicts takes a pass of its own.
     plain = client.trace(chosen, top_k=1)
     used = np.array([one.top(1)[0].id == one.targets[0].id for one in plain], np.bool_)
     traced = [replace(case, group="") for case, known in zip(chosen, used, strict=True) if known]
@@ -49,8 +50,7 @@ def average_causal_trace(
         message = f"the model predicts none of the {len(chosen)} targets, so there is nothing to trace"
         raise ValueError(message)
     result = client.trace(Cases(traced), method=_by_role(method), reduce="mean", progress=progress)
-    clean = float(np.mean([one.prediction.probabilities[0] for one, known in zip(plain, used, strict=True) if known]))
-    return AverageTrace(result, used, clean)
+    return AverageTrace(result, used)
 
 
 def average_causal_trace_cost(client: Client, cases: Iterable[Case], *, method: CausalTracing | None = None) -> Cost:

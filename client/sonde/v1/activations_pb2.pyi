@@ -135,7 +135,9 @@ Global___ActivationSlice: _TypeAlias = ActivationSlice  # noqa: Y015
 
 @_typing.final
 class LargestActivations(_message.Message):
-    """Part of the largest values of one activation over the cases of a reduction, for each of its rows and units."""
+    """Part of the largest values of one activation over the cases of a reduction, for each of its rows and units. They come
+    only with STATISTIC_MEAN. A row that has fewer values than are listed ends with value 0, case -1 and position -1.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

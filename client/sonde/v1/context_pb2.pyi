@@ -127,6 +127,7 @@ class Prediction(_message.Message):
     LOGITS_FIELD_NUMBER: _builtins.int
     TOP_TOKENS_FIELD_NUMBER: _builtins.int
     TOP_LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def log_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The natural logarithm of the probability, by target."""
@@ -143,6 +144,12 @@ class Prediction(_message.Message):
     def top_log_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The natural logarithms of their probabilities, in the same order."""
 
+    @_builtins.property
+    def probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of a reduction alone: the probability, by target. Elsewhere it is the exponential of `log_probabilities`, and the
+        field is empty.
+        """
+
     def __init__(
         self,
         *,
@@ -150,10 +157,11 @@ class Prediction(_message.Message):
         logits: _abc.Iterable[_builtins.float] | None = ...,
         top_tokens: _abc.Iterable[_targets_pb2.Token] | None = ...,
         top_log_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        probabilities: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_probabilities", b"log_probabilities", "logits", b"logits", "top_log_probabilities", b"top_log_probabilities", "top_tokens", b"top_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_probabilities", b"log_probabilities", "logits", b"logits", "probabilities", b"probabilities", "top_log_probabilities", b"top_log_probabilities", "top_tokens", b"top_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

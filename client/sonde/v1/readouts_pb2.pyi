@@ -90,7 +90,7 @@ Global___Readout: _TypeAlias = Readout  # noqa: Y015
 
 @_typing.final
 class Generation(_message.Message):
-    """Continues every run, including the unchanged one. Edits of prompt positions act while the prompt is read; edits with
+    """Continues every run, including the unchanged one unless `changed_only` leaves it out. Edits of prompt positions act while the prompt is read; edits with
     Site.from_position also act on generated positions. Every position is computed once, over the keys up to its own. At
     generated positions, an edit of scores or patterns must have the same value for every key.
     """
@@ -106,6 +106,7 @@ class Generation(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    CHANGED_ONLY_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
     """The most tokens that are added. At least 1. The last of them is not read, so it needs no position of the model."""
     temperature: _builtins.float
@@ -129,6 +130,8 @@ class Generation(_message.Message):
     """
     log_probabilities: _builtins.bool
     """Whether to give the log-probability of every token that was taken."""
+    changed_only: _builtins.bool
+    """Whether only the changed runs are continued. Otherwise the unchanged run is continued too, to compare with."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end a continuation where it contains one of them; the text ends with the token that completes it. At
@@ -153,10 +156,11 @@ class Generation(_message.Message):
         samples: _builtins.int = ...,
         log_probabilities: _builtins.bool = ...,
         activations: _abc.Iterable[_places_pb2.Site] | None = ...,
+        changed_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_top_p", b"_top_p", "seed", b"seed", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_top_p", b"_top_p", "activations", b"activations", "ignore_end_token", b"ignore_end_token", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "samples", b"samples", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_top_p", b"_top_p", "activations", b"activations", "changed_only", b"changed_only", "ignore_end_token", b"ignore_end_token", "log_probabilities", b"log_probabilities", "max_new_tokens", b"max_new_tokens", "samples", b"samples", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -204,6 +208,7 @@ class Readings(_message.Message):
     TOP_LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     EDIT_NORMS_FIELD_NUMBER: _builtins.int
     TOKEN_TEXTS_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """The first run in this slice, by its number in the list or the sweep."""
     count: _builtins.int
@@ -239,6 +244,12 @@ class Readings(_message.Message):
     def token_texts(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
         """The texts of the ids that are new in this message, by id. Those of all messages make one table."""
 
+    @_builtins.property
+    def probabilities(self) -> _tensors_pb2.Tensor:
+        """float32 [count, targets]. Of a reduction alone: the target's probability. Elsewhere it is the exponential of
+        `log_probabilities`, and the field is unset.
+        """
+
     def __init__(
         self,
         *,
@@ -251,10 +262,11 @@ class Readings(_message.Message):
         top_log_probabilities: _tensors_pb2.Tensor | None = ...,
         edit_norms: _tensors_pb2.Tensor | None = ...,
         token_texts: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
+        probabilities: _tensors_pb2.Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["edit_norms", b"edit_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["edit_norms", b"edit_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "probabilities", b"probabilities", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "edit_norms", b"edit_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "offset", b"offset", "token_texts", b"token_texts", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "edit_norms", b"edit_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "offset", b"offset", "probabilities", b"probabilities", "token_texts", b"token_texts", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from sonde.v1 import targets_pb2 as sonde_dot_v1_dot_targets__pb2
 from sonde.v1 import tensors_pb2 as sonde_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sonde/v1/token_probability.proto\x12\x08sonde.v1\x1a\x16sonde/v1/prompts.proto\x1a\x16sonde/v1/targets.proto\x1a\x16sonde/v1/tensors.proto\"\x92\x01\n\x10TokenProbability\x12\x16\n\x0egradient_norms\x18\x01 \x01(\x08\x12 \n\x06metric\x18\x02 \x01(\x0e\x32\x10.sonde.v1.Metric\x12\x11\n\tpositions\x18\x03 \x03(\x05\x12\x31\n\x0fnamed_positions\x18\x04 \x03(\x0b\x32\x18.sonde.v1.NamedPositions\"\xe6\x03\n\rLayerReadings\x12\x0e\n\x06\x64\x65pths\x18\x01 \x03(\x05\x12+\n\x11log_probabilities\x18\x02 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12 \n\x06logits\x18\x03 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x1f\n\x05ranks\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12(\n\x0ekl_divergences\x18\x05 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\'\n\rtop_token_ids\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12/\n\x15top_log_probabilities\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12(\n\x0egradient_norms\x18\x08 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x11\n\tpositions\x18\t \x03(\x05\x12<\n\x0btoken_texts\x18\n \x03(\x0b\x32\'.sonde.v1.LayerReadings.TokenTextsEntry\x12\x10\n\x08position\x18\x0b \x01(\x05\x12\x11\n\trow_count\x18\x0c \x01(\x05\x1a\x31\n\x0fTokenTextsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n sonde/v1/token_probability.proto\x12\x08sonde.v1\x1a\x16sonde/v1/prompts.proto\x1a\x16sonde/v1/targets.proto\x1a\x16sonde/v1/tensors.proto\"\x92\x01\n\x10TokenProbability\x12\x16\n\x0egradient_norms\x18\x01 \x01(\x08\x12 \n\x06metric\x18\x02 \x01(\x0e\x32\x10.sonde.v1.Metric\x12\x11\n\tpositions\x18\x03 \x03(\x05\x12\x31\n\x0fnamed_positions\x18\x04 \x03(\x0b\x32\x18.sonde.v1.NamedPositions\"\x8f\x04\n\rLayerReadings\x12\x0e\n\x06\x64\x65pths\x18\x01 \x03(\x05\x12+\n\x11log_probabilities\x18\x02 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12 \n\x06logits\x18\x03 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x1f\n\x05ranks\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12(\n\x0ekl_divergences\x18\x05 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\'\n\rtop_token_ids\x18\x06 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12/\n\x15top_log_probabilities\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12(\n\x0egradient_norms\x18\x08 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x11\n\tpositions\x18\t \x03(\x05\x12<\n\x0btoken_texts\x18\n \x03(\x0b\x32\'.sonde.v1.LayerReadings.TokenTextsEntry\x12\x10\n\x08position\x18\x0b \x01(\x05\x12\x11\n\trow_count\x18\x0c \x01(\x05\x12\'\n\rprobabilities\x18\r \x01(\x0b\x32\x10.sonde.v1.Tensor\x1a\x31\n\x0fTokenTextsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,7 +39,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENPROBABILITY']._serialized_start=119
   _globals['_TOKENPROBABILITY']._serialized_end=265
   _globals['_LAYERREADINGS']._serialized_start=268
-  _globals['_LAYERREADINGS']._serialized_end=754
-  _globals['_LAYERREADINGS_TOKENTEXTSENTRY']._serialized_start=705
-  _globals['_LAYERREADINGS_TOKENTEXTSENTRY']._serialized_end=754
+  _globals['_LAYERREADINGS']._serialized_end=795
+  _globals['_LAYERREADINGS_TOKENTEXTSENTRY']._serialized_start=746
+  _globals['_LAYERREADINGS_TOKENTEXTSENTRY']._serialized_end=795
 # @@protoc_insertion_point(module_scope)

@@ -104,6 +104,7 @@ class LayerReadings(_message.Message):
     TOKEN_TEXTS_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     ROW_COUNT_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position where the stream is read, counted from 0. In a reduction: the row (Reduction)."""
     row_count: _builtins.int
@@ -146,11 +147,20 @@ class LayerReadings(_message.Message):
 
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The positions of the gradient norms, counted from 0."""
+        """The positions of the gradient norms, counted from 0. In a reduction the norms cover the rows where the stream is
+        read, those of a row come with it, and this is its number alone. If the request names no rows, that is only the
+        position that it reads.
+        """
 
     @_builtins.property
     def token_texts(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
         """The texts of the ids that are new in this message, by id. Those of all messages make one table."""
+
+    @_builtins.property
+    def probabilities(self) -> _tensors_pb2.Tensor:
+        """float32 [depths, targets]. Of a reduction alone: the target's probability. Elsewhere it is the exponential of
+        `log_probabilities`, and the field is unset.
+        """
 
     def __init__(
         self,
@@ -167,10 +177,11 @@ class LayerReadings(_message.Message):
         token_texts: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
         position: _builtins.int = ...,
         row_count: _builtins.int = ...,
+        probabilities: _tensors_pb2.Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gradient_norms", b"gradient_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "ranks", b"ranks", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gradient_norms", b"gradient_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "probabilities", b"probabilities", "ranks", b"ranks", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["depths", b"depths", "gradient_norms", b"gradient_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "position", b"position", "positions", b"positions", "ranks", b"ranks", "row_count", b"row_count", "token_texts", b"token_texts", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depths", b"depths", "gradient_norms", b"gradient_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "position", b"position", "positions", b"positions", "probabilities", b"probabilities", "ranks", b"ranks", "row_count", b"row_count", "token_texts", b"token_texts", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

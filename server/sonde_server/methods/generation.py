@@ -108,7 +108,7 @@ class _Steps:
 
 
 class Continuing:
-    """Continues the runs of a question: the unchanged one and the `count` changed ones.
+    """Continues the runs of a question: the unchanged one, if it is wanted, and the `count` changed ones.
 
     `report` yields what is read of a changed run, before its tokens.
     """
@@ -123,8 +123,8 @@ class Continuing:
         self.report = report
         memory, tokens = session.engine.memory, len(clean.tokens)
         prompt, new = memory.cache_bytes(tokens), memory.cache_bytes(generation.max_new_tokens)
-        self.at_once = generation.at_once(count + 1, prompt, new, session.decoder.device.type)
-        portions = -(-(count + 1) // self.at_once.runs) * -(-generation.samples // self.at_once.samples)
+        self.at_once = generation.at_once(generation.continued(count), prompt, new, session.decoder.device.type)
+        portions = -(-generation.continued(count) // self.at_once.runs) * -(-generation.samples // self.at_once.samples)
         self.steps = _Steps(portions * generation.max_new_tokens)
         self.ends = frozenset[int]() if generation.ignore_end_token else session.decoder.end_tokens
 

@@ -101,7 +101,8 @@ class _Changed:
         changed = await self._runs(clean)
 
         def runs() -> Iterator[generation.Continued]:
-            yield generation.Continued(generation.CLEAN, Run(clean))
+            if not asked.changed_only:
+                yield generation.Continued(generation.CLEAN, Run(clean))
             for number, (run, lasting) in enumerate(changed):
                 yield generation.Continued(number, run, lasting)
 

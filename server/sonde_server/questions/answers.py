@@ -24,12 +24,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """What a run predicts, by target, and its top tokens."""
+    """What a run predicts, by target, and its top tokens. `probabilities`: of a reduction alone."""
 
     log_probabilities: Floats
     logits: Floats
     top_tokens: Integers
     top_log_probabilities: Floats
+    probabilities: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

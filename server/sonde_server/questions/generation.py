@@ -23,7 +23,7 @@ class AtOnce(NamedTuple):
 class Generation:
     """Every run is continued by up to `max_new_tokens`; at temperature 0 by the most probable ones.
 
-    `decode`: the text of tokens, in which `stop` is looked for.
+    `decode`: the text of tokens, in which `stop` is looked for. `changed_only`: the unchanged run is not continued.
     """
 
     max_new_tokens: int
@@ -36,11 +36,16 @@ class Generation:
     log_probabilities: bool = False
     activations: tuple[Site, ...] = ()
     decode: Decode | None = field(default=None, compare=False, repr=False)
+    changed_only: bool = False
 
     @property
     def steps(self) -> int:
         """How many positions of a run are generated and read, over all its continuations; the last of each is not."""
         return self.samples * (self.max_new_tokens - 1)
+
+    def continued(self, changed: int) -> int:
+        """How many runs are continued, with `changed` changed ones."""
+        return changed if self.changed_only else changed + 1
 
     def answer_bytes(self, model: Sized, encoding: Encoding) -> int:
         """About the size of one run's tokens in an answer, at most: id, the text twice, and their framing; the rest."""

@@ -102,10 +102,10 @@ class InterveneQuestion:
         readout, runs = self.readout, self.plan.count
         columns = 2 * self.asked.columns + readout.kl_divergence + 2 * readout.top_k + self.plan.edits_per_run
         read = numbers_read(readout.activations, readout.pooling, self.asked.tokens, model)
-        every = readout.encoding.bytes * read
-        if readout.generation is not None:
-            every += readout.generation.answer_bytes(model, readout.encoding)
-        return FLOAT * runs * columns + (runs + 1) * every
+        size = FLOAT * runs * columns + (runs + 1) * readout.encoding.bytes * read
+        if (generation := readout.generation) is not None:
+            size += generation.continued(runs) * generation.answer_bytes(model, readout.encoding)
+        return size
 
     def restarts(self, model: Sized) -> Restarts:
         """The changed runs, what is read again of unchanged ones, and the positions that are generated."""
@@ -115,7 +115,7 @@ class InterveneQuestion:
         if generation is not None and generation.max_new_tokens > 1:
             # Each of these positions attends to the keys of the prompt. A text that meets an end token has fewer.
             position = Extent.whole(layers, tokens + 1, tokens)
-            found[position] += (self.plan.count + 1) * generation.steps
+            found[position] += generation.continued(self.plan.count) * generation.steps
         return found
 
     def cost(self, model: Sized, restarts: Restarts | None = None) -> Cost:
@@ -131,7 +131,7 @@ class InterveneQuestion:
         total += sum(length * layers for extent, length in self._read_again(layers) if extent.token_layers)
         if (generation := self.readout.generation) is not None:
             lengths = sum(tokens + step for step in range(1, generation.max_new_tokens))
-            total += (runs + 1) * generation.samples * lengths * layers
+            total += generation.continued(runs) * generation.samples * lengths * layers
         return Cost(runs, work, total, self.answer_bytes(model), self.total_tokens)
 
     def _changed(self, layers: int) -> "Counter[Extent]":
@@ -167,7 +167,7 @@ class InterveneQuestion:
         if (generation := self.readout.generation) is not None:
             item = item_bytes(model.data_type)
             prompt, new = (cache_bytes(count, model, item) for count in (tokens, generation.max_new_tokens))
-            held += generation.held_bytes(1 + self.plan.count, prompt, new, model)
+            held += generation.held_bytes(generation.continued(self.plan.count), prompt, new, model)
         for (source, component, _), positions in self.sourced(model.layers).items():
             length = len(self.sources[source].tokens)
             held += FLOAT * prod(model.selected_shape(component, None, len(positions), length))
@@ -188,7 +188,10 @@ class InterveneQuestion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Readings(Answer):
-    """Runs [offset, offset + n) of the plan: [n, targets], [n], [n, top_k] and [n, edits]."""
+    """Runs [offset, offset + n) of the plan: [n, targets], [n], [n, top_k] and [n, edits].
+
+    `probabilities` [n, targets]: of a reduction alone.
+    """
 
     offset: int
     log_probabilities: Floats
@@ -197,3 +200,4 @@ class Readings(Answer):
     top_tokens: Integers
     top_log_probabilities: Floats
     edit_norms: Floats
+    probabilities: Floats | None = None

@@ -56,11 +56,11 @@ def _numbers(question: TraceQuestion | InterveneQuestion, model: Sized) -> int:
     """How many numbers of a case have a statistic, beside those of activations and edges."""
     asked, columns = question.asked, question.asked.columns
     if isinstance(question, InterveneQuestion):
-        readings = 2 * columns + question.readout.kl_divergence + question.plan.edits_per_run
-        return 2 * columns + question.plan.count * readings
+        readings = 3 * columns + question.readout.kl_divergence + question.plan.edits_per_run
+        return 3 * columns + question.plan.count * readings
     match question.method:
         case TokenProbability() as method:
-            depth = 3 * columns + 1 + method.gradient_norms * columns
+            depth = 4 * columns + 1 + method.gradient_norms * columns
             found = len(method.read_at(asked)) * (model.layers + 1) * depth
         case CausalTracing() as method:
             cells = sum(1 if one in LAYERLESS else len(method.layers) for one in method.components)
@@ -73,7 +73,7 @@ def _numbers(question: TraceQuestion | InterveneQuestion, model: Sized) -> int:
             )
         case _:
             found = 0
-    return 2 * columns + found
+    return 3 * columns + found
 
 
 def _edges(method: AttributionPatching, top: int, question: TraceQuestion, model: Sized) -> int:

@@ -64,7 +64,8 @@ class LayerReadings(Answer):
     """The target read at every depth of one position; gradient norms are [depths, positions, targets], or None.
 
     The gradient is that of the request's own position; where several are read, it comes with the first of them. In a
-    reduction `position` is a row, `count` how many values it is over, and ranks are their mean or deviation.
+    reduction `position` is a row, `count` how many values it is over, ranks are their mean or deviation, and
+    `probabilities` [depths, targets] is set.
     """
 
     depths: tuple[int, ...]
@@ -78,3 +79,4 @@ class LayerReadings(Answer):
     positions: tuple[int, ...]
     position: int = 0
     count: int = 0
+    probabilities: Floats | None = None

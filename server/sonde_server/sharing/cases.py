@@ -66,7 +66,7 @@ class _Case:
         self._continued = generation is not None
         if generation is not None:
             # Whatever its length, it gives the model a position of each continuation at a time.
-            self.work = WORK * (1 + self.runs) * generation.samples / MOST_CONTINUED
+            self.work = WORK * generation.continued(self.runs) * generation.samples / MOST_CONTINUED
         self.done = 0.0
         self.ended = False
         self.parts: deque[Answer] = deque()

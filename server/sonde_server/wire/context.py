@@ -37,6 +37,7 @@ def encode_context(
                 logits=clean.logits.tolist(),
                 top_tokens=encode_tokens(clean.top_tokens.tolist(), texts),
                 top_log_probabilities=clean.top_log_probabilities.tolist(),
+                probabilities=() if clean.probabilities is None else clean.probabilities.tolist(),
             )
         )
     if context.axes is not None:

@@ -46,6 +46,7 @@ def read_generation(message: pb.Generation, path: str, tokens: int | None, reade
         message.log_probabilities,
         _read_activations(message.activations, f"{path}.activations", reader),
         reader.vocabulary.decode,
+        message.changed_only,
     )
 
 

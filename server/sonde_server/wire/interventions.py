@@ -71,6 +71,8 @@ def encode_readings(readings: Readings, texts: Mapping[int, str]) -> pb.Readings
         token_texts=dict(texts),
     )
     encode_top_tokens(readings, message)
+    if readings.probabilities is not None:
+        message.probabilities.CopyFrom(encode_floats(readings.probabilities))
     if readings.kl_divergences is not None:
         message.kl_divergences.CopyFrom(encode_floats(readings.kl_divergences))
     return message

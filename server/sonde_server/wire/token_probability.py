@@ -62,6 +62,8 @@ def _encode_depths(layers: LayerReadings, texts: Texts) -> pb.LayerReadings:
         token_texts=texts.new(layers.top_tokens),
     )
     encode_top_tokens(layers, message)
+    if layers.probabilities is not None:
+        message.probabilities.CopyFrom(encode_floats(layers.probabilities))
     if layers.gradient_norms is not None:
         message.gradient_norms.CopyFrom(encode_floats(layers.gradient_norms))
     return message

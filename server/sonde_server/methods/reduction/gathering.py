@@ -88,6 +88,7 @@ class Gathering:
         own = np.array([next(self._lens_rows)])
         names = ("log_probabilities", "logits", "ranks", "kl_divergences")
         columns = {name: (getattr(part, name).astype(np.float32, copy=False)[None], own) for name in names}
+        columns["probabilities"] = np.exp(part.log_probabilities)[None], own
         if part.gradient_norms is not None:
             positions = [position for row in rows for position in row]
             columns["gradient_norms"] = part.gradient_norms[:, positions].swapaxes(0, 1), _numbered(map(len, rows))
@@ -190,10 +191,12 @@ def _places(site: Site, pooling: Pooling, tokens: int) -> _Places:
 def _context(part: Context) -> Gathered:
     assert part.clean is not None
     columns = _whole(part.clean, "log_probabilities", "logits")
+    columns["probabilities"] = np.exp(part.clean.log_probabilities)[None], SINGLE
 
     def restore(found: Sum, statistic: Statistic) -> Iterator[Answer]:
-        log_probabilities, logits = (found.read(name, statistic)[0] for name in columns)
-        clean = Prediction(log_probabilities, logits, np.empty(0, np.int32), np.empty(0, np.float32))
+        log_probabilities, logits, probabilities = (found.read(name, statistic)[0] for name in columns)
+        no_top = np.empty(0, np.int32), np.empty(0, np.float32)
+        clean = Prediction(log_probabilities, logits, *no_top, probabilities)
         yield replace(part, tokens=(), position=0, clean=clean, spans=())
 
     return Gathered("context", 1, columns, restore)
@@ -201,6 +204,7 @@ def _context(part: Context) -> Gathered:
 
 def _readings(part: Readings) -> Gathered:
     columns = _whole(part, "log_probabilities", "logits", "kl_divergences", "edit_norms")
+    columns["probabilities"] = np.exp(part.log_probabilities)[None], SINGLE
 
     def restore(found: Sum, statistic: Statistic) -> Iterator[Answer]:
         numbers: dict[str, Any] = {name: found.read(name, statistic)[0] for name in columns}
