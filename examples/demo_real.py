@@ -186,7 +186,8 @@ def tour(server: LocalServer, folder: Path, picture: bool) -> None:
             return
         show_heads(client)
         cells = trace.strongest(trace.restored["mlp_out"].size, component="mlp_out")
-        show_neuron(client, next(cell.layer for cell in cells if cell.position == len(trace.tokens) - 1))
+        last = len(trace.tokens) - 1
+        show_neuron(client, next(one.layer for one in cells if one.position == last and isinstance(one.layer, int)))
         show_steering(client)
         show_chat(client)
 
