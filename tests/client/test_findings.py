@@ -90,6 +90,7 @@ def test_findings_are_saved_tabulated_and_drawn(found: Any, tmp_path: Path) -> N
 def test_a_direction_is_drawn_by_its_strength() -> None:
     pytest.importorskip("matplotlib")
     found = next(one for one in everything() if isinstance(one, questions.SteeringStrengths))
+    assert repr(found) == "SteeringStrengths(strengths 2, -1, 0; effects on ' Paris', ' Rome')"
     figure = found.plot()
     (axes,) = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Paris", "Rome"]

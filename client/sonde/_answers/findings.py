@@ -175,6 +175,11 @@ class SteeringStrengths(Finding):
     result: InterventionResult
     """The full result: one run for each strength, with what it generated."""
 
+    def __repr__(self) -> str:
+        words = ", ".join(f"{strength:g}" for strength in self.strengths)
+        targets = ", ".join(repr(visible(token.text)) for token in self.result.targets)
+        return f"SteeringStrengths(strengths {words}; effects on {targets})"
+
     def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
         """Strengths (as text) and targets, and the effects."""
         targets = tuple(token.text for token in self.result.targets)
