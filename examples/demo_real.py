@@ -170,7 +170,8 @@ def show_chat(client: sonde.Client) -> None:
     edits = [questions.steer(mood, layer=CHAT_LAYER, coefficient=one, from_position="end") for one in STRENGTHS]
     result = client.intervene(chat, edits, generation=sonde.Generation(ANSWER_TOKENS), top_k=1, progress=True)
     rows: list[list[object]] = [["unchanged", repr(str(result.clean.continuation))]]
-    rows += [[f"times {s:+g}", repr(str(run.continuation))] for s, run in zip(STRENGTHS, result, strict=True)]
+    for strength, run in zip(STRENGTHS, result, strict=True):
+        rows.append([f"times {strength:+g}", repr(str(run.continuation))])
     print(table(["direction", "answer"], rows))
 
 

@@ -372,8 +372,13 @@ def test_the_mean_of_causal_traces_has_the_rows_of_figure_2(answers: Any, tmp_pa
     counts = [2, 0, 2, 2, 7, 2]
     method = sonde.CausalTracing(subject=sonde.span("subject"))
     with serving(rows_of_figure_2(answers, counts), answers.model()) as (address, _), sonde.Client(address) as client:
-        result = client.trace([f"The case {i}" for i in range(4)], method=method, reduce="mean")
+        asked = [f"The case {i}" for i in range(4)]
+        result = client.trace(asked, method=method, reduce="mean")
+        shared = client.trace(asked, targets=[" Paris"], method=method, reduce="mean")
     mean = result.mean
+    # Each case has a target of its own unless the call names it for all of them.
+    assert [target.text for target in mean.targets] == ["target"]
+    assert [target.text for target in shared.mean.targets] == [" Paris"]
     assert "*" not in mean.heatmap_text()
     assert result.request is not None
     assert result.request.describe().startswith("trace of 4 cases: causal tracing, ")
