@@ -196,7 +196,8 @@ class Said:
 
 
 READINGS = (
-    "log_probabilities", "logits", "kl_divergences", "top_token_ids", "top_log_probabilities", "edit_norms", "probabilities",
+    "log_probabilities", "logits", "kl_divergences", "top_token_ids", "top_log_probabilities", "edit_norms",
+    "probabilities",
 )  # fmt: skip
 LAYERS = (*READINGS[:5], "ranks", "gradient_norms", "probabilities")
 GRID = ("probabilities", "deviations", "logits", "sample_probabilities")

@@ -234,7 +234,9 @@ class InterveneAssembler(Stream):
             _continuations=[samples[0] if samples else None for samples in said],
             _further_samples=[samples[1:] for samples in said] if any(len(samples) > 1 for samples in said) else (),
             _unit_name=_unit_name(self._request.sweep.edit.site.component),
-            _probabilities=_float32(self._column("probabilities", targets)) if "probabilities" in self._columns else None,
+            _probabilities=_float32(self._column("probabilities", targets))
+            if "probabilities" in self._columns
+            else None,
         )
 
 
