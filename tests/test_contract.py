@@ -92,7 +92,7 @@ def test_a_change_for_the_worse_is_noticed(project: Path, pattern: str, replacem
 
 
 def test_a_new_field_is_welcome(project: Path) -> None:
-    rewrite(project, r"^  int64 max_answer_bytes = 3;", "  int64 max_answer_bytes = 3;\n  // New.\n  int32 new = 4;")
+    rewrite(project, r"^  int64 max_answer_bytes = 3;", "  int64 max_answer_bytes = 3;\n  // New.\n  int32 new = 100;")
     assert check_contract(project).returncode == 0
 
 
@@ -189,7 +189,7 @@ def test_a_new_method_needs_no_row_in_the_map(project: Path) -> None:
     rewrite(
         project,
         r"^    Activations activations = 8;",
-        "    Activations activations = 8;\n    NewMethod new_method = 10;",
+        "    Activations activations = 8;\n    NewMethod new_method = 100;",
     )
     rewrite(project, r"^// A prompt, and the method", 'import public "sonde/v1/new_method.proto";\n\n\\g<0>')
     at += len(METHODS)
@@ -210,11 +210,14 @@ def test_no_field_is_a_64_bit_integer_without_need() -> None:
         "ActivationSlice.offset",
         "CausalTracing.seed",
         "Cost.answer_bytes",
+        "Cost.tokens",
         "Cost.full_token_layers",
         "Cost.runs",
         "Cost.token_layers",
         "Generation.seed",
         "GetModelResponse.parameters",
+        "LargestActivations.offset",
         "Limits.max_answer_bytes",
+        "Limits.max_total_tokens",
         "Noise.seed",
     }

@@ -35,6 +35,13 @@ TEXTS = {
     "Target.contrast_text": "cut into tokens",
     "CausalTracing.subject_text": "searched for in the prompt",
     "Tensor.data": "numbers, by their type and shape",
+    "ChatMessage.role": "given to the checkpoint's own chat template, and compared with names of spans",
+    "ChatMessage.content": "given to the checkpoint's own chat template, as a value that it prints",
+    "Span.name": "compared with the names in the request",
+    "Span.text": "searched for in the prompt",
+    "NamedPositions.span": "compared with the names of the prompt's spans",
+    "Case.group": "answered as it is, with the statistics of the group",
+    "Generation.stop": "searched for in what is generated",
 }
 
 

@@ -297,6 +297,10 @@ def test_the_largest_of_all_parts_come_with_their_cases(answers: Any) -> None:
     best = result.largest.examples(layer=1, unit=2)[0]
     assert best.text == f"The case number {best.case}"
     assert best.case == values[:, 1, 0, 2].argmax()
+    with pytest.raises(IndexError, match="counted among those that were read"):
+        result.largest.examples(layer=1, unit=values.shape[-1])
+    with pytest.raises(ValueError, match="there are: run -1, site 0, layer 0, run -1, site 0, layer 1"):
+        result.largest.examples(layer=2, unit=0)
 
 
 def test_a_reduction_is_saved_and_tabulated(answers: Any, tmp_path: Any) -> None:
@@ -368,8 +372,17 @@ def test_the_mean_of_causal_traces_has_the_rows_of_figure_2(answers: Any, tmp_pa
     counts = [2, 0, 2, 2, 7, 2]
     method = sonde.CausalTracing(subject=sonde.span("subject"))
     with serving(rows_of_figure_2(answers, counts), answers.model()) as (address, _), sonde.Client(address) as client:
-        result = client.trace([f"The case {i}" for i in range(4)], method=method, reduce="mean")
+        asked = [f"The case {i}" for i in range(4)]
+        result = client.trace(asked, method=method, reduce="mean")
+        shared = client.trace(asked, targets=[" Paris"], method=method, reduce="mean")
     mean = result.mean
+    # Each case has a target of its own unless the call names it for all of them.
+    assert [target.text for target in mean.targets] == ["target"]
+    assert [target.text for target in shared.mean.targets] == [" Paris"]
+    assert "*" not in mean.heatmap_text()
+    assert result.request is not None
+    assert result.request.describe().startswith("trace of 4 cases: causal tracing, ")
+    assert "  reduction: mean" in result.request.describe().splitlines()
     labels = list(mean.row_labels("mlp_out"))
     assert labels == [
         "first subject token",

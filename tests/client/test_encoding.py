@@ -141,7 +141,7 @@ def everything() -> list[Message]:
         "kl_divergence": True,
         "activations": [everywhere],
         "generation": sonde.Generation(
-            5, 0.7, 2, True, 0.9, ["a", "b"], 3, log_probabilities=True, activations=[sonde.residual(layer=1)]
+            5, 0.7, 2, True, 0.9, ["a", "b"], 3, True, activations=[sonde.residual(layer=1)], changed_only=True
         ),
         "sources": [sonde.Prompt([1, 2], image=b"png")],
     }

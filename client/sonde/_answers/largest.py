@@ -85,7 +85,8 @@ class LargestActivations:
         """
         found = self.ranked.get(f"{run}.{site}.{layer}")
         if found is None:
-            message = f"no values of run {run}, site {site}, layer {layer}; there are {', '.join(self.ranked)}"
+            there = ", ".join("run {}, site {}, layer {}".format(*name.rsplit(".", 2)) for name in self.ranked)
+            message = f"no values of run {run}, site {site}, layer {layer}; there are: {there}"
             raise ValueError(message)
         return found
 
@@ -102,15 +103,24 @@ class LargestActivations:
         """The cases in which a unit is largest, the largest first.
 
         Args:
-            unit: the unit, by its index along the axes of the site; of heads, (head, entry).
+            unit: the unit, by its index among those that were read, which is its number if all were; of heads, (head,
+                entry).
             layer: the layer.
             site: the site's index in the request.
             row: the row of positions.
             run: the run; -1 is the unchanged one.
             tokenize: `client.tokenize`, to mark the token at the position; without it, only its number is known.
+
+        Raises:
+            ValueError: if there are no values of this layer, site and run.
+            IndexError: if there are fewer rows or units.
         """
         ranked = self.of(layer=layer, site=site, run=run)
         place = (row, *(unit if isinstance(unit, tuple) else (unit,)))
+        sizes = ranked.values.shape[:-1]
+        if len(place) != len(sizes) or not all(-size <= i < size for i, size in zip(place, sizes, strict=True)):
+            message = f"expected indices into [row, unit...] of shape {list(sizes)}, got {list(place)}"
+            raise IndexError(f"{message}; a unit is counted among those that were read")
         found = []
         for value, case, position in zip(
             ranked.values[place], ranked.cases[place], ranked.positions[place], strict=True

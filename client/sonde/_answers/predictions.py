@@ -45,7 +45,7 @@ class TokenPrediction(Token):
         return f"{self.text!r} {self.probability:.4g}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Continuation:
     """The text that a run generated."""
 
@@ -63,6 +63,10 @@ class Continuation:
 
     def __str__(self) -> str:
         return self.text
+
+    def __repr__(self) -> str:
+        ended = "unfinished" if self.finish_reason is None else self.finish_reason
+        return f"Continuation({self.text!r}, {len(self.tokens)} tokens, {ended})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

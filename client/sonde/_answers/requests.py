@@ -106,7 +106,7 @@ class Request:
         what = plan.get(self.method, self.method.replace("_", " "))
         about = "" if "prompt" not in self.content else f" {_prompt_words(self.content['prompt'])}"
         if "cases" in self.content:
-            about = f" of {_counted(len(self.content['cases']), 'case')}"
+            about = f" {_counted(len(self.content['cases']), 'case')}"
         when = f", {self.asked_at[:19].replace('T', ' ')} UTC" if self.asked_at else ""
         verb = "trace of" if self.call == "trace" else "interventions on"
         return f"{verb}{about}{f': {what}' if what else ''}{when}"
@@ -115,7 +115,10 @@ class Request:
         """Everything that was asked, as text of several lines."""
         made_by = f"asked with the client of Sonde {self.client_version}" if self.client_version else ""
         shown = {name: value for name, value in self.content.items() if name != "list"}
+        reduction = shown.pop("reduction", None)
         lines = [self.summary(), *_described(shown, "  ")]
+        if reduction is not None:
+            lines.append(f"  reduction: {_reduction_words(reduction)}")
         if "list" in self.content:
             lines.append("  runs:")
             runs, sources = self.content["list"].get("interventions", ()), self.content.get("sources", ())
@@ -223,6 +226,11 @@ def _counted(number: int, name: str) -> str:
 def _short(text: str, longest: int = _LONGEST) -> str:
     shown = visible(text)
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
+def _reduction_words(reduction: Content) -> str:
+    """What is asked of all cases together; in how many parts it is answered is the client's own affair."""
+    return f"mean, the {reduction['largest']} largest of each unit" if "largest" in reduction else "mean"
 
 
 def _described(content: Content, margin: str) -> Iterator[str]:

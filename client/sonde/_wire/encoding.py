@@ -234,11 +234,16 @@ def encode_generation(generation: Generation) -> pb.Generation:
         ignore_end_token=flag(generation.ignore_end_token, "ignore_end_token"),
         top_p=None if generation.top_p is None else number(generation.top_p, "top_p"),
         stop=_stops(generation.stop),
-        samples=index(generation.samples, "samples"),
+        samples=_more_than_one(index(generation.samples, "samples")),
         log_probabilities=flag(generation.log_probabilities, "log_probabilities"),
         activations=map(encode_site, sites),
         changed_only=flag(generation.changed_only, "changed_only"),
     )
+
+
+def _more_than_one(samples: int) -> int:
+    """One continuation is what a request asks for by itself."""
+    return 0 if samples == 1 else samples
 
 
 def _stops(given: str | Iterable[str]) -> tuple[str, ...]:

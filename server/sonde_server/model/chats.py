@@ -1,6 +1,6 @@
 """Conversations as one text, by the checkpoint's own template, and where in it each message's content is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -46,17 +46,50 @@ def located(
     between, order = _cut(skeleton, marks)
     contents = [messages[number][1] for number in order]
     ahead = _follow(text, between, contents)
-    backwards = _follow(
+    if len(ahead) == len(order):
+        return _by_message(ahead, order, len(messages))
+    mirrored = _follow(
         text[::-1], [part[::-1] for part in reversed(between)], [content[::-1] for content in reversed(contents)]
     )
-    places: list[Place | None] = [None] * len(messages)
+    backwards = {len(order) - 1 - turn: (len(text) - end, len(text) - start) for turn, (start, end) in mirrored.items()}
+    # A content that the template changes can be what it writes in its place and behind that: then it seems to be there.
+    for found in (backwards | ahead, ahead, backwards):
+        places = _by_message(found, order, len(messages))
+        if _is_written(tokenizer, messages, text, places, marks, **options):
+            return places
+    return [None] * len(messages)
+
+
+def _by_message(found: Mapping[int, Place], order: Sequence[int], messages: int) -> list[Place | None]:
+    """The places of turns, by message: of a message that has several turns, the first that is known."""
+    places: list[Place | None] = [None] * messages
     for turn, number in enumerate(order):
-        place = ahead.get(turn)
-        if place is None and (mirrored := backwards.get(len(order) - 1 - turn)) is not None:
-            place = len(text) - mirrored[1], len(text) - mirrored[0]
         if places[number] is None:
-            places[number] = place
+            places[number] = found.get(turn)
     return places
+
+
+def _is_written(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    text: str,
+    places: Sequence[Place | None],
+    marks: Sequence[str],
+    **options: Any,
+) -> bool:
+    """Whether the template writes at just these places what it is given for these messages."""
+    given = [
+        (role, content if place is None else mark)
+        for (role, content), mark, place in zip(messages, marks, places, strict=True)
+    ]
+    expected, end = "", 0
+    for (start, stop), mark in sorted((place, mark) for place, mark in zip(places, marks, strict=True) if place):
+        expected += text[end:start] + mark
+        end = stop
+    try:
+        return rendered(tokenizer, given, **options) == expected + text[end:]
+    except Exception:  # noqa: BLE001 - as above
+        return False
 
 
 def _marks(text: str, messages: int) -> list[str]:
