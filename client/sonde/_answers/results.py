@@ -180,6 +180,13 @@ class Result:
         token = self.targets[target]
         return token.text.partition(" - ")[0] if token.id == NO_TOKEN else token.text
 
+    def _quoted(self, target: int = 0) -> str:
+        """A target within a sentence: its text in quotes, or what the targets of many cases are called."""
+        token = self.targets[target]
+        if token.id != NO_TOKEN:
+            return f"“{self._word(target)}”"
+        return "the target" if token.text == "target" else token.text
+
     def _titled(self, title: str) -> str:
         """A title; of a mean over cases, with how many these are."""
         return f"{title}\n({self._over})" if self._over else title

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sonde._answers.edges import Edges, no_edges
-from sonde._answers.predictions import NO_TOKEN
 from sonde._answers.results import TraceResult
 from sonde._arrays import (
     Axes,
@@ -152,7 +151,7 @@ class AttributionPatchingResult(TraceResult):
         """
         if not self.estimates and len(self.edges):
             some = self.edges[: plotting.MOST_ROWS]
-            title = self._titled(f"Estimated effect of patching each edge on “{self._measured(target)}”")
+            title = self._titled(f"Estimated effect of patching each edge on {self._quoted(target)}")
             if len(some) < len(self.edges):
                 title += f"\n(the {len(some)} largest of {len(self.edges):,})"
             return plotting.save(plotting.bars(title, [str(edge) for edge in some], some.estimates[:, target]), path)
@@ -163,14 +162,9 @@ class AttributionPatchingResult(TraceResult):
             )
             for name, grid in grids.items()
         ]
-        title = self._titled(f"Estimated effect of patching each place on “{self._measured(target)}”")
+        title = self._titled(f"Estimated effect of patching each place on {self._quoted(target)}")
         legend = "magnitude" if self.sizes else "estimate"
         return plotting.save(plotting.panels(panels, -high, high, title=title, legend=legend), path)
-
-    def _measured(self, target: int) -> str:
-        """What the estimates are of, for titles: the target, and the contrast where it differs from case to case."""
-        token = self.targets[target]
-        return token.text if token.id == NO_TOKEN else self._word(target)
 
     def _summed(self, target: int) -> tuple[dict[ComponentName, Floats], float]:
         """The estimates summed over units, [layer, position] by component, and their largest magnitude."""

@@ -191,7 +191,7 @@ class CausalTracingResult(TraceResult):
         clean = float(self.clean[target])
         stars = " (* corrupted tokens)" if self.corrupted_positions else ""
         numbers = f"{clean:.3f} clean, {low:.3f} corrupted{stars}"
-        title = self._titled(f"Where restoring one clean state brings “{word}” back: {numbers}")
+        title = self._titled(f"Where restoring one clean state brings {self._quoted(target)} back: {numbers}")
         return plotting.save(plotting.panels(panels, low, high, title=title, legend=f"p({word})"), path)
 
     def heatmap_text(self, *, target: int = 0, colours: terminal.Colours | None = None) -> str:

@@ -169,7 +169,9 @@ class TokenProbabilityResult(TraceResult):
             return plotting.save(self._by_position_drawn(target), path)
         norms = None if self.gradient_norms is None else self.gradient_norms[..., target]
         word, depth = self._word(target), "after block (0: embeddings)"
-        title = self._titled(f"How “{word}” forms: its probability when the stream is read after each block")
+        title = self._titled(
+            f"How {self._quoted(target)} forms: its probability when the stream is read after each block"
+        )
         # Columns of the figure, in inches: the curve, the top tokens beside it, and the gradient norms.
         wide = 5.4 if norms is None else 10.4
 
