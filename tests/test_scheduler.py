@@ -18,7 +18,7 @@ from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.engine.layout import Row
 from sonde_server.questions.costs import state_bytes
 from sonde_server.sharing.driving import complete
-from sonde_server.sharing.jobs import Job
+from sonde_server.sharing.jobs import Job, Portion
 from sonde_server.sharing.results import AHEAD, WINDOW
 
 from tests.conftest import DEADLINE, Host, Hosts
@@ -72,14 +72,35 @@ def settle(host: Host) -> None:
         complete(session.call(lambda: None), session)
 
 
-def test_a_small_question_does_not_wait_for_a_long_sweep(wide: Host) -> None:
-    work = wide.server.scheduler.engine.work
+def batches_while_it_waits(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From now on, how many batches each job of small questions waits for in the queue, its own among them.
+
+    Counted while it is there: what a question takes on its way to the queue and back depends on the machine.
+    """
+    queue, work = host.server.scheduler.queue, host.server.scheduler.engine.work
+    waits: list[int] = []
+    put = queue.put
+
+    def watched(jobs: Iterable[Job]) -> None:
+        jobs = list(jobs)
+        for job in jobs:
+            if not (isinstance(job, Portion) and job.alone):
+                before = work.batches
+                job.future.add_done_callback(lambda _, before=before: waits.append(work.batches - before))
+        put(jobs)
+
+    monkeypatch.setattr(queue, "put", watched)
+    return waits
+
+
+def test_a_small_question_does_not_wait_for_a_long_sweep(wide: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = wide.intervene(small())
     with under_way(wide, long_sweep()), grpc.insecure_channel(wide.server.address) as channel:
         assert wide.server.scheduler.queued_runs > 100_000 - WINDOW * AHEAD
-        before = work.batches
+        waits = batches_while_it_waits(wide, monkeypatch)
         company = wire.join_intervene(InspectionServiceStub(channel).Intervene(small(1), timeout=DEADLINE))
-        assert work.batches - before <= FEW_BATCHES
+        assert waits
+        assert max(waits) <= FEW_BATCHES
         again = wire.join_intervene(InspectionServiceStub(channel).Intervene(small(), timeout=DEADLINE))
     assert company.columns["log_probabilities"].shape == (1, 2)
     assert_close(again.columns["log_probabilities"], alone.columns["log_probabilities"])

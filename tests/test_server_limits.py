@@ -317,6 +317,26 @@ def test_a_request_ends_at_the_servers_own_deadline(model: Path) -> None:
         assert failure(slow)[0] in {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
+def test_what_takes_long_to_read_is_not_read_to_its_end(model: Path) -> None:
+    """A small request: as many cases as are allowed, each of which has every entry of a list at every position."""
+    ids = [5] * 90
+    named = [pb.NamedPositions()] * 1024
+    long = pb.TraceRequest(
+        cases=[pb.Case(prompt=wire.prompt(ids)) for _ in range(3000)],
+        activations=pb.Activations(sites=[pb.Site(component=pb.COMPONENT_NEURON, named_positions=named)] * 100),
+    )
+    # Room for one call at a time: its place is free once nobody reads any more.
+    with serving(model, workers=5) as (_, stub):
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.Trace(long, timeout=1.0))
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert eventually(lambda: answered(stub))
+    with serving(model, workers=5, max_seconds=0.5) as (_, stub):
+        code, _, details = failure(stub.Trace(long, timeout=DEADLINE))
+        assert (code, details["ErrorInfo"].reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+        assert answered(stub)
+
+
 def test_a_request_that_never_comes_is_not_waited_for(model: Path) -> None:
     with serving(model, max_seconds=0.5, workers=5) as (server, stub), grpc.insecure_channel(server.address) as channel:
         over = threading.Event()

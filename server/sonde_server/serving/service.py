@@ -13,7 +13,7 @@ from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceServicer
 
 from ..config import Limits
-from ..errors import NotServing
+from ..errors import NotServing, Stopped
 from ..questions.answers import Answer
 from ..questions.cases import Cases
 from ..questions.interventions import InterveneQuestion
@@ -55,6 +55,35 @@ class Hosted:
     intervene: Callable[[InterveneQuestion | Cases[InterveneQuestion], "Session"], Iterator[Answer]]
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who waits for an answer: `gone` is set when nobody does any more; `deadline` as time.monotonic() gives it."""
+
+    gone: threading.Event
+    deadline: float | None
+
+    @classmethod
+    def of(cls, context: grpc.ServicerContext) -> "Caller":
+        """That of a call which has begun."""
+        gone = threading.Event()
+        # gRPC never stops a handler: it calls back, unless the call is over already.
+        if not context.add_callback(gone.set):
+            gone.set()
+        # The stubs promise a deadline; gRPC gives None if the caller set none.
+        remaining: Any = context.time_remaining()
+        finite = remaining is not None and math.isfinite(remaining) and remaining < threading.TIMEOUT_MAX
+        ends = [time.monotonic() + remaining] if finite else []
+        call = current_call()
+        if call is not None and call.ends is not None:
+            ends.append(call.ends)
+        return cls(gone, min(ends, default=None))
+
+    def check(self) -> None:
+        """Raises Stopped when nobody waits any more."""
+        if self.gone.is_set() or (self.deadline is not None and time.monotonic() >= self.deadline):
+            raise Stopped("the caller went away")
+
+
 class InspectionServicer(InspectionServiceServicer):
     """Answers sonde.v1.InspectionService. Until it hosts a model every call raises NotServing."""
 
@@ -78,16 +107,18 @@ class InspectionServicer(InspectionServiceServicer):
     def Trace(self, request: pb.TraceRequest, context: grpc.ServicerContext) -> Iterator[pb.TraceResponse]:
         """Reports how a prediction comes about."""
         hosted = self._ready()
-        question = decode_trace(request, hosted.description, hosted.vocabulary, hosted.limits)
-        with _session(hosted, question, context) as session:
+        caller = Caller.of(context)
+        question = decode_trace(request, hosted.description, hosted.vocabulary, hosted.limits, caller.check)
+        with _session(hosted, question, caller) as session:
             answers = _answers(question, hosted.trace(question, session), session)
             yield from encode_trace(answers, hosted.description, hosted.vocabulary, hosted.version)
 
     def Intervene(self, request: pb.InterveneRequest, context: grpc.ServicerContext) -> Iterator[pb.InterveneResponse]:
         """Reports what each intervention did to the prediction."""
         hosted = self._ready()
-        question = decode_intervene(request, hosted.description, hosted.vocabulary, hosted.limits)
-        with _session(hosted, question, context) as session:
+        caller = Caller.of(context)
+        question = decode_intervene(request, hosted.description, hosted.vocabulary, hosted.limits, caller.check)
+        with _session(hosted, question, caller) as session:
             answers = _answers(question, hosted.intervene(question, session), session)
             yield from encode_intervene(answers, hosted.description, hosted.vocabulary, hosted.version)
 
@@ -106,7 +137,7 @@ def _answers(question: Question, answers: Iterator[Answer], session: "Session") 
     return with_heartbeat(answers, session.cancelled.set, session.runs_done)
 
 
-def _session(hosted: Hosted, question: Question, context: grpc.ServicerContext) -> AbstractContextManager["Session"]:
+def _session(hosted: Hosted, question: Question, caller: Caller) -> AbstractContextManager["Session"]:
     call = current_call()
     assert call is not None
     held = 0
@@ -114,16 +145,6 @@ def _session(hosted: Hosted, question: Question, context: grpc.ServicerContext) 
         runs, held = question.runs(hosted.description), question.held_bytes(hosted.description)
         hosted.quota.take(call.caller, runs)
         call.runs = runs
-    cancelled = threading.Event()
-    # gRPC never stops a handler: it calls back, unless the call is over already.
-    if not context.add_callback(cancelled.set):
-        cancelled.set()
-    # The stubs promise a deadline; gRPC gives None if the caller set none.
-    remaining: Any = context.time_remaining()
-    finite = remaining is not None and math.isfinite(remaining) and remaining < threading.TIMEOUT_MAX
-    ends = [time.monotonic() + remaining] if finite else []
-    if call.ends is not None:
-        ends.append(call.ends)
     return hosted.scheduler.session(
-        caller=call.caller, cancelled=cancelled, deadline=min(ends, default=None), runs=call.runs, held=held
+        caller=call.caller, cancelled=caller.gone, deadline=caller.deadline, runs=call.runs, held=held
     )

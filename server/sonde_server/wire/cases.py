@@ -52,6 +52,7 @@ def _read_each(cases: Sequence[pb.Case], targets: str, reader: Reader, read: Rea
     questions: list[Question] = []
     faults, tokens = _Faults(), 0
     for number, case in enumerate(cases):
+        reader.check()
         path = f"cases[{number}]"
         own = replace(
             reader,

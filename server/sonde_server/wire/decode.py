@@ -1,6 +1,6 @@
 """Requests to questions. Every fault is collected, each under the path of its field."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sonde.v1 import inspection_pb2 as pb
@@ -12,7 +12,7 @@ from ..questions.places import ModelDescription
 from ..questions.traces import TraceQuestion
 from .cases import read_cases
 from .edits import Scene
-from .fields import Reader
+from .fields import Reader, unwatched
 from .interventions import read_readout, read_sources
 from .plans import read_plan
 from .prompts import read_position, read_prompt, read_targets
@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 
 
 def decode_trace(
-    request: pb.TraceRequest, description: ModelDescription, vocabulary: "Vocabulary", limits: Limits
+    request: pb.TraceRequest,
+    description: ModelDescription,
+    vocabulary: "Vocabulary",
+    limits: Limits,
+    check: Callable[[], None] = unwatched,
 ) -> TraceQuestion | Cases[TraceQuestion]:
     """The question of a Trace, or those of its cases.
 
-    Raises InvalidQuestion with every violation, and Unsupported where the model or this server lacks what is asked.
+    Raises InvalidQuestion with every violation, Unsupported where the model or this server lacks what is asked, and
+    what `check` raises, which is called time and again.
     """
-    reader = Reader(description, vocabulary, limits)
+    reader = Reader(description, vocabulary, limits, check=check)
 
     def read_case(case: pb.Case, own: Reader) -> TraceQuestion | None:
         return _read_trace(request, case.prompt, case.targets or request.targets, case.sources, own)
@@ -65,10 +70,14 @@ def _read_trace(
 
 
 def decode_intervene(
-    request: pb.InterveneRequest, description: ModelDescription, vocabulary: "Vocabulary", limits: Limits
+    request: pb.InterveneRequest,
+    description: ModelDescription,
+    vocabulary: "Vocabulary",
+    limits: Limits,
+    check: Callable[[], None] = unwatched,
 ) -> InterveneQuestion | Cases[InterveneQuestion]:
     """The question of an Intervene, or those of its cases. Raises as `decode_trace` does."""
-    reader = Reader(description, vocabulary, limits, targets="readout.targets")
+    reader = Reader(description, vocabulary, limits, targets="readout.targets", check=check)
 
     def read_case(case: pb.Case, own: Reader) -> InterveneQuestion | None:
         return _read_intervene(

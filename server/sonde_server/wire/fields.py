@@ -23,6 +23,10 @@ LARGEST_SEED = 2**32 - 1
 T = TypeVar("T")
 
 
+def unwatched() -> None:
+    """The check of a request whose caller is always waited for."""
+
+
 @dataclass(slots=True)
 class Problems:
     """Collects faults, so that one answer reports all of them."""
@@ -60,7 +64,8 @@ class Reader:
     """The bounds within which a request is read.
 
     `prompt`, `sources` and `targets`: the paths of what is run, patched from and measured. `reduced`: answers are
-    joined over cases. `shared`: what was read once for all cases.
+    joined over cases. `shared`: what was read once for all cases. `check`: raises Stopped when nobody waits any
+    more; it is called time and again, since a small request can have much to read: each case times each entry of lists.
     """
 
     model: ModelDescription
@@ -72,6 +77,7 @@ class Reader:
     targets: str = "targets"
     reduced: bool = False
     shared: dict[object, Any] = field(default_factory=dict)
+    check: Callable[[], None] = unwatched
 
     def once(self, key: object, read: Callable[[], T | None]) -> T | None:
         """What is the same for all cases, read for the first of them. A faulty one is read, and noted, by each."""

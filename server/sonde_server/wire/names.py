@@ -98,6 +98,7 @@ def read_rows(
     """
     if not reader.listed(len(messages), MOST_LISTED, path, "entries"):
         return None
+    reader.check()
     rows: list[tuple[int, ...]] = []
     for i, message in enumerate(messages):
         row = read_named(message, prompt, f"{path}[{i}]", reader, within)
