@@ -87,7 +87,9 @@ def _about_cases(prompt: pb.Prompt, targets: Sequence[pb.Target]) -> list[Messag
     cases = [pb.Case(prompt=one, sources=[one], group=group) for one, group in zip(prompts, "aba", strict=True)]
     named = [pb.NamedPositions(span="subject", part=part) for part in pb.SpanPart.values()]
     stream = pb.Site(component=pb.COMPONENT_RESIDUAL_POST, layers=[0, 2], named_positions=named)
-    last = pb.Site(component=pb.COMPONENT_RESIDUAL_POST, layers=[1], named_positions=[pb.NamedPositions(part=3)])
+    last = pb.Site(
+        component=pb.COMPONENT_RESIDUAL_POST, layers=[1], named_positions=[pb.NamedPositions(part=pb.SPAN_PART_LAST)]
+    )
     reduction = pb.Reduction(every=2)
     patching = pb.AttributionPatching(source=pb.Prompt(), components=[pb.COMPONENT_MLP_OUT])
     plan = pb.InterventionList(interventions=[pb.Intervention(edits=[pb.Edit(site=last, patch=pb.Patch(sources=[0]))])])
