@@ -326,9 +326,6 @@ def test_the_model_has_the_runs_of_a_small_question_before_anybody_reads_its_pre
     queue = wide.server.scheduler.queue
     put, handed_in = queue.put, []
 
-    def done(before: int, _: object) -> None:
-        waits.append(work.batches - before)
-
     def watched(jobs: Iterable[Job]) -> None:
         together = list(jobs)
         handed_in.append(len(together))
