@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import grpc
 import numpy as np
@@ -81,12 +82,14 @@ def batches_while_it_waits(host: Host, monkeypatch: pytest.MonkeyPatch) -> list[
     waits: list[int] = []
     put = queue.put
 
+    def done(before: int, _: object) -> None:
+        waits.append(work.batches - before)
+
     def watched(jobs: Iterable[Job]) -> None:
         jobs = list(jobs)
         for job in jobs:
             if not (isinstance(job, Portion) and job.alone):
-                before = work.batches
-                job.future.add_done_callback(lambda _, before=before: waits.append(work.batches - before))
+                job.future.add_done_callback(partial(done, work.batches))
         put(jobs)
 
     monkeypatch.setattr(queue, "put", watched)

@@ -18,7 +18,7 @@ from tests.support import wire
 from tests.support.models import save_model
 
 # What mutated requests may take, so that those which are valid do not take long.
-BOUNDS = {"max_runs": 300, "max_answer_bytes": 8 << 20, "max_working_bytes": 64 << 20}
+BOUNDS = {"max_runs": 300, "max_answer_bytes": 8 << 20, "max_working_bytes": 128 << 20}
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])

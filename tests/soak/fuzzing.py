@@ -75,6 +75,44 @@ def seeds(ids: Sequence[int] = (5, 130, 77, 301, 9, 260, 41)) -> list[Message]:
         pb.TraceRequest(prompt=prompt, activations=pb.Activations(sites=[stream, scores, neuron])),
         pb.InterveneRequest(prompt=prompt, sources=[prompt], list=plan, readout=readout),
         pb.InterveneRequest(prompt=prompt, sources=[prompt], sweep=swept, readout=readout),
+        *_about_cases(prompt, targets),
+    ]
+
+
+def _about_cases(prompt: pb.Prompt, targets: Sequence[pb.Target]) -> list[Message]:
+    """Valid requests about several prompts with named positions, and for their statistics."""
+    prompts = [pb.Prompt(token_ids=pb.TokenIds(ids=[5, 130, 77, 301][:count])) for count in (4, 3, 2)]
+    for number, one in enumerate(prompts):
+        one.spans.add(name="subject", positions=pb.PositionList(positions=range(number % 2, 2)))
+    cases = [pb.Case(prompt=one, sources=[one], group=group) for one, group in zip(prompts, "aba", strict=True)]
+    named = [pb.NamedPositions(span="subject", part=part) for part in pb.SpanPart.values()]
+    stream = pb.Site(component=pb.COMPONENT_RESIDUAL_POST, layers=[0, 2], named_positions=named)
+    last = pb.Site(
+        component=pb.COMPONENT_RESIDUAL_POST, layers=[1], named_positions=[pb.NamedPositions(part=pb.SPAN_PART_LAST)]
+    )
+    reduction = pb.Reduction(every=2)
+    patching = pb.AttributionPatching(source=pb.Prompt(), components=[pb.COMPONENT_MLP_OUT])
+    plan = pb.InterventionList(interventions=[pb.Intervention(edits=[pb.Edit(site=last, patch=pb.Patch(sources=[0]))])])
+    generation = pb.Generation(max_new_tokens=2, samples=2, temperature=0.7, top_p=0.9, stop=["q", " the"])
+    gaussian = pb.CausalTracing.Gaussian(samples=2, deviations=2.0, seed=1)
+    traced = pb.CausalTracing(
+        gaussian=gaussian,
+        named_subject=pb.NamedPositions(span="subject"),
+        named_positions=named,
+        components=[pb.COMPONENT_MLP_OUT],
+        layers=[1],
+    )
+    return [
+        pb.TraceRequest(cases=cases, activations=pb.Activations(sites=[stream]), reduction=pb.Reduction(largest=2)),
+        pb.TraceRequest(cases=cases, targets=targets, causal_tracing=traced, reduction=reduction),
+        pb.TraceRequest(cases=cases, targets=targets, token_probability=pb.TokenProbability(named_positions=named)),
+        pb.TraceRequest(cases=cases, attribution_patching=patching, targets=targets),
+        pb.InterveneRequest(cases=cases, list=plan, readout=pb.Readout(targets=targets), reduction=reduction),
+        pb.InterveneRequest(
+            prompt=prompt,
+            list=pb.InterventionList(interventions=[pb.Intervention(edits=[pb.Edit(site=last, scale=0.5)])]),
+            readout=pb.Readout(generation=generation),
+        ),
     ]
 
 
