@@ -221,3 +221,39 @@ def chosen(host: Host, tokens: list[int], run: list[Edit], noise: Any = 0.0, tem
     logits = continued_logits(host.oracle, host.ids(FACT), tokens[:-1], run).double().numpy()
     for token_, row in zip(tokens, logits / temperature + noise, strict=True):
         assert row[token_] >= row.max() - 10 * FLOAT32 * max(1.0, np.abs(row).max())
+
+
+def test_a_chat_is_what_the_template_of_the_checkpoint_writes(real: Host) -> None:
+    said = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = real.tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    chat = pb.Chat(messages=[pb.ChatMessage(**one) for one in said], add_generation_prompt=True)
+    context = real.trace(pb.TraceRequest(prompt=pb.Prompt(chat=chat), dry_run=True)).context
+    assert [one.id for one in context.tokens] == ids
+    spans = {span.name: list(span.positions) for span in context.spans}
+    assert real.tokenizer.decode([ids[position] for position in spans["user"]]) == said[0]["content"]
+
+
+def test_the_mean_over_cases_is_that_of_the_cases(real: Host) -> None:
+    prompts = [CLEAN, CORRUPTED, FACT]
+    site = pb.Site(component=pb.COMPONENT_RESIDUAL_POST, named_positions=[pb.NamedPositions(part=pb.SPAN_PART_LAST)])
+    answers = list(
+        real.stub.Trace(
+            pb.TraceRequest(
+                cases=[pb.Case(prompt=pb.Prompt(text=prompt)) for prompt in prompts],
+                activations=pb.Activations(sites=[site]),
+                reduction=pb.Reduction(),
+            )
+        )
+    )
+    read = [one for answer in answers if answer.reduction.statistic == pb.STATISTIC_MEAN for one in answer.activations]
+    states = []
+    for prompt in prompts:
+        ids = torch.tensor([real.tokenizer(prompt).input_ids])
+        with torch.no_grad():
+            states.append(real.oracle.model.model(ids, output_hidden_states=True).hidden_states)
+    for part in read:
+        if part.layer < 29:  # the last of them has been through the final norm
+            wanted = torch.stack([one[part.layer + 1][0, -1] for one in states]).double().mean(0)
+            assert_near(np.frombuffer(part.values.data, np.float32), wanted.float().numpy())
+    assert sorted(part.layer for part in read) == list(range(30))
+    assert all(list(part.counts) == [3] for part in read)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import sonde
+from sonde._asking import asking
 from sonde._connection.progress import Steps, in_words
 from sonde.v1 import inspection_pb2 as pb
 from sonde.v1.inspection_pb2_grpc import InspectionServiceServicer, add_InspectionServiceServicer_to_server
@@ -143,7 +144,9 @@ def test_a_lost_server_is_asked_again_for_the_cases_that_are_lacking(answers: An
     assert np.array_equal(result.activations[0], [state(i)[:, 0] for i in range(6)])
 
 
-def test_a_server_that_answers_nothing_more_is_given_up(answers: Any) -> None:
+def test_a_server_that_answers_nothing_more_is_given_up(answers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "PAUSES", (0.01, 0.01))
+
     def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         yield pb.TraceResponse(progress=pb.Progress(total=len(request.cases)))
         context.abort(grpc.StatusCode.UNAVAILABLE, "the server is gone")
@@ -151,7 +154,7 @@ def test_a_server_that_answers_nothing_more_is_given_up(answers: Any) -> None:
     with serving(answer, answers.model()) as (address, server), sonde.Client(address) as client:
         with pytest.raises(sonde.NotServing):
             client.trace(cases(3))
-        assert len(server.requests) == 4
+        assert len(server.requests) == 3
 
 
 def test_an_answer_that_lacks_a_case_is_refused(answers: Any) -> None:

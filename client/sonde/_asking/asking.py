@@ -96,8 +96,8 @@ class OnePrompt(Asking[AnswerT_co]):
         return self._assembler.result()
 
 
-_PAUSES: Final = (0.2, 0.6, 1.8)
-"""The pauses before asking again, in seconds, as gRPC makes them before the first message of an answer."""
+PAUSES: Final = (0.2, 0.6, 1.8, 5.0, 10.0, 20.0, 20.0)
+"""The pauses before asking again, in seconds: in all about as long as a server takes to start again."""
 
 
 class Patience:
@@ -121,7 +121,7 @@ class Patience:
         Raises:
             NotServing: if there was no answer at all (gRPC has tried several times), or too few lately.
         """
-        if self._failed is None or self._failed >= len(_PAUSES):
+        if self._failed is None or self._failed >= len(PAUSES):
             raise error
         self._failed += 1
-        return _PAUSES[self._failed - 1]
+        return PAUSES[self._failed - 1]
