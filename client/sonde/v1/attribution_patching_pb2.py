@@ -28,21 +28,23 @@ from sonde.v1 import targets_pb2 as sonde_dot_v1_dot_targets__pb2
 from sonde.v1 import tensors_pb2 as sonde_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sonde/v1/attribution_patching.proto\x12\x08sonde.v1\x1a\x15sonde/v1/places.proto\x1a\x16sonde/v1/prompts.proto\x1a\x16sonde/v1/targets.proto\x1a\x16sonde/v1/tensors.proto\"\xde\x02\n\x13\x41ttributionPatching\x12 \n\x06source\x18\x01 \x01(\x0b\x32\x10.sonde.v1.Prompt\x12\'\n\ncomponents\x18\x02 \x03(\x0e\x32\x13.sonde.v1.Component\x12\x19\n\x11integration_steps\x18\x03 \x01(\x05\x12 \n\x06metric\x18\x04 \x01(\x0e\x32\x10.sonde.v1.Metric\x12\x12\n\nverify_top\x18\x05 \x01(\x05\x12\x19\n\x11recompute_softmax\x18\x06 \x01(\x08\x12\x13\n\x0b\x64rop_layers\x18\x07 \x01(\x08\x12\x32\n\x05\x65\x64ges\x18\x08 \x01(\x0b\x32#.sonde.v1.AttributionPatching.Edges\x12\x31\n\x0fnamed_positions\x18\t \x03(\x0b\x32\x18.sonde.v1.NamedPositions\x1a\x14\n\x05\x45\x64ges\x12\x0b\n\x03top\x18\x01 \x01(\x05\"\x8e\x01\n\x0c\x41ttributions\x12&\n\tcomponent\x18\x01 \x01(\x0e\x32\x13.sonde.v1.Component\x12\x0e\n\x06layers\x18\x02 \x03(\x05\x12\x11\n\tpositions\x18\x03 \x03(\x05\x12#\n\testimates\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x0e\n\x06\x63ounts\x18\x05 \x03(\x05\"S\n\x0eVerifiedEffect\x12\x1c\n\x04site\x18\x01 \x01(\x0b\x32\x0e.sonde.v1.Site\x12\x11\n\testimated\x18\x02 \x03(\x02\x12\x10\n\x08measured\x18\x03 \x03(\x02\"\x8f\x01\n\x10\x45\x64geAttributions\x12\x0e\n\x06offset\x18\x01 \x01(\x05\x12!\n\x07senders\x18\x02 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12#\n\treceivers\x18\x03 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12#\n\testimates\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensorb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#sonde/v1/attribution_patching.proto\x12\x08sonde.v1\x1a\x15sonde/v1/places.proto\x1a\x16sonde/v1/prompts.proto\x1a\x16sonde/v1/targets.proto\x1a\x16sonde/v1/tensors.proto\"\x8a\x03\n\x13\x41ttributionPatching\x12 \n\x06source\x18\x01 \x01(\x0b\x32\x10.sonde.v1.Prompt\x12\'\n\ncomponents\x18\x02 \x03(\x0e\x32\x13.sonde.v1.Component\x12\x19\n\x11integration_steps\x18\x03 \x01(\x05\x12 \n\x06metric\x18\x04 \x01(\x0e\x32\x10.sonde.v1.Metric\x12\x12\n\nverify_top\x18\x05 \x01(\x05\x12\x19\n\x11recompute_softmax\x18\x06 \x01(\x08\x12\x13\n\x0b\x64rop_layers\x18\x07 \x01(\x08\x12\x32\n\x05\x65\x64ges\x18\x08 \x01(\x0b\x32#.sonde.v1.AttributionPatching.Edges\x12\x31\n\x0fnamed_positions\x18\t \x03(\x0b\x32\x18.sonde.v1.NamedPositions\x12*\n\x0bintegration\x18\n \x01(\x0e\x32\x15.sonde.v1.Integration\x1a\x14\n\x05\x45\x64ges\x12\x0b\n\x03top\x18\x01 \x01(\x05\"\x8e\x01\n\x0c\x41ttributions\x12&\n\tcomponent\x18\x01 \x01(\x0e\x32\x13.sonde.v1.Component\x12\x0e\n\x06layers\x18\x02 \x03(\x05\x12\x11\n\tpositions\x18\x03 \x03(\x05\x12#\n\testimates\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12\x0e\n\x06\x63ounts\x18\x05 \x03(\x05\"S\n\x0eVerifiedEffect\x12\x1c\n\x04site\x18\x01 \x01(\x0b\x32\x0e.sonde.v1.Site\x12\x11\n\testimated\x18\x02 \x03(\x02\x12\x10\n\x08measured\x18\x03 \x03(\x02\"\x8f\x01\n\x10\x45\x64geAttributions\x12\x0e\n\x06offset\x18\x01 \x01(\x05\x12!\n\x07senders\x18\x02 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12#\n\treceivers\x18\x03 \x01(\x0b\x32\x10.sonde.v1.Tensor\x12#\n\testimates\x18\x04 \x01(\x0b\x32\x10.sonde.v1.Tensor*]\n\x0bIntegration\x12\x1b\n\x17INTEGRATION_UNSPECIFIED\x10\x00\x12\x1b\n\x17INTEGRATION_ACTIVATIONS\x10\x01\x12\x14\n\x10INTEGRATION_ENDS\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sonde.v1.attribution_patching_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_INTEGRATION']._serialized_start=917
+  _globals['_INTEGRATION']._serialized_end=1010
   _globals['_ATTRIBUTIONPATCHING']._serialized_start=145
-  _globals['_ATTRIBUTIONPATCHING']._serialized_end=495
-  _globals['_ATTRIBUTIONPATCHING_EDGES']._serialized_start=475
-  _globals['_ATTRIBUTIONPATCHING_EDGES']._serialized_end=495
-  _globals['_ATTRIBUTIONS']._serialized_start=498
-  _globals['_ATTRIBUTIONS']._serialized_end=640
-  _globals['_VERIFIEDEFFECT']._serialized_start=642
-  _globals['_VERIFIEDEFFECT']._serialized_end=725
-  _globals['_EDGEATTRIBUTIONS']._serialized_start=728
-  _globals['_EDGEATTRIBUTIONS']._serialized_end=871
+  _globals['_ATTRIBUTIONPATCHING']._serialized_end=539
+  _globals['_ATTRIBUTIONPATCHING_EDGES']._serialized_start=519
+  _globals['_ATTRIBUTIONPATCHING_EDGES']._serialized_end=539
+  _globals['_ATTRIBUTIONS']._serialized_start=542
+  _globals['_ATTRIBUTIONS']._serialized_end=684
+  _globals['_VERIFIEDEFFECT']._serialized_start=686
+  _globals['_VERIFIEDEFFECT']._serialized_end=769
+  _globals['_EDGEATTRIBUTIONS']._serialized_start=772
+  _globals['_EDGEATTRIBUTIONS']._serialized_end=915
 # @@protoc_insertion_point(module_scope)

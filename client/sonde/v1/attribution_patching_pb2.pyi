@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sonde.v1 import places_pb2 as _places_pb2
 from sonde.v1 import prompts_pb2 as _prompts_pb2
 from sonde.v1 import targets_pb2 as _targets_pb2
@@ -21,6 +22,40 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Integration:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _IntegrationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Integration.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INTEGRATION_UNSPECIFIED: _Integration.ValueType  # 0
+    """Along the straight line between the embeddings of the two prompts (EAP-IG inputs); with one step in the prompt's
+    run.
+    """
+    INTEGRATION_ACTIVATIONS: _Integration.ValueType  # 1
+    """Along the straight line between the two values of each sender, one at a time: the embeddings, then in each block all
+    heads, then the MLP. The gradients of what comes after it are those of the prompt's run with that sender changed
+    (EAP-IG activations, Hanna et al. 2024). Only with `edges`, and without `components`.
+    """
+    INTEGRATION_ENDS: _Integration.ValueType  # 2
+    """In the prompt's run and in the source's, averaged (clean-corrupted). Takes no `integration_steps`."""
+
+class Integration(_Integration, metaclass=_IntegrationEnumTypeWrapper):
+    """Where the gradients of an estimate are taken, between a prompt and its source."""
+
+INTEGRATION_UNSPECIFIED: Integration.ValueType  # 0
+"""Along the straight line between the embeddings of the two prompts (EAP-IG inputs); with one step in the prompt's
+run.
+"""
+INTEGRATION_ACTIVATIONS: Integration.ValueType  # 1
+"""Along the straight line between the two values of each sender, one at a time: the embeddings, then in each block all
+heads, then the MLP. The gradients of what comes after it are those of the prompt's run with that sender changed
+(EAP-IG activations, Hanna et al. 2024). Only with `edges`, and without `components`.
+"""
+INTEGRATION_ENDS: Integration.ValueType  # 2
+"""In the prompt's run and in the source's, averaged (clean-corrupted). Takes no `integration_steps`."""
+Global___Integration: _TypeAlias = Integration  # noqa: Y015
 
 @_typing.final
 class AttributionPatching(_message.Message):
@@ -62,6 +97,7 @@ class AttributionPatching(_message.Message):
     DROP_LAYERS_FIELD_NUMBER: _builtins.int
     EDGES_FIELD_NUMBER: _builtins.int
     NAMED_POSITIONS_FIELD_NUMBER: _builtins.int
+    INTEGRATION_FIELD_NUMBER: _builtins.int
     integration_steps: _builtins.int
     """0 or 1: the plain gradient. More: that many gradients, averaged along the straight line between the embeddings of
     the two prompts by the midpoint rule.
@@ -81,6 +117,8 @@ class AttributionPatching(_message.Message):
     attention and MLP have no gradient: sum over layers of |estimate|, divided by layers - 1 (GradDrop of AtP*, Kramar
     et al. 2024). Cannot be combined with `integration_steps` above 1 or with `edges`.
     """
+    integration: Global___Integration.ValueType
+    """Where the gradients are taken. Unspecified: as `integration_steps` says."""
     @_builtins.property
     def source(self) -> _prompts_pb2.Prompt:
         """The prompt that values are patched from, of the same number of tokens. Required, but in a request of cases it may
@@ -113,10 +151,11 @@ class AttributionPatching(_message.Message):
         drop_layers: _builtins.bool = ...,
         edges: Global___AttributionPatching.Edges | None = ...,
         named_positions: _abc.Iterable[_prompts_pb2.NamedPositions] | None = ...,
+        integration: Global___Integration.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "drop_layers", b"drop_layers", "edges", b"edges", "integration_steps", b"integration_steps", "metric", b"metric", "named_positions", b"named_positions", "recompute_softmax", b"recompute_softmax", "source", b"source", "verify_top", b"verify_top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "drop_layers", b"drop_layers", "edges", b"edges", "integration", b"integration", "integration_steps", b"integration_steps", "metric", b"metric", "named_positions", b"named_positions", "recompute_softmax", b"recompute_softmax", "source", b"source", "verify_top", b"verify_top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from sonde.v1 import prompts_pb2 as sonde_dot_v1_dot_prompts__pb2
 from sonde.v1 import tensors_pb2 as sonde_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14sonde/v1/edits.proto\x12\x08sonde.v1\x1a\x15sonde/v1/places.proto\x1a\x16sonde/v1/prompts.proto\x1a\x16sonde/v1/tensors.proto\"\xbf\x02\n\x04\x45\x64it\x12\x1c\n\x04site\x18\x01 \x01(\x0b\x32\x0e.sonde.v1.Site\x12\x0f\n\x05scale\x18\x02 \x01(\x02H\x00\x12\x1f\n\x03set\x18\x03 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12\x1f\n\x03\x61\x64\x64\x18\x04 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12$\n\x08multiply\x18\x05 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12 \n\x05patch\x18\x06 \x01(\x0b\x32\x0f.sonde.v1.PatchH\x00\x12 \n\x05noise\x18\x07 \x01(\x0b\x32\x0f.sonde.v1.NoiseH\x00\x12\'\n\x0bproject_out\x18\x08 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12&\n\x08knockout\x18\t \x01(\x0b\x32\x12.sonde.v1.KnockoutH\x00\x42\x0b\n\toperation\"\x98\x01\n\x05Patch\x12\x0f\n\x07sources\x18\x01 \x03(\x05\x12\x18\n\x10source_positions\x18\x02 \x03(\x05\x12\x19\n\x0csource_layer\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x38\n\x16named_source_positions\x18\x04 \x03(\x0b\x32\x18.sonde.v1.NamedPositionsB\x0f\n\r_source_layer\"?\n\x05Noise\x12\x1a\n\x12standard_deviation\x18\x01 \x01(\x02\x12\x11\n\x04seed\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"X\n\x08Knockout\x12\x15\n\rkey_positions\x18\x01 \x03(\x05\x12\x35\n\x13named_key_positions\x18\x02 \x03(\x0b\x32\x18.sonde.v1.NamedPositionsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14sonde/v1/edits.proto\x12\x08sonde.v1\x1a\x15sonde/v1/places.proto\x1a\x16sonde/v1/prompts.proto\x1a\x16sonde/v1/tensors.proto\"\xdd\x02\n\x04\x45\x64it\x12\x1c\n\x04site\x18\x01 \x01(\x0b\x32\x0e.sonde.v1.Site\x12\x0f\n\x05scale\x18\x02 \x01(\x02H\x00\x12\x1f\n\x03set\x18\x03 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12\x1f\n\x03\x61\x64\x64\x18\x04 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12$\n\x08multiply\x18\x05 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12 \n\x05patch\x18\x06 \x01(\x0b\x32\x0f.sonde.v1.PatchH\x00\x12 \n\x05noise\x18\x07 \x01(\x0b\x32\x0f.sonde.v1.NoiseH\x00\x12\'\n\x0bproject_out\x18\x08 \x01(\x0b\x32\x10.sonde.v1.TensorH\x00\x12&\n\x08knockout\x18\t \x01(\x0b\x32\x12.sonde.v1.KnockoutH\x00\x12\x1c\n\x04path\x18\n \x01(\x0b\x32\x0e.sonde.v1.PathB\x0b\n\toperation\"J\n\x04Path\x12!\n\treceivers\x18\x01 \x03(\x0b\x32\x0e.sonde.v1.Site\x12\x1f\n\x07through\x18\x02 \x03(\x0b\x32\x0e.sonde.v1.Site\"\x98\x01\n\x05Patch\x12\x0f\n\x07sources\x18\x01 \x03(\x05\x12\x18\n\x10source_positions\x18\x02 \x03(\x05\x12\x19\n\x0csource_layer\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x38\n\x16named_source_positions\x18\x04 \x03(\x0b\x32\x18.sonde.v1.NamedPositionsB\x0f\n\r_source_layer\"?\n\x05Noise\x12\x1a\n\x12standard_deviation\x18\x01 \x01(\x02\x12\x11\n\x04seed\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"X\n\x08Knockout\x12\x15\n\rkey_positions\x18\x01 \x03(\x05\x12\x35\n\x13named_key_positions\x18\x02 \x03(\x0b\x32\x18.sonde.v1.NamedPositionsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sonde.v1.edits_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EDIT']._serialized_start=106
-  _globals['_EDIT']._serialized_end=425
-  _globals['_PATCH']._serialized_start=428
-  _globals['_PATCH']._serialized_end=580
-  _globals['_NOISE']._serialized_start=582
-  _globals['_NOISE']._serialized_end=645
-  _globals['_KNOCKOUT']._serialized_start=647
-  _globals['_KNOCKOUT']._serialized_end=735
+  _globals['_EDIT']._serialized_end=455
+  _globals['_PATH']._serialized_start=457
+  _globals['_PATH']._serialized_end=531
+  _globals['_PATCH']._serialized_start=534
+  _globals['_PATCH']._serialized_end=686
+  _globals['_NOISE']._serialized_start=688
+  _globals['_NOISE']._serialized_end=751
+  _globals['_KNOCKOUT']._serialized_start=753
+  _globals['_KNOCKOUT']._serialized_end=841
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,7 @@ class Edit(_message.Message):
     NOISE_FIELD_NUMBER: _builtins.int
     PROJECT_OUT_FIELD_NUMBER: _builtins.int
     KNOCKOUT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
     scale: _builtins.float
     """scale * x. 0 ablates, 1 changes nothing. Finite."""
     @_builtins.property
@@ -75,6 +76,10 @@ class Edit(_message.Message):
     def knockout(self) -> Global___Knockout:
         """At COMPONENT_ATTENTION_SCORES only: the site's queries do not attend to these keys."""
 
+    @_builtins.property
+    def path(self) -> Global___Path:
+        """What sees the change. Unset: everything that comes after it."""
+
     def __init__(
         self,
         *,
@@ -87,16 +92,61 @@ class Edit(_message.Message):
         noise: Global___Noise | None = ...,
         project_out: _tensors_pb2.Tensor | None = ...,
         knockout: Global___Knockout | None = ...,
+        path: Global___Path | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "knockout", b"knockout", "multiply", b"multiply", "noise", b"noise", "operation", b"operation", "patch", b"patch", "project_out", b"project_out", "scale", b"scale", "set", b"set", "site", b"site"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "knockout", b"knockout", "multiply", b"multiply", "noise", b"noise", "operation", b"operation", "patch", b"patch", "path", b"path", "project_out", b"project_out", "scale", b"scale", "set", b"set", "site", b"site"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "knockout", b"knockout", "multiply", b"multiply", "noise", b"noise", "operation", b"operation", "patch", b"patch", "project_out", b"project_out", "scale", b"scale", "set", b"set", "site", b"site"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "knockout", b"knockout", "multiply", b"multiply", "noise", b"noise", "operation", b"operation", "patch", b"patch", "path", b"path", "project_out", b"project_out", "scale", b"scale", "set", b"set", "site", b"site"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["scale", "set", "add", "multiply", "patch", "noise", "project_out", "knockout"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
 Global___Edit: _TypeAlias = Edit  # noqa: Y015
+
+@_typing.final
+class Path(_message.Message):
+    """The way of a change through the residual stream (path patching: Wang et al. 2022, arXiv 2211.00593; Goldowsky-Dill et
+    al. 2023, arXiv 2304.05969). Each receiver reads the stream with the change added to it, before the receiver's own
+    norm; for everything else the edit was not made. What a receiver makes of it is seen by all that comes after the
+    receiver. Edits of one run with equal paths go along them together.
+
+    The edit's component must be one that writes to the stream: TOKEN_EMBEDDING, HEAD_OUT, ATTENTION_OUT, NEURON, MLP_OUT
+    or a residual stream. An edit that no receiver comes after is refused. Paths do not go with `from_position`, nor with
+    Readout.generation.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVERS_FIELD_NUMBER: _builtins.int
+    THROUGH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def receivers(self) -> _containers.RepeatedCompositeFieldContainer[_places_pb2.Site]:
+        """What reads the change: heads of QUERY, KEY or VALUE, MLP_OUT (the MLP's input, though named so) or LOGITS. No layers
+        or units: all. Positions are where it is read; none: all. What reads before the edited place sees nothing. At least
+        one.
+        """
+
+    @_builtins.property
+    def through(self) -> _containers.RepeatedCompositeFieldContainer[_places_pb2.Site]:
+        """What sees the change too and hands on what it makes of it to the receivers alone: heads of HEAD_OUT, which read it
+        with their queries, keys and values, and MLPs of MLP_OUT. They take no positions. No layers or units: all. Empty:
+        none, so that the change goes directly to the receivers.
+        """
+
+    def __init__(
+        self,
+        *,
+        receivers: _abc.Iterable[_places_pb2.Site] | None = ...,
+        through: _abc.Iterable[_places_pb2.Site] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["receivers", b"receivers", "through", b"through"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Path: _TypeAlias = Path  # noqa: Y015
 
 @_typing.final
 class Patch(_message.Message):

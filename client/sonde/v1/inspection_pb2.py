@@ -23,6 +23,8 @@ _sym_db = _symbol_database.Default()
 
 
 from sonde.v1 import cases_pb2 as sonde_dot_v1_dot_cases__pb2
+from sonde.v1 import causal_scrubbing_pb2 as sonde_dot_v1_dot_causal__scrubbing__pb2
+from sonde.v1 import circuits_pb2 as sonde_dot_v1_dot_circuits__pb2
 from sonde.v1 import context_pb2 as sonde_dot_v1_dot_context__pb2
 from sonde.v1 import edits_pb2 as sonde_dot_v1_dot_edits__pb2
 from sonde.v1 import interventions_pb2 as sonde_dot_v1_dot_interventions__pb2
@@ -47,11 +49,17 @@ try:
 except AttributeError:
   sonde_dot_v1_dot_causal__tracing__pb2 = sonde_dot_v1_dot_traces__pb2.sonde.v1.causal_tracing_pb2
 try:
+  sonde_dot_v1_dot_circuit__discovery__pb2 = sonde_dot_v1_dot_traces__pb2.sonde_dot_v1_dot_circuit__discovery__pb2
+except AttributeError:
+  sonde_dot_v1_dot_circuit__discovery__pb2 = sonde_dot_v1_dot_traces__pb2.sonde.v1.circuit_discovery_pb2
+try:
   sonde_dot_v1_dot_token__probability__pb2 = sonde_dot_v1_dot_traces__pb2.sonde_dot_v1_dot_token__probability__pb2
 except AttributeError:
   sonde_dot_v1_dot_token__probability__pb2 = sonde_dot_v1_dot_traces__pb2.sonde.v1.token_probability_pb2
 
 from sonde.v1.cases_pb2 import *
+from sonde.v1.causal_scrubbing_pb2 import *
+from sonde.v1.circuits_pb2 import *
 from sonde.v1.context_pb2 import *
 from sonde.v1.edits_pb2 import *
 from sonde.v1.interventions_pb2 import *
@@ -64,13 +72,13 @@ from sonde.v1.targets_pb2 import *
 from sonde.v1.tensors_pb2 import *
 from sonde.v1.traces_pb2 import *
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sonde/v1/inspection.proto\x12\x08sonde.v1\x1a\x14sonde/v1/cases.proto\x1a\x16sonde/v1/context.proto\x1a\x14sonde/v1/edits.proto\x1a\x1csonde/v1/interventions.proto\x1a\x14sonde/v1/model.proto\x1a\x15sonde/v1/places.proto\x1a\x14sonde/v1/plans.proto\x1a\x16sonde/v1/prompts.proto\x1a\x17sonde/v1/readouts.proto\x1a\x16sonde/v1/targets.proto\x1a\x16sonde/v1/tensors.proto\x1a\x15sonde/v1/traces.proto2\xda\x01\n\x11InspectionService\x12\x41\n\x08GetModel\x12\x19.sonde.v1.GetModelRequest\x1a\x1a.sonde.v1.GetModelResponse\x12:\n\x05Trace\x12\x16.sonde.v1.TraceRequest\x1a\x17.sonde.v1.TraceResponse0\x01\x12\x46\n\tIntervene\x12\x1a.sonde.v1.InterveneRequest\x1a\x1b.sonde.v1.InterveneResponse0\x01P\x00P\x01P\x02P\x03P\x04P\x05P\x06P\x07P\x08P\tP\nP\x0b\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sonde/v1/inspection.proto\x12\x08sonde.v1\x1a\x14sonde/v1/cases.proto\x1a\x1fsonde/v1/causal_scrubbing.proto\x1a\x17sonde/v1/circuits.proto\x1a\x16sonde/v1/context.proto\x1a\x14sonde/v1/edits.proto\x1a\x1csonde/v1/interventions.proto\x1a\x14sonde/v1/model.proto\x1a\x15sonde/v1/places.proto\x1a\x14sonde/v1/plans.proto\x1a\x16sonde/v1/prompts.proto\x1a\x17sonde/v1/readouts.proto\x1a\x16sonde/v1/targets.proto\x1a\x16sonde/v1/tensors.proto\x1a\x15sonde/v1/traces.proto2\xda\x01\n\x11InspectionService\x12\x41\n\x08GetModel\x12\x19.sonde.v1.GetModelRequest\x1a\x1a.sonde.v1.GetModelResponse\x12:\n\x05Trace\x12\x16.sonde.v1.TraceRequest\x1a\x17.sonde.v1.TraceResponse0\x01\x12\x46\n\tIntervene\x12\x1a.sonde.v1.InterveneRequest\x1a\x1b.sonde.v1.InterveneResponse0\x01P\x00P\x01P\x02P\x03P\x04P\x05P\x06P\x07P\x08P\tP\nP\x0bP\x0cP\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sonde.v1.inspection_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INSPECTIONSERVICE']._serialized_start=325
-  _globals['_INSPECTIONSERVICE']._serialized_end=543
+  _globals['_INSPECTIONSERVICE']._serialized_start=383
+  _globals['_INSPECTIONSERVICE']._serialized_end=601
 # @@protoc_insertion_point(module_scope)

@@ -30,6 +30,10 @@ from sonde.v1.activations_pb2 import Pooling as Pooling
 from sonde.v1.attribution_patching_pb2 import AttributionPatching as AttributionPatching
 from sonde.v1.attribution_patching_pb2 import Attributions as Attributions
 from sonde.v1.attribution_patching_pb2 import EdgeAttributions as EdgeAttributions
+from sonde.v1.attribution_patching_pb2 import INTEGRATION_ACTIVATIONS as INTEGRATION_ACTIVATIONS
+from sonde.v1.attribution_patching_pb2 import INTEGRATION_ENDS as INTEGRATION_ENDS
+from sonde.v1.attribution_patching_pb2 import INTEGRATION_UNSPECIFIED as INTEGRATION_UNSPECIFIED
+from sonde.v1.attribution_patching_pb2 import Integration as Integration
 from sonde.v1.attribution_patching_pb2 import VerifiedEffect as VerifiedEffect
 from sonde.v1.cases_pb2 import Case as Case
 from sonde.v1.cases_pb2 import Reduction as Reduction
@@ -38,9 +42,13 @@ from sonde.v1.cases_pb2 import STATISTIC_DEVIATION as STATISTIC_DEVIATION
 from sonde.v1.cases_pb2 import STATISTIC_MEAN as STATISTIC_MEAN
 from sonde.v1.cases_pb2 import STATISTIC_UNSPECIFIED as STATISTIC_UNSPECIFIED
 from sonde.v1.cases_pb2 import Statistic as Statistic
+from sonde.v1.causal_scrubbing_pb2 import CausalScrubbing as CausalScrubbing
 from sonde.v1.causal_tracing_pb2 import CausalTracing as CausalTracing
 from sonde.v1.causal_tracing_pb2 import Corruption as Corruption
 from sonde.v1.causal_tracing_pb2 import RestorationGrid as RestorationGrid
+from sonde.v1.circuit_discovery_pb2 import CircuitDiscovery as CircuitDiscovery
+from sonde.v1.circuit_discovery_pb2 import DiscoveredEdges as DiscoveredEdges
+from sonde.v1.circuits_pb2 import Circuits as Circuits
 from sonde.v1.context_pb2 import Cost as Cost
 from sonde.v1.context_pb2 import Prediction as Prediction
 from sonde.v1.context_pb2 import Progress as Progress
@@ -50,6 +58,7 @@ from sonde.v1.edits_pb2 import Edit as Edit
 from sonde.v1.edits_pb2 import Knockout as Knockout
 from sonde.v1.edits_pb2 import Noise as Noise
 from sonde.v1.edits_pb2 import Patch as Patch
+from sonde.v1.edits_pb2 import Path as Path
 from sonde.v1.interventions_pb2 import InterveneRequest as InterveneRequest
 from sonde.v1.interventions_pb2 import InterveneResponse as InterveneResponse
 from sonde.v1.model_pb2 import ComponentSupport as ComponentSupport

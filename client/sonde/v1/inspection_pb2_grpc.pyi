@@ -31,6 +31,8 @@ from sonde.v1.cases_pb2 import STATISTIC_DEVIATION as STATISTIC_DEVIATION
 from sonde.v1.cases_pb2 import STATISTIC_MEAN as STATISTIC_MEAN
 from sonde.v1.cases_pb2 import STATISTIC_UNSPECIFIED as STATISTIC_UNSPECIFIED
 from sonde.v1.cases_pb2 import Statistic as Statistic
+from sonde.v1.causal_scrubbing_pb2 import CausalScrubbing as CausalScrubbing
+from sonde.v1.circuits_pb2 import Circuits as Circuits
 from sonde.v1.context_pb2 import Cost as Cost
 from sonde.v1.context_pb2 import Prediction as Prediction
 from sonde.v1.context_pb2 import Progress as Progress
@@ -40,6 +42,7 @@ from sonde.v1.edits_pb2 import Edit as Edit
 from sonde.v1.edits_pb2 import Knockout as Knockout
 from sonde.v1.edits_pb2 import Noise as Noise
 from sonde.v1.edits_pb2 import Patch as Patch
+from sonde.v1.edits_pb2 import Path as Path
 from sonde.v1.interventions_pb2 import InterveneRequest as InterveneRequest
 from sonde.v1.interventions_pb2 import InterveneResponse as InterveneResponse
 from sonde.v1.model_pb2 import ComponentSupport as ComponentSupport

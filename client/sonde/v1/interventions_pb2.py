@@ -24,21 +24,23 @@ _sym_db = _symbol_database.Default()
 
 from sonde.v1 import activations_pb2 as sonde_dot_v1_dot_activations__pb2
 from sonde.v1 import cases_pb2 as sonde_dot_v1_dot_cases__pb2
+from sonde.v1 import causal_scrubbing_pb2 as sonde_dot_v1_dot_causal__scrubbing__pb2
+from sonde.v1 import circuits_pb2 as sonde_dot_v1_dot_circuits__pb2
 from sonde.v1 import context_pb2 as sonde_dot_v1_dot_context__pb2
 from sonde.v1 import plans_pb2 as sonde_dot_v1_dot_plans__pb2
 from sonde.v1 import prompts_pb2 as sonde_dot_v1_dot_prompts__pb2
 from sonde.v1 import readouts_pb2 as sonde_dot_v1_dot_readouts__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csonde/v1/interventions.proto\x12\x08sonde.v1\x1a\x1asonde/v1/activations.proto\x1a\x14sonde/v1/cases.proto\x1a\x16sonde/v1/context.proto\x1a\x14sonde/v1/plans.proto\x1a\x16sonde/v1/prompts.proto\x1a\x17sonde/v1/readouts.proto\"\xa9\x02\n\x10InterveneRequest\x12 \n\x06prompt\x18\x01 \x01(\x0b\x32\x10.sonde.v1.Prompt\x12!\n\x07sources\x18\x02 \x03(\x0b\x32\x10.sonde.v1.Prompt\x12*\n\x04list\x18\x03 \x01(\x0b\x32\x1a.sonde.v1.InterventionListH\x00\x12 \n\x05sweep\x18\x04 \x01(\x0b\x32\x0f.sonde.v1.SweepH\x00\x12\"\n\x07readout\x18\x05 \x01(\x0b\x32\x11.sonde.v1.Readout\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\x12\x1d\n\x05\x63\x61ses\x18\x07 \x03(\x0b\x32\x0e.sonde.v1.Case\x12&\n\treduction\x18\x08 \x01(\x0b\x32\x13.sonde.v1.ReductionB\x06\n\x04plan\"\xcd\x02\n\x11InterveneResponse\x12%\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x14.sonde.v1.RunContext\x12$\n\x08progress\x18\x02 \x01(\x0b\x32\x12.sonde.v1.Progress\x12$\n\x08readings\x18\x03 \x01(\x0b\x32\x12.sonde.v1.Readings\x12.\n\x0b\x61\x63tivations\x18\x04 \x03(\x0b\x32\x19.sonde.v1.ActivationSlice\x12&\n\tgenerated\x18\x05 \x03(\x0b\x32\x13.sonde.v1.Generated\x12\x12\n\ncase_index\x18\x06 \x01(\x05\x12*\n\treduction\x18\x07 \x01(\x0b\x32\x17.sonde.v1.ReductionPart\x12-\n\x07largest\x18\x08 \x03(\x0b\x32\x1c.sonde.v1.LargestActivationsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csonde/v1/interventions.proto\x12\x08sonde.v1\x1a\x1asonde/v1/activations.proto\x1a\x14sonde/v1/cases.proto\x1a\x1fsonde/v1/causal_scrubbing.proto\x1a\x17sonde/v1/circuits.proto\x1a\x16sonde/v1/context.proto\x1a\x14sonde/v1/plans.proto\x1a\x16sonde/v1/prompts.proto\x1a\x17sonde/v1/readouts.proto\"\x88\x03\n\x10InterveneRequest\x12 \n\x06prompt\x18\x01 \x01(\x0b\x32\x10.sonde.v1.Prompt\x12!\n\x07sources\x18\x02 \x03(\x0b\x32\x10.sonde.v1.Prompt\x12*\n\x04list\x18\x03 \x01(\x0b\x32\x1a.sonde.v1.InterventionListH\x00\x12 \n\x05sweep\x18\x04 \x01(\x0b\x32\x0f.sonde.v1.SweepH\x00\x12&\n\x08\x63ircuits\x18\t \x01(\x0b\x32\x12.sonde.v1.CircuitsH\x00\x12\x35\n\x10\x63\x61usal_scrubbing\x18\n \x01(\x0b\x32\x19.sonde.v1.CausalScrubbingH\x00\x12\"\n\x07readout\x18\x05 \x01(\x0b\x32\x11.sonde.v1.Readout\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\x12\x1d\n\x05\x63\x61ses\x18\x07 \x03(\x0b\x32\x0e.sonde.v1.Case\x12&\n\treduction\x18\x08 \x01(\x0b\x32\x13.sonde.v1.ReductionB\x06\n\x04plan\"\xf3\x02\n\x11InterveneResponse\x12%\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x14.sonde.v1.RunContext\x12$\n\x08progress\x18\x02 \x01(\x0b\x32\x12.sonde.v1.Progress\x12$\n\x08readings\x18\x03 \x01(\x0b\x32\x12.sonde.v1.Readings\x12.\n\x0b\x61\x63tivations\x18\x04 \x03(\x0b\x32\x19.sonde.v1.ActivationSlice\x12&\n\tgenerated\x18\x05 \x03(\x0b\x32\x13.sonde.v1.Generated\x12\x12\n\ncase_index\x18\x06 \x01(\x05\x12*\n\treduction\x18\x07 \x01(\x0b\x32\x17.sonde.v1.ReductionPart\x12-\n\x07largest\x18\x08 \x03(\x0b\x32\x1c.sonde.v1.LargestActivations\x12$\n\x08\x65xamples\x18\t \x01(\x0b\x32\x12.sonde.v1.Readingsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sonde.v1.interventions_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INTERVENEREQUEST']._serialized_start=188
-  _globals['_INTERVENEREQUEST']._serialized_end=485
-  _globals['_INTERVENERESPONSE']._serialized_start=488
-  _globals['_INTERVENERESPONSE']._serialized_end=821
+  _globals['_INTERVENEREQUEST']._serialized_start=246
+  _globals['_INTERVENEREQUEST']._serialized_end=638
+  _globals['_INTERVENERESPONSE']._serialized_start=641
+  _globals['_INTERVENERESPONSE']._serialized_end=1012
 # @@protoc_insertion_point(module_scope)

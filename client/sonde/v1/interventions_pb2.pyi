@@ -9,6 +9,8 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from sonde.v1 import activations_pb2 as _activations_pb2
 from sonde.v1 import cases_pb2 as _cases_pb2
+from sonde.v1 import causal_scrubbing_pb2 as _causal_scrubbing_pb2
+from sonde.v1 import circuits_pb2 as _circuits_pb2
 from sonde.v1 import context_pb2 as _context_pb2
 from sonde.v1 import plans_pb2 as _plans_pb2
 from sonde.v1 import prompts_pb2 as _prompts_pb2
@@ -34,6 +36,8 @@ class InterveneRequest(_message.Message):
     SOURCES_FIELD_NUMBER: _builtins.int
     LIST_FIELD_NUMBER: _builtins.int
     SWEEP_FIELD_NUMBER: _builtins.int
+    CIRCUITS_FIELD_NUMBER: _builtins.int
+    CAUSAL_SCRUBBING_FIELD_NUMBER: _builtins.int
     READOUT_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     CASES_FIELD_NUMBER: _builtins.int
@@ -59,6 +63,14 @@ class InterveneRequest(_message.Message):
         """Runs of the same edit at many places."""
 
     @_builtins.property
+    def circuits(self) -> _circuits_pb2.Circuits:
+        """Runs of circuits."""
+
+    @_builtins.property
+    def causal_scrubbing(self) -> _causal_scrubbing_pb2.CausalScrubbing:
+        """Runs that put a hypothesis to the test."""
+
+    @_builtins.property
     def readout(self) -> _readouts_pb2.Readout:
         """What is read. Unset: the log-probability and logit of the unchanged run's top prediction."""
 
@@ -79,16 +91,18 @@ class InterveneRequest(_message.Message):
         sources: _abc.Iterable[_prompts_pb2.Prompt] | None = ...,
         list: _plans_pb2.InterventionList | None = ...,
         sweep: _plans_pb2.Sweep | None = ...,
+        circuits: _circuits_pb2.Circuits | None = ...,
+        causal_scrubbing: _causal_scrubbing_pb2.CausalScrubbing | None = ...,
         readout: _readouts_pb2.Readout | None = ...,
         dry_run: _builtins.bool = ...,
         cases: _abc.Iterable[_cases_pb2.Case] | None = ...,
         reduction: _cases_pb2.Reduction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["list", b"list", "plan", b"plan", "prompt", b"prompt", "readout", b"readout", "reduction", b"reduction", "sweep", b"sweep"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["causal_scrubbing", b"causal_scrubbing", "circuits", b"circuits", "list", b"list", "plan", b"plan", "prompt", b"prompt", "readout", b"readout", "reduction", b"reduction", "sweep", b"sweep"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "dry_run", b"dry_run", "list", b"list", "plan", b"plan", "prompt", b"prompt", "readout", b"readout", "reduction", b"reduction", "sources", b"sources", "sweep", b"sweep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "causal_scrubbing", b"causal_scrubbing", "circuits", b"circuits", "dry_run", b"dry_run", "list", b"list", "plan", b"plan", "prompt", b"prompt", "readout", b"readout", "reduction", b"reduction", "sources", b"sources", "sweep", b"sweep"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_plan: _TypeAlias = _typing.Literal["list", "sweep"]  # noqa: Y015
+    _WhichOneofReturnType_plan: _TypeAlias = _typing.Literal["list", "sweep", "circuits", "causal_scrubbing"]  # noqa: Y015
     _WhichOneofArgType_plan: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_plan) -> _WhichOneofReturnType_plan | None: ...
 
@@ -108,6 +122,7 @@ class InterveneResponse(_message.Message):
     CASE_INDEX_FIELD_NUMBER: _builtins.int
     REDUCTION_FIELD_NUMBER: _builtins.int
     LARGEST_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
     case_index: _builtins.int
     """The case that this message is about, by its index in the request. The messages of a case follow one another, and
     join as those of a single prompt do.
@@ -150,6 +165,13 @@ class InterveneResponse(_message.Message):
         of the array of LargestActivations.shape that belongs to its `run`, `site` and `layer`.
         """
 
+    @_builtins.property
+    def examples(self) -> _readouts_pb2.Readings:
+        """Of CausalScrubbing: what is read in the unchanged run of every example, with the targets of this case. A part has the
+        rows [Readings.offset, Readings.offset + Readings.count), numbered as the cases. Their mean is what a hypothesis of
+        one node without labels comes to: all is resampled.
+        """
+
     def __init__(
         self,
         *,
@@ -161,10 +183,11 @@ class InterveneResponse(_message.Message):
         case_index: _builtins.int = ...,
         reduction: _cases_pb2.ReductionPart | None = ...,
         largest: _abc.Iterable[_activations_pb2.LargestActivations] | None = ...,
+        examples: _readouts_pb2.Readings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "progress", b"progress", "readings", b"readings", "reduction", b"reduction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "examples", b"examples", "progress", b"progress", "readings", b"readings", "reduction", b"reduction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "case_index", b"case_index", "context", b"context", "generated", b"generated", "largest", b"largest", "progress", b"progress", "readings", b"readings", "reduction", b"reduction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "case_index", b"case_index", "context", b"context", "examples", b"examples", "generated", b"generated", "largest", b"largest", "progress", b"progress", "readings", b"readings", "reduction", b"reduction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -209,6 +209,7 @@ class Readings(_message.Message):
     EDIT_NORMS_FIELD_NUMBER: _builtins.int
     TOKEN_TEXTS_FIELD_NUMBER: _builtins.int
     PROBABILITIES_FIELD_NUMBER: _builtins.int
+    DRAWS_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """The first run in this slice, by its number in the list or the sweep."""
     count: _builtins.int
@@ -250,6 +251,12 @@ class Readings(_message.Message):
         `log_probabilities`, and the field is unset.
         """
 
+    @_builtins.property
+    def draws(self) -> _tensors_pb2.Tensor:
+        """int32 [count, nodes, 2]: of CausalScrubbing, the example that each node had as its own, and the other; the same
+        twice for a node without children.
+        """
+
     def __init__(
         self,
         *,
@@ -263,10 +270,11 @@ class Readings(_message.Message):
         edit_norms: _tensors_pb2.Tensor | None = ...,
         token_texts: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
         probabilities: _tensors_pb2.Tensor | None = ...,
+        draws: _tensors_pb2.Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["edit_norms", b"edit_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "probabilities", b"probabilities", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draws", b"draws", "edit_norms", b"edit_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "probabilities", b"probabilities", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "edit_norms", b"edit_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "offset", b"offset", "probabilities", b"probabilities", "token_texts", b"token_texts", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "draws", b"draws", "edit_norms", b"edit_norms", "kl_divergences", b"kl_divergences", "log_probabilities", b"log_probabilities", "logits", b"logits", "offset", b"offset", "probabilities", b"probabilities", "token_texts", b"token_texts", "top_log_probabilities", b"top_log_probabilities", "top_token_ids", b"top_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,6 +26,7 @@ from sonde.v1 import activations_pb2 as sonde_dot_v1_dot_activations__pb2
 from sonde.v1 import attribution_patching_pb2 as sonde_dot_v1_dot_attribution__patching__pb2
 from sonde.v1 import cases_pb2 as sonde_dot_v1_dot_cases__pb2
 from sonde.v1 import causal_tracing_pb2 as sonde_dot_v1_dot_causal__tracing__pb2
+from sonde.v1 import circuit_discovery_pb2 as sonde_dot_v1_dot_circuit__discovery__pb2
 from sonde.v1 import context_pb2 as sonde_dot_v1_dot_context__pb2
 from sonde.v1 import prompts_pb2 as sonde_dot_v1_dot_prompts__pb2
 from sonde.v1 import targets_pb2 as sonde_dot_v1_dot_targets__pb2
@@ -34,17 +35,18 @@ from sonde.v1 import token_probability_pb2 as sonde_dot_v1_dot_token__probabilit
 from sonde.v1.activations_pb2 import *
 from sonde.v1.attribution_patching_pb2 import *
 from sonde.v1.causal_tracing_pb2 import *
+from sonde.v1.circuit_discovery_pb2 import *
 from sonde.v1.token_probability_pb2 import *
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15sonde/v1/traces.proto\x12\x08sonde.v1\x1a\x1asonde/v1/activations.proto\x1a#sonde/v1/attribution_patching.proto\x1a\x14sonde/v1/cases.proto\x1a\x1dsonde/v1/causal_tracing.proto\x1a\x16sonde/v1/context.proto\x1a\x16sonde/v1/prompts.proto\x1a\x16sonde/v1/targets.proto\x1a sonde/v1/token_probability.proto\"\xf3\x03\n\x0cTraceRequest\x12 \n\x06prompt\x18\x01 \x01(\x0b\x32\x10.sonde.v1.Prompt\x12!\n\x07targets\x18\x02 \x03(\x0b\x32\x10.sonde.v1.Target\x12\x15\n\x08position\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x37\n\x11token_probability\x18\x05 \x01(\x0b\x32\x1a.sonde.v1.TokenProbabilityH\x00\x12\x31\n\x0e\x63\x61usal_tracing\x18\x06 \x01(\x0b\x32\x17.sonde.v1.CausalTracingH\x00\x12=\n\x14\x61ttribution_patching\x18\x07 \x01(\x0b\x32\x1d.sonde.v1.AttributionPatchingH\x00\x12,\n\x0b\x61\x63tivations\x18\x08 \x01(\x0b\x32\x15.sonde.v1.ActivationsH\x00\x12\x0f\n\x07\x64ry_run\x18\t \x01(\x08\x12\x1d\n\x05\x63\x61ses\x18\n \x03(\x0b\x32\x0e.sonde.v1.Case\x12&\n\treduction\x18\x0b \x01(\x0b\x32\x13.sonde.v1.Reduction\x12\x30\n\x0enamed_position\x18\x0c \x01(\x0b\x32\x18.sonde.v1.NamedPositionsB\x08\n\x06methodB\x0b\n\t_position\"\xfd\x03\n\rTraceResponse\x12%\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x14.sonde.v1.RunContext\x12$\n\x08progress\x18\x02 \x01(\x0b\x32\x12.sonde.v1.Progress\x12\'\n\x06layers\x18\x03 \x01(\x0b\x32\x17.sonde.v1.LayerReadings\x12(\n\ncorruption\x18\x04 \x01(\x0b\x32\x14.sonde.v1.Corruption\x12(\n\x05grids\x18\x05 \x03(\x0b\x32\x19.sonde.v1.RestorationGrid\x12,\n\x0c\x61ttributions\x18\x06 \x03(\x0b\x32\x16.sonde.v1.Attributions\x12*\n\x08verified\x18\x07 \x03(\x0b\x32\x18.sonde.v1.VerifiedEffect\x12.\n\x0b\x61\x63tivations\x18\x08 \x03(\x0b\x32\x19.sonde.v1.ActivationSlice\x12)\n\x05\x65\x64ges\x18\t \x03(\x0b\x32\x1a.sonde.v1.EdgeAttributions\x12\x12\n\ncase_index\x18\n \x01(\x05\x12*\n\treduction\x18\x0b \x01(\x0b\x32\x17.sonde.v1.ReductionPart\x12-\n\x07largest\x18\x0c \x03(\x0b\x32\x1c.sonde.v1.LargestActivationsP\x00P\x01P\x03P\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15sonde/v1/traces.proto\x12\x08sonde.v1\x1a\x1asonde/v1/activations.proto\x1a#sonde/v1/attribution_patching.proto\x1a\x14sonde/v1/cases.proto\x1a\x1dsonde/v1/causal_tracing.proto\x1a sonde/v1/circuit_discovery.proto\x1a\x16sonde/v1/context.proto\x1a\x16sonde/v1/prompts.proto\x1a\x16sonde/v1/targets.proto\x1a sonde/v1/token_probability.proto\"\xac\x04\n\x0cTraceRequest\x12 \n\x06prompt\x18\x01 \x01(\x0b\x32\x10.sonde.v1.Prompt\x12!\n\x07targets\x18\x02 \x03(\x0b\x32\x10.sonde.v1.Target\x12\x15\n\x08position\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x37\n\x11token_probability\x18\x05 \x01(\x0b\x32\x1a.sonde.v1.TokenProbabilityH\x00\x12\x31\n\x0e\x63\x61usal_tracing\x18\x06 \x01(\x0b\x32\x17.sonde.v1.CausalTracingH\x00\x12=\n\x14\x61ttribution_patching\x18\x07 \x01(\x0b\x32\x1d.sonde.v1.AttributionPatchingH\x00\x12,\n\x0b\x61\x63tivations\x18\x08 \x01(\x0b\x32\x15.sonde.v1.ActivationsH\x00\x12\x37\n\x11\x63ircuit_discovery\x18\r \x01(\x0b\x32\x1a.sonde.v1.CircuitDiscoveryH\x00\x12\x0f\n\x07\x64ry_run\x18\t \x01(\x08\x12\x1d\n\x05\x63\x61ses\x18\n \x03(\x0b\x32\x0e.sonde.v1.Case\x12&\n\treduction\x18\x0b \x01(\x0b\x32\x13.sonde.v1.Reduction\x12\x30\n\x0enamed_position\x18\x0c \x01(\x0b\x32\x18.sonde.v1.NamedPositionsB\x08\n\x06methodB\x0b\n\t_position\"\xac\x04\n\rTraceResponse\x12%\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x14.sonde.v1.RunContext\x12$\n\x08progress\x18\x02 \x01(\x0b\x32\x12.sonde.v1.Progress\x12\'\n\x06layers\x18\x03 \x01(\x0b\x32\x17.sonde.v1.LayerReadings\x12(\n\ncorruption\x18\x04 \x01(\x0b\x32\x14.sonde.v1.Corruption\x12(\n\x05grids\x18\x05 \x03(\x0b\x32\x19.sonde.v1.RestorationGrid\x12,\n\x0c\x61ttributions\x18\x06 \x03(\x0b\x32\x16.sonde.v1.Attributions\x12*\n\x08verified\x18\x07 \x03(\x0b\x32\x18.sonde.v1.VerifiedEffect\x12.\n\x0b\x61\x63tivations\x18\x08 \x03(\x0b\x32\x19.sonde.v1.ActivationSlice\x12)\n\x05\x65\x64ges\x18\t \x03(\x0b\x32\x1a.sonde.v1.EdgeAttributions\x12\x12\n\ncase_index\x18\n \x01(\x05\x12*\n\treduction\x18\x0b \x01(\x0b\x32\x17.sonde.v1.ReductionPart\x12-\n\x07largest\x18\x0c \x03(\x0b\x32\x1c.sonde.v1.LargestActivations\x12-\n\ndiscovered\x18\r \x03(\x0b\x32\x19.sonde.v1.DiscoveredEdgesP\x00P\x01P\x03P\x04P\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sonde.v1.traces_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRACEREQUEST']._serialized_start=260
-  _globals['_TRACEREQUEST']._serialized_end=759
-  _globals['_TRACERESPONSE']._serialized_start=762
-  _globals['_TRACERESPONSE']._serialized_end=1271
+  _globals['_TRACEREQUEST']._serialized_start=294
+  _globals['_TRACEREQUEST']._serialized_end=850
+  _globals['_TRACERESPONSE']._serialized_start=853
+  _globals['_TRACERESPONSE']._serialized_end=1409
 # @@protoc_insertion_point(module_scope)

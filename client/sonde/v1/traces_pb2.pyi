@@ -11,6 +11,7 @@ from sonde.v1 import activations_pb2 as _activations_pb2
 from sonde.v1 import attribution_patching_pb2 as _attribution_patching_pb2
 from sonde.v1 import cases_pb2 as _cases_pb2
 from sonde.v1 import causal_tracing_pb2 as _causal_tracing_pb2
+from sonde.v1 import circuit_discovery_pb2 as _circuit_discovery_pb2
 from sonde.v1 import context_pb2 as _context_pb2
 from sonde.v1 import prompts_pb2 as _prompts_pb2
 from sonde.v1 import targets_pb2 as _targets_pb2
@@ -25,10 +26,16 @@ from sonde.v1.activations_pb2 import Pooling as Pooling
 from sonde.v1.attribution_patching_pb2 import AttributionPatching as AttributionPatching
 from sonde.v1.attribution_patching_pb2 import Attributions as Attributions
 from sonde.v1.attribution_patching_pb2 import EdgeAttributions as EdgeAttributions
+from sonde.v1.attribution_patching_pb2 import INTEGRATION_ACTIVATIONS as INTEGRATION_ACTIVATIONS
+from sonde.v1.attribution_patching_pb2 import INTEGRATION_ENDS as INTEGRATION_ENDS
+from sonde.v1.attribution_patching_pb2 import INTEGRATION_UNSPECIFIED as INTEGRATION_UNSPECIFIED
+from sonde.v1.attribution_patching_pb2 import Integration as Integration
 from sonde.v1.attribution_patching_pb2 import VerifiedEffect as VerifiedEffect
 from sonde.v1.causal_tracing_pb2 import CausalTracing as CausalTracing
 from sonde.v1.causal_tracing_pb2 import Corruption as Corruption
 from sonde.v1.causal_tracing_pb2 import RestorationGrid as RestorationGrid
+from sonde.v1.circuit_discovery_pb2 import CircuitDiscovery as CircuitDiscovery
+from sonde.v1.circuit_discovery_pb2 import DiscoveredEdges as DiscoveredEdges
 from sonde.v1.token_probability_pb2 import LayerReadings as LayerReadings
 from sonde.v1.token_probability_pb2 import TokenProbability as TokenProbability
 import builtins as _builtins
@@ -56,6 +63,7 @@ class TraceRequest(_message.Message):
     CAUSAL_TRACING_FIELD_NUMBER: _builtins.int
     ATTRIBUTION_PATCHING_FIELD_NUMBER: _builtins.int
     ACTIVATIONS_FIELD_NUMBER: _builtins.int
+    CIRCUIT_DISCOVERY_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     CASES_FIELD_NUMBER: _builtins.int
     REDUCTION_FIELD_NUMBER: _builtins.int
@@ -93,6 +101,10 @@ class TraceRequest(_message.Message):
         """The activations themselves, answered in `activations`."""
 
     @_builtins.property
+    def circuit_discovery(self) -> _circuit_discovery_pb2.CircuitDiscovery:
+        """The circuit that is left when edges which make no difference are removed, answered in `discovered`."""
+
+    @_builtins.property
     def cases(self) -> _containers.RepeatedCompositeFieldContainer[_cases_pb2.Case]:
         """Many prompts in place of the one: a dataset. Excludes `prompt`. A dry run answers one context, whose cost is that of
         all cases. Empty: the one prompt.
@@ -117,18 +129,19 @@ class TraceRequest(_message.Message):
         causal_tracing: _causal_tracing_pb2.CausalTracing | None = ...,
         attribution_patching: _attribution_patching_pb2.AttributionPatching | None = ...,
         activations: _activations_pb2.Activations | None = ...,
+        circuit_discovery: _circuit_discovery_pb2.CircuitDiscovery | None = ...,
         dry_run: _builtins.bool = ...,
         cases: _abc.Iterable[_cases_pb2.Case] | None = ...,
         reduction: _cases_pb2.Reduction | None = ...,
         named_position: _prompts_pb2.NamedPositions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "activations", b"activations", "attribution_patching", b"attribution_patching", "causal_tracing", b"causal_tracing", "method", b"method", "named_position", b"named_position", "position", b"position", "prompt", b"prompt", "reduction", b"reduction", "token_probability", b"token_probability"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "activations", b"activations", "attribution_patching", b"attribution_patching", "causal_tracing", b"causal_tracing", "circuit_discovery", b"circuit_discovery", "method", b"method", "named_position", b"named_position", "position", b"position", "prompt", b"prompt", "reduction", b"reduction", "token_probability", b"token_probability"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "activations", b"activations", "attribution_patching", b"attribution_patching", "cases", b"cases", "causal_tracing", b"causal_tracing", "dry_run", b"dry_run", "method", b"method", "named_position", b"named_position", "position", b"position", "prompt", b"prompt", "reduction", b"reduction", "targets", b"targets", "token_probability", b"token_probability", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "activations", b"activations", "attribution_patching", b"attribution_patching", "cases", b"cases", "causal_tracing", b"causal_tracing", "circuit_discovery", b"circuit_discovery", "dry_run", b"dry_run", "method", b"method", "named_position", b"named_position", "position", b"position", "prompt", b"prompt", "reduction", b"reduction", "targets", b"targets", "token_probability", b"token_probability", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__position: _TypeAlias = _typing.Literal["position"]  # noqa: Y015
     _WhichOneofArgType__position: _TypeAlias = _typing.Literal["_position", b"_position"]  # noqa: Y015
-    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["token_probability", "causal_tracing", "attribution_patching", "activations"]  # noqa: Y015
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["token_probability", "causal_tracing", "attribution_patching", "activations", "circuit_discovery"]  # noqa: Y015
     _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__position) -> _WhichOneofReturnType__position | None: ...
@@ -155,6 +168,7 @@ class TraceResponse(_message.Message):
     CASE_INDEX_FIELD_NUMBER: _builtins.int
     REDUCTION_FIELD_NUMBER: _builtins.int
     LARGEST_FIELD_NUMBER: _builtins.int
+    DISCOVERED_FIELD_NUMBER: _builtins.int
     case_index: _builtins.int
     """The case that this message is about, by its index in the request. The messages of a case follow one another, and
     join as those of a single prompt do.
@@ -215,6 +229,12 @@ class TraceResponse(_message.Message):
         of the array of LargestActivations.shape that belongs to its `run`, `site` and `layer`.
         """
 
+    @_builtins.property
+    def discovered(self) -> _containers.RepeatedCompositeFieldContainer[_circuit_discovery_pb2.DiscoveredEdges]:
+        """Of CircuitDiscovery: parts of the edges that were tried. A part has the rows from DiscoveredEdges.offset on, in the
+        order of the trials.
+        """
+
     def __init__(
         self,
         *,
@@ -230,10 +250,11 @@ class TraceResponse(_message.Message):
         case_index: _builtins.int = ...,
         reduction: _cases_pb2.ReductionPart | None = ...,
         largest: _abc.Iterable[_activations_pb2.LargestActivations] | None = ...,
+        discovered: _abc.Iterable[_circuit_discovery_pb2.DiscoveredEdges] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "corruption", b"corruption", "layers", b"layers", "progress", b"progress", "reduction", b"reduction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "attributions", b"attributions", "case_index", b"case_index", "context", b"context", "corruption", b"corruption", "edges", b"edges", "grids", b"grids", "largest", b"largest", "layers", b"layers", "progress", b"progress", "reduction", b"reduction", "verified", b"verified"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activations", b"activations", "attributions", b"attributions", "case_index", b"case_index", "context", b"context", "corruption", b"corruption", "discovered", b"discovered", "edges", b"edges", "grids", b"grids", "largest", b"largest", "layers", b"layers", "progress", b"progress", "reduction", b"reduction", "verified", b"verified"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,6 +54,64 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Send:
+    """A change of what a sender writes to the residual stream, that the run itself does not see.
+
+    `edit` says how the sender's value would change, and its receipt is told as that of other edits. What it would then
+    write, less what it writes in the run, is added to column `column` of the run's detour. Sends of one column and one
+    place act in their order. `values` are the base's, at the edit's positions [positions, all units, ...], of a sender
+    that the run leaves as it is in its base; None: the run computes the sender.
+    """
+
+    edit: PlacedEdit
+    column: int = 0
+    values: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reads:
+    """Receivers of one component and layer, and which columns of a detour each of them sees.
+
+    columns: bool [units, columns], of all units of QUERY, KEY and VALUE; one unit of MLP_OUT and of LOGITS (layer 0).
+    positions: where they are read; None: all.
+    """
+
+    component: Component
+    layer: int
+    columns: Tensor
+    positions: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Through:
+    """Heads of a layer's HEAD_OUT, or its MLP (`units` None), that see a column and hand on in it what they make of it.
+
+    `stream`: of an MLP that the run leaves as it is in its base, the stream that it reads, at `positions`.
+    """
+
+    component: Component
+    layer: int
+    column: int
+    units: tuple[int, ...] | None = None
+    positions: tuple[int, ...] = ()
+    stream: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detour:
+    """Changes that go along paths of the residual stream instead of into the run (graph.py in questions has the nodes).
+
+    Every receiver reads the stream with the columns added that it sees. A column is a stream of its own, 0 at first, to
+    which its sends add, and what goes through a node.
+    """
+
+    columns: int
+    sends: tuple[Send, ...]
+    reads: tuple[Reads, ...]
+    through: tuple[Through, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Base:
     """A run of a whole prompt that is kept: clean, or with its token embeddings changed by `corruption`.
 
@@ -155,6 +213,7 @@ class Run:
     captures: tuple[Capture, ...] = ()
     receipts: int = 0
     choices: tuple[Choice, ...] = ()
+    detour: Detour | None = None
 
 
 @dataclass(slots=True, eq=False)

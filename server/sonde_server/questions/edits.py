@@ -81,8 +81,17 @@ Operation = Scale | Set | Add | Multiply | Patch | Noise | ProjectOut | Knockout
 
 
 @dataclass(frozen=True, slots=True)
+class Path:
+    """Which reads of the residual stream see a change, and through what (graph.py). Sites without positions: all."""
+
+    receivers: tuple[Site, ...]
+    through: tuple[Site, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
-    """One change of one site."""
+    """One change of one site. `path` None: all that comes after sees it."""
 
     site: Site
     operation: Operation
+    path: Path | None = None
