@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..model.anatomy import Decoder
-from ..questions.extents import Extent, extent_of
+from ..questions.extents import NO_DETOUR, Extent, extent_of
 from ..questions.places import Component
 from ..questions.prompts import Target
 from .cache import StateCache
@@ -95,12 +95,16 @@ class Engine:
             run.reading,
             run.receipts,
             choices=run.choices,
+            detour=run.detour,
         )
 
     def _extent(self, run: Run) -> Extent:
         read = None if run.reading is None else run.reading.position
         tokens = len(run.base.tokens)
-        return extent_of(run.edits, run.captures, read, tokens, self.layers, continued=bool(run.choices))
+        detoured = NO_DETOUR if run.detour is None else run.detour.detoured
+        return extent_of(
+            run.edits, run.captures, read, tokens, self.layers, continued=bool(run.choices), detoured=detoured
+        )
 
     def continued_rows(self, rows: Sequence[Row], limit: int) -> list[Slot]:
         """Gives rows of runs over one prompt slots, and returns them. No run grows beyond `limit` positions.

@@ -15,6 +15,7 @@ from ..model.rotary import Rotations
 from ..questions.places import END, Component
 from .attention import Block, Masks, attend
 from .decoding import copy_below, gather, store
+from .detours import Detours
 from .layout import Layout, Row, Segment, by_choice, by_reading
 from .midblock import finish_block, resume, resuming
 from .pooling import leaving
@@ -63,6 +64,8 @@ class Execution:
         self.visits = Visits(self.waiting) if visits is None else visits
         self.resuming = resuming(self.waiting, decoder.layers)
         self.masks: Masks = {}
+        self.detours = Detours(decoder, self.waiting) if any(row.detour for row in self.waiting) else None
+        self.visits.detours = self.detours
 
     def run(self) -> None:
         """Computes every row's result. Rows that nobody waits for any more are dropped before the next block."""
@@ -83,6 +86,8 @@ class Execution:
                 self._leave(depth)
                 self._block(depth)
         self._read()
+        if self.detours is not None:
+            self.work.token_layers += self.detours.positions
         for row in self.waiting:
             row.result.captures = [leaving(row.captured[number], one) for number, one in enumerate(row.captures)]
             if row.squares is not None:
@@ -103,6 +108,8 @@ class Execution:
         self.stream = self._between(depth, self.layout, self.decoder.place(self.stream, depth))
         resumed, streams = self._resume(depth)
         starting = self._starting(depth)
+        if self.detours is not None:
+            self.detours.enter(starting)
         # Rows over the base run of another row of this batch come after it.
         for rows in ([row for row in starting if not row.prefix], [row for row in starting if row.prefix]):
             if rows:
@@ -186,6 +193,9 @@ class Execution:
             return
         decoder = self.decoder
         query, key, value = decoder.project(layer, self.stream, self.rotation)
+        if self.detours is not None:
+            query, key, value = self.detours.heads(layer, self.layout, self.stream, (query, key, value))
+            self.detours.through_heads(layer, self.layout, self.stream, (query, key, value))
         key = self._visit(key, Component.KEY, layer)
         value = self._visit(value, Component.VALUE, layer)
         for row, state in _keeping(self.layout):
@@ -201,7 +211,24 @@ class Execution:
             attend(block, segment, query[segment.attending], *own) for segment, own in zip(segments, owned, strict=True)
         ]
         mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
-        self.stream = finish_block(decoder, self.visits, self.layout, layer, Component.HEAD_OUT, self.stream, mixed)
+        self.stream = finish_block(
+            decoder,
+            self.visits,
+            self.layout,
+            layer,
+            Component.HEAD_OUT,
+            self.stream,
+            mixed,
+            lambda stream: self._mlp_reads(layer, stream),
+        )
+
+    def _mlp_reads(self, layer: int, stream: Tensor) -> Tensor:
+        """What the MLP of a block reads [N, D], where the stream is this."""
+        if self.detours is None:
+            return stream
+        read = self.detours.seen(stream, self.layout, Component.MLP_OUT, layer)
+        self.detours.through_mlp(layer, self.layout, read)
+        return read
 
     def _own(self, layer: int, segment: Segment, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [rows, length, K, d] of a segment's own positions, including those of earlier steps."""
@@ -244,7 +271,10 @@ class Execution:
     def _read_rows(self, rows: list[Row]) -> None:
         # Only a few positions of each row go through the final norm and the unembedding.
         picked = Layout(rows, {row: _needed(row) for row in rows})
-        normed = self.decoder.norm(self.stream[self.layout.pick(picked, self.stream.device)])
+        stream = self.stream[self.layout.pick(picked, self.stream.device)]
+        if self.detours is not None:
+            stream = self.detours.seen(stream, picked, Component.LOGITS, 0)
+        normed = self.decoder.norm(stream)
         normed = self.visits.visit(normed, picked, Component.FINAL_NORM, 0)
         logits = self.visits.visit(self.decoder.unembed(normed), picked, Component.LOGITS, 0)
         for row in rows:

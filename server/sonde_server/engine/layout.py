@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..questions.extents import Extent
-from .runs import Capture, PlacedEdit, Reading, Result, State
+from .runs import Capture, Detour, PlacedEdit, Reading, Result, State
 from .sampling import Choice
 from .slots import Slot
 
@@ -38,6 +38,7 @@ class Row:
     reads: tuple[int, ...] = ()
     slot: Slot | None = None
     choices: tuple[Choice, ...] = ()
+    detour: Detour | None = None
     abandoned: Callable[[], bool] = lambda: False
     dropped: bool = False
     result: Result = field(default_factory=Result)
@@ -46,7 +47,7 @@ class Row:
 
     @property
     def places(self) -> tuple[PlacedEdit | Capture, ...]:
-        """Everything that is changed or read in it."""
+        """Everything that is changed or read in it, but for what goes along paths."""
         return (*self.edits, *self.captures)
 
     @property

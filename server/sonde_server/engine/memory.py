@@ -66,6 +66,8 @@ class Memory:
             result += self.cache_bytes(row.extent.end) / self.decoder.layers
         if row.state is not None:
             result += self.state_bytes(len(row.tokens))
+        if row.detour is not None:
+            result += costs.detour_bytes(row.detour.columns, length, self.decoder, self._item)
         return result
 
     @property

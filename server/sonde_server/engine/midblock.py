@@ -11,7 +11,7 @@ has the same bits, whatever was asked before it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,11 +27,19 @@ from .visits import Visits
 
 
 def finish_block(
-    decoder: Decoder, visits: Visits, layout: Layout, layer: int, at: Component, stream: Tensor, value: Tensor
+    decoder: Decoder,
+    visits: Visits,
+    layout: Layout,
+    layer: int,
+    at: Component,
+    stream: Tensor,
+    value: Tensor,
+    reads: Callable[[Tensor], Tensor] = lambda stream: stream,
 ) -> Tensor:
     """The stream [N, D] that leaves a block, from its `value` of one of `AFTER_ATTENTION`, which is edited first.
 
-    `stream` is what enters the block; for NEURON and MLP_OUT it is the stream between attention and the MLP.
+    `stream` is what enters the block; for NEURON and MLP_OUT it is the stream between attention and the MLP. `reads`:
+    from the stream that the MLP has before it to what it reads.
     """
 
     def visit(packed: Tensor, component: Component) -> Tensor:
@@ -48,7 +56,7 @@ def finish_block(
         visited = (Component.NEURON, layer) in visits
         value = decoder.mlp_output(
             layer,
-            stream if decoder.parallel else middle,
+            reads(stream if decoder.parallel else middle),
             (lambda neurons: visit(neurons, Component.NEURON)) if visited else None,
         )
     elif at is Component.NEURON:
@@ -71,6 +79,8 @@ def first_touched(row: Row, layers: int) -> Component | None:
     None also for rows that need the whole block, because something of it is kept.
     """
     if row.prefix is None or row.state is not None or row.slot is not None or not row.positions:
+        return None
+    if row.detour is not None:
         return None
     places = [place for place in row.places if place.positions]
     first = {place.component for place in places if first_block(place, layers) == row.extent.start}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..questions.activations import Pooling
+from ..questions.extents import Detoured
 from ..questions.places import Component
 from ..questions.prompts import Target
 from .sampling import Choice, Taken
@@ -59,8 +60,8 @@ class Send:
 
     `edit` says how the sender's value would change, and its receipt is told as that of other edits. What it would then
     write, less what it writes in the run, is added to column `column` of the run's detour. Sends of one column and one
-    place act in their order. `values` are the base's, at the edit's positions [positions, all units, ...], of a sender
-    that the run leaves as it is in its base; None: the run computes the sender.
+    place act in their order. `values` are the base's, at the edit's positions [positions, all units, ...]. They are
+    used if the sender lies below the first block that the run computes.
     """
 
     edit: PlacedEdit
@@ -73,27 +74,28 @@ class Reads:
     """Receivers of one component and layer, and which columns of a detour each of them sees.
 
     columns: bool [units, columns], of all units of QUERY, KEY and VALUE; one unit of MLP_OUT and of LOGITS (layer 0).
-    positions: where they are read; None: all.
+    positions: where they see them.
     """
 
     component: Component
     layer: int
     columns: Tensor
-    positions: tuple[int, ...] | None = None
+    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Through:
     """Heads of a layer's HEAD_OUT, or its MLP (`units` None), that see a column and hand on in it what they make of it.
 
-    `stream`: of an MLP that the run leaves as it is in its base, the stream that it reads, at `positions`.
+    positions: where the column can differ from 0. stream: of an MLP below the first block that the run computes, the
+    stream [positions, D] that it reads in the base.
     """
 
     component: Component
     layer: int
     column: int
+    positions: tuple[int, ...]
     units: tuple[int, ...] | None = None
-    positions: tuple[int, ...] = ()
     stream: Tensor | None = None
 
 
@@ -109,6 +111,11 @@ class Detour:
     sends: tuple[Send, ...]
     reads: tuple[Reads, ...]
     through: tuple[Through, ...] = ()
+
+    @property
+    def detoured(self) -> Detoured:
+        """Its places, which decide what the run computes."""
+        return Detoured([send.edit for send in self.sends], self.reads, self.through)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

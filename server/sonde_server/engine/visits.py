@@ -6,7 +6,7 @@ shape are made in one step: their values are gathered, changed, and written back
 
 from collections import defaultdict
 from collections.abc import Container, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,13 +28,24 @@ class Shape(NamedTuple):
     values: tuple[int, ...] | None
 
 
+class Sending(Protocol):
+    """What takes changes along paths (detours.py)."""
+
+    def __contains__(self, place: Place) -> bool:
+        """Whether rows have senders at a place."""
+
+    def send(self, packed: Tensor, layout: Layout, place: Place) -> None:
+        """Takes what the senders at a place would write."""
+
+
 class Visits:
-    """Where the rows of a batch are edited and read."""
+    """Where the rows of a batch are edited and read. `detours`: what is sent along paths from there."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         # Places whose scores or patterns [rows, H, n, T] are collected whole, and those that have been.
         self.watched: frozenset[Place] = frozenset()
         self.seen: dict[Place, Tensor] = {}
+        self.detours: Sending | None = None
         self._edits: dict[Place, dict[Row, list[PlacedEdit]]] = defaultdict(lambda: defaultdict(list))
         self._captures: dict[Place, list[tuple[Row, int, Capture]]] = defaultdict(list)
         for row in rows:
@@ -44,7 +55,9 @@ class Visits:
                 self._captures[capture.component, capture.layer].append((row, number, capture))
 
     def __contains__(self, place: Place) -> bool:
-        return place in self._edits or place in self._captures
+        if place in self._edits or place in self._captures:
+            return True
+        return self.detours is not None and place in self.detours
 
     def edits(self, place: Place, among: Container[Row]) -> list[tuple[Row, list[PlacedEdit]]]:
         """Those of the rows `among` that are edited here, each with its edits in order."""
@@ -65,6 +78,8 @@ class Visits:
             for group in _by_shape(batch).values():
                 packed = _change(packed, layout, group)
             stage += 1
+        if self.detours is not None:
+            self.detours.send(packed, layout, place)
         for row, number, capture in self.captures(place, layout.offsets):
             index = torch.tensor([layout.index(row, p) for p in capture.positions], device=packed.device)
             values = packed[index]

@@ -134,6 +134,11 @@ class Decoder(Sized):
         return self.device.type
 
     @property
+    def post_normed(self) -> bool:
+        """Whether what attention writes goes through a norm, so that heads do not add up in the stream."""
+        return self.family.attention_post_norm is not None
+
+    @property
     def longest_alike(self) -> int | None:
         """Longest prompt for which rotary angles do not depend on prompt length (LongRoPE), or None for any length."""
         return self._threshold

@@ -59,6 +59,13 @@ def stream_bytes(tokens: int, model: Sized, item: int) -> int:
     return tokens * (model.layers + 1) * model.hidden_size * item
 
 
+def detour_bytes(columns: int, tokens: int, model: Sized, item: int) -> int:
+    """Bytes of a run's columns, and of what the receivers of a block read and make of it, if each sees other ones."""
+    heads = model.heads + 2 * model.key_value_heads
+    read = heads * (model.hidden_size + heads * model.head_size)
+    return tokens * item * (2 * columns * model.hidden_size + read)
+
+
 def state_bytes(tokens: int, model: Sized) -> int:
     """Bytes of what is kept of an unchanged run of `tokens` positions, at most."""
     item = item_bytes(model.data_type)

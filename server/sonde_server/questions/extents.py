@@ -9,7 +9,7 @@ Positions count as whole blocks, also where runs join inside a block and share t
 which runs will share a batch is not known yet.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +74,31 @@ def first_block(place: Touched, layers: int) -> int:
     return place.layer
 
 
+@dataclass(frozen=True, slots=True)
+class Detoured:
+    """Where changes of a run leave the stream and where they come back to it (paths): senders, receivers, and between.
+
+    Receivers and the heads of `through` decide where the run restarts. What lies below is as it is in the base, so the
+    run does not compute it.
+    """
+
+    senders: Sequence[Touched] = ()
+    receivers: Sequence[Touched] = ()
+    through: Sequence[Touched] = ()
+
+    def places(self, lowest: int, layers: int) -> list[Touched]:
+        """Those that a run computes which restarts at block `lowest` for what else it changes or reads."""
+        heads = [one for one in self.through if one.component is Component.HEAD_OUT]
+        places = [place for place in (*self.receivers, *heads) if place.positions]
+        start = min((first_block(place, layers) for place in places), default=lowest)
+        others = [one for one in self.through if one.component is not Component.HEAD_OUT]
+        start = min(start, lowest)
+        return places + [one for one in (*self.senders, *others) if first_block(one, layers) >= start and one.positions]
+
+
+NO_DETOUR = Detoured()
+
+
 def extent_of(
     edits: Iterable[Touched],
     captures: Iterable[Touched],
@@ -82,10 +107,14 @@ def extent_of(
     layers: int,
     *,
     continued: bool = False,
+    detoured: Detoured = NO_DETOUR,
 ) -> Extent:
     """What a run computes. `read`: the position that is read; `continued`: tokens are generated after it."""
     places: list[Touched] = [*edits, *captures]
     places = [place for place in places if place.positions]
+    if detoured is not NO_DETOUR:
+        lowest = min((first_block(place, layers) for place in places), default=layers)
+        places += detoured.places(lowest, layers)
     touched = [position for place in places for position in place.positions]
     needed = ({read} if read is not None else set()) | ({tokens - 1} if continued else set())
     touched.extend(needed)

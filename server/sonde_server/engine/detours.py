@@ -1,0 +1,303 @@
+"""Changes that go along paths: each receiver of a row reads the stream with the columns added that it sees.
+
+A row's detour (runs.Detour) has columns, each a stream of its own [positions, D]. What a sender would write, less what
+it writes in the row, is added to its column. A receiver reads the row's stream plus the columns that it sees, before
+its own norm. A node that a column goes through reads what it reads in the row, plus the column; what it would then
+write, less what it writes in the row, is added to the column.
+
+Rows that differ only in who sees what form a fleet (fleets.py): what they see is one product for each block.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..model.anatomy import Decoder
+from ..questions.graph import READ_BY_HEADS, read, written
+from ..questions.places import Component
+from .attention import Block, attend
+from .fleets import Fleet, View, by_positions, fleets_of, index_of, sent
+from .layout import Layout, Row
+from .runs import Through
+from .visits import Place, Visits
+
+Projected = tuple[Tensor, Tensor, Tensor]
+
+
+class Detours:
+    """Those of all rows of a batch. `positions`: how many have gone through nodes, which counts as work."""
+
+    def __init__(self, decoder: Decoder, rows: Iterable[Row]) -> None:
+        self.decoder = decoder
+        self.positions = 0
+        self._fleets = fleets_of(rows)
+        self._of = {row: fleet for fleet in self._fleets for row in fleet.rows}
+        self._visited = {place for fleet in self._fleets for place in fleet.visited}
+        self._readers = {place for fleet in self._fleets for place in fleet.views}
+        self._passed = {place for fleet in self._fleets for place in fleet.through}
+
+    def __contains__(self, place: Place) -> bool:
+        return place in self._visited
+
+    # ------------------------------------------------------------ what is as in the base
+
+    def enter(self, rows: Iterable[Row]) -> None:
+        """Fills the columns of rows that start here with what is sent, and passes nodes, below their first block."""
+        fleets = {id(fleet): fleet for row in rows if (fleet := self._of.get(row)) is not None}
+        events: dict[tuple[int, bool, Place], list[Fleet]] = defaultdict(list)
+        for fleet in fleets.values():
+            shape = (len(fleet.rows), fleet.detour.columns, len(fleet.positions), self.decoder.hidden_size)
+            fleet.columns = torch.zeros(shape, dtype=self.decoder.dtype, device=self.decoder.device)
+            for place in self._below(fleet, fleet.sends):
+                events[written(*place), True, place].append(fleet)
+            for place in self._below(fleet, fleet.through):
+                events[read(*place, self.decoder), False, place].append(fleet)
+        for (_, sending, place), some in sorted(events.items(), key=lambda event: event[0][:2]):
+            if sending:
+                self._send_from_base(place, some)
+            else:
+                self._pass_in_base(place, some)
+
+    def _below(self, fleet: Fleet, places: Iterable[Place]) -> list[Place]:
+        return [place for place in places if fleet.is_below(place, self.decoder.layers)]
+
+    def _send_from_base(self, place: Place, fleets: list[Fleet]) -> None:
+        """Adds what is sent at a place to the columns, for all fleets at once, because each may have one send alone."""
+        olds, news, where = [], [], []
+        for fleet in fleets:
+            for positions, columns in by_positions(fleet.sends[place]):
+                values = columns[0][1][0].values
+                assert values is not None
+                old = values.to(self.decoder.device, self.decoder.dtype)[None]
+                new = sent(fleet.rows, old, columns)
+                rows, kept = fleet.among(positions)
+                if kept:
+                    olds.append(old[:, None, rows].expand(new[:, :, rows].shape).flatten(0, 2))
+                    news.append(new[:, :, rows].flatten(0, 2))
+                    where.append((fleet, [number for number, _ in columns], kept))
+        if not where:
+            return
+        positions_of = [fleet.first + index for fleet, numbers, kept in where for _ in numbers for index in kept]
+        moved = self._moved(place, torch.cat(olds), torch.cat(news), positions_of)
+        sizes = [len(numbers) * len(kept) for _, numbers, kept in where]
+        for (fleet, numbers, kept), part in zip(where, moved.split(sizes), strict=True):
+            fleet.add(numbers, kept, part.view(1, len(numbers), len(kept), -1))
+
+    def _pass_in_base(self, place: Place, fleets: list[Fleet]) -> None:
+        """Lets columns through an MLP below the rows' first block."""
+        for fleet in fleets:
+            for one in fleet.through[place]:
+                assert one.stream is not None
+                stream = one.stream.to(self.decoder.device, self.decoder.dtype)
+                self._pass(fleet, one, stream.expand(len(fleet.rows), *stream.shape), one.positions)
+
+    # ------------------------------------------------------------ senders that rows compute
+
+    def send(self, packed: Tensor, layout: Layout, place: Place) -> None:
+        """Adds what the senders at a place would write, less what they write, from their values `packed` [N, ...]."""
+        if place not in self._visited:
+            return
+        for fleet in self._present(layout):
+            if place not in fleet.visited:
+                continue
+            passing = {number for number, _, _ in fleet.mixes} if place[0] is Component.HEAD_OUT else set()
+            alone = [column for column in fleet.sends.get(place, ()) if column[0] not in passing]
+            for positions, columns in by_positions(alone):
+                old = packed[index_of(fleet, layout, positions, packed.device)]
+                new = sent(fleet.rows, old, columns)
+                self._move(fleet, place, positions, old, new, [number for number, _ in columns])
+            if passing:
+                self._send_with_mixes(fleet, packed, layout, place)
+
+    def _send_with_mixes(self, fleet: Fleet, packed: Tensor, layout: Layout, place: Place) -> None:
+        """As `send`, of columns that also go through heads of this block: all write through one projection and norm."""
+        sends = dict(fleet.sends.get(place, ()))
+        positions = tuple(layout.spans[fleet.rows[0]])
+        _, kept = fleet.among(positions)
+        old = packed[index_of(fleet, layout, positions, packed.device)]
+        for number, units, mixed in fleet.mixes:
+            new = old[:, None].clone()
+            new[:, 0, :, list(units)] = mixed[:, kept][:, :, list(units)].to(new.device)
+            for at, columns in by_positions([(number, sends[number])] if number in sends else []):
+                rows = [positions.index(position) for position in at]
+                new[:, :, rows] = sent(fleet.rows, old[:, rows], columns, new[:, :, rows])
+            self._move(fleet, place, positions, old, new, [number])
+        fleet.mixes.clear()
+
+    def _move(
+        self, fleet: Fleet, place: Place, positions: Sequence[int], old: Tensor, new: Tensor, numbers: list[int]
+    ) -> None:
+        """Adds what senders would write with values `new` [rows, columns, P, ...], less what they write with `old`."""
+        every = [position for _ in range(new.shape[0] * new.shape[1]) for position in positions]
+        moved = self._moved(place, old[:, None].expand(new.shape).flatten(0, 2), new.flatten(0, 2), every)
+        _, kept = fleet.among(positions)
+        fleet.add(numbers, kept, moved.view(*new.shape[:3], -1))
+
+    def _moved(self, place: Place, old: Tensor, new: Tensor, positions: Sequence[int]) -> Tensor:
+        """What a sender writes to the stream with the values `new` [M, ...], less what it writes with `old`: [M, D]."""
+        component, layer = place
+        decoder = self.decoder
+        match component:
+            case Component.TOKEN_EMBEDDING:
+                at = torch.tensor(positions, device=new.device)
+                return decoder.enter(new, at) - decoder.enter(old, at)
+            case Component.HEAD_OUT if decoder.post_normed:
+                return decoder.attention_output(layer, new) - decoder.attention_output(layer, old)
+            case Component.HEAD_OUT:
+                # The projection is linear but for its bias, so the difference of two results would only lose digits.
+                output = decoder.attention_output(layer, torch.cat([new - old, torch.zeros_like(new[:1])]))
+                return output[:-1] - output[-1:]
+            case Component.NEURON:
+                return decoder.neurons_output(layer, new) - decoder.neurons_output(layer, old)
+        return new - old
+
+    # ------------------------------------------------------------ receivers
+
+    def heads(self, layer: int, layout: Layout, stream: Tensor, projected: Projected) -> Projected:
+        """Queries, keys and values [N, heads, d], in which receivers have what they make of their own reads."""
+        self._hold(layer)
+        if all((component, layer) not in self._readers for component in READ_BY_HEADS):
+            return projected
+        for fleet in self._present(layout):
+            index = index_of(fleet, layout, fleet.positions, stream.device)
+            self._project(fleet, layer, stream[index], index, projected)
+        return projected
+
+    def _hold(self, layer: int) -> None:
+        """Where MLPs run beside attention, they read the columns as they are before attention writes."""
+        place = Component.MLP_OUT, layer
+        for fleet in self._fleets:
+            reads = self.decoder.parallel and (place in fleet.views or place in fleet.through)
+            fleet.before = fleet.columns.clone() if reads else None
+
+    def _project(
+        self, fleet: Fleet, layer: int, stream: Tensor, index: Tensor, into: Projected, extra: int | None = None
+    ) -> None:
+        """Writes what receivers of a block make of their reads into queries, keys and values, at `index` [rows, n].
+
+        `extra`: a column that every head sees too.
+        """
+        views = [
+            (number, view)
+            for number, name in enumerate(READ_BY_HEADS)
+            for view in fleet.seen_by(name, layer, None if extra is None else self.decoder.units(name))
+        ]
+        alike: dict[bytes, list[tuple[int, View]]] = defaultdict(list)
+        for number, view in views:
+            alike[view.key].append((number, view))
+        if not alike:
+            return
+        reads = torch.stack(
+            [self._read(fleet, stream, one[0][1], fleet.positions, extra=extra) for one in alike.values()], 1
+        )
+        rows, count, n, _ = reads.shape
+        flat = reads.flatten(0, 2)
+        positions = torch.tensor(list(fleet.positions), device=stream.device).repeat(rows * count)
+        lengths = [max(len(row.tokens), row.extent.end) for row in fleet.rows for _ in range(count * n)]
+        rotation = self.decoder.rotation(flat, positions, lambda device: torch.tensor(lengths, device=device))
+        found = [part.unflatten(0, (rows, count, n)) for part in self.decoder.project(layer, flat, rotation)]
+        for order, group in enumerate(alike.values()):
+            for number, view in group:
+                units = torch.tensor(view.units, device=stream.device)
+                into[number][index[:, :, None], units] = found[number][:, order][:, :, units]
+
+    def _read(
+        self,
+        fleet: Fleet,
+        stream: Tensor,
+        view: View,
+        positions: Sequence[int],
+        *,
+        extra: int | None = None,
+        early: bool = False,
+    ) -> Tensor:
+        """What a view sees of the stream [rows, P, D] at some of the rows' positions.
+
+        `extra`: a column that it sees too. `early`: whether it reads before attention writes, if MLPs run beside it.
+        """
+        _, kept = fleet.among(positions)
+        held = fleet.before if early and fleet.before is not None else fleet.columns
+        columns = held if len(kept) == held.shape[2] else held[:, :, kept]
+        added = torch.einsum("rc,rcnd->rnd", view.columns.to(columns.device, columns.dtype), columns)
+        if not set(positions) <= (there := set(view.positions)):
+            added *= torch.tensor([p in there for p in positions], device=added.device)[:, None]
+        if extra is not None:
+            added += columns[:, extra]
+        return stream + added.to(stream.device)
+
+    def seen(self, packed: Tensor, layout: Layout, component: Component, layer: int) -> Tensor:
+        """The stream [N, D] as the MLP of a block, or the final norm (LOGITS), reads it; a copy if any row differs."""
+        place = component, layer
+        if place not in self._readers:
+            return packed
+        seen = packed.clone()
+        for fleet in self._present(layout, leaving=component is not Component.LOGITS):
+            for view in fleet.views.get(place, ()):
+                there = set(view.positions)
+                if positions := [p for p in layout.spans[fleet.rows[0]] if p in there]:
+                    index = index_of(fleet, layout, positions, packed.device)
+                    early = component is Component.MLP_OUT
+                    seen[index] = self._read(fleet, packed[index], view, positions, early=early)
+        return seen
+
+    # ------------------------------------------------------------ nodes that columns go through
+
+    def through_heads(self, layer: int, layout: Layout, stream: Tensor, projected: Projected) -> None:
+        """Computes the mixes of heads that columns go through, in a block that the rows compute; `send` adds them."""
+        place = Component.HEAD_OUT, layer
+        if place not in self._passed:
+            return
+        block = Block(layer, self.decoder.attention_settings(layer), Visits(()))
+        for fleet in self._present(layout):
+            index = index_of(fleet, layout, fleet.positions, stream.device)
+            own = torch.arange(index.numel(), device=index.device).view(index.shape)
+            for one in fleet.through.get(place, ()):
+                self.positions += len(fleet.rows) * len(one.positions)
+                query, key, value = (part[index].flatten(0, 1) for part in projected)
+                self._project(fleet, layer, stream[index], own, (query, key, value), one.column)
+                parts = []
+                alone = Layout(fleet.rows)
+                for segment in alone.segments(alone):
+                    shape = (len(segment.members), len(segment.positions))
+                    keys, values = (part[segment.cut].unflatten(0, shape) for part in (key, value))
+                    parts.append(attend(block, segment, query[segment.attending], keys, values))
+                mixed = torch.cat(parts).unflatten(0, (len(fleet.rows), -1))
+                assert one.units is not None
+                fleet.mixes.append((one.column, one.units, mixed))
+
+    def through_mlp(self, layer: int, layout: Layout, stream: Tensor) -> None:
+        """Lets columns through the MLP of a block that the rows compute, from what it reads in them [N, D]."""
+        place = Component.MLP_OUT, layer
+        if place not in self._passed:
+            return
+        for fleet in self._present(layout):
+            for one in fleet.through.get(place, ()):
+                there = set(one.positions)
+                positions = [p for p in layout.spans[fleet.rows[0]] if p in there]
+                index = index_of(fleet, layout, positions, stream.device)
+                self._pass(fleet, one, stream[index], positions)
+
+    def _pass(self, fleet: Fleet, one: Through, stream: Tensor, positions: Sequence[int]) -> None:
+        """Adds what an MLP makes of its read [rows, P, D] and the column, less what it makes of its read alone."""
+        self.positions += len(fleet.rows) * len(positions)
+        rows, kept = fleet.among(positions)
+        if not kept:
+            return
+        held = fleet.columns if fleet.before is None else fleet.before
+        stream = stream[:, rows].to(self.decoder.devices[one.layer])
+        both = torch.cat([stream + held[:, one.column, kept].to(stream.device), stream]).flatten(0, 1)
+        changed, unchanged = self.decoder.mlp_output(one.layer, both).chunk(2)
+        fleet.add([one.column], kept, (changed - unchanged).view(len(fleet.rows), 1, len(kept), -1))
+
+    def _present(self, layout: Layout, *, leaving: bool = True) -> Iterator[Fleet]:
+        """The fleets that are in the batch now. Rows that are not have left for good, unless `leaving` is false."""
+        for number, fleet in enumerate(self._fleets):
+            here = [row in layout.offsets for row in fleet.rows]
+            if not any(here):
+                continue
+            present = fleet if all(here) else fleet.part(here)
+            if leaving:
+                self._fleets[number] = present
+            yield present
