@@ -19,6 +19,7 @@ from ..questions.graph import READ_BY_HEADS, read, written
 from ..questions.places import Component
 from .attention import Block, attend
 from .fleets import Fleet, View, by_positions, fleets_of, index_of, sent
+from .joint_heads import JointHeads
 from .layout import Layout, Row
 from .runs import Through
 from .visits import Place, Visits
@@ -76,7 +77,9 @@ class Detours:
                 if kept:
                     olds.append(old[:, None, rows].expand(new[:, :, rows].shape).flatten(0, 2))
                     news.append(new[:, :, rows].flatten(0, 2))
-                    where.append((fleet, [number for number, _ in columns], kept))
+                    numbers = [number for number, _ in columns]
+                    where.append((fleet, numbers, kept))
+                    self._join(fleet, place, numbers, kept, old[:, rows], new[:, :, rows])
         if not where:
             return
         positions_of = [fleet.first + index for fleet, numbers, kept in where for _ in numbers for index in kept]
@@ -134,6 +137,17 @@ class Detours:
         moved = self._moved(place, old[:, None].expand(new.shape).flatten(0, 2), new.flatten(0, 2), every)
         _, kept = fleet.among(positions)
         fleet.add(numbers, kept, moved.view(*new.shape[:3], -1))
+        self._join(fleet, place, numbers, kept, old, new)
+
+    def _join(
+        self, fleet: Fleet, place: Place, numbers: list[int], kept: Sequence[int], old: Tensor, new: Tensor
+    ) -> None:
+        """Notes what the heads of a block send, if together they write something else than their sum."""
+        component, layer = place
+        if component is Component.HEAD_OUT and self.decoder.post_normed:
+            if layer not in fleet.joint:
+                fleet.joint[layer] = JointHeads(self.decoder, layer, len(fleet.rows), len(fleet.positions))
+            fleet.joint[layer].add(numbers, kept, old, new)
 
     def _moved(self, place: Place, old: Tensor, new: Tensor, positions: Sequence[int]) -> Tensor:
         """What a sender writes to the stream with the values `new` [M, ...], less what it writes with `old`: [M, D]."""
@@ -221,6 +235,9 @@ class Detours:
         held = fleet.before if early and fleet.before is not None else fleet.columns
         columns = held if len(kept) == held.shape[2] else held[:, :, kept]
         added = torch.einsum("rc,rcnd->rnd", view.columns.to(columns.device, columns.dtype), columns)
+        for joint in fleet.joint.values():
+            if (correction := joint.correction(view.columns, fleet.columns)) is not None:
+                added += correction[:, kept].to(added.device)
         if not set(positions) <= (there := set(view.positions)):
             added *= torch.tensor([p in there for p in positions], device=added.device)[:, None]
         if extra is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..questions.extents import first_block
 from ..questions.places import Component
 from ..questions.places import Place as Somewhere
+from .joint_heads import JointHeads
 from .layout import Layout, Row
 from .runs import Detour, Send, Through
 from .visits import Place, add_distances, changed
@@ -39,7 +40,7 @@ class Fleet:
     columns: [rows, columns, positions, D]. before: as they were before the attention of the block that is computed, if
     its MLP does not read what attention writes.
     views: by place, what its receivers see. mixes: columns that go through heads of the block that is computed, with
-    the heads, and the mixes [rows, positions, H, d].
+    the heads, and the mixes [rows, positions, H, d]. joint: by block, its heads' columns, if they do not add up.
     """
 
     rows: list[Row]
@@ -49,6 +50,7 @@ class Fleet:
     columns: Tensor = field(default_factory=lambda: torch.empty(0))
     before: Tensor | None = None
     mixes: list[tuple[int, tuple[int, ...], Tensor]] = field(default_factory=list)
+    joint: dict[int, JointHeads] = field(default_factory=dict)
 
     @property
     def detour(self) -> Detour:
@@ -110,6 +112,7 @@ class Fleet:
             columns=self.columns[index.to(self.columns.device)] if self.columns.numel() else self.columns,
             before=None if self.before is None else self.before[index.to(self.before.device)],
             mixes=[(number, units, mixed[index.to(mixed.device)]) for number, units, mixed in self.mixes],
+            joint={layer: heads.part(index) for layer, heads in self.joint.items()},
         )
 
 

@@ -1,0 +1,61 @@
+"""Heads of one block that write through one norm: what several columns come to together is not the sum of each.
+
+In a model whose attention output is normed before it is added to the stream, the norm is of what all heads write. A
+receiver that sees the columns of several heads of a block reads norm(output of all heads as it sees them).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..model.anatomy import Decoder
+
+
+class JointHeads:
+    """The columns of one block's heads, for rows of one fleet."""
+
+    def __init__(self, decoder: Decoder, layer: int, rows: int, positions: int) -> None:
+        self._decoder = decoder
+        self._layer = layer
+        shape = (rows, positions, decoder.heads, decoder.head_size)
+        self.numbers: list[int] = []
+        self._old = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+        self._moves: list[Tensor] = []
+
+    def add(self, numbers: Sequence[int], kept: Sequence[int], old: Tensor, new: Tensor) -> None:
+        """Takes the mixes `old` [rows or 1, P, H, d] and `new` [rows or 1, columns, P, H, d] of some columns.
+
+        `kept`: where in the columns the positions lie.
+        """
+        self._old[:, list(kept)] = old.to(self._old)
+        moves = self._old.new_zeros(len(self._old), len(numbers), *self._old.shape[1:])
+        moves[:, :, list(kept)] = (new - old[:, None]).to(self._old)
+        self.numbers += numbers
+        self._moves.append(moves)
+
+    def part(self, index: Tensor) -> "JointHeads":
+        """That of some of the rows."""
+        part = JointHeads(self._decoder, self._layer, 0, 0)
+        index = index.to(self._old.device)
+        part.numbers, part._old = self.numbers, self._old[index]
+        part._moves = [moves[index] for moves in self._moves]
+        return part
+
+    def correction(self, seen: Tensor, columns: Tensor) -> Tensor | None:
+        """What is added to the sum of the columns that are `seen` [rows, columns]; None: nothing, [rows, n, D].
+
+        `columns` [rows, columns, n, D] are those of all numbers.
+        """
+        own = seen[:, self.numbers]
+        if int(own.sum(1).max()) < 2:
+            return None
+        moves = torch.cat(self._moves, 1) if len(self._moves) > 1 else self._moves[0]
+        self._moves = [moves]
+        mask = own.to(moves.device, moves.dtype)
+        mixed = self._old + torch.einsum("re,renhd->rnhd", mask, moves)
+        both = self._decoder.attention_output(self._layer, torch.cat([mixed, self._old]).flatten(0, 1))
+        together, alone = both.unflatten(0, (2, *self._old.shape[:2]))
+        there = columns[:, self.numbers].to(together.device)
+        summed: Tensor = torch.einsum("re,rend->rnd", mask.to(there), there)
+        return together - alone - summed
