@@ -58,4 +58,5 @@ class JointHeads:
         together, alone = both.unflatten(0, (2, *self._old.shape[:2]))
         there = columns[:, self.numbers].to(together.device)
         summed: Tensor = torch.einsum("re,rend->rnd", mask.to(there), there)
-        return together - alone - summed
+        correction: Tensor = together - alone - summed
+        return correction
