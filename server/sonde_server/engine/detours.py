@@ -203,46 +203,23 @@ class Detours:
             alike[view.key].append((number, view))
         if not alike:
             return
-        reads = torch.stack(
-            [self._read(fleet, stream, one[0][1], fleet.positions, extra=extra) for one in alike.values()], 1
-        )
-        rows, count, n, _ = reads.shape
-        flat = reads.flatten(0, 2)
-        positions = torch.tensor(list(fleet.positions), device=stream.device).repeat(rows * count)
-        lengths = [max(len(row.tokens), row.extent.end) for row in fleet.rows for _ in range(count * n)]
-        rotation = self.decoder.rotation(flat, positions, lambda device: torch.tensor(lengths, device=device))
-        found = [part.unflatten(0, (rows, count, n)) for part in self.decoder.project(layer, flat, rotation)]
+        seen = fleet.added([one[0][1] for one in alike.values()], fleet.positions, extra=extra)
+        reads = (stream[:, None] + seen.to(stream.device)).transpose(0, 1)  # [views, rows, n, D]
+        streams: list[list[int | None]] = [[None] * self.decoder.units(name) for name in READ_BY_HEADS]
         for order, group in enumerate(alike.values()):
             for number, view in group:
-                units = torch.tensor(view.units, device=stream.device)
-                into[number][index[:, :, None], units] = found[number][:, order][:, :, units]
-
-    def _read(
-        self,
-        fleet: Fleet,
-        stream: Tensor,
-        view: View,
-        positions: Sequence[int],
-        *,
-        extra: int | None = None,
-        early: bool = False,
-    ) -> Tensor:
-        """What a view sees of the stream [rows, P, D] at some of the rows' positions.
-
-        `extra`: a column that it sees too. `early`: whether it reads before attention writes, if MLPs run beside it.
-        """
-        _, kept = fleet.among(positions)
-        held = fleet.before if early and fleet.before is not None else fleet.columns
-        columns = held if len(kept) == held.shape[2] else held[:, :, kept]
-        added = torch.einsum("rc,rcnd->rnd", view.columns.to(columns.device, columns.dtype), columns)
-        for joint in fleet.joint.values():
-            if (correction := joint.correction(view.columns, fleet.columns)) is not None:
-                added += correction[:, kept].to(added.device)
-        if not set(positions) <= (there := set(view.positions)):
-            added *= torch.tensor([p in there for p in positions], device=added.device)[:, None]
-        if extra is not None:
-            added += columns[:, extra]
-        return stream + added.to(stream.device)
+                for unit in view.units:
+                    streams[number][unit] = order
+        rows, n = index.shape
+        positions = torch.tensor(list(fleet.positions), device=stream.device).repeat(rows)
+        lengths = [max(len(row.tokens), row.extent.end) for row in fleet.rows for _ in range(n)]
+        rotation = self.decoder.rotation(reads, positions, lambda device: torch.tensor(lengths, device=device))
+        queries, keys, values = streams
+        found = self.decoder.project_reads(layer, reads.flatten(1, 2), (queries, keys, values), rotation)
+        for number, of in enumerate(streams):
+            if units := [unit for unit, order in enumerate(of) if order is not None]:
+                there = torch.tensor(units, device=stream.device)
+                into[number][index[:, :, None], there] = found[number][:, there].unflatten(0, (rows, n))
 
     def seen(self, packed: Tensor, layout: Layout, component: Component, layer: int) -> Tensor:
         """The stream [N, D] as the MLP of a block, or the final norm (LOGITS), reads it; a copy if any row differs."""
@@ -256,7 +233,7 @@ class Detours:
                 if positions := [p for p in layout.spans[fleet.rows[0]] if p in there]:
                     index = index_of(fleet, layout, positions, packed.device)
                     early = component is Component.MLP_OUT
-                    seen[index] = self._read(fleet, packed[index], view, positions, early=early)
+                    seen[index] += fleet.added([view], positions, early=early)[:, 0].to(seen.device)
         return seen
 
     # ------------------------------------------------------------ nodes that columns go through

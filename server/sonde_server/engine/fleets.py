@@ -51,6 +51,8 @@ class Fleet:
     before: Tensor | None = None
     mixes: list[tuple[int, tuple[int, ...], Tensor]] = field(default_factory=list)
     joint: dict[int, JointHeads] = field(default_factory=dict)
+    # The columns from here on are still 0.
+    high: int = 0
 
     @property
     def detour(self) -> Detour:
@@ -85,11 +87,37 @@ class Fleet:
     def add(self, numbers: Sequence[int], kept: Sequence[int], moved: Tensor) -> None:
         """Adds `moved` [rows or 1, columns, P, D] to columns of these numbers, at P of their positions."""
         moved = moved.to(self.columns.device)
+        self.high = max(self.high, *(number + 1 for number in numbers))
         if len(kept) == self.columns.shape[2] and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
             self.columns[:, numbers[0] : numbers[-1] + 1] += moved
             return
         column = torch.tensor(numbers, device=moved.device)[:, None]
         self.columns[:, column, torch.tensor(kept, device=moved.device)] += moved
+
+    def added(
+        self, views: Sequence[View], positions: Sequence[int], *, extra: int | None = None, early: bool = False
+    ) -> Tensor:
+        """What views see beside the stream, at some of the rows' positions: [rows, views, P, D].
+
+        `extra`: a column that they see too. `early`: whether they read before attention writes, if MLPs run beside it.
+        """
+        _, kept = self.among(positions)
+        held = self.before if early and self.before is not None else self.columns
+        columns = held[:, : self.high] if len(kept) == held.shape[2] else held[:, : self.high, kept]
+        seen = torch.stack([view.columns for view in views], 1)
+        # One product for all views, because reading the columns is what takes time.
+        mask = seen[..., : self.high].to(columns.device, columns.dtype)
+        added = (mask @ columns.flatten(2)).unflatten(2, columns.shape[2:])
+        for joint in self.joint.values():
+            if (correction := joint.correction(seen, self.columns)) is not None:
+                added += correction[:, :, kept].to(added.device)
+        for number, view in enumerate(views):
+            if not set(positions) <= (there := set(view.positions)):
+                added[:, number] *= torch.tensor([p in there for p in positions], device=added.device)[:, None]
+        if extra is not None:
+            added += held[:, extra, None, kept]
+        found: Tensor = added
+        return found
 
     def seen_by(self, component: Component, layer: int, every: int | None = None) -> list[View]:
         """The views of a receiver. `every`: how many units it has, if also those are wanted that see nothing."""

@@ -43,20 +43,20 @@ class JointHeads:
         return part
 
     def correction(self, seen: Tensor, columns: Tensor) -> Tensor | None:
-        """What is added to the sum of the columns that are `seen` [rows, columns]; None: nothing, [rows, n, D].
+        """What is added to the sums of the columns that views see: [rows, views, n, D]. None: nothing.
 
-        `columns` [rows, columns, n, D] are those of all numbers.
+        `seen` [rows, views, columns]; `columns` [rows, columns, n, D] are those of all numbers.
         """
-        own = seen[:, self.numbers]
-        if int(own.sum(1).max()) < 2:
+        own = seen[..., self.numbers]
+        if int(own.sum(-1).max()) < 2:
             return None
         moves = torch.cat(self._moves, 1) if len(self._moves) > 1 else self._moves[0]
         self._moves = [moves]
         mask = own.to(moves.device, moves.dtype)
-        mixed = self._old + torch.einsum("re,renhd->rnhd", mask, moves)
-        both = self._decoder.attention_output(self._layer, torch.cat([mixed, self._old]).flatten(0, 1))
-        together, alone = both.unflatten(0, (2, *self._old.shape[:2]))
-        there = columns[:, self.numbers].to(together.device)
-        summed: Tensor = torch.einsum("re,rend->rnd", mask.to(there), there)
-        correction: Tensor = together - alone - summed
+        mixed = self._old[:, None] + torch.einsum("rve,renhd->rvnhd", mask, moves)
+        output = self._decoder.attention_output(self._layer, torch.cat([self._old[:, None], mixed], 1).flatten(0, 2))
+        output = output.unflatten(0, (mixed.shape[0], -1, mixed.shape[2]))
+        there = columns[:, self.numbers].to(output.device)
+        summed = torch.einsum("rve,rend->rvnd", mask.to(there), there)
+        correction: Tensor = output[:, 1:] - output[:, :1] - summed
         return correction

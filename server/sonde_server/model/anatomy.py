@@ -22,6 +22,7 @@ from ..questions.places import Component, Sized
 from .attention import AttentionSettings
 from .devices import device_of, parameter_of
 from .families import Family, family_of
+from .head_reads import Streams, project_reads
 from .packing import Packed
 from .projections import Heads, Projected
 from .rotary import Rotations, rotate_by_length, scalings
@@ -167,8 +168,20 @@ class Decoder(Sized):
 
     def project(self, layer: int, stream: Tensor, rotations: Rotations | None) -> Projected:
         """Queries [N, H, d], keys and values [N, K, d] of the residual stream [N, D], as the scores use them."""
+        parts = self.blocks[layer]
+        projected = self.family.project(parts.attention, parts.attention_norm(stream), self._heads)
+        return self._rotated(layer, projected, rotations)
+
+    def project_reads(self, layer: int, reads: Tensor, streams: Streams, rotations: Rotations | None) -> Projected:
+        """As `project`, but each head reads the one of several streams [V, N, D] that `streams` names for it."""
+        parts = self.blocks[layer]
+        normed = parts.attention_norm(reads.flatten(0, 1)).unflatten(0, reads.shape[:2])
+        projected = project_reads(self.family.project, parts.attention, normed, self._heads, streams)
+        return self._rotated(layer, projected, rotations)
+
+    def _rotated(self, layer: int, projected: Projected, rotations: Rotations | None) -> Projected:
         parts, family = self.blocks[layer], self.family
-        query, key, value = family.project(parts.attention, parts.attention_norm(stream), self._heads)
+        query, key, value = projected
         kind = "" if family.kinds is None else family.kinds[layer]
         if family.rotate is not None and rotations is not None and kind is not None:
             rotation = rotations[kind].to(query.device)
