@@ -68,25 +68,33 @@ class Detours:
         """Adds what is sent at a place to the columns, for all fleets at once, because each may have one send alone."""
         olds, news, where = [], [], []
         for fleet in fleets:
+            known = fleet.detour.known
             for positions, columns in by_positions(fleet.sends[place]):
+                rows, kept = fleet.among(positions)
+                numbers, key = [number for number, _ in columns], (place, positions, tuple(kept))
+                if key in known:
+                    fleet.add(numbers, kept, known[key])
+                    continue
                 values = columns[0][1][0].values
                 assert values is not None
                 old = values.to(self.decoder.device, self.decoder.dtype)[None]
                 new = sent(fleet.rows, old, columns)
-                rows, kept = fleet.among(positions)
                 if kept:
                     olds.append(old[:, None, rows].expand(new[:, :, rows].shape).flatten(0, 2))
                     news.append(new[:, :, rows].flatten(0, 2))
-                    numbers = [number for number, _ in columns]
-                    where.append((fleet, numbers, kept))
+                    where.append((fleet, numbers, kept, key))
                     self._join(fleet, place, numbers, kept, old[:, rows], new[:, :, rows])
         if not where:
             return
-        positions_of = [fleet.first + index for fleet, numbers, kept in where for _ in numbers for index in kept]
+        positions_of = [fleet.first + index for fleet, numbers, kept, _ in where for _ in numbers for index in kept]
         moved = self._moved(place, torch.cat(olds), torch.cat(news), positions_of)
-        sizes = [len(numbers) * len(kept) for _, numbers, kept in where]
-        for (fleet, numbers, kept), part in zip(where, moved.split(sizes), strict=True):
-            fleet.add(numbers, kept, part.view(1, len(numbers), len(kept), -1))
+        sizes = [len(numbers) * len(kept) for _, numbers, kept, _ in where]
+        for (fleet, numbers, kept, key), part in zip(where, moved.split(sizes), strict=True):
+            sent_here = part.view(1, len(numbers), len(kept), -1)
+            fleet.add(numbers, kept, sent_here)
+            # Distances and what heads write together are not kept, so with them nothing is.
+            if not fleet.rows[0].receipts and not fleet.joint:
+                fleet.detour.known[key] = sent_here
 
     def _pass_in_base(self, place: Place, fleets: list[Fleet]) -> None:
         """Lets columns through an MLP below the rows' first block."""
