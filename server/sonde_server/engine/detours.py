@@ -18,10 +18,10 @@ from ..model.anatomy import Decoder
 from ..questions.graph import READ_BY_HEADS, read, written
 from ..questions.places import Component
 from .attention import Block, attend
-from .fleets import Fleet, View, by_positions, fleets_of, index_of, sent
-from .joint_heads import JointHeads
+from .fleets import Fleet, View, fleets_of, index_of
 from .layout import Layout, Row
 from .runs import Through
+from .senders import Senders
 from .visits import Place, Visits
 
 Projected = tuple[Tensor, Tensor, Tensor]
@@ -33,6 +33,7 @@ class Detours:
     def __init__(self, decoder: Decoder, rows: Iterable[Row]) -> None:
         self.decoder = decoder
         self.positions = 0
+        self._senders = Senders(decoder)
         self._fleets = fleets_of(rows)
         self._of = {row: fleet for fleet in self._fleets for row in fleet.rows}
         self._visited = {place for fleet in self._fleets for place in fleet.visited}
@@ -57,44 +58,12 @@ class Detours:
                 events[read(*place, self.decoder), False, place].append(fleet)
         for (_, sending, place), some in sorted(events.items(), key=lambda event: event[0][:2]):
             if sending:
-                self._send_from_base(place, some)
+                self._senders.send_from_base(place, some)
             else:
                 self._pass_in_base(place, some)
 
     def _below(self, fleet: Fleet, places: Iterable[Place]) -> list[Place]:
         return [place for place in places if fleet.is_below(place, self.decoder.layers)]
-
-    def _send_from_base(self, place: Place, fleets: list[Fleet]) -> None:
-        """Adds what is sent at a place to the columns, for all fleets at once, because each may have one send alone."""
-        olds, news, where = [], [], []
-        for fleet in fleets:
-            known = fleet.detour.known
-            for positions, columns in by_positions(fleet.sends[place]):
-                rows, kept = fleet.among(positions)
-                numbers, key = [number for number, _ in columns], (place, positions, tuple(kept))
-                if key in known:
-                    fleet.add(numbers, kept, known[key])
-                    continue
-                values = columns[0][1][0].values
-                assert values is not None
-                old = values.to(self.decoder.device, self.decoder.dtype)[None]
-                new = sent(fleet.rows, old, columns)
-                if kept:
-                    olds.append(old[:, None, rows].expand(new[:, :, rows].shape).flatten(0, 2))
-                    news.append(new[:, :, rows].flatten(0, 2))
-                    where.append((fleet, numbers, kept, key))
-                    self._join(fleet, place, numbers, kept, old[:, rows], new[:, :, rows])
-        if not where:
-            return
-        positions_of = [fleet.first + index for fleet, numbers, kept, _ in where for _ in numbers for index in kept]
-        moved = self._moved(place, torch.cat(olds), torch.cat(news), positions_of)
-        sizes = [len(numbers) * len(kept) for _, numbers, kept, _ in where]
-        for (fleet, numbers, kept, key), part in zip(where, moved.split(sizes), strict=True):
-            sent_here = part.view(1, len(numbers), len(kept), -1)
-            fleet.add(numbers, kept, sent_here)
-            # Distances and what heads write together are not kept, so with them nothing is.
-            if not fleet.rows[0].receipts and not fleet.joint:
-                fleet.detour.known[key] = sent_here
 
     def _pass_in_base(self, place: Place, fleets: list[Fleet]) -> None:
         """Lets columns through an MLP below the rows' first block."""
@@ -104,76 +73,12 @@ class Detours:
                 stream = one.stream.to(self.decoder.device, self.decoder.dtype)
                 self._pass(fleet, one, stream.expand(len(fleet.rows), *stream.shape), one.positions)
 
-    # ------------------------------------------------------------ senders that rows compute
-
     def send(self, packed: Tensor, layout: Layout, place: Place) -> None:
         """Adds what the senders at a place would write, less what they write, from their values `packed` [N, ...]."""
-        if place not in self._visited:
-            return
-        for fleet in self._present(layout):
-            if place not in fleet.visited:
-                continue
-            passing = {number for number, _, _ in fleet.mixes} if place[0] is Component.HEAD_OUT else set()
-            alone = [column for column in fleet.sends.get(place, ()) if column[0] not in passing]
-            for positions, columns in by_positions(alone):
-                old = packed[index_of(fleet, layout, positions, packed.device)]
-                new = sent(fleet.rows, old, columns)
-                self._move(fleet, place, positions, old, new, [number for number, _ in columns])
-            if passing:
-                self._send_with_mixes(fleet, packed, layout, place)
-
-    def _send_with_mixes(self, fleet: Fleet, packed: Tensor, layout: Layout, place: Place) -> None:
-        """As `send`, of columns that also go through heads of this block: all write through one projection and norm."""
-        sends = dict(fleet.sends.get(place, ()))
-        positions = tuple(layout.spans[fleet.rows[0]])
-        _, kept = fleet.among(positions)
-        old = packed[index_of(fleet, layout, positions, packed.device)]
-        for number, units, mixed in fleet.mixes:
-            new = old[:, None].clone()
-            new[:, 0, :, list(units)] = mixed[:, kept][:, :, list(units)].to(new.device)
-            for at, columns in by_positions([(number, sends[number])] if number in sends else []):
-                rows = [positions.index(position) for position in at]
-                new[:, :, rows] = sent(fleet.rows, old[:, rows], columns, new[:, :, rows])
-            self._move(fleet, place, positions, old, new, [number])
-        fleet.mixes.clear()
-
-    def _move(
-        self, fleet: Fleet, place: Place, positions: Sequence[int], old: Tensor, new: Tensor, numbers: list[int]
-    ) -> None:
-        """Adds what senders would write with values `new` [rows, columns, P, ...], less what they write with `old`."""
-        every = [position for _ in range(new.shape[0] * new.shape[1]) for position in positions]
-        moved = self._moved(place, old[:, None].expand(new.shape).flatten(0, 2), new.flatten(0, 2), every)
-        _, kept = fleet.among(positions)
-        fleet.add(numbers, kept, moved.view(*new.shape[:3], -1))
-        self._join(fleet, place, numbers, kept, old, new)
-
-    def _join(
-        self, fleet: Fleet, place: Place, numbers: list[int], kept: Sequence[int], old: Tensor, new: Tensor
-    ) -> None:
-        """Notes what the heads of a block send, if together they write something else than their sum."""
-        component, layer = place
-        if component is Component.HEAD_OUT and self.decoder.post_normed:
-            if layer not in fleet.joint:
-                fleet.joint[layer] = JointHeads(self.decoder, layer, len(fleet.rows), len(fleet.positions))
-            fleet.joint[layer].add(numbers, kept, old, new)
-
-    def _moved(self, place: Place, old: Tensor, new: Tensor, positions: Sequence[int]) -> Tensor:
-        """What a sender writes to the stream with the values `new` [M, ...], less what it writes with `old`: [M, D]."""
-        component, layer = place
-        decoder = self.decoder
-        match component:
-            case Component.TOKEN_EMBEDDING:
-                at = torch.tensor(positions, device=new.device)
-                return decoder.enter(new, at) - decoder.enter(old, at)
-            case Component.HEAD_OUT if decoder.post_normed:
-                return decoder.attention_output(layer, new) - decoder.attention_output(layer, old)
-            case Component.HEAD_OUT:
-                # The projection is linear but for its bias, so the difference of two results would only lose digits.
-                output = decoder.attention_output(layer, torch.cat([new - old, torch.zeros_like(new[:1])]))
-                return output[:-1] - output[-1:]
-            case Component.NEURON:
-                return decoder.neurons_output(layer, new) - decoder.neurons_output(layer, old)
-        return new - old
+        if place in self._visited:
+            for fleet in self._present(layout):
+                if place in fleet.visited:
+                    self._senders.send(fleet, packed, layout, place)
 
     # ------------------------------------------------------------ receivers
 

@@ -217,13 +217,31 @@ def sent(rows: Sequence[Row], old: Tensor, columns: Sequence[Column], start: Ten
     return new
 
 
+def sent_heads(rows: Sequence[Row], old: Tensor, columns: Sequence[Column]) -> tuple[Tensor, list[int]]:
+    """How far columns of one head each would move it: [columns, rows, P, d], from the mixes [rows, P, H, d]; the heads.
+
+    All of them have one send, of one shape. The sends' distances are added to the rows'.
+    """
+    sends = [sends[0] for _, sends in columns]
+    units = [unit for send in sends for unit in send.edit.units or ()]
+    before = old[:, :, torch.tensor(units, device=old.device)].permute(2, 0, 1, 3).unsqueeze(3)  # [E, rows, P, 1, d]
+    moves = changed(before, [send.edit.change for send in sends]) - before
+    _add_distances(rows, sends, moves.float().flatten(2).square().sum(2))
+    return moves[:, :, :, 0], units
+
+
+def shape_of(send: Send) -> tuple[object, ...]:
+    """What sends have in common that are made in one step."""
+    values, units = send.edit.change.values, send.edit.units
+    shape = tuple(values.shape) if isinstance(values, Tensor) else None
+    return send.edit.change.kind, shape, None if units is None else len(units)
+
+
 def _by_shape(batch: Sequence[tuple[int, Send]]) -> Iterator[list[tuple[int, Send]]]:
     """The sends that can be made in one step."""
     groups: dict[tuple[object, ...], list[tuple[int, Send]]] = defaultdict(list)
     for number, send in batch:
-        values, units = send.edit.change.values, send.edit.units
-        shape = tuple(values.shape) if isinstance(values, Tensor) else None
-        groups[send.edit.change.kind, shape, None if units is None else len(units)].append((number, send))
+        groups[shape_of(send)].append((number, send))
     return iter(groups.values())
 
 
@@ -240,7 +258,12 @@ def _change(rows: Sequence[Row], new: Tensor, group: Sequence[tuple[int, Send]])
     found = changed(old, [send.edit.change for _, send in group])
     new[where] = found.transpose(0, 1)
     squares = (found.float() - old.float()).flatten(2).square().sum(2)
+    _add_distances(rows, [send for _, send in group], squares)
+
+
+def _add_distances(rows: Sequence[Row], sends: Sequence[Send], squares: Tensor) -> None:
+    """Adds the squared distances [sends, rows or 1] to those of the rows."""
     for number, row in enumerate(rows):
         if row.squares is not None:
             own = squares[:, number if squares.shape[1] > 1 else 0]
-            add_distances([(row, send.edit) for _, send in group], own)
+            add_distances([(row, send.edit) for send in sends], own)

@@ -106,8 +106,8 @@ class Detour:
     Every receiver reads the stream with the columns added that it sees. A column is a stream of its own, 0 at first, to
     which its sends add, and what goes through a node.
 
-    Runs that differ in `reads` alone are best made with `dataclasses.replace`: those with the same `sends` and `through`
-    are computed together, and share what is `known`: what senders write with the base's values, by place and positions.
+    Runs that differ in `reads` alone are best made with `dataclasses.replace`: those with the same `sends` and
+    `through` are computed together. They share what is `known`: what senders write with the base's values.
     """
 
     columns: int

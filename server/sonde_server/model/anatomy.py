@@ -9,7 +9,7 @@ computes attention, between `project` and `attention_output`.
 The blocks may be on several devices. `place` moves the stream from one to the next.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -22,10 +22,10 @@ from ..questions.places import Component, Sized
 from .attention import AttentionSettings
 from .devices import device_of, parameter_of
 from .families import Family, family_of
-from .head_reads import Streams, project_reads
 from .packing import Packed
 from .projections import Heads, Projected
 from .rotary import Rotations, rotate_by_length, scalings
+from .single_heads import Streams, project_reads, write_heads
 
 # The standard deviation of the embedding is computed over this many tokens at a time.
 TOKENS_AT_ONCE = 4096
@@ -201,6 +201,13 @@ class Decoder(Sized):
         """What attention adds to the residual stream [N, D], from each head's mix of values [N, H, d]."""
         parts = self.blocks[layer]
         return self._added(layer, parts.attention_post_norm(parts.output_projection(mixed.flatten(1))))
+
+    def written_by_heads(self, layer: int, moves: Tensor, units: Sequence[int]) -> Tensor:
+        """What changes of single heads' mixes [E, N, d], each alone, change in the residual stream: [E, N, D].
+
+        Only where no norm follows attention, so that what heads write adds up.
+        """
+        return self._added(layer, write_heads(self.blocks[layer].output_projection, moves, units, self._heads))
 
     def mlp_output(self, layer: int, stream: Tensor, neurons: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """What the MLP adds to the residual stream [N, D]. `neurons` may replace its neurons [N, F]."""

@@ -1,8 +1,8 @@
-"""Queries, keys and values of heads that each read a stream of their own, each with no more than its own weights.
+"""What single heads read and write: each with no more than its own part of the weights.
 
-A projection of all heads is a matrix product, of which a head has its own rows. Where the rows can be had, a head's are
-applied to the stream that the head reads, so that all heads together take one product's work however many streams they
-read.
+A projection to all heads is a matrix product, of which a head has its own rows; of the projection from all heads it has
+its own columns. Where the weights can be had, they are applied head by head. So heads that each read a stream of their
+own take no more work together than heads that read the same one.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def project_reads(project: Project, attention: nn.Module, normed: Tensor, heads:
     """
     if project.order is not None:
         order = project.order(heads)
-        if all(_weights(attention, name, normed) is not None for name in order):
+        if all(_weights(attention.get_submodule(name), normed) is not None for name in order):
             # The projection itself is asked, so that norms and clamps which follow are its own.
             return project(_Reading(attention, normed, heads, order, streams), normed[0], heads)
     found = [part.unflatten(0, normed.shape[:2]) for part in project(attention, normed.flatten(0, 1), heads)]
@@ -38,9 +38,25 @@ def project_reads(project: Project, attention: nn.Module, normed: Tensor, heads:
     return query, key, value
 
 
-def _weights(attention: nn.Module, name: str, like: Tensor) -> tuple[Tensor, Tensor | None] | None:
+def write_heads(projection: nn.Module, moves: Tensor, units: Sequence[int], heads: Heads) -> Tensor:
+    """What the output projection makes of changes [E, N, d] of single heads, each alone: [E, N, D], with no bias."""
+    weights = _weights(projection, moves)
+    if weights is not None:
+        # [D, H x d] as [H, d, D].
+        by_head = weights[0].t().unflatten(0, (heads.query, heads.size))
+        product: Tensor = moves @ by_head[torch.tensor(list(units), device=moves.device)]
+        return product
+    mixed = moves.new_zeros(1 + len(units) * moves.shape[1], heads.query, heads.size)
+    each = mixed[1:].view(len(units), -1, heads.query, heads.size)
+    for number, unit in enumerate(units):
+        each[number, :, unit] = moves[number]
+    output = projection(mixed.flatten(1))
+    written: Tensor = (output[1:] - output[:1]).view(len(units), moves.shape[1], -1)
+    return written
+
+
+def _weights(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None] | None:
     """The weights [out, in] and the bias of a linear layer; None if its product is not simply theirs, or not here."""
-    module = attention.get_submodule(name)
     plain = module.plain if isinstance(module, Packed) else module
     if type(plain).forward not in (nn.Linear.forward, Conv1D.forward) or hasattr(plain, "_hf_hook"):
         return None
@@ -82,7 +98,7 @@ class _Reading(nn.Module):
         self._products = {}
         self._whole = (attention,)
         for name, units in order.items():
-            weights = _weights(attention, name, normed)
+            weights = _weights(attention.get_submodule(name), normed)
             assert weights is not None
             of = [streams[kind][head] for kind, head in units]
             self._products[name] = _Product(*weights, normed, heads.size, of)
