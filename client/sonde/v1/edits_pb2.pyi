@@ -130,8 +130,9 @@ class Path(_message.Message):
     @_builtins.property
     def through(self) -> _containers.RepeatedCompositeFieldContainer[_places_pb2.Site]:
         """What sees the change too and hands on what it makes of it to the receivers alone: heads of HEAD_OUT, which read it
-        with their queries, keys and values, and MLPs of MLP_OUT. They take no positions. No layers or units: all. Empty:
-        none, so that the change goes directly to the receivers.
+        with their queries, keys and values, and MLPs of MLP_OUT. They take no positions, and they do what they do in the
+        model, whatever other edits they have. No layers or units: all. Empty: none, so that the change goes directly to the
+        receivers.
         """
 
     def __init__(

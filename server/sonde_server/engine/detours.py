@@ -51,6 +51,7 @@ class Detours:
         events: dict[tuple[int, bool, Place], list[Fleet]] = defaultdict(list)
         for fleet in fleets.values():
             shape = (len(fleet.rows), fleet.detour.columns, len(fleet.positions), self.decoder.hidden_size)
+            fleet.before = None
             fleet.columns = torch.zeros(shape, dtype=self.decoder.dtype, device=self.decoder.device)
             for place in self._below(fleet, fleet.sends):
                 events[written(*place), True, place].append(fleet)
@@ -97,7 +98,7 @@ class Detours:
         place = Component.MLP_OUT, layer
         for fleet in self._fleets:
             reads = self.decoder.parallel and (place in fleet.views or place in fleet.through)
-            fleet.before = fleet.columns.clone() if reads else None
+            fleet.before = fleet.columns.clone() if reads and fleet.columns.numel() else None
 
     def _project(
         self, fleet: Fleet, layer: int, stream: Tensor, index: Tensor, into: Projected, extra: int | None = None
@@ -142,7 +143,7 @@ class Detours:
         seen = packed.clone()
         for fleet in self._present(layout, leaving=component is not Component.LOGITS):
             for view in fleet.views.get(place, ()):
-                there = set(view.positions)
+                there = {position for part in view.positions for position in part}
                 if positions := [p for p in layout.spans[fleet.rows[0]] if p in there]:
                     index = index_of(fleet, layout, positions, packed.device)
                     early = component is Component.MLP_OUT
@@ -188,7 +189,7 @@ class Detours:
 
     def _pass(self, fleet: Fleet, one: Through, stream: Tensor, positions: Sequence[int]) -> None:
         """Adds what an MLP makes of its read [rows, P, D] and the column, less what it makes of its read alone."""
-        self.positions += len(fleet.rows) * len(positions)
+        self.positions += len(fleet.rows) * len(one.positions)
         rows, kept = fleet.among(positions)
         if not kept:
             return

@@ -21,11 +21,11 @@ Column = tuple[int, list[Send]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """What some units of a receiver see: `columns` [rows, columns], at some positions."""
+    """What some units of a receiver see: `columns` [parts, rows, columns], each part at positions of its own."""
 
     units: tuple[int, ...]
     columns: Tensor
-    positions: tuple[int, ...]
+    positions: tuple[tuple[int, ...], ...]
 
     @property
     def key(self) -> bytes:
@@ -104,16 +104,19 @@ class Fleet:
         _, kept = self.among(positions)
         held = self.before if early and self.before is not None else self.columns
         columns = held[:, : self.high] if len(kept) == held.shape[2] else held[:, : self.high, kept]
-        seen = torch.stack([view.columns for view in views], 1)
+        seen = torch.cat([view.columns for view in views]).transpose(0, 1)
         # One product for all views, because reading the columns is what takes time.
         mask = seen[..., : self.high].to(columns.device, columns.dtype)
         added = (mask @ columns.flatten(2)).unflatten(2, columns.shape[2:])
         for joint in self.joint.values():
             if (correction := joint.correction(seen, self.columns)) is not None:
                 added += correction[:, :, kept].to(added.device)
-        for number, view in enumerate(views):
-            if not set(positions) <= (there := set(view.positions)):
+        for number, there in enumerate(part for view in views for part in view.positions):
+            if not set(positions) <= set(there):
                 added[:, number] *= torch.tensor([p in there for p in positions], device=added.device)[:, None]
+        if added.shape[1] > len(views):
+            parts = added.split([len(view.columns) for view in views], dim=1)
+            added = torch.stack([part.sum(1) for part in parts], 1)
         if extra is not None:
             added += held[:, extra, None, kept]
         found: Tensor = added
@@ -127,7 +130,7 @@ class Fleet:
         seeing = {unit for view in views for unit in view.units}
         others = tuple(unit for unit in range(every) if unit not in seeing)
         nothing = torch.zeros(len(self.rows), self.detour.columns, dtype=torch.bool)
-        return [*views, View(others, nothing, tuple(self.positions))] if others else views
+        return [*views, View(others, nothing[None], (tuple(self.positions),))] if others else views
 
     def part(self, here: Sequence[bool]) -> "Fleet":
         """Some of its rows."""
@@ -167,20 +170,25 @@ def _fleet(rows: list[Row]) -> Fleet:
 
 def _views(rows: Sequence[Row]) -> dict[Place, list[View]]:
     """What receivers see, those that see the same together; without those that see nothing."""
-    reads: dict[Place, dict[int, tuple[Tensor, tuple[int, ...]]]] = defaultdict(dict)
+    reads: dict[Place, dict[tuple[int, ...], dict[int, Tensor]]] = defaultdict(lambda: defaultdict(dict))
     for number, row in enumerate(rows):
         assert row.detour is not None
         for one in row.detour.reads:
-            reads[one.component, one.layer][number] = one.columns, one.positions
+            reads[one.component, one.layer][one.positions][number] = one.columns
     views: dict[Place, list[View]] = {}
-    for place, by_row in reads.items():
-        columns, positions = next(iter(by_row.values()))
-        nothing = torch.zeros_like(columns)
-        seen = torch.stack([by_row[number][0] if number in by_row else nothing for number in range(len(rows))], 1)
+    for place, parts in reads.items():
+        nothing = torch.zeros_like(next(iter(next(iter(parts.values())).values())))
+        seen = torch.stack(
+            [
+                torch.stack([columns.get(number, nothing) for number in range(len(rows))], 1)
+                for columns in parts.values()
+            ],
+            1,
+        )  # [units, parts, rows, columns]
         alike: dict[bytes, list[int]] = defaultdict(list)
         for unit in seen.flatten(1).any(1).nonzero()[:, 0].tolist():
             alike[seen[unit].numpy().tobytes()].append(unit)
-        views[place] = [View(tuple(units), seen[units[0]], positions) for units in alike.values()]
+        views[place] = [View(tuple(units), seen[units[0]], tuple(parts)) for units in alike.values()]
     return views
 
 

@@ -74,7 +74,7 @@ class Reads:
     """Receivers of one component and layer, and which columns of a detour each of them sees.
 
     columns: bool [units, columns], of all units of QUERY, KEY and VALUE; one unit of MLP_OUT and of LOGITS (layer 0).
-    positions: where they see them.
+    positions: where they see them. A receiver may have several, with different positions.
     """
 
     component: Component

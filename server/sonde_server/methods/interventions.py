@@ -66,13 +66,14 @@ class _Changed:
         reading = Reading(
             readout.position, readout.targets, readout.top_k, clean=clean, divergence=readout.kl_divergence
         )
-        placing = await Placing.of(question, self.session)
+        placing = await Placing.of(question, self.session, clean)
         edits_per_run = question.plan.edits_per_run
 
         def runs() -> Iterator[tuple[Run, generation.Lasting]]:
             for edits in question.plan.runs(self.session.layers):
                 placed = placing.place(edits)
-                run = Run(clean, placed, reading, self._wanted, edits_per_run)
+                detour = placing.detour(edits)
+                run = Run(clean, placed, reading, self._wanted, edits_per_run, detour=detour)
                 yield run, generation.lasting(edits, placed)
 
         return runs()

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine import Base, Capture, Change, PlacedEdit
+from ..engine import Base, Capture, Change, PlacedEdit, State
+from ..engine.runs import Detour
 from ..questions.edits import Add, Edit, Knockout, Multiply, Noise, Patch, ProjectOut, Scale, Set, Values
 from ..questions.interventions import InterveneQuestion
 from ..questions.places import PAIRWISE, Component, Site
 from ..sharing.session import Session
+from .detouring import Detouring
 
 
 class Placing:
@@ -27,11 +29,13 @@ class Placing:
             for place, positions in question.sourced(session.layers).items()
         }
         self._sourced: dict[tuple[int, Component, int], Tensor] = {}
+        self._detouring = Detouring(question, session.decoder)
 
     @classmethod
-    async def of(cls, question: InterveneQuestion, session: Session) -> Self:
-        """Runs the sources, whose values the patches take."""
+    async def of(cls, question: InterveneQuestion, session: Session, clean: State) -> Self:
+        """Runs the sources, whose values the patches take, and reads what paths need of the unchanged run, `clean`."""
         placing = cls(question, session)
+        await placing._detouring.read(session, clean)
         for number, state in enumerate(await session.states([Base(source.tokens) for source in question.sources])):
             places = [place for place in placing._captures if place[0] == number]
             values = await session.values(state, [placing._captures[place] for place in places])
@@ -39,19 +43,27 @@ class Placing:
         return placing
 
     def place(self, edits: tuple[Edit, ...]) -> list[PlacedEdit]:
-        """The edits of one run, layer by layer; the receipt of each is its number in the run."""
+        """The edits of one run without a path, layer by layer; the receipt of each is its number in the run."""
         return [
-            PlacedEdit(
-                edit.site.component,
-                layer,
-                edit.site.positions_within(self.tokens),
-                edit.site.units,
-                self._change(edit, layer),
-                receipt,
-            )
+            self._placed(edit, layer, receipt)
             for receipt, edit in enumerate(edits)
+            if edit.path is None
             for layer in edit.site.layers
         ]
+
+    def detour(self, edits: tuple[Edit, ...]) -> Detour | None:
+        """Those with a path."""
+        return self._detouring.detour(edits, lambda number, layer: self._placed(edits[number], layer, number))
+
+    def _placed(self, edit: Edit, layer: int, receipt: int) -> PlacedEdit:
+        return PlacedEdit(
+            edit.site.component,
+            layer,
+            edit.site.positions_within(self.tokens),
+            edit.site.units,
+            self._change(edit, layer),
+            receipt,
+        )
 
     def _change(self, edit: Edit, layer: int) -> Change:
         match edit.operation:

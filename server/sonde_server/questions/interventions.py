@@ -1,6 +1,7 @@
 """What happens to a prediction when parts are changed?"""
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -8,9 +9,10 @@ from .activations import Encoding, Pooling, numbers_read
 from .answers import Answer, Floats, Integers
 from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, item_bytes, state_bytes
 from .edits import Edit, Noise, Patch
-from .extents import Extent, Restarts, extent_of, rereading, token_layers
+from .extents import Extent, Restarts, extent_of, first_block, rereading, token_layers
 from .generation import Generation
-from .places import PAIRWISE, Component, Place, Site, Sized
+from .paths import Route, detoured, route_of
+from .places import END, PAIRWISE, Component, Place, Site, Sized
 from .plans import Plan, Sweep, SweepAxes
 from .prompts import Asked, Prompt, Target
 
@@ -73,6 +75,51 @@ class InterveneQuestion:
                             taken[source, edit.site.component, edit.operation.layer_for(layer)].update(positions)
         return {place: tuple(sorted(positions)) for place, positions in taken.items()}
 
+    @property
+    def _read_above(self) -> frozenset[int]:
+        """The positions where the final norm or the logits are read."""
+        places = [place for place in self.read_places() if place.component in END]
+        return frozenset({self.readout.position, *(position for place in places for position in place.positions)})
+
+    def route(self, edits: tuple[Edit, ...], model: Sized) -> Route:
+        """The paths of one run's edits."""
+        return route_of(edits, model, self.asked.tokens, self._read_above)
+
+    def extent(self, edits: tuple[Edit, ...], route: Route, layers: int) -> Extent:
+        """What one run computes."""
+        tokens = self.asked.tokens
+        places = [place for edit in edits if edit.path is None for place in edit.site.places(tokens)]
+        continued = self.readout.generation is not None
+        return extent_of(
+            places,
+            self.read_places(),
+            self.readout.position,
+            tokens,
+            layers,
+            continued=continued,
+            detoured=detoured(route),
+        )
+
+    def left_alone(self, model: Sized) -> dict[tuple[Component, int], tuple[int, ...]]:
+        """By component and layer: the positions whose values in the unchanged run the paths need.
+
+        These are of senders below the first block that a run computes, and what MLPs there read which changes go
+        through.
+        """
+        layers = model.layers
+        needed: dict[tuple[Component, int], set[int]] = defaultdict(set)
+        stream = Component.RESIDUAL_PRE if model.parallel else Component.RESIDUAL_MID
+        for edits, _ in self._kinds(layers):
+            route = self.route(edits, model)
+            start = self.extent(edits, route, layers).start
+            for leg in route.senders:
+                if first_block(leg, layers) < start:
+                    needed[leg.component, leg.layer].update(leg.positions)
+            for leg in route.through:
+                if first_block(leg, layers) < start:
+                    needed[stream, leg.layer].update(leg.positions)
+        return {place: tuple(sorted(positions)) for place, positions in needed.items()}
+
     def source_positions(self, site: Site, patch: Patch, number: int) -> tuple[int, ...]:
         """The positions that pair with those of a patch's site, in the source that the patch names at `number`."""
         return site.positions_within(self.asked.tokens) if patch.positions is None else patch.positions[number]
@@ -110,8 +157,8 @@ class InterveneQuestion:
     def restarts(self, model: Sized) -> Restarts:
         """The changed runs, what is read again of unchanged ones, and the positions that are generated."""
         layers, tokens, generation = model.layers, self.asked.tokens, self.readout.generation
-        found = self._changed(layers)
-        found.update(extent for extent, _ in self._read_again(layers))
+        found = self._changed(model)
+        found.update(extent for extent, _ in self._read_again(model))
         if generation is not None and generation.max_new_tokens > 1:
             # Each of these positions attends to the keys of the prompt. A text that meets an end token has fewer.
             position = Extent.whole(layers, tokens + 1, tokens)
@@ -127,37 +174,47 @@ class InterveneQuestion:
         others = {source.tokens for source in self.sources} - {self.prompt.tokens}
         unchanged = (tokens + sum(map(len, others))) * layers
         work = unchanged + token_layers(self.restarts(model) if restarts is None else restarts)
+        work += sum(count * self.route(edits, model).passed for edits, count in self._kinds(layers))
         total = unchanged + runs * tokens * layers
-        total += sum(length * layers for extent, length in self._read_again(layers) if extent.token_layers)
+        total += sum(length * layers for extent, length in self._read_again(model) if extent.token_layers)
         if (generation := self.readout.generation) is not None:
             lengths = sum(tokens + step for step in range(1, generation.max_new_tokens))
             total += generation.continued(runs) * generation.samples * lengths * layers
         return Cost(runs, work, total, self.answer_bytes(model), self.total_tokens)
 
-    def _changed(self, layers: int) -> "Counter[Extent]":
-        """What the changed runs compute, and how many of them. Which units a run changes makes no difference."""
-        tokens, read, position = self.asked.tokens, self.read_places(), self.readout.position
-        continued, one_unit = self.readout.generation is not None, self.plan.one_unit()
+    def _kinds(self, layers: int) -> Iterable[tuple[tuple[Edit, ...], int]]:
+        """The edits of one run of each kind, and how many runs there are of it. Their units make no difference."""
+        one_unit = self.plan.one_unit()
         units = self.plan.count // one_unit.count
-        known: dict[object, Extent] = {}
-        found: Counter[Extent] = Counter()
+        found: dict[object, tuple[tuple[Edit, ...], int]] = {}
         for edits in one_unit.runs(layers):
-            sites = [edit.site for edit in edits]
-            kind = tuple((site.component, site.layers, site.positions, site.from_position) for site in sites)
-            if kind not in known:
-                edited = [place for site in sites for place in site.places(tokens)]
-                known[kind] = extent_of(edited, read, position, tokens, layers, continued=continued)
-            found[known[kind]] += units
+            kind = tuple(
+                (site.component, site.layers, site.positions, site.from_position, edit.path)
+                for edit in edits
+                for site in (edit.site,)
+            )
+            one, count = found.get(kind, (edits, 0))
+            found[kind] = one, count + units
+        return found.values()
+
+    def _changed(self, model: Sized) -> "Counter[Extent]":
+        """What the changed runs compute, and how many of them."""
+        found: Counter[Extent] = Counter()
+        for edits, count in self._kinds(model.layers):
+            found[self.extent(edits, self.route(edits, model), model.layers)] += count
         return found
 
-    def _read_again(self, layers: int) -> list[tuple[Extent, int]]:
+    def _read_again(self, model: Sized) -> list[tuple[Extent, int]]:
         """What is read again of each unchanged run, of sources for the patches; and the length of its prompt."""
         read: dict[int, list[Place]] = defaultdict(list)
-        for (source, component, layer), positions in self.sourced(layers).items():
+        for (source, component, layer), positions in self.sourced(model.layers).items():
             read[source].append(Place(component, layer, positions))
         prompts = [(self.asked.tokens, self.read_places())]
+        if any(edit.path is not None for edit in self.plan.edits):
+            own = [Place(*place, positions) for place, positions in self.left_alone(model).items()]
+            prompts.append((self.asked.tokens, own))
         prompts += [(len(self.sources[source].tokens), places) for source, places in read.items()]
-        return [(rereading(places, tokens, layers), tokens) for tokens, places in prompts]
+        return [(rereading(places, tokens, model.layers), tokens) for tokens, places in prompts]
 
     def held_bytes(self, model: Sized) -> int:
         """The states of all prompts, the continued runs, the changed values of the runs laid out, and the sources'."""
@@ -171,6 +228,9 @@ class InterveneQuestion:
         for (source, component, _), positions in self.sourced(model.layers).items():
             length = len(self.sources[source].tokens)
             held += FLOAT * prod(model.selected_shape(component, None, len(positions), length))
+        if any(edit.path is not None for edit in self.plan.edits):
+            for (component, _), positions in self.left_alone(model).items():
+                held += FLOAT * prod(model.selected_shape(component, None, len(positions), tokens))
         return held + self._changed_bytes(model)
 
     def _changed_bytes(self, model: Sized) -> int:

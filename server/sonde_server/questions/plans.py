@@ -144,7 +144,7 @@ class Sweep:
         if isinstance(operation, Patch) and operation.positions is not None:
             # The positions in the sources pair with those of the axis.
             operation = replace(operation, positions=tuple(positions[row] for positions in operation.positions))
-        return (*self.always, Edit(site, operation))
+        return (*self.always, Edit(site, operation, self.edit.path))
 
     def _windows(self, layers: int) -> list[tuple[int, ...]]:
         windows = [layers_around(layer, self.layer_window, layers) for layer in self.edit.site.layers]

@@ -14,6 +14,7 @@ from ..questions.prompts import Prompt
 from .fields import MOST_LISTED, Reader
 from .names import read_rows, union
 from .patches import read_source_positions
+from .paths import read_path
 from .sites import Role, read_site
 from .tensors import check_broadcasts, decode_tensor
 
@@ -56,7 +57,14 @@ def read_edit(message: pb.Edit, path: str, reader: Reader, scene: Scene) -> Edit
         reader.problems.add(path, f"expected one of {_OPERATIONS}, got none")
         return None
     operation = _read_operation(message, kind, path, reader, site, scene)
-    return None if site is None or operation is None else Edit(_joined(site, scene), operation)
+    if site is None or operation is None:
+        return None
+    if not message.HasField("path"):
+        return Edit(_joined(site, scene), operation)
+    if scene.generating:
+        reader.problems.add(f"{path}.path", "expected no path, because the runs are continued (readout.generation)")
+    way = read_path(message.path, f"{path}.path", reader, site, scene.prompt)
+    return None if way is None else Edit(_joined(site, scene), operation, way)
 
 
 def _joined(site: Site, scene: Scene) -> Site:
