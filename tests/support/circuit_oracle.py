@@ -89,8 +89,10 @@ class CircuitOracle:
                 logits = reached["RESIDUAL_POST", self.oracle.layers - 1]
                 given.append(_set(Site("RESIDUAL_POST", (self.oracle.layers - 1,), (), site.positions), logits))
             elif site.component == "MLP_OUT":
-                for layer in site.layers:
-                    given.append(_set(Site("MLP_OUT", (layer,), (), site.positions), self._mlp(ids, reached, layer)))
+                given += [
+                    _set(Site("MLP_OUT", (layer,), (), site.positions), self._mlp(ids, reached, layer))
+                    for layer in site.layers
+                ]
             else:
                 given += [
                     _set(Site(site.component, (layer,), site.units, site.positions), reached[site.component, layer])

@@ -8,12 +8,14 @@ from torch import Tensor
 from ..engine import Reading, Result, Run, State
 from ..questions.activations import Activation
 from ..questions.answers import Answer, Floats, Progress
+from ..questions.circuits import Circuits
 from ..questions.generation import Generation
 from ..questions.interventions import InterveneQuestion, Readings
 from ..sharing.results import Results
 from ..sharing.session import Session
 from . import generation
 from .activations import captures_of
+from .circuits import CircuitRuns
 from .opening import Clean, opening
 from .placing import Placing
 from .prediction import numbers
@@ -66,17 +68,30 @@ class _Changed:
         reading = Reading(
             readout.position, readout.targets, readout.top_k, clean=clean, divergence=readout.kl_divergence
         )
+        if isinstance(question.plan, Circuits):
+            return await self._circuits(clean, question.plan, reading)
         placing = await Placing.of(question, self.session, clean)
         edits_per_run = question.plan.edits_per_run
 
+        plan = question.plan
+
         def runs() -> Iterator[tuple[Run, generation.Lasting]]:
-            for edits in question.plan.runs(self.session.layers):
+            for edits in plan.runs(self.session.layers):
                 placed = placing.place(edits)
                 detour = placing.detour(edits)
                 run = Run(clean, placed, reading, self._wanted, edits_per_run, detour=detour)
                 yield run, generation.lasting(edits, placed)
 
         return runs()
+
+    async def _circuits(
+        self, clean: State, plan: Circuits, reading: Reading
+    ) -> Iterator[tuple[Run, generation.Lasting]]:
+        sources = [self.question.sources[source].tokens for source in plan.sources]
+        positions = self.question.differing(plan)
+        circuits = await CircuitRuns.of(self.session, clean, sources, reading, positions, self._wanted)
+        nothing = generation.lasting((), [])
+        return ((circuits.run(missing), nothing) for missing in plan.missing(self.session.decoder))
 
     async def parts(self, clean: Clean) -> AsyncGenerator[Answer, None]:
         """Readings and activations run by run, with the progress."""
@@ -128,6 +143,9 @@ class _Changed:
 def _readings(offset: int, group: list[Result], *, kl: bool) -> Readings:
     # With numpy, which keeps the interpreter lock: torch would release it to the model's thread, and then wait for it.
     def column(name: str) -> Floats:
+        if getattr(group[0], name) is None:
+            # Runs that are not made of edits have no distances.
+            return np.zeros((len(group), 0), np.float32)
         return np.stack([numbers(getattr(result, name)) for result in group])
 
     return Readings(

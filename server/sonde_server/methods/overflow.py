@@ -19,6 +19,7 @@ from ..questions.activations import Activation, Activations, Encoding
 from ..questions.answers import Answer, Context, Floats
 from ..questions.attribution_patching import AttributionPatching, Attributions, EdgeAttributions, VerifiedEffect
 from ..questions.causal_tracing import CausalTracing, Corruption, Counterfactual, ExplicitNoise, RestorationGrid
+from ..questions.circuits import Circuits
 from ..questions.generation import Generated
 from ..questions.interventions import InterveneQuestion, Readings
 from ..questions.places import Component, Site
@@ -136,7 +137,13 @@ async def _explained(
             where = "its token embeddings" if block < 0 else f"block {block}"
             return NotFinite(f"the unchanged run of {name} is not finite in {kind} from {where} on{_advice(kind)}")
     if isinstance(question, InterveneQuestion) and found.run not in (None, UNCHANGED):
-        path = "sweep.edit" if isinstance(question.plan, Sweep) else f"list.interventions[{found.run}]"
+        match question.plan:
+            case Sweep():
+                path = "sweep.edit"
+            case Circuits():
+                path = "circuits"
+            case _:
+                path = f"list.interventions[{found.run}]"
         text = f"in run {found.run} {found.what} would not be finite: its edits exceed the range of {kind}"
         return InvalidQuestion([Violation(path, text)])
     if isinstance(question, TraceQuestion) and isinstance(question.method, CausalTracing):

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .places import Component, Sized
 
 
@@ -95,6 +98,24 @@ class Graph:
             return 0
         unit = node.head if node.component is Component.HEAD_OUT else self.model.heads
         return 1 + node.layer * (self.model.heads + 1) + unit
+
+    def receiver_number(self, node: Node) -> int:
+        """The number of a receiver, in the order of `receivers`."""
+        model = self.model
+        if node.component is Component.LOGITS:
+            return model.layers * self.readers_per_block
+        first = {
+            Component.QUERY: 0,
+            Component.KEY: model.heads,
+            Component.VALUE: model.heads + model.key_value_heads,
+            Component.MLP_OUT: model.heads + 2 * model.key_value_heads,
+        }[node.component]
+        return node.layer * self.readers_per_block + first + node.head
+
+    def edges(self) -> NDArray[np.bool_]:
+        """Which edges there are: [receivers, senders]."""
+        before = np.array([self.before(receiver) for receiver in self.receivers()])
+        return np.arange(self.senders)[None, :] < before[:, None]
 
     def receivers(self) -> Iterator[Node]:
         """Every receiver, from block 0 up."""

@@ -1,16 +1,19 @@
 """What happens to a prediction when parts are changed?"""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
 from .activations import Encoding, Pooling, numbers_read
 from .answers import Answer, Floats, Integers
-from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, item_bytes, state_bytes
+from .circuits import Circuits, writers
+from .circuits import detoured as detoured_circuit
+from .costs import DOUBLE, FLOAT, HELD_RUNS, Cost, cache_bytes, detour_bytes, item_bytes, state_bytes
 from .edits import Edit, Noise, Patch
 from .extents import Extent, Restarts, extent_of, first_block, rereading, token_layers
 from .generation import Generation
+from .graph import Graph
 from .paths import Route, detoured, route_of
 from .places import END, PAIRWISE, Component, Place, Site, Sized
 from .plans import Plan, Sweep, SweepAxes
@@ -64,7 +67,7 @@ class InterveneQuestion:
     def sourced(self, layers: int) -> dict[tuple[int, Component, int], tuple[int, ...]]:
         """By source, component and layer: the positions whose values the patches take."""
         taken: dict[tuple[int, Component, int], set[int]] = defaultdict(set)
-        if not self.sources:
+        if not self.sources or isinstance(self.plan, Circuits):
             return {}
         for edits in self.plan.one_unit().runs(layers):
             for edit in edits:
@@ -84,6 +87,25 @@ class InterveneQuestion:
     def route(self, edits: tuple[Edit, ...], model: Sized) -> Route:
         """The paths of one run's edits."""
         return route_of(edits, model, self.asked.tokens, self._read_above)
+
+    def circuit_extents(self, plan: Circuits, model: Sized) -> Iterator[Extent]:
+        """What each run of circuits computes."""
+        positions, read = self.differing(plan), (self.readout.position,)
+        for missing in plan.missing(model):
+            there = detoured_circuit(missing, model, positions, read)
+            yield extent_of(
+                (), self.read_places(), self.readout.position, self.asked.tokens, model.layers, detoured=there
+            )
+
+    def differing(self, plan: Circuits) -> tuple[int, ...]:
+        """The positions where circuits may differ from the unchanged run, up to the last that is read."""
+        places = [position for place in self.read_places() for position in place.positions]
+        end = max([self.readout.position, *places]) + 1
+        first = 0
+        if len(plan.sources) == 1:
+            pairs = zip(self.prompt.tokens, self.sources[plan.sources[0]].tokens, strict=True)
+            first = next((number for number, (one, other) in enumerate(pairs) if one != other), end)
+        return tuple(range(first, end))
 
     def extent(self, edits: tuple[Edit, ...], route: Route, layers: int) -> Extent:
         """What one run computes."""
@@ -107,6 +129,9 @@ class InterveneQuestion:
         through.
         """
         layers = model.layers
+        if isinstance(self.plan, Circuits):
+            places = writers(model, self.differing(self.plan))
+            return {(place.component, place.layer): place.positions for place in places}
         needed: dict[tuple[Component, int], set[int]] = defaultdict(set)
         stream = Component.RESIDUAL_PRE if model.parallel else Component.RESIDUAL_MID
         for edits, _ in self._kinds(layers):
@@ -171,7 +196,9 @@ class InterveneQuestion:
         `restarts`, if they are known already, need not be counted again.
         """
         tokens, layers, runs = self.asked.tokens, model.layers, self.plan.count
-        others = {source.tokens for source in self.sources} - {self.prompt.tokens}
+        # Circuits run the sources that they name, patches all.
+        named = self.plan.sources if isinstance(self.plan, Circuits) else range(len(self.sources))
+        others = {self.sources[source].tokens for source in named} - {self.prompt.tokens}
         unchanged = (tokens + sum(map(len, others))) * layers
         work = unchanged + token_layers(self.restarts(model) if restarts is None else restarts)
         work += sum(count * self.route(edits, model).passed for edits, count in self._kinds(layers))
@@ -184,6 +211,8 @@ class InterveneQuestion:
 
     def _kinds(self, layers: int) -> Iterable[tuple[tuple[Edit, ...], int]]:
         """The edits of one run of each kind, and how many runs there are of it. Their units make no difference."""
+        if isinstance(self.plan, Circuits):
+            return ()
         one_unit = self.plan.one_unit()
         units = self.plan.count // one_unit.count
         found: dict[object, tuple[tuple[Edit, ...], int]] = {}
@@ -199,6 +228,8 @@ class InterveneQuestion:
 
     def _changed(self, model: Sized) -> "Counter[Extent]":
         """What the changed runs compute, and how many of them."""
+        if isinstance(self.plan, Circuits):
+            return Counter(self.circuit_extents(self.plan, model))
         found: Counter[Extent] = Counter()
         for edits, count in self._kinds(model.layers):
             found[self.extent(edits, self.route(edits, model), model.layers)] += count
@@ -210,9 +241,10 @@ class InterveneQuestion:
         for (source, component, layer), positions in self.sourced(model.layers).items():
             read[source].append(Place(component, layer, positions))
         prompts = [(self.asked.tokens, self.read_places())]
-        if any(edit.path is not None for edit in self.plan.edits):
-            own = [Place(*place, positions) for place, positions in self.left_alone(model).items()]
-            prompts.append((self.asked.tokens, own))
+        own = [Place(*place, positions) for place, positions in self._beside(model).items()]
+        # Of circuits, each source is read like the prompt.
+        again = 1 + len(self.plan.sources) if isinstance(self.plan, Circuits) else 1
+        prompts += [(self.asked.tokens, own)] * again
         prompts += [(len(self.sources[source].tokens), places) for source, places in read.items()]
         return [(rereading(places, tokens, model.layers), tokens) for tokens, places in prompts]
 
@@ -228,10 +260,19 @@ class InterveneQuestion:
         for (source, component, _), positions in self.sourced(model.layers).items():
             length = len(self.sources[source].tokens)
             held += FLOAT * prod(model.selected_shape(component, None, len(positions), length))
-        if any(edit.path is not None for edit in self.plan.edits):
-            for (component, _), positions in self.left_alone(model).items():
-                held += FLOAT * prod(model.selected_shape(component, None, len(positions), tokens))
-        return held + self._changed_bytes(model)
+        beside = 0
+        for (component, _), positions in self._beside(model).items():
+            beside += FLOAT * prod(model.selected_shape(component, None, len(positions), tokens))
+        if isinstance(self.plan, Circuits):
+            # The values of the prompt and of each source, their mean, and what senders write, which is kept.
+            columns = detour_bytes(Graph(model).senders, tokens, model, FLOAT)
+            return held + (2 + len(self.plan.sources)) * beside + columns
+        return held + beside + self._changed_bytes(model)
+
+    def _beside(self, model: Sized) -> dict[tuple[Component, int], tuple[int, ...]]:
+        """What paths and circuits read of the unchanged run, as `left_alone` says."""
+        paths = isinstance(self.plan, Circuits) or any(edit.path is not None for edit in self.plan.edits)
+        return self.left_alone(model) if paths else {}
 
     def _changed_bytes(self, model: Sized) -> int:
         """Noise and patched values of the runs that are laid out at a time, at most."""
@@ -240,6 +281,8 @@ class InterveneQuestion:
             sites = (edit.site for edit in edits if isinstance(edit.operation, Noise | Patch))
             return DOUBLE * sum(model.numbers(site, self.asked.tokens) for site in sites)
 
+        if isinstance(self.plan, Circuits):
+            return 0
         if isinstance(self.plan, Sweep):
             return min(self.plan.count, HELD_RUNS) * made(self.plan.widest(model.layers))
         each = [made(intervention.edits) for intervention in self.plan.interventions]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from math import prod
 
+from .circuits import Circuits
 from .edits import Edit, Patch
 from .places import LAYERLESS, Site, layers_around
 
@@ -153,7 +154,7 @@ class Sweep:
         return windows
 
 
-Plan = InterventionList | Sweep
+Plan = InterventionList | Sweep | Circuits
 
 
 def run_sites(site: Site, together: frozenset[Axis]) -> Iterator[Site]:

@@ -8,20 +8,27 @@ from sonde.v1 import inspection_pb2 as pb
 from ..questions.edits import Edit
 from ..questions.places import LAYERLESS
 from ..questions.plans import Axis, Intervention, InterventionList, Plan, Sweep
+from .circuits import read_circuits
 from .edits import Scene, read_edit
 from .fields import MOST_EDITS, MOST_LISTED, Reader
 from .sites import Role
 
 
 def read_plan(request: pb.InterveneRequest, reader: Reader, scene: Scene) -> Plan | None:
-    """The runs of an Intervene: a list, or a sweep. None where it is faulty."""
+    """The runs of an Intervene over one prompt. None where they are faulty."""
     match request.WhichOneof("plan"):
         case "list":
             return _read_list(request.list, "list", reader, scene)
         case "sweep":
             return _read_sweep(request.sweep, "sweep", reader, scene)
-        case None:
-            reader.problems.add("plan", "expected a list or a sweep, got neither")
+        case "circuits":
+            if scene.generating:
+                reader.problems.add(
+                    "circuits", "expected a list or a sweep, because the runs are continued, got circuits"
+                )
+            return read_circuits(request.circuits, "circuits", reader, scene.prompt, scene.sources)
+        case _:
+            reader.problems.add("plan", "expected a list, a sweep, circuits or causal_scrubbing, got none")
             return None
 
 

@@ -1,7 +1,7 @@
 """Tensors: plain little-endian bytes, row by row, to and from numpy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,27 +25,17 @@ def decode_tensor(tensor: pb.Tensor, path: str, reader: Reader) -> Values | None
     return reader.once(path, lambda: _decode(tensor, path, reader))
 
 
+def decode_integers(tensor: pb.Tensor, path: str, reader: Reader) -> NDArray[np.int32] | None:
+    """The values of an int32 tensor, likewise."""
+    if not _check_layout(tensor, path, reader, {pb.DATA_TYPE_INT32: 4}):
+        return None
+    return np.frombuffer(tensor.data, dtype="<i4").reshape(tuple(tensor.shape))
+
+
 def _decode(tensor: pb.Tensor, path: str, reader: Reader) -> Values | None:
-    size = ITEM_SIZES.get(tensor.data_type)
-    if size is None:
-        given = type_name(tensor.data_type)
-        reader.problems.add(f"{path}.data_type", f"expected FLOAT32, BFLOAT16 or FLOAT16, got {given}")
+    if not _check_layout(tensor, path, reader, ITEM_SIZES):
         return None
-    shape = tuple(tensor.shape)
-    if len(shape) > MOST_DIMENSIONS or any(length < 0 for length in shape):
-        reader.problems.add(
-            f"{path}.shape",
-            f"expected at most {MOST_DIMENSIONS} dimensions, none negative, got {_shape(shape)}",
-        )
-        return None
-    needed = math.prod(shape) * size
-    if len(tensor.data) != needed:
-        reader.problems.add(
-            f"{path}.data",
-            f"expected {needed} bytes for {_shape(shape)} of {type_name(tensor.data_type)}, got {len(tensor.data)}",
-        )
-        return None
-    values = _floats(tensor.data, tensor.data_type).reshape(shape)
+    values = _floats(tensor.data, tensor.data_type).reshape(tuple(tensor.shape))
     finite = np.isfinite(values)
     if not finite.all():
         place = int(np.argmin(finite.reshape(-1)))
@@ -54,6 +44,31 @@ def _decode(tensor: pb.Tensor, path: str, reader: Reader) -> Values | None:
         )
         return None
     return values
+
+
+def _check_layout(tensor: pb.Tensor, path: str, reader: Reader, sizes: Mapping["pb.DataType.ValueType", int]) -> bool:
+    """Whether the bytes of a tensor fit its shape and its type, which must have one of these sizes."""
+    size = sizes.get(tensor.data_type)
+    if size is None:
+        *first, last = (type_name(one) for one in sizes)
+        expected = f"{', '.join(first)} or {last}" if first else last
+        reader.problems.add(f"{path}.data_type", f"expected {expected}, got {type_name(tensor.data_type)}")
+        return False
+    shape = tuple(tensor.shape)
+    if len(shape) > MOST_DIMENSIONS or any(length < 0 for length in shape):
+        reader.problems.add(
+            f"{path}.shape",
+            f"expected at most {MOST_DIMENSIONS} dimensions, none negative, got {_shape(shape)}",
+        )
+        return False
+    needed = math.prod(shape) * size
+    if len(tensor.data) != needed:
+        reader.problems.add(
+            f"{path}.data",
+            f"expected {needed} bytes for {_shape(shape)} of {type_name(tensor.data_type)}, got {len(tensor.data)}",
+        )
+        return False
+    return True
 
 
 def check_broadcasts(values: Values, shape: Sequence[int], path: str, reader: Reader) -> bool:
