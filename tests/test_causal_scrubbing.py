@@ -171,7 +171,7 @@ class Slow:
         )
 
     def _directly(self, claim: Claim, ids: list[int], edits: list[Edit], values: Any, sent: Any) -> Any:
-        """What the parent makes of the stream, with what the direct children write in place of what is there."""
+        """What the parent makes of the stream, in which the direct children write what they are given."""
 
         def delta(below: int, heads_of: int) -> Tensor:
             """What is changed before block `below`, and by the heads of the blocks up to `heads_of`."""
