@@ -31,7 +31,8 @@ def written(decoder: Decoder, layer: int, mixed: Tensor, moves: Tensor) -> Tenso
         each = torch.arange(count)
         alone[each, :, each] = moves.transpose(0, 1)
         (derived,) = torch.autograd.grad(backward, given, alone.flatten(0, 1))
-    return derived.unflatten(0, (count, -1))
+    each_written: Tensor = derived.unflatten(0, (count, -1))
+    return each_written
 
 
 def read(
