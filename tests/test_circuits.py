@@ -198,6 +198,13 @@ def test_faulty_circuits_are_refused_by_their_field(gpt2: Host, name: str) -> No
     assert said in wire.refusal(gpt2.stub.Intervene(asked)).violations[field]
 
 
+def test_a_source_that_is_the_prompt_changes_nothing(gpt2: Host) -> None:
+    asked = circuits(CircuitOracle(gpt2.oracle).edges(), [0, 9])
+    asked.sources[0].CopyFrom(wire.prompt(IDS))
+    answer = gpt2.intervene(asked)
+    assert_close(answer.columns["logits"], np.stack([answer.context.clean.logits] * 2))
+
+
 def test_sources_of_another_length_are_refused(gpt2: Host) -> None:
     asked = circuits([(EMBEDDING, TOP)], [0])
     asked.sources[0].CopyFrom(wire.prompt(OTHER[:-1]))

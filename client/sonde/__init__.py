@@ -11,11 +11,12 @@
         trace.restored["residual_post"]  # numpy [position, layer, target]
 
 Connect:  Client, AsyncClient, TLS, Model
-Ask:      Client.trace with a method (CausalTracing, AttributionPatching, TokenProbability, Activations),
-          Client.intervene with a plan (edits, a list or mapping of them, or a sweep)
+Ask:      Client.trace with a method (CausalTracing, AttributionPatching, TokenProbability, Activations,
+          CircuitDiscovery), Client.intervene with a plan (edits, a list or mapping of them, a sweep, circuits, or
+          CausalScrubbing of a hypothesis made of prediction and claim)
 Prompts:  text, token ids, Prompt, Chat; many of them: Cases of Case, with Span and span for places by name
 Places:   residual, head, neuron, site
-Edits:    scale, replace, add, multiply, patch, noise, project_out, knockout; sweep; Generation
+Edits:    scale, replace, add, multiply, patch, noise, project_out, knockout; along a path; sweep; Generation
 Answers:  each has plot(), to_dataframe(), save(path), to_text() and request; load(path) reads a saved one
 Errors:   SondeError, and what is beneath it
 
@@ -27,8 +28,10 @@ Importing this package imports grpc, protobuf and numpy, but never torch, matplo
 
 from sonde._answers.captured import Captured
 from sonde._answers.cases import CasesResult
-from sonde._answers.edges import Edge, Edges
-from sonde._answers.interventions import Change, InterventionResult
+from sonde._answers.changes import Change
+from sonde._answers.circuits import Examples
+from sonde._answers.edges import Edge, Edges, Nodes
+from sonde._answers.interventions import InterventionResult
 from sonde._answers.largest import LargestActivations
 from sonde._answers.model import Model
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
@@ -37,7 +40,9 @@ from sonde._answers.requests import Request
 from sonde._answers.results import Cost, Provenance, Result, TraceResult
 from sonde._answers.tokens import Tokens
 from sonde._ask.cases import Case, Cases
-from sonde._ask.edits import Edit, add, knockout, multiply, noise, patch, project_out, replace, scale
+from sonde._ask.circuits import Circuits, circuits
+from sonde._ask.edits import Edit, add, along, knockout, multiply, noise, patch, project_out, replace, scale
+from sonde._ask.hypotheses import CausalScrubbing, Claim, claim, prediction
 from sonde._ask.named import span
 from sonde._ask.plans import Generation, Sweep, sweep
 from sonde._ask.prompts import Chat, Prompt, Target
@@ -48,6 +53,7 @@ from sonde._connection.replicas import ReplicasDiffer
 from sonde._methods.activations import Activations, ActivationsResult
 from sonde._methods.attribution_patching import AttributionPatching, AttributionPatchingResult
 from sonde._methods.causal_tracing import CausalTracing, CausalTracingResult
+from sonde._methods.circuit_discovery import CircuitDiscovery, CircuitDiscoveryResult
 from sonde._methods.token_probability import TokenProbability, TokenProbabilityResult
 from sonde._readable import make_readable as _make_readable
 from sonde._version import __version__
@@ -83,10 +89,15 @@ __all__ = [
     "Case",
     "Cases",
     "CasesResult",
+    "CausalScrubbing",
     "CausalTracing",
     "CausalTracingResult",
     "Change",
     "Chat",
+    "CircuitDiscovery",
+    "CircuitDiscoveryResult",
+    "Circuits",
+    "Claim",
     "Client",
     "Continuation",
     "Cost",
@@ -94,6 +105,7 @@ __all__ = [
     "Edge",
     "Edges",
     "Edit",
+    "Examples",
     "Generation",
     "InternalError",
     "InterventionResult",
@@ -101,6 +113,7 @@ __all__ = [
     "InvalidSettings",
     "LargestActivations",
     "Model",
+    "Nodes",
     "NotServing",
     "PermissionDenied",
     "Prediction",
@@ -129,6 +142,9 @@ __all__ = [
     "Violation",
     "__version__",
     "add",
+    "along",
+    "circuits",
+    "claim",
     "head",
     "knockout",
     "load",
@@ -136,6 +152,7 @@ __all__ = [
     "neuron",
     "noise",
     "patch",
+    "prediction",
     "project_out",
     "replace",
     "residual",

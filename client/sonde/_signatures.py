@@ -27,6 +27,7 @@ from sonde._ask.sites import Site, neuron
 from sonde._asking.asking import Asking, OnePrompt, Request
 from sonde._asking.cases import EachCase
 from sonde._asking.reductions import ReducedCases
+from sonde._asking.references import EachReference
 from sonde._asking.tokens import Tokenizing
 from sonde._connection.progress import Progress
 from sonde._connection.timeouts import DEFAULT, Timeout
@@ -295,7 +296,7 @@ def intervene(  # noqa: PLR0913 - what one request can say, by keyword
         prompt: text, token ids or a `Chat`. A list of prompts, or `Cases`, is a dataset: all its cases are answered in
             one call, as a `CasesResult`.
         interventions: one entry per run: an edit, or a list of edits made together. A mapping names the runs, as in
-            `{"no head 9.1": edit}`. Or a `sweep()`.
+            `{"no head 9.1": edit}`. Or a `sweep()`, `circuits()`, or, for a dataset, `CausalScrubbing`.
         targets: the tokens to measure, by text or id, or `(target, contrast)`; None measures the unchanged run's own
             top prediction. The targets of a case come first.
         sources: prompts to which patches refer by index. A patch can also contain its prompt, and a case its sources.
@@ -361,6 +362,8 @@ def _asking(
         return OnePrompt(request, assembler())
     if request.HasField("reduction"):
         return ReducedCases(request, kept, cases, assembler, sites)
+    if isinstance(request, pb.InterveneRequest) and request.HasField("causal_scrubbing"):
+        return EachReference(request, kept, assembler)
     return EachCase(request, kept, assembler)
 
 

@@ -7,19 +7,24 @@ from sonde._answers import files
 from sonde._answers.average_patching import AveragePatching
 from sonde._answers.average_trace import AverageTrace
 from sonde._answers.cases import CasesResult
+from sonde._answers.circuits import Examples
+from sonde._answers.edges import Edges
 from sonde._answers.findings import (
     ActivationPatching,
     AttentionKnockout,
     LensTable,
     LogitAttribution,
+    PathPatching,
     SteeringStrengths,
 )
+from sonde._answers.found_circuit import FoundCircuit
 from sonde._answers.interventions import InterventionResult
 from sonde._answers.largest import LargestActivations, Ranked
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
 from sonde._answers.reduced import Reduced, Statistics
 from sonde._answers.requests import Request
 from sonde._answers.results import Cost, Provenance, Result, TraceResult
+from sonde._answers.scrubbing import ScrubbedNode, ScrubbingResult
 from sonde._ask.named import NamedPositions
 from sonde._ask.sites import Site
 from sonde._methods.method import METHODS
@@ -38,6 +43,7 @@ _SHARED: Final = (
     NamedPositions,
     TraceResult,
     InterventionResult,
+    Examples,
     CasesResult,
     AveragePatching,
     AverageTrace,
@@ -50,7 +56,12 @@ _SHARED: Final = (
     AttentionKnockout,
     LensTable,
     LogitAttribution,
+    PathPatching,
     SteeringStrengths,
+    FoundCircuit,
+    Edges,
+    ScrubbingResult,
+    ScrubbedNode,
 )
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
 from sonde._arrays import Floats, Integers, data_frame
-from sonde._ask.names import COMPONENT_AXES, WITHOUT_LAYER, ComponentName, component_name
+from sonde._ask.names import COMPONENT_AXES, WITHOUT_LAYER, ComponentName, check_name, component_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +76,19 @@ class Edges(Sequence[Edge]):
     def __repr__(self) -> str:
         return f"Edges({len(self):,}{f', {self[0]} first' if len(self) else ''})"
 
+    def ordered(self, *, by: Literal["absolute", "signed"] = "absolute", target: int = 0) -> "Edges":
+        """The same edges, the most important ones first.
+
+        Args:
+            by: "absolute" puts first those that make the largest difference, "signed" those that raise the metric the
+                most when they are patched. Published circuits differ in this, and with it their faithfulness.
+            target: the target's index.
+        """
+        check_name(by, ("absolute", "signed"), "by")
+        values = self.estimates[:, target]
+        order = np.argsort(-np.abs(values) if by == "absolute" else -values, kind="stable")
+        return Edges(self.senders[order], self.receivers[order], self.estimates[order])
+
     def columns(self, target: int = 0) -> Mapping[str, Sequence[object]]:
         """Senders, receivers and the estimates of one target, as columns."""
         table: dict[str, list[object]] = {}
@@ -89,6 +102,34 @@ class Edges(Sequence[Edge]):
     def to_dataframe(self, target: int = 0) -> "pd.DataFrame":
         """One row per edge, for one target (needs pandas)."""
         return data_frame(self.columns(target))
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes(Sequence[Node]):
+    """Nodes by the size of their estimate for one target, the largest first."""
+
+    senders: Integers
+    """[node, 3]: component (the contract's number), layer and head."""
+    estimates: Floats
+    """[node]: the estimated change of the metric when the node is patched at every position."""
+
+    def __len__(self) -> int:
+        return len(self.estimates)
+
+    @overload
+    def __getitem__(self, index: int) -> Node: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Nodes": ...
+    def __getitem__(self, index: int | slice) -> "Node | Nodes":
+        if isinstance(index, slice):
+            return Nodes(self.senders[index], self.estimates[index])
+        return _node(self.senders[index])
+
+    def __iter__(self) -> Iterator[Node]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Nodes({len(self):,}{f', {self[0]} first' if len(self) else ''})"
 
 
 def _node(row: Integers) -> Node:

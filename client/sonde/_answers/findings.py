@@ -137,6 +137,39 @@ class AttentionKnockout(Finding):
 
 
 @dataclass(frozen=True, eq=False)
+class PathPatching(Finding):
+    """How much each head matters along some paths: the change of the logit difference when it is patched there."""
+
+    effects: Floats
+    """[layer, head]"""
+    axes: Axes
+    """The axes of `effects`, with their labels: layer, unit."""
+    clean: float
+    """The logit difference in the unchanged run; the mean over the pairs."""
+    result: InterventionResult
+    """The runs; means over the pairs."""
+
+    def strongest(self, count: int = 10) -> list[tuple[Label, Label, float]]:
+        """Layer, head and effect of the heads with the largest effects, in either direction, the largest first."""
+        layers, heads = self.axes["layer"], self.axes["unit"]
+        order = np.argsort(-np.abs(self.effects), axis=None, kind="stable")[:count]
+        places = zip(*np.unravel_index(order, self.effects.shape), strict=True)
+        return [(layers[row], heads[column], float(self.effects[row, column])) for row, column in places]
+
+    def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
+        """The axes and `effects`."""
+        return self.axes, self.effects
+
+    def plot(self, path: "str | Path | None" = None) -> "Figure":
+        """Draw the effects as a heat map, and save the figure if a path is given (needs matplotlib)."""
+        title = f"Change of the logit difference ({self.clean:.2f} unchanged) by path patching"
+        return plotting.save(self.result.drawn(title, self.effects[:, :, None]), path)
+
+    def _columns(self) -> Mapping[str, Sequence[Any]]:
+        return long_form(self.axes, {"effect": self.effects})
+
+
+@dataclass(frozen=True, eq=False)
 class ActivationPatching(Finding):
     """How much of the clean answer each place restores: 0 is the corrupted run, 1 is the clean run."""
 

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sonde._answers.captured import Captured
+from sonde._answers.changes import Change, place_words
+from sonde._answers.circuits import Examples, area, faithful, share
 from sonde._answers.predictions import Continuation, Prediction, Run, TokenPrediction
 from sonde._answers.results import Result
 from sonde._arrays import (
@@ -40,45 +42,6 @@ if TYPE_CHECKING:
 _MOST_LISTED: Final = 50
 """The most rows in a notebook's table of runs."""
 _HEADER: Final = ("target", "unchanged", "changed", "effect (nats)")
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """The effect that changing one place had on a target."""
-
-    run: int
-    """The number of the run, counted from 0; `result[run]` has everything about it."""
-    layer: Label
-    unit: Label
-    position: Label
-    target: str
-    effect: float
-    """By the chosen measure; by default, the log-probability in this run minus that in the unchanged run."""
-    probability: float
-    clean_probability: float
-    label: str = ""
-    """The run's label; see `InterventionResult.labels`."""
-
-    @property
-    def place(self) -> str:
-        """The place in a sweep, in words; otherwise the run's label."""
-        return place_words((self.layer, self.unit, self.position)) or self.label or f"run {self.run}"
-
-    def row(self) -> list[object]:
-        """The change as a row of a table: target, probabilities before and after, and effect."""
-        return [repr(visible(self.target)), self.clean_probability, self.probability, self.effect]
-
-    def __repr__(self) -> str:
-        return (
-            f"Change({self.place}: {self.target!r} {self.clean_probability:.4g} -> {self.probability:.4g}, "
-            f"effect {self.effect:+.4g})"
-        )
-
-
-def place_words(place: tuple[Label, Label, Label]) -> str:
-    """Layer, unit and position of a run of a sweep, in words."""
-    named = zip(("layer", "unit", "position"), place, strict=True)
-    return ", ".join(f"{name} {label}" for name, label in named if label is not None)
 
 
 Measure: TypeAlias = Literal["log_probability", "probability", "logit", "kl_divergence"]
@@ -115,6 +78,12 @@ class InterventionResult(Result):
     """By run, its continuations after the first."""
     _unit_name: str = "unit"
     """The word for the units of a sweep in figures: head, neuron, or unit if it is not known."""
+    draws: Integers | None = field(default=None, kw_only=True)
+    """[draw, node, 2]: of causal scrubbing, the example that each node had as its own, and the other; else None."""
+    examples: Examples | None = field(default=None, kw_only=True)
+    """Of causal scrubbing: what the unchanged run of each example predicts, for the targets of this one; else None."""
+    listed: int = field(default=0, kw_only=True)
+    """Of circuits: how many edges or nodes were listed."""
     _probabilities: Floats | None = field(default=None, kw_only=True)
     """Of a statistic over cases; elsewhere they follow from the logarithms."""
 
@@ -151,10 +120,55 @@ class InterventionResult(Result):
     @property
     def labels(self) -> tuple[str, ...]:
         """A name for each run: the one that the program gave it, or what it edits, such as `head 9.1 × 0`."""
-        if "run" not in self.axes:
+        if not self._is_list:
             return tuple(place_words(self._place(run)) for run in range(len(self)))
+        if "run" not in self.axes:
+            ((name, entries), *_) = self.axes.items()
+            return tuple(f"{entry} kept" if name == "size" else f"draw {entry}" for entry in entries)
         known = () if self.request is None else self.request.run_labels
         return known if len(known) == len(self) else tuple(f"run {run}" for run in range(len(self)))
+
+    @property
+    def _is_list(self) -> bool:
+        """Whether the runs are along one axis: those of a list, circuits, or draws."""
+        return next(iter(self.axes)) in ("run", "size", "draw")
+
+    def faithfulness(self, *, target: int = 0, by: Measure = "logit") -> Floats:
+        """How much of the prediction each circuit carries: (M - M none) / (M all - M none), [size].
+
+        M is the measure in each run, M none that of the run which keeps nothing, so the sizes must include 0, and M all
+        that of the unchanged run. It is not cut off at 0 and 1.
+
+        Args:
+            target: the target's index.
+            by: the measure: the logit (a difference where the target has a contrast), the log-probability, the
+                probability, or the KL divergence from the unchanged run.
+
+        Raises:
+            ValueError: if these are no circuits, if none of them keeps nothing, or if the measure is the same with all
+                and with nothing.
+        """
+        if "size" not in self.axes:
+            raise ValueError("expected the answer to sonde.circuits(...), got other runs")
+        # Effects are measures less that of the unchanged run.
+        return faithful(self._measure(by, target), self.axes["size"])
+
+    def circuit_performance_ratio(self, *, target: int = 0, by: Measure = "logit") -> float:
+        """CPR of MIB (Mueller et al. 2025): the area under the faithfulness over the share of the edges that is kept.
+
+        Raises:
+            ValueError: as `faithfulness` does.
+        """
+        return area(share(self.axes["size"], self.listed), self.faithfulness(target=target, by=by))
+
+    def circuit_model_distance(self, *, target: int = 0, by: Measure = "logit") -> float:
+        """CMD: the area between the faithfulness and 1, over the same shares (MIB, Mueller et al. 2025).
+
+        Raises:
+            ValueError: as `faithfulness` does.
+        """
+        away = np.abs(1 - self.faithfulness(target=target, by=by))
+        return area(share(self.axes["size"], self.listed), away)
 
     def __len__(self) -> int:
         return self.arrived.size
@@ -232,7 +246,7 @@ class InterventionResult(Result):
         if self.kl_divergences is not None:
             columns["kl_divergence"] = np.repeat(self.kl_divergences.reshape(-1), len(self.targets))
         table = long_form(self.axes, columns)
-        if "run" in self.axes:
+        if self._is_list:
             run, *others = table.items()
             table = dict([run, ("label", [name for name in self.labels for _ in self.targets]), *others])
         if self._continuations:
@@ -240,24 +254,50 @@ class InterventionResult(Result):
         return data_frame(table)
 
     def plot(
-        self, path: "str | Path | None" = None, *, target: int = 0, error: "InterventionResult | None" = None
+        self,
+        path: "str | Path | None" = None,
+        *,
+        target: int = 0,
+        by: Measure | None = None,
+        error: "InterventionResult | None" = None,
     ) -> "Figure":
         """Draw the effects, and save the figure if a path is given (needs matplotlib).
 
-        A sweep over two axes becomes a heat map. Anything else becomes bars, if there are many, only the largest ones.
+        A sweep over two axes becomes a heat map, circuits become a curve of their faithfulness. Anything else becomes
+        bars, if there are many, only the largest ones.
 
         Args:
             path: where the figure is saved; None saves nothing.
             target: the target's index.
+            by: the measure of the effect; the default is the log-probability, of circuits the logit.
             error: for a mean over cases, the same with standard errors. Where there would be bars, the mean
                 log-probability of each run is then drawn with its standard error, beside that of the unchanged run:
                 the error of their difference is not known.
         """
         if error is not None and self._grid(self.effect[..., target]) is None:
             return plotting.save(self._points(target, error), path)
+        if "size" in self.axes:
+            return plotting.save(self._curve(target, by or "logit"), path)
         clean = float(self.clean.probabilities[target])
-        title = f"Change of log p({self._word(target)}), in nats; unchanged p = {clean:.3f}"
-        return plotting.save(self.drawn(self._titled(title), self.effect[..., target]), path)
+        if by in (None, "log_probability"):
+            title = f"Change of log p({self._word(target)}), in nats; unchanged p = {clean:.3f}"
+        elif by == "kl_divergence":
+            title = "KL(unchanged || changed), in nats"
+        else:
+            title = f"Change of the {by} of {self._word(target)}; unchanged p = {clean:.3f}"
+        return plotting.save(self.drawn(self._titled(title), self._measure(by or "log_probability", target)), path)
+
+    def _curve(self, target: int, by: Measure) -> "Figure":
+        title = self._titled(f"Faithfulness of circuits, by the {by.replace('_', ' ')} of {self._word(target)}")
+        sizes = [f"{size:,}" for size in self.axes["size"]]
+        return plotting.lines(
+            title,
+            sizes,
+            {"faithfulness": self.faithfulness(target=target, by=by)},
+            across=f"kept, of {self.listed:,}",
+            down="0: none kept; 1: the whole model",
+            zero=True,
+        )
 
     def drawn(self, title: str, values: Floats, *, across: str = "") -> "Figure":
         """Draw one number for each run: as a heat map if exactly two axes vary, otherwise as bars.
@@ -333,7 +373,7 @@ class InterventionResult(Result):
 
     def _bar_label(self, run: int) -> str:
         """A run by its label, or by the axes that vary; positions also have their token."""
-        if "run" in self.axes:
+        if self._is_list:
             return self.labels[run]
         indices = np.unravel_index(run, self.arrived.shape)
         parts = []
@@ -404,7 +444,7 @@ class InterventionResult(Result):
 
     def _largest(self, count: int) -> str:
         """The largest changes, as a table."""
-        by_run = "run" in self.axes
+        by_run = self._is_list
         rows = [
             [*([c.run, c.label] if by_run else [c.layer, c.unit, c.position]), *c.row()]
             for c in self.most_changed(count)
@@ -463,7 +503,7 @@ class InterventionResult(Result):
         return array.reshape(len(self), -1)
 
     def _place(self, run: int) -> tuple[Label, Label, Label]:
-        if "run" in self.axes:
+        if self._is_list:
             return (None, None, None)
         layer, unit, position = np.unravel_index(run, self.arrived.shape)
         return self.axes["layer"][layer], self.axes["unit"][unit], self.axes["position"][position]

@@ -6,6 +6,7 @@ from typing import SupportsIndex, TypeAlias, cast
 
 import numpy.typing as npt
 
+from sonde._ask.given import refusal, several
 from sonde._ask.indices import index
 from sonde._ask.named import Positions, PositionsLike, positions
 from sonde._ask.prompts import Chat, Prompt
@@ -79,12 +80,21 @@ class Knockout:
 Operation: TypeAlias = Scale | Replace | Add | Multiply | Patch | Noise | ProjectOut | Knockout
 
 
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Which reads of the residual stream see a change, and what hands it on to them."""
+
+    receivers: tuple[Site, ...]
+    through: tuple[Site, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Edit:
     """One operation at one site. The functions below make edits."""
 
     site: Site
     operation: Operation
+    path: Path | None = None
 
 
 def scale(site: Site, factor: float) -> Edit:
@@ -139,6 +149,35 @@ def patch(
     resolved = tuple(entry if isinstance(entry, str | Prompt | Chat) else index(entry, "sources") for entry in named)
     layer = None if source_layer is None else index(source_layer, "source_layer")
     return Edit(site, Patch(resolved, positions(source_positions, "source_positions"), layer))
+
+
+def along(edit: Edit, receivers: Site | Iterable[Site], through: Site | Iterable[Site] = ()) -> Edit:
+    """Let only `receivers` see the change that an edit makes (path patching: Wang et al. 2022, arXiv 2211.00593).
+
+    Each receiver reads the residual stream with the change added to it; for everything else the edit was not made.
+
+    Args:
+        edit: an edit of what writes to the stream, such as `sonde.patch(sonde.head(layer=0, unit=1), other)`.
+        receivers: what reads the change: `sonde.site("logits")`; the query, key or value of heads, as in
+            `sonde.site("query", layers=3, units=5)`; the input of MLPs, named `sonde.site("mlp_out")`. Without layers
+            or units, all that come after the edit.
+        through: what hands the change on to the receivers: heads (`sonde.head()`) and MLPs (`sonde.site("mlp_out")`).
+            Without it the path is direct. Wang et al. let direct paths go through MLPs.
+
+    Raises:
+        InvalidRequest: if the first argument is not an edit, or the others are not sites.
+    """
+    if not isinstance(edit, Edit):
+        raise refusal("along", "an edit such as sonde.patch(site, other)", edit)
+    return Edit(edit.site, edit.operation, Path(_sites(receivers, "receivers"), _sites(through, "through")))
+
+
+def _sites(given: Site | Iterable[Site], name: str) -> tuple[Site, ...]:
+    sites = (given,) if isinstance(given, Site) else several(given, name, "a site or a list of sites")
+    for one in sites:
+        if not isinstance(one, Site):
+            raise refusal(name, "a site such as sonde.site('logits')", one)
+    return sites
 
 
 def noise(site: Site, standard_deviation: float, *, seed: int | None = None) -> Edit:

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, cast
 
+from sonde._ask.circuits import Circuits
 from sonde._ask.edits import Edit
 from sonde._ask.given import refusal, several
+from sonde._ask.hypotheses import CausalScrubbing
 from sonde._ask.indices import Indices, index, indices
 from sonde._ask.named import PositionsLike
 from sonde._ask.named import positions as positions_of
@@ -73,7 +75,7 @@ def sweep(
     )
     axes = (together,) if isinstance(together, str) else several(together, "together", "names of axes")
     return Sweep(
-        Edit(place, edit.operation),
+        Edit(place, edit.operation, edit.path),
         tuple(check_name(axis, AXES, "together") for axis in axes),
         None if layer_window is None else index(layer_window, "layer_window"),
         (always,) if isinstance(always, Edit) else several(always, "always", "an edit or a list of edits"),
@@ -82,8 +84,9 @@ def sweep(
 
 Run: TypeAlias = Edit | Sequence[Edit]
 """One run: an edit, or a list of edits made together."""
-Plan: TypeAlias = Edit | Sequence[Run] | Mapping[str, Run] | Sweep
-"""One edit; a list with one entry per run, or a mapping from the name of each run to its entry; or a sweep."""
+Plan: TypeAlias = Edit | Sequence[Run] | Mapping[str, Run] | Sweep | Circuits | CausalScrubbing
+"""One edit; a list with one entry per run, or a mapping from the name of each run to its entry; a sweep; circuits; or a
+hypothesis to scrub."""
 
 
 def runs_of(plan: Plan) -> tuple[Run, ...]:
@@ -112,7 +115,7 @@ def labels_of(plan: Plan) -> tuple[str, ...]:
     return tuple(plan)
 
 
-_PLAN: Final = "an edit, a list of edits, a mapping from names to edits, or a sweep"
+_PLAN: Final = "an edit, a list of edits, a mapping from names to edits, a sweep, circuits, or a hypothesis"
 
 
 @dataclass(frozen=True, slots=True)

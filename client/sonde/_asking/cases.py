@@ -165,7 +165,7 @@ class EachCase(Dataset[CasesResult[ResultT]], Generic[ResultT]):
         self._current: Assembler[Any, ResultT] | None = None
 
     def _take(self, message: Any) -> None:
-        index = self._first + message.case_index
+        index = self._number(message.case_index)
         if index == self._done + 1 and self._current is not None:
             self._finish()
         if index != self._done or index >= self._end:
@@ -173,6 +173,10 @@ class EachCase(Dataset[CasesResult[ResultT]], Generic[ResultT]):
         if self._current is None:
             self._current = self._make()
         self._current.feed(message)
+
+    def _number(self, case_index: int) -> int:
+        """Which of all cases a message is about."""
+        return self._first + case_index
 
     def _finish(self) -> None:
         if self._current is None:

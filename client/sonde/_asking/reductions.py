@@ -20,7 +20,7 @@ from sonde._asking.asking import Request
 from sonde._asking.cases import NO_COST, Dataset, summed
 from sonde._wire.assembly import Assembler
 from sonde._wire.context import Context
-from sonde._wire.counting import counted
+from sonde._wire.counting import counted, unspread
 from sonde._wire.parts import missing
 from sonde._wire.targets import asked_targets, check_probabilities, rename
 from sonde._wire.tensors import from_tensor
@@ -49,6 +49,8 @@ class _Incoming(Generic[ResultT]):
         self.mean, self.deviation, self.counts = make(), make(), make()
         self.largest: dict[str, list[pb.LargestActivations]] = {}
         self.cases = 0
+        # Edges of circuits, which come with the mean alone.
+        self._together: list[pb.TraceResponse] = []
 
     def take(self, message: Any, sites: Sequence[pb.Site]) -> None:
         """Take a message."""
@@ -62,6 +64,8 @@ class _Incoming(Generic[ResultT]):
         elif message.reduction.statistic == pb.STATISTIC_MEAN:
             self.mean.feed(message)
             self.counts.feed(counted(message, sites))
+            if isinstance(message, pb.TraceResponse) and message.discovered:
+                self._together.append(unspread(message))
 
     def result(self, first: int, cases: Cases) -> _Group:
         """What is known, once all messages have come.
@@ -69,6 +73,8 @@ class _Incoming(Generic[ResultT]):
         Raises:
             ProtocolError: if a part of it did not arrive.
         """
+        for edges in self._together:
+            self.deviation.feed(edges)
         moments = Moments(self.mean.result(), self.deviation.result(), self.counts.result())
         ranked = {name: _ranked(parts, first) for name, parts in self.largest.items()}
         prompts = tuple(case.prompt for case in cases)
@@ -98,8 +104,10 @@ class ReducedCases(Dataset[Reduced[ResultT]], Generic[ResultT]):
         self._range: tuple[int, int] | None = None
         """The cases that the incoming part is over: the first, and the one after the last."""
         # Edges, and places that are verified, are chosen by size: those of two parts are not the same.
-        asked = request.attribution_patching if isinstance(request, pb.TraceRequest) else pb.AttributionPatching()
-        self._whole_only = asked.HasField("edges") or asked.verify_top > 0
+        traced = request if isinstance(request, pb.TraceRequest) else pb.TraceRequest()
+        asked = traced.attribution_patching
+        # A circuit is found for all cases together.
+        self._whole_only = asked.HasField("edges") or asked.verify_top > 0 or traced.HasField("circuit_discovery")
         if not self._whole_only:
             request.reduction.every = math.ceil(len(request.cases) / _PARTS)
 

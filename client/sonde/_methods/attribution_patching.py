@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sonde._answers.edges import Edges, no_edges
+from sonde._answers.edges import Edges, Nodes, no_edges
 from sonde._answers.results import TraceResult
 from sonde._arrays import (
     Axes,
@@ -139,6 +139,27 @@ class AttributionPatchingResult(TraceResult):
     def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
         """The estimates; of several components, stacked along a first axis `component`."""
         return common_array(self.estimates, self.axes, "estimates")
+
+    def nodes(self, *, target: int = 0) -> Nodes:
+        """Heads, MLPs and the embedding, by the sum of their estimates over positions, the largest first.
+
+        They are what `sonde.circuits` takes for circuits of nodes.
+
+        Raises:
+            ValueError: if none of "head_out", "mlp_out" and "token_embedding" was estimated.
+        """
+        rows: list[tuple[int, int, int]] = []
+        sums: list[Floats] = []
+        for name in ("token_embedding", "head_out", "mlp_out"):
+            if name in self.estimates:
+                summed = self.estimates[name][..., target].sum(axis=1).reshape(len(self.estimates[name]), -1)
+                rows += [(COMPONENTS[name], layer, head) for layer, head in np.ndindex(summed.shape)]
+                sums.append(summed.reshape(-1))
+        if not rows:
+            raise ValueError("expected estimates of head_out, mlp_out or token_embedding, which are nodes, got none")
+        values = np.concatenate(sums)
+        order = np.argsort(-np.abs(values), kind="stable")
+        return Nodes(np.array(rows, np.int64)[order], values[order])
 
     def to_dataframe(self) -> "pd.DataFrame":
         """One row per component, place and target (needs pandas); `edges` has a data frame of its own."""

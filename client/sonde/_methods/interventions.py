@@ -7,11 +7,14 @@ from typing import Final, cast
 import numpy as np
 import numpy.typing as npt
 
+from sonde._answers.circuits import Examples
 from sonde._answers.interventions import InterventionResult
 from sonde._answers.requests import Request
 from sonde._arrays import Booleans, Label
 from sonde._ask.cases import Cases
+from sonde._ask.circuits import Circuits
 from sonde._ask.given import flag, refusal, several
+from sonde._ask.hypotheses import CausalScrubbing
 from sonde._ask.indices import index
 from sonde._ask.named import PositionLike
 from sonde._ask.names import COMPONENT_AXES, COMPONENT_NAMES, DataTypeName, PoolingName
@@ -33,6 +36,7 @@ from sonde._wire.encoding import (
     write_position,
 )
 from sonde._wire.parts import CLEAN, Continuations, Values, missing
+from sonde._wire.plans import encode_circuits, encode_scrubbing
 from sonde._wire.tensors import from_tensor
 from sonde.errors import InvalidRequest, ProtocolError
 from sonde.v1 import inspection_pb2 as pb
@@ -67,6 +71,10 @@ def intervene_request(  # noqa: PLR0913 - what one request can say, by keyword
     write_asked(prompt, request)
     if isinstance(plan, Sweep):
         request.sweep.CopyFrom(edits.sweep(plan))
+    elif isinstance(plan, Circuits):
+        request.circuits.CopyFrom(encode_circuits(plan, edits))
+    elif isinstance(plan, CausalScrubbing):
+        request.causal_scrubbing.CopyFrom(encode_scrubbing(plan))
     else:
         request.list.interventions.extend(map(edits.intervention, runs_of(plan)))
         request.list.SetInParent()
@@ -97,6 +105,7 @@ class InterveneAssembler(Stream):
         "top_log_probabilities",
         "edit_norms",
         "probabilities",
+        "draws",
     )
 
     def __init__(
@@ -116,6 +125,7 @@ class InterveneAssembler(Stream):
         self._columns: dict[str, npt.NDArray[np.generic]] = {}
         self._filled: dict[str, Booleans] = {}
         self._texts: dict[int, str] = {}
+        self._examples: list[pb.Readings] = []
 
     def feed(self, message: pb.InterveneResponse) -> None:
         """Take the next message."""
@@ -126,6 +136,8 @@ class InterveneAssembler(Stream):
             self._texts = context.texts()
         if message.HasField("readings"):
             self._take(message.readings)
+        if message.HasField("examples"):
+            self._examples.append(message.examples)
         for part in message.activations:
             self._values.add(part)
         for generated in message.generated:
@@ -161,8 +173,14 @@ class InterveneAssembler(Stream):
         return math.prod(map(len, self._axes.values()))
 
     def _resolve_axes(self, context: Context) -> dict[str, tuple[Label, ...]]:
-        if self._request.WhichOneof("plan") != "sweep":
-            return {"run": tuple(range(len(self._request.list.interventions)))}
+        match self._request.WhichOneof("plan"):
+            case "circuits":
+                return {"size": tuple(self._request.circuits.sizes)}
+            case "causal_scrubbing":
+                plan = self._request.causal_scrubbing
+                return {"draw": tuple(range(plan.samples or plan.draws.shape[1]))}
+            case "list":
+                return {"run": tuple(range(len(self._request.list.interventions)))}
         sweep, axes = self._request.sweep, context.message.axes
         site = sweep.edit.site
         if site.HasField("from_position"):
@@ -234,10 +252,35 @@ class InterveneAssembler(Stream):
             _continuations=[samples[0] if samples else None for samples in said],
             _further_samples=[samples[1:] for samples in said] if any(len(samples) > 1 for samples in said) else (),
             _unit_name=_unit_name(self._request.sweep.edit.site.component),
+            draws=None if "draws" not in self._columns else _int64(self._column("draws")),
+            examples=joined_examples(self._examples),
+            listed=len(from_tensor(self._request.circuits.senders)) if "size" in self._axes else 0,
             _probabilities=_float32(self._column("probabilities", targets))
             if "probabilities" in self._columns
             else None,
         )
+
+
+def joined_examples(parts: Sequence[pb.Readings]) -> Examples | None:
+    """What was read of every example; None if the answer has none.
+
+    Raises:
+        ProtocolError: if a part is missing.
+    """
+    if not parts:
+        return None
+    parts = sorted(parts, key=lambda part: part.offset)
+    following = 0
+    for part in parts:
+        if part.offset != following:
+            raise ProtocolError(f"the answer has examples from {part.offset} on where {following} was expected")
+        following += part.count
+    log_probabilities = _float32(np.concatenate([from_tensor(part.log_probabilities) for part in parts]))
+    logits = _float32(np.concatenate([from_tensor(part.logits) for part in parts]))
+    kl = None
+    if parts[0].HasField("kl_divergences"):
+        kl = _float32(np.concatenate([from_tensor(part.kl_divergences) for part in parts]))
+    return Examples(log_probabilities, logits, kl)
 
 
 def _unit_name(component: pb.Component.ValueType) -> str:

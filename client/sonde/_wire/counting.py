@@ -60,12 +60,29 @@ def _count_methods(made: pb.TraceResponse, count: int) -> None:
     for effect in made.verified:
         for numbers in (effect.estimated, effect.measured):
             numbers[:] = [count] * len(numbers)
+    for found in made.discovered:
+        _fill(found, ("growths",), [], count)
+        found.loss = count
     for edges in made.edges:
         _fill(edges, ("estimates",), [], count)
 
 
+def unspread(message: pb.TraceResponse) -> pb.TraceResponse:
+    """The edges of a message that all cases have together, whose numbers have no deviation: with 0 in their place."""
+    made = pb.TraceResponse(discovered=message.discovered)
+    for found in made.discovered:
+        _fill(found, ("growths",), [], 0)
+        found.loss = 0.0
+    return made
+
+
 def _fill(
-    part: pb.RestorationGrid | pb.Attributions | pb.EdgeAttributions | pb.LayerReadings | pb.Readings,
+    part: pb.RestorationGrid
+    | pb.Attributions
+    | pb.EdgeAttributions
+    | pb.DiscoveredEdges
+    | pb.LayerReadings
+    | pb.Readings,
     names: Iterable[str],
     counts: Iterable[int],
     count: int,

@@ -45,6 +45,10 @@ class EditEncoder:
         if not isinstance(edit, Edit):
             raise refusal("edit", _EXPECTED, edit)
         message = pb.Edit(site=encode_site(edit.site))
+        if edit.path is not None:
+            message.path.receivers.extend(map(encode_site, edit.path.receivers))
+            message.path.through.extend(map(encode_site, edit.path.through))
+            message.path.SetInParent()
         match edit.operation:
             case Scale(factor):
                 message.scale = number(factor, "scale")
@@ -55,7 +59,7 @@ class EditEncoder:
             case Multiply(value):
                 message.multiply.CopyFrom(to_tensor(value, "multiply"))
             case Patch() as patch:
-                message.patch.CopyFrom(self._patch(patch))
+                message.patch.CopyFrom(self.patch(patch))
             case Noise(deviation, seed):
                 size = number(deviation, "noise")
                 drawn = None if seed is None else index(seed, "seed", 64)
@@ -67,7 +71,8 @@ class EditEncoder:
                 write_positions(key_positions, message.knockout.key_positions, message.knockout.named_key_positions)
         return message
 
-    def _patch(self, patch: Patch) -> pb.Patch:
+    def patch(self, patch: Patch) -> pb.Patch:
+        """Encode where a patch takes its values."""
         message = pb.Patch(
             sources=[entry if isinstance(entry, int) else self._source(entry) for entry in patch.sources],
             source_layer=patch.source_layer,

@@ -16,17 +16,22 @@ from sonde._answers.findings import (
     AttentionKnockout,
     LensTable,
     LogitAttribution,
+    PathPatching,
     SteeringStrengths,
 )
+from sonde._answers.found_circuit import FoundCircuit
+from sonde._answers.scrubbing import ScrubbedNode, ScrubbingResult
 from sonde._methods.causal_tracing import TOKEN_CLASSES
 from sonde._readable import make_readable as _make_readable
 from sonde.questions.attribution import direct_logit_attribution
 from sonde.questions.average_trace import average_causal_trace, average_causal_trace_cost
+from sonde.questions.circuits import find_circuit, path_patching
 from sonde.questions.knockout import attention_knockout, knockout_sweep
 from sonde.questions.lens import logit_lens
 from sonde.questions.mean_ablation import mean_ablation, mean_activation
 from sonde.questions.patching import activation_patching, average_activation_patching
 from sonde.questions.patchscopes import IDENTITY_PROMPT, patchscope, patchscopes
+from sonde.questions.scrubbing import causal_scrubbing
 from sonde.questions.steering import directional_ablation, steer, steering_strengths, steering_vector
 
 __all__ = [
@@ -36,22 +41,29 @@ __all__ = [
     "AttentionKnockout",
     "AveragePatching",
     "AverageTrace",
+    "FoundCircuit",
     "LensTable",
     "LogitAttribution",
+    "PathPatching",
+    "ScrubbedNode",
+    "ScrubbingResult",
     "SteeringStrengths",
     "activation_patching",
     "attention_knockout",
     "average_activation_patching",
     "average_causal_trace",
     "average_causal_trace_cost",
+    "causal_scrubbing",
     "direct_logit_attribution",
     "directional_ablation",
+    "find_circuit",
     "knockout_sweep",
     "logit_lens",
     "mean_ablation",
     "mean_activation",
     "patchscope",
     "patchscopes",
+    "path_patching",
     "steer",
     "steering_strengths",
     "steering_vector",

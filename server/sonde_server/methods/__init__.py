@@ -12,7 +12,9 @@ from ..questions.activations import Activations
 from ..questions.answers import Answer
 from ..questions.attribution_patching import AttributionPatching
 from ..questions.cases import Cases, Question
+from ..questions.causal_scrubbing import CausalScrubbing
 from ..questions.causal_tracing import CausalTracing
+from ..questions.circuit_discovery import CircuitDiscovery
 from ..questions.interventions import InterveneQuestion
 from ..questions.prediction import Prediction
 from ..questions.reductions import reducible
@@ -21,7 +23,15 @@ from ..questions.traces import TraceQuestion
 from ..sharing.cases import Answering, advance
 from ..sharing.driving import drive
 from ..sharing.session import Session
-from . import activations, attribution_patching, causal_tracing, interventions, token_probability
+from . import (
+    activations,
+    attribution_patching,
+    causal_scrubbing,
+    causal_tracing,
+    circuit_discovery,
+    interventions,
+    token_probability,
+)
 from .opening import Clean, announced, opening
 from .overflow import finite
 from .reductions import reduced
@@ -36,8 +46,12 @@ def trace(question: TraceQuestion | Cases[TraceQuestion], session: Session) -> I
     return drive(_traced(question, session), session)
 
 
-def intervene(question: InterveneQuestion | Cases[InterveneQuestion], session: Session) -> Iterator[Answer]:
+def intervene(
+    question: InterveneQuestion | Cases[InterveneQuestion] | CausalScrubbing, session: Session
+) -> Iterator[Answer]:
     """What happens to the prediction when parts are changed; of cases as `_cases` says."""
+    if isinstance(question, CausalScrubbing):
+        return drive(causal_scrubbing.answer(question, session), session)
     if isinstance(question, Cases):
         return _cases(question, _intervened, session)
     return drive(_intervened(question, session), session)
@@ -52,6 +66,8 @@ def _cases(cases: Cases[Question], answering: Answering[Question], session: Sess
         return iter([announced(cases, session)])
     if cases.reduction is None:
         return advance(cases, answering, session)
+    if cases.together:
+        return drive(circuit_discovery.jointly(cases, session), session)
     asked = replace(cases, questions=tuple(reducible(question) for question in cases.questions))
     return reduced(advance(asked, answering, session), cases)
 
@@ -87,6 +103,8 @@ def _parts(question: TraceQuestion, session: Session, clean: Clean) -> AsyncGene
             return causal_tracing.parts(question, method, session, clean)
         case AttributionPatching() as method:
             return attribution_patching.parts(question, method, session, clean)
+        case CircuitDiscovery() as method:
+            return circuit_discovery.parts(question, method, session, clean)
         case Activations() as method:
             return activations.parts(question, method, session, clean)
         case _ as unknown:

@@ -46,6 +46,9 @@ class CircuitRuns:
     ) -> Self:
         """Runs the sources, and reads what all senders write. Without sources the others' values are zeros."""
         runs = cls(session, clean, reading, positions, captures)
+        if not runs._positions:
+            # The source is like the prompt up to what is read, so that every circuit is the unchanged run.
+            return runs
         places = writers(session.decoder, runs._positions)
         senders = [Capture(place.component, place.layer, place.positions) for place in places]
         await session.ready([clean])
@@ -86,5 +89,5 @@ class CircuitRuns:
                     reads.append(Reads(component, layer, mask, self._positions))
         if (mask := gone[-1:]).any():
             reads.append(Reads(Component.LOGITS, 0, mask, self._read))
-        detour = replace(self._detour, reads=tuple(reads)) if reads else None
+        detour = replace(self._detour, reads=tuple(reads)) if reads and self._positions else None
         return Run(self._clean, (), self._reading, self._captures, detour=detour)

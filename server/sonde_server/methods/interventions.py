@@ -131,7 +131,7 @@ class _Changed:
 
     def _report(self, offset: int, group: list[Result]) -> Iterator[Answer]:
         """What was read of runs from `offset` on."""
-        yield _readings(offset, group, kl=self.question.readout.kl_divergence)
+        yield readings_of(offset, group, kl=self.question.readout.kl_divergence)
         for number, result in enumerate(group):
             yield from self._activations(offset + number, result.captures)
 
@@ -140,7 +140,9 @@ class _Changed:
             yield Activation(run, site, capture.layer, numbers(values), self.question.readout.encoding)
 
 
-def _readings(offset: int, group: list[Result], *, kl: bool) -> Readings:
+def readings_of(offset: int, group: list[Result], *, kl: bool) -> Readings:
+    """What was read of runs from `offset` on."""
+
     # With numpy, which keeps the interpreter lock: torch would release it to the model's thread, and then wait for it.
     def column(name: str) -> Floats:
         if getattr(group[0], name) is None:

@@ -19,6 +19,7 @@ from ..questions.activations import Activation, Activations, Encoding
 from ..questions.answers import Answer, Context, Floats
 from ..questions.attribution_patching import AttributionPatching, Attributions, EdgeAttributions, VerifiedEffect
 from ..questions.causal_tracing import CausalTracing, Corruption, Counterfactual, ExplicitNoise, RestorationGrid
+from ..questions.circuit_discovery import CircuitDiscovery
 from ..questions.circuits import Circuits
 from ..questions.generation import Generated
 from ..questions.interventions import InterveneQuestion, Readings
@@ -161,7 +162,7 @@ def _prompts(question: TraceQuestion | InterveneQuestion) -> Iterator[tuple[str,
     if isinstance(question, InterveneQuestion):
         for number, source in enumerate(question.sources):
             yield f"sources[{number}]", source.tokens
-    elif isinstance(question.method, AttributionPatching):
+    elif isinstance(question.method, AttributionPatching | CircuitDiscovery):
         yield "the source", question.method.source.tokens
     elif isinstance(question.method, CausalTracing) and isinstance(question.method.corruption, Counterfactual):
         yield "the counterfactual", question.method.corruption.prompt.tokens

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from .circuit_discovery import CircuitDiscovery
 from .costs import Cost
 from .interventions import InterveneQuestion
 from .places import Sized
@@ -35,6 +36,13 @@ class Cases(Generic[Question]):
     groups: tuple[str, ...]
     reduction: Reduction | None = None
     dry_run: bool = False
+
+    @property
+    def together(self) -> bool:
+        """Whether the answer is found for all cases at once, instead of being a statistic of theirs."""
+        first: TraceQuestion | InterveneQuestion = self.questions[0]
+        of_circuits = isinstance(first, TraceQuestion) and isinstance(first.method, CircuitDiscovery)
+        return of_circuits and self.reduction is not None
 
     def runs(self, model: Sized) -> int:
         """How many runs all cases ask for, as `Cost.runs` counts them."""
@@ -73,6 +81,9 @@ class Cases(Generic[Question]):
     def held_bytes(self, model: Sized) -> int:
         """Bytes that answering them holds at one time, at most: as much as cases that advance together may hold."""
         held = [question.held_bytes(model) for question in self.questions]
+        if self.together:
+            # All prompts are needed for every trial.
+            return sum(held)
         return max(*held, min(sum(held), live_bytes(model.device_type))) + self._summed_bytes(model) if held else 0
 
     def _summed_bytes(self, model: Sized) -> int:

@@ -293,7 +293,7 @@ class InterveneQuestion:
 class Readings(Answer):
     """Runs [offset, offset + n) of the plan: [n, targets], [n], [n, top_k] and [n, edits].
 
-    `probabilities` [n, targets]: of a reduction alone.
+    `probabilities` [n, targets]: of a reduction alone. `draws` [n, nodes, 2]: of causal scrubbing.
     """
 
     offset: int
@@ -304,3 +304,4 @@ class Readings(Answer):
     top_log_probabilities: Floats
     edit_norms: Floats
     probabilities: Floats | None = None
+    draws: Integers | None = None

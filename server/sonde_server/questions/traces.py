@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from .activations import Activations
 from .attribution_patching import AttributionPatching
 from .causal_tracing import CausalTracing, Counterfactual
+from .circuit_discovery import CircuitDiscovery
 from .costs import Cost
 from .extents import Restarts
 from .places import Sized
@@ -12,7 +13,7 @@ from .prediction import Prediction
 from .prompts import Asked, Prompt
 from .token_probability import TokenProbability
 
-Method = Prediction | TokenProbability | CausalTracing | AttributionPatching | Activations
+Method = Prediction | TokenProbability | CausalTracing | AttributionPatching | Activations | CircuitDiscovery
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class TraceQuestion(Asked):
     def others(self) -> tuple[Prompt, ...]:
         """The prompts beside its own: what is patched from, or a counterfactual."""
         match self.method:
-            case AttributionPatching(source=source):
+            case AttributionPatching(source=source) | CircuitDiscovery(source=source):
                 return (source,)
             case CausalTracing(corruption=Counterfactual(prompt=other)):
                 return (other,)

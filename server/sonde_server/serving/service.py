@@ -16,6 +16,7 @@ from ..config import Limits
 from ..errors import NotServing, Stopped
 from ..questions.answers import Answer
 from ..questions.cases import Cases
+from ..questions.causal_scrubbing import CausalScrubbing
 from ..questions.interventions import InterveneQuestion
 from ..questions.places import ModelDescription
 from ..questions.traces import TraceQuestion
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ..sharing.session import Session
 
 
-Question = TraceQuestion | InterveneQuestion | Cases[TraceQuestion] | Cases[InterveneQuestion]
+Question = TraceQuestion | InterveneQuestion | Cases[TraceQuestion] | Cases[InterveneQuestion] | CausalScrubbing
 
 
 class Sessions(Protocol):
@@ -52,7 +53,7 @@ class Hosted:
     version: str
     scheduler: Sessions
     trace: Callable[[TraceQuestion | Cases[TraceQuestion], "Session"], Iterator[Answer]]
-    intervene: Callable[[InterveneQuestion | Cases[InterveneQuestion], "Session"], Iterator[Answer]]
+    intervene: Callable[[InterveneQuestion | Cases[InterveneQuestion] | CausalScrubbing, "Session"], Iterator[Answer]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from ..questions.prompts import Metric, Prompt
 from .fields import MOST_NUMBERS, Reader
 from .names import read_rows
 from .parts import row_bytes, rows, spans
-from .prompts import read_metric, read_source
+from .prompts import read_alike, read_metric
 from .sites import encode_site, read_components
 from .tensors import encode_floats, encode_integers
 
@@ -31,7 +31,7 @@ def read_attribution_patching(
     reader: Reader,
 ) -> AttributionPatching | None:
     """The question; None where its source is faulty. `sources`: those of a case, maybe the source."""
-    source = _read_source(message, f"{path}.source", prompt, sources, reader)
+    source = read_alike(message.source, f"{path}.source", prompt, sources, reader)
     components = _read_components(message, path, reader)
     steps = _count(message.integration_steps, f"{path}.integration_steps", reader)
     metric = read_metric(message.metric, Metric.LOGIT, f"{path}.metric", reader)
@@ -58,23 +58,6 @@ def read_attribution_patching(
     )
     _check_numbers(question, f"{path}.components", targets, reader)
     return question
-
-
-def _read_source(
-    message: pb.AttributionPatching,
-    path: str,
-    prompt: Prompt | None,
-    sources: Sequence[pb.Prompt] | None,
-    reader: Reader,
-) -> Prompt | None:
-    source, path = read_source(message.source, path, sources, reader)
-    if source is None or prompt is None:
-        return None
-    if len(source.tokens) != len(prompt.tokens):
-        expected = f"expected {len(prompt.tokens)} tokens, as in the prompt"
-        reader.problems.add(path, f"{expected}, got {len(source.tokens)}")
-        return None
-    return source
 
 
 def _read_components(message: pb.AttributionPatching, path: str, reader: Reader) -> tuple[Component, ...]:

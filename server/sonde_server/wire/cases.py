@@ -16,6 +16,7 @@ from ..questions.activations import Activations
 from ..questions.attribution_patching import AttributionPatching
 from ..questions.cases import Cases, Question, Reduction
 from ..questions.causal_tracing import CausalTracing
+from ..questions.circuit_discovery import CircuitDiscovery
 from ..questions.interventions import InterveneQuestion
 from ..questions.traces import TraceQuestion
 from .activations import check_reducible
@@ -168,6 +169,10 @@ def _check_trace(question: TraceQuestion, reduction: Reduction, reader: Reader) 
             reader.problems.add(
                 "attribution_patching.verify_top",
                 f"expected 0 in a reduction, because the largest estimates differ between cases, got {verified}",
+            )
+        case CircuitDiscovery() if reduction.every:
+            reader.problems.add(
+                "reduction.every", f"expected 0, because a circuit is of all cases together, got {reduction.every}"
             )
         case Activations(sites=sites):
             check_reducible(sites, "activations.sites", reader)

@@ -7,10 +7,12 @@ from sonde.v1 import inspection_pb2 as pb
 
 from ..config import Limits
 from ..questions.cases import Cases
+from ..questions.causal_scrubbing import CausalScrubbing
 from ..questions.interventions import InterveneQuestion
 from ..questions.places import ModelDescription
 from ..questions.traces import TraceQuestion
 from .cases import read_cases
+from .causal_scrubbing import read_causal_scrubbing
 from .edits import Scene
 from .fields import Reader, unwatched
 from .interventions import read_readout, read_sources
@@ -75,7 +77,7 @@ def decode_intervene(
     vocabulary: "Vocabulary",
     limits: Limits,
     check: Callable[[], None] = unwatched,
-) -> InterveneQuestion | Cases[InterveneQuestion]:
+) -> InterveneQuestion | Cases[InterveneQuestion] | CausalScrubbing:
     """The question of an Intervene, or those of its cases. Raises as `decode_trace` does."""
     reader = Reader(description, vocabulary, limits, targets="readout.targets", check=check)
 
@@ -84,8 +86,10 @@ def decode_intervene(
             request, case.prompt, case.targets or request.readout.targets, case.sources or request.sources, own
         )
 
-    question: InterveneQuestion | Cases[InterveneQuestion] | None
-    if request.cases:
+    question: InterveneQuestion | Cases[InterveneQuestion] | CausalScrubbing | None
+    if request.HasField("causal_scrubbing"):
+        question = read_causal_scrubbing(request, reader)
+    elif request.cases:
         question = read_cases(request, "readout.targets", reader, read_case)
     else:
         _check_single(request, reader)

@@ -8,6 +8,7 @@ from sonde.v1 import inspection_pb2 as pb
 
 from ..questions import answers
 from ..questions.activations import Activation, LargestActivations
+from ..questions.causal_scrubbing import ExampleReadings
 from ..questions.generation import Generated
 from ..questions.interventions import Readings
 from ..questions.places import ModelDescription
@@ -72,6 +73,10 @@ def encode_intervene(
             case Readings():
                 for some in cut_readings(part):
                     yield from stream.add_readings(some)
+            case ExampleReadings():
+                for some in cut_readings(part.readings):
+                    texts = stream.texts.new(some.top_tokens)
+                    yield from stream.add(pb.InterveneResponse(examples=encode_readings(some, texts)))
             case Generated():
                 generated = encode_generated(part, stream.texts, continuations)
                 yield from stream.add_all(pb.InterveneResponse(generated=[one]) for one in generated)

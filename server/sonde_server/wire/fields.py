@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..config import Limits
 from ..errors import InvalidQuestion, Unsupported, Violation
 from ..questions.cases import Cases
+from ..questions.causal_scrubbing import CausalScrubbing
 from ..questions.interventions import InterveneQuestion
 from ..questions.places import ModelDescription
 from ..questions.traces import TraceQuestion
 
-AnyQuestion = TraceQuestion | InterveneQuestion
+AnyQuestion = TraceQuestion | InterveneQuestion | CausalScrubbing
 AnyCases = Cases[TraceQuestion] | Cases[InterveneQuestion]
 
 if TYPE_CHECKING:
@@ -202,7 +203,8 @@ class Reader:
         `path` is what a request asks for less of; `answer` and `memory` where that is another field for these bytes.
         """
         self.runs(question.most_runs(self.model), path)
-        self.check_tokens(question.total_tokens, "cases" if isinstance(question, Cases) else memory or path)
+        many = isinstance(question, Cases | CausalScrubbing)
+        self.check_tokens(question.total_tokens, "cases" if many else memory or path)
         # Bytes are counted run by run, which takes long for what is refused anyway.
         self.problems.settle()
         size, most = question.answer_bytes(self.model), self.limits.max_answer_bytes

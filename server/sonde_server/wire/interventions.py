@@ -15,7 +15,7 @@ from .generation import read_generation
 from .parts import arrays, row_bytes, rows, spans
 from .prompts import encode_top_tokens, read_position, read_prompt, read_targets
 from .sites import read_sites
-from .tensors import encode_floats
+from .tensors import encode_floats, encode_integers
 
 
 def read_sources(messages: Sequence[pb.Prompt], reader: Reader) -> list[Prompt | None]:
@@ -73,6 +73,8 @@ def encode_readings(readings: Readings, texts: Mapping[int, str]) -> pb.Readings
     encode_top_tokens(readings, message)
     if readings.probabilities is not None:
         message.probabilities.CopyFrom(encode_floats(readings.probabilities))
+    if readings.draws is not None:
+        message.draws.CopyFrom(encode_integers(readings.draws))
     if readings.kl_divergences is not None:
         message.kl_divergences.CopyFrom(encode_floats(readings.kl_divergences))
     return message

@@ -236,6 +236,20 @@ def _read_token(text: str, path: str, reader: Reader) -> int | None:
     return None
 
 
+def read_alike(
+    message: pb.Prompt, path: str, prompt: Prompt | None, sources: Sequence[pb.Prompt] | None, reader: Reader
+) -> Prompt | None:
+    """As `read_source`, of a source that must have as many tokens as the prompt."""
+    source, path = read_source(message, path, sources, reader)
+    if source is None or prompt is None:
+        return None
+    if len(source.tokens) != len(prompt.tokens):
+        expected = f"expected {len(prompt.tokens)} tokens, as in the prompt"
+        reader.problems.add(path, f"{expected}, got {len(source.tokens)}")
+        return None
+    return source
+
+
 def read_metric(number: int, unset: Metric, path: str, reader: Reader) -> Metric:
     """Which number is differentiated."""
     if number == 0:

@@ -8,6 +8,7 @@ from sonde.v1 import inspection_pb2 as pb
 from ..questions.answers import Answer
 from ..questions.attribution_patching import Attributions, EdgeAttributions, VerifiedEffect
 from ..questions.causal_tracing import Corruption, RestorationGrid
+from ..questions.circuit_discovery import DiscoveredEdges
 from ..questions.prediction import Prediction
 from ..questions.prompts import Prompt
 from ..questions.token_probability import LayerReadings
@@ -15,6 +16,7 @@ from ..questions.traces import Method
 from .activations import read_activations
 from .attribution_patching import encode_attributions, encode_edges, encode_verified, read_attribution_patching
 from .causal_tracing import encode_corruption, encode_grid, read_causal_tracing
+from .circuit_discovery import encode_discovered, read_circuit_discovery
 from .fields import Reader
 from .prompts import Texts
 from .token_probability import encode_layers, read_token_probability
@@ -38,6 +40,9 @@ def read_method(
             return read_attribution_patching(asked, "attribution_patching", prompt, sources, targets, reader)
         case "activations":
             return read_activations(request.activations, "activations", prompt, reader)
+        case "circuit_discovery":
+            asked_for = request.circuit_discovery
+            return read_circuit_discovery(asked_for, "circuit_discovery", prompt, sources, reader)
         case None:
             return Prediction()
 
@@ -49,6 +54,7 @@ _ENCODED: Mapping[type[Answer], Callable[[Any, Texts], Iterable[pb.TraceResponse
     RestorationGrid: lambda part, _: (pb.TraceResponse(grids=[some]) for some in encode_grid(part)),
     Attributions: lambda part, _: (pb.TraceResponse(attributions=[some]) for some in encode_attributions(part)),
     EdgeAttributions: lambda part, _: (pb.TraceResponse(edges=[some]) for some in encode_edges(part)),
+    DiscoveredEdges: lambda part, _: (pb.TraceResponse(discovered=[some]) for some in encode_discovered(part)),
     VerifiedEffect: lambda part, _: [pb.TraceResponse(verified=[encode_verified(part)])],
 }
 

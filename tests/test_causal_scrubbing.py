@@ -1,0 +1,372 @@
+"""Causal scrubbing (InterveneRequest.causal_scrubbing), over the wire, against a pass for every node and draw.
+
+S1 to S7 are the identities of causal scrubbing: what must hold in every model, whatever its weights.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from sonde.v1 import inspection_pb2 as pb
+from torch import Tensor
+
+from tests.conftest import Host, Hosts
+from tests.support import wire
+from tests.support.circuit_oracle import CircuitOracle
+from tests.support.models import EVERY
+from tests.support.oracle import Edit, Set, Site, Target
+from tests.support.tolerance import assert_close
+
+EXAMPLES = [
+    [5, 130, 77, 301, 9, 41],
+    [8, 131, 70, 12, 9, 41],
+    [5, 131, 77, 12, 10, 41],
+    [8, 130, 70, 301, 11, 42],
+    [90, 130, 71, 301, 9, 41],
+]
+LAST = 5
+TARGETS = [Target(41), Target(200, 17)]
+FEW = ["gpt2", "llama", "gpt_neox", "gemma2"]
+FAMILIES = [pytest.param(name, marks=() if name in FEW else pytest.mark.full) for name in EVERY]
+EACH = tuple(range(len(EXAMPLES)))
+
+
+@dataclass
+class Claim:
+    site: Site | None = None
+    labels: Sequence[int] = ()
+    other_labels: Sequence[int] = ()
+    direct: bool = False
+    inputs: "list[Claim]" = field(default_factory=list)
+
+
+def flat(claim: Claim, parent: int | None = None, into: list[tuple[Claim, int | None]] | None = None) -> Any:
+    """The nodes of a tree with their parents, parents first."""
+    found = [] if into is None else into
+    number = len(found)
+    found.append((claim, parent))
+    for one in claim.inputs:
+        flat(one, number, found)
+    return found
+
+
+def scrub(claim: Claim, samples: int = 4, **fields: Any) -> pb.InterveneRequest:
+    nodes = []
+    for one, parent in flat(claim):
+        site = None if one.site is None else wire.site(one.site)
+        nodes.append(
+            pb.CausalScrubbing.Node(
+                parent=parent, site=site, direct=one.direct, labels=one.labels, other_labels=one.other_labels
+            )
+        )
+    plan = pb.CausalScrubbing(nodes=nodes, samples=0 if "draws" in fields else samples, **fields)
+    return pb.InterveneRequest(
+        cases=[pb.Case(prompt=wire.prompt(ids)) for ids in EXAMPLES],
+        causal_scrubbing=plan,
+        readout=pb.Readout(targets=[wire.target(one) for one in TARGETS], kl_divergence=True),
+    )
+
+
+@dataclass
+class Scrubbed:
+    context: pb.RunContext
+    logits: npt.NDArray[Any]
+    draws: npt.NDArray[Any]
+    examples: npt.NDArray[Any]
+
+
+def ask(host: Host, request: pb.InterveneRequest) -> dict[int, Scrubbed]:
+    found: dict[int, dict[str, Any]] = {}
+    for message in host.stub.Intervene(request, timeout=60):
+        own = found.setdefault(message.case_index, {"logits": [], "draws": [], "examples": []})
+        if message.HasField("context"):
+            own["context"] = message.context
+        if message.HasField("readings"):
+            own["logits"].append(wire.array(message.readings.logits))
+            own["draws"].append(wire.array(message.readings.draws))
+        if message.HasField("examples"):
+            own["examples"].append(wire.array(message.examples.logits))
+    return {
+        case: Scrubbed(own["context"], *(np.concatenate(own[name]) for name in ("logits", "draws", "examples")))
+        for case, own in found.items()
+        if "context" in own
+    }
+
+
+# ------------------------------------------------------------ slowly
+
+
+def draw(claim: Claim, reference: int, samples: int, seed: int) -> npt.NDArray[Any]:
+    """The contract's rule, word by word."""
+    nodes = flat(claim)
+    u = np.random.RandomState(seed).random_sample([samples, len(nodes), 2])
+    drawn = np.zeros((samples, len(nodes), 2), int)
+    for run in range(samples):
+        for number, (one, parent) in enumerate(nodes):
+            if parent is None:
+                own = reference
+            else:
+                like = drawn[run, parent, 0]
+                among = [e for e in EACH if not one.labels or one.labels[e] == one.labels[like]]
+                own = among[int(np.floor(u[run, number, 0] * len(among)))]
+            other = own
+            if one.inputs:
+                among = [e for e in EACH if not one.other_labels or one.other_labels[e] == one.other_labels[own]]
+                other = among[int(np.floor(u[run, number, 1] * len(among)))]
+            drawn[run, number] = own, other
+    return drawn
+
+
+class Slow:
+    """Evaluates a tree with full passes of the oracle."""
+
+    def __init__(self, host: Host) -> None:
+        self.oracle = host.oracle
+        self.circuits = CircuitOracle(host.oracle)
+
+    def logits(self, claim: Claim, drawn: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """The targets' logits of one draw [nodes, 2]."""
+        values, _ = self._run(claim, 0, flat(claim), drawn)
+        row = values["LOGITS", 0][LAST]
+        return np.array([row[t.token] - (0 if t.contrast is None else row[t.contrast]) for t in TARGETS], np.float32)
+
+    def _value(self, number: int, nodes: Any, drawn: npt.NDArray[Any]) -> Any:
+        """A node's values by layer, [T, ...]."""
+        claim = nodes[number][0]
+        if claim.inputs:
+            values, _ = self._run(claim, number, nodes, drawn)
+        else:
+            values = self.oracle.run(EXAMPLES[drawn[number, 0]]).values
+        return {layer: values[claim.site.component, layer] for layer in claim.site.layers or (0,)}
+
+    def _run(self, claim: Claim, number: int, nodes: Any, drawn: npt.NDArray[Any]) -> Any:
+        ids = EXAMPLES[drawn[number, 1]]
+        children = [i for i, (_, parent) in enumerate(nodes) if parent == number]
+        edits = [
+            self._edit(nodes[i][0].site, layer, values)
+            for i in children
+            if not nodes[i][0].direct
+            for layer, values in self._value(i, nodes, drawn).items()
+        ]
+        values = dict(self.oracle.run(ids, edits).values)
+        direct = [i for i in children if nodes[i][0].direct]
+        if direct:
+            values.update(
+                self._directly(
+                    claim, ids, edits, values, [(nodes[i][0].site, self._value(i, nodes, drawn)) for i in direct]
+                )
+            )
+        return values, ids
+
+    def _edit(self, site: Site, layer: int, values: Tensor) -> Edit:
+        picked = values[list(site.positions)] if site.positions else values
+        picked = picked[:, list(site.units)] if site.units else picked
+        return Edit(
+            Site(site.component, (layer,), site.units, site.positions), Set(np.ascontiguousarray(picked.numpy()))
+        )
+
+    def _directly(self, claim: Claim, ids: list[int], edits: list[Edit], values: Any, sent: Any) -> Any:
+        """What the parent makes of the stream, in which the direct children write what they are given."""
+
+        def delta(below: int, heads_of: int) -> Tensor:
+            """What is changed before block `below`, and by the heads of the blocks up to `heads_of`."""
+            moved = torch.zeros_like(values["RESIDUAL_PRE", 0])
+            for layer in range(self.oracle.layers):
+                mixed = values["HEAD_OUT", layer].clone()
+                for site, given in sent:
+                    where = list(site.positions) or list(range(len(ids)))
+                    if site.component == "HEAD_OUT" and layer in given and layer <= heads_of:
+                        mixed[np.ix_(where, list(site.units))] = given[layer][np.ix_(where, list(site.units))]
+                    if site.component == "MLP_OUT" and layer in given and layer < below:
+                        moved[where] += given[layer][where] - values["MLP_OUT", layer][where]
+                moved += self.circuits._attention_of(ids, layer, mixed) - values["ATTENTION_OUT", layer]
+            return moved
+
+        if claim.site is None:
+            top = self.oracle.layers - 1
+            stream = values["RESIDUAL_POST", top] + delta(top + 1, top)
+            return self.oracle.run(ids, [Edit(Site("RESIDUAL_POST", (top,)), Set(stream.numpy()))]).values
+        (layer,) = claim.site.layers
+        seen = Edit(
+            Site("RESIDUAL_PRE", (layer,)), Set((values["RESIDUAL_PRE", layer] + delta(layer, layer - 1)).numpy())
+        )
+        reading = self.oracle.run(ids, [seen]).values
+        if claim.site.component == "QUERY":
+            return {("QUERY", layer): reading["QUERY", layer]}
+        group = self.oracle.heads // self.oracle.key_value_heads
+        heads = list(claim.site.units)
+        shared = sorted({head // group for head in heads})
+        given = [
+            Edit(Site(name, (layer,), tuple(units)), Set(np.ascontiguousarray(reading[name, layer][:, units].numpy())))
+            for name, units in (("QUERY", heads), ("KEY", shared), ("VALUE", shared))
+        ]
+        mixed = self.oracle.run(ids, [*edits, *given]).values["HEAD_OUT", layer]
+        return {("HEAD_OUT", layer): mixed}
+
+
+def head(layer: int, *units: int, **fields: Any) -> Site:
+    return Site("HEAD_OUT", (layer,), units, **fields)
+
+
+TREES = {
+    "a leaf": Claim(inputs=[Claim(Site("RESIDUAL_POST", (1,), (), (3, LAST)), labels=[0, 1, 0, 1, 0])]),
+    "two and what they read": Claim(
+        labels=[0, 0, 1, 1, 0],
+        inputs=[
+            Claim(head(2, 1), [0, 1, 0, 1, 2], [0, 0, 1, 1, 1], inputs=[Claim(Site("MLP_OUT", (0,)), [1, 1, 2, 2, 2])]),
+            Claim(Site("MLP_OUT", (2,), (), (LAST,)), [0, 1, 1, 0, 0]),
+        ],
+    ),
+    "direct to the prediction": Claim(
+        inputs=[
+            Claim(head(1, 0, 2), [0, 1, 0, 1, 0], direct=True),
+            Claim(Site("MLP_OUT", (2,)), [0, 1, 0, 1, 1], direct=True),
+            Claim(head(0, 1), [0, 0, 0, 1, 1]),
+        ]
+    ),
+    "direct to a query and a head": Claim(
+        inputs=[
+            Claim(Site("QUERY", (2,), (1,)), [0, 1, 1, 0, 0], inputs=[Claim(head(1, 1, 3), EACH, direct=True)]),
+            Claim(
+                head(2, 2),
+                [1, 0, 0, 1, 1],
+                inputs=[
+                    Claim(head(0, 3), [0, 1, 0, 1, 0], direct=True),
+                    Claim(head(1, 0), [0, 1, 0, 1, 0], direct=True),
+                ],
+            ),
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", TREES)
+def test_every_draw_is_what_full_passes_say(hosts: Hosts, family: str, name: str) -> None:
+    host, claim = hosts[family], TREES[name]
+    found = ask(host, scrub(claim, 3, seed=5))
+    slow = Slow(host)
+    assert sorted(found) == list(EACH)
+    for reference, own in found.items():
+        np.testing.assert_array_equal(own.draws, draw(claim, reference, 3, 5 + reference))
+        assert_close(own.logits, np.stack([slow.logits(claim, one) for one in own.draws]))
+    plain = np.stack([slow.logits(Claim(), np.array([[one, one]])) for one in EACH])
+    assert_close(found[1].examples, plain)
+
+
+def test_s1_labels_that_are_all_different_are_the_unchanged_run(host: Host) -> None:
+    claim = Claim(
+        labels=EACH, other_labels=EACH, inputs=[Claim(head(1, 1), EACH, EACH, inputs=[Claim(head(0, 2), EACH)])]
+    )
+    for own in ask(host, scrub(claim)).values():
+        assert_close(own.logits, np.tile(own.context.clean.logits, (4, 1)))
+
+
+def test_s2_one_node_without_labels_is_a_random_example(host: Host) -> None:
+    # The prediction of a node without children is the reference's own; with any child it is that of another example.
+    claim = Claim(inputs=[Claim(Site("TOKEN_EMBEDDING"))])
+    for own in ask(host, scrub(claim, 6)).values():
+        assert_close(own.logits, own.examples[own.draws[:, 1, 0]])
+
+
+def test_s3_and_s4_exact_children_are_the_unchanged_run(host: Host) -> None:
+    top = host.oracle.layers - 1
+    layers = tuple(range(host.oracle.layers))
+    last = Claim(inputs=[Claim(Site("RESIDUAL_POST", (top,)), EACH)])
+    heads = tuple(range(host.oracle.heads))
+    every = [
+        Claim(Site("HEAD_OUT", layers, heads), EACH, direct=True),
+        Claim(Site("MLP_OUT", layers), EACH, direct=True),
+    ]
+    written = Claim(inputs=[*every, Claim(Site("TOKEN_EMBEDDING"), EACH, direct=True)])
+    for claim in (last, written):
+        for own in ask(host, scrub(claim)).values():
+            assert_close(own.logits, np.tile(own.context.clean.logits, (4, 1)))
+
+
+def test_s7_names_of_labels_make_no_difference_and_draws_can_be_replayed(host: Host) -> None:
+    claim = TREES["two and what they read"]
+    found = ask(host, scrub(claim, seed=9))
+    renamed = copy.deepcopy(claim)
+    renamed.inputs[1].labels = [7 if one else -3 for one in renamed.inputs[1].labels]
+    assert all(np.array_equal(own.draws, found[case].draws) for case, own in ask(host, scrub(renamed, seed=9)).items())
+    given = np.stack([found[case].draws for case in (3, 0)]).astype("<i4")
+    tensor = pb.Tensor(data_type=pb.DATA_TYPE_INT32, shape=given.shape, data=given.tobytes())
+    some = ask(host, scrub(claim, draws=tensor, references=[3, 0]))
+    assert list(some) == [3, 0]
+    for case, own in some.items():
+        assert_close(own.logits, found[case].logits)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_the_cost_is_what_is_computed(llama: Host, name: str) -> None:
+    engine = llama.server.scheduler.engine
+    request = scrub(TREES[name], 5)
+    request.dry_run = True
+    (told,) = llama.stub.Intervene(request, timeout=60)
+    request.dry_run = False
+    engine.cache.clear()
+    before = engine.work.token_layers
+    ask(llama, request)
+    assert engine.work.token_layers - before == told.context.cost.token_layers
+    assert told.context.cost.runs == 5 * len(EXAMPLES)
+
+
+def leaf(**fields: Any) -> pb.CausalScrubbing.Node:
+    fields.setdefault("parent", 0)
+    return pb.CausalScrubbing.Node(**{"site": wire.site(head(1, 1)), **fields})
+
+
+REFUSED: dict[str, tuple[list[pb.CausalScrubbing.Node], str, str]] = {
+    "no node": ([], "causal_scrubbing.nodes", "expected at least one node"),
+    "a later parent": ([pb.CausalScrubbing.Node(), leaf(parent=2)], "causal_scrubbing.nodes[1].parent", "0, got 2"),
+    "labels": ([pb.CausalScrubbing.Node(), leaf(labels=[1, 2])], "causal_scrubbing.nodes[1].labels", "got 2"),
+    "other labels of a leaf": (
+        [pb.CausalScrubbing.Node(), leaf(other_labels=EACH)], "causal_scrubbing.nodes[1].other_labels", "no children",
+    ),
+    "a site of the prediction": ([leaf(parent=None)], "causal_scrubbing.nodes[0].site", "is the prediction"),
+    "no site": (
+        [pb.CausalScrubbing.Node(), pb.CausalScrubbing.Node(parent=0)], "causal_scrubbing.nodes[1].site", "got none",
+    ),
+    "a direct reader": (
+        [pb.CausalScrubbing.Node(), leaf(site=wire.site(Site("QUERY", (1,))), direct=True)],
+        "causal_scrubbing.nodes[1].direct", "got QUERY",
+    ),
+    "siblings": ([pb.CausalScrubbing.Node(), leaf(), leaf()], "causal_scrubbing.nodes[2].site", "no sibling has"),
+    "a child above": (
+        [pb.CausalScrubbing.Node(), leaf(), leaf(parent=1, site=wire.site(head(2, 0)))],
+        "causal_scrubbing.nodes[2].site", "comes before",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_faulty_hypotheses_are_refused_by_their_field(gpt2: Host, name: str) -> None:
+    nodes, field, said = REFUSED[name]
+    request = scrub(Claim())
+    del request.causal_scrubbing.nodes[:]
+    request.causal_scrubbing.nodes.extend(nodes)
+    violations = wire.refusal(gpt2.stub.Intervene(request)).violations
+    assert said in violations.get(field, ""), violations
+
+
+def test_faulty_requests_are_refused_by_their_field(gpt2: Host) -> None:
+    claim = TREES["a leaf"]
+    longer = scrub(claim)
+    longer.cases[4].prompt.CopyFrom(wire.prompt([1, 2, 3]))
+    single = scrub(claim)
+    del single.cases[:]
+    single.prompt.CopyFrom(wire.prompt([1, 2, 3]))
+    refused = {
+        "cases[4].prompt": longer,
+        "cases": single,
+        "causal_scrubbing.references[0]": scrub(claim, references=[5]),
+        "causal_scrubbing.samples": scrub(claim, -1),
+    }
+    for name, request in refused.items():
+        assert name in wire.refusal(gpt2.stub.Intervene(request)).violations, name
