@@ -109,8 +109,15 @@ def draw_circuit(title: str, edges: Sequence[Edge]) -> "Figure":
     levels = {height: number for number, height in enumerate(sorted(rows))}
     # MLPs stand beside the heads, so that lines to and from them do not run through heads.
     widest = max((len(names) for names in rows.values()), default=1) / 2
+    weights: dict[str, float] = {}
+    for edge in edges:
+        for node in (edge.sender, edge.receiver):
+            name = _place(node)[1]
+            weights[name] = weights.get(name, 0.0) + abs(float(edge.estimates[0]))
     dots: list[Dot] = []
     for height, names in rows.items():
+        # Those that matter the most are nearest to the MLPs.
+        names.sort(key=weights.__getitem__)
         beside = widest + 0.6 if names[0].startswith("MLP") else 0.0
         for across, name in enumerate(names):
             found[height, name] = len(dots)
