@@ -154,9 +154,9 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         yield hosts
 
 
-@pytest.fixture(scope="session", params=["gpt2", "llama"])
+@pytest.fixture(scope="session", params=[pytest.param("gpt2", marks=pytest.mark.full), "llama"])
 def host(request: pytest.FixtureRequest, hosts: Hosts) -> Host:
-    """Every test that takes it runs for each family."""
+    """Every test that takes it runs for each family: in `make test` for the one with more parts."""
     return hosts[request.param]
 
 

@@ -10,6 +10,7 @@ from tests.support.questions import QUESTIONS, Question
 from tests.support.same import assert_same
 
 LONG_IDS = list(range(5, 45))
+ANSWERS = (sonde.TraceResult, sonde.InterventionResult, sonde.CasesResult)
 
 
 def outcome(asker: Asker, question: Question) -> Any:
@@ -30,9 +31,7 @@ def test_every_client_gives_what_the_first_gives(askers: Askers, kind: str, name
 def test_most_questions_are_answered(askers: Askers) -> None:
     """The comparison above would hold of refusals alone."""
     answered = {
-        name
-        for name, question in QUESTIONS.items()
-        if isinstance(outcome(askers["remote"], question), sonde.TraceResult | sonde.InterventionResult | sonde.CasesResult)
+        name for name, question in QUESTIONS.items() if isinstance(outcome(askers["remote"], question), ANSWERS)
     }
     assert {name for name in QUESTIONS if name not in answered} <= {
         "attribution patching",
