@@ -29,8 +29,9 @@ _NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
         "--edges": _ATTRIBUTION,
         "--verify": _ATTRIBUTION,
         "--gradients": _LENS,
+        "--threshold": ("--discover-from",),
     },
-    "intervene": {**_DATASET, "--separately": PLACES, "--seed": ("--noise",)},
+    "intervene": {**_DATASET, "--separately": PLACES, "--seed": ("--noise",), "--through": ("--along",)},
     "generate": {"--system": ("--chat",)} | dict.fromkeys(("--scale", "--set", "--add", "--from-position"), PLACES),
 }
 """By command, the options that mean something only with one of the others."""

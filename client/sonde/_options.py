@@ -33,6 +33,8 @@ SWEPT: Final[dict[str, ComponentName]] = {
 PLACES: Final = tuple(f"--{name}" for name in SWEPT)
 """These options."""
 
+RECEIVERS: Final[dict[str, ComponentName]] = {name: name for name in ("query", "key", "value", "mlp_out", "logits")}
+"""What can read a change along a path."""
 _WHOLE: Final = "LAYER"
 """The value of an option for a component that is edited over its full width."""
 _UNITS: Final[Mapping[str, str]] = {
@@ -226,6 +228,15 @@ def _add_trace(commands: Any) -> None:
         "--edges", type=int, metavar="K", help="also estimate the K largest edges between components"
     )
     attribution.add_argument("--verify", type=int, metavar="K", help="also measure the K largest by patching")
+    discovery = parser.add_argument_group("circuit discovery")
+    discovery.add_argument(
+        "--discover-from",
+        metavar="PROMPT",
+        help="remove edges that make no difference, along which this prompt's values are then read",
+    )
+    discovery.add_argument(
+        "--threshold", type=float, metavar="NATS", help="how much the divergence must grow for an edge to stay (0.01)"
+    )
 
 
 def _add_intervene(commands: Any) -> None:
@@ -243,6 +254,20 @@ def _add_intervene(commands: Any) -> None:
     operations = _add_operations(parser)
     operations.add_argument("--noise", type=float, metavar="DEVIATION", help="add normal noise")
     operations.add_argument("--patch-from", metavar="PROMPT", help="replace with the activations of this prompt")
+    paths = parser.add_argument_group("paths")
+    paths.add_argument(
+        "--along",
+        action="append",
+        type=_reader,
+        metavar="RECEIVER",
+        help="only this sees the change: logits, mlp_out:3, or query, key or value of a head, as query:3:5; repeatable",
+    )
+    paths.add_argument(
+        "--through",
+        action="append",
+        choices=["heads", "mlps"],
+        help="what hands the change on to the receivers; repeatable (nothing)",
+    )
     parser.add_argument("--kl", action="store_true", help="also print the KL divergence of each run")
     parser.add_argument("--generate", type=int, metavar="TOKENS", help="generate this many tokens in each run")
 
@@ -329,6 +354,15 @@ def _place(text: str) -> int | str:
         return int(text)
     except ValueError:
         return text
+
+
+def _reader(text: str) -> tuple[ComponentName, list[int] | None, list[int] | None]:
+    """Parse a receiver of a path: a component, its layers and its heads."""
+    name, *rest = text.split(":")
+    if name not in RECEIVERS or len(rest) > 2:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(RECEIVERS)}, as query:3:5, got {text!r}")
+    layers, heads = ([_ranges(part) for part in rest] + [None, None])[:2]
+    return RECEIVERS[name], layers, heads
 
 
 def _places(text: str) -> list[int] | list[str]:

@@ -15,7 +15,7 @@ from sonde import errors
 from sonde._answers.predictions import Continuation, Prediction
 from sonde._arrays import visible
 from sonde._ask.cases import Cases
-from sonde._ask.edits import Edit, add, noise, patch, replace, scale
+from sonde._ask.edits import Edit, add, along, noise, patch, replace, scale
 from sonde._ask.names import ComponentName
 from sonde._ask.plans import Generation, Plan, Sweep, sweep
 from sonde._ask.prompts import Target
@@ -23,6 +23,8 @@ from sonde._ask.sites import Site, site
 from sonde._connection.connection import TLS
 from sonde._methods.attribution_patching import AttributionPatching
 from sonde._methods.causal_tracing import CausalTracing
+from sonde._methods.circuit_discovery import CircuitDiscovery
+from sonde._methods.method import Method
 from sonde._methods.token_probability import TokenProbability
 from sonde._needed import check, prompt_of
 from sonde._options import SWEPT, parse
@@ -106,7 +108,9 @@ def _trace(options: argparse.Namespace) -> None:
     _check_plot(options)
     method: Any = _method(options)
     if options.plot and method is None:
-        raise errors.InvalidRequest.at("--plot", "nothing to draw; add --subject, --lens or --attribute-from")
+        raise errors.InvalidRequest.at(
+            "--plot", "nothing to draw; add --subject, --lens, --attribute-from or --discover-from"
+        )
     prompt: Any = prompt_of(options)
     with _client(options) as client:
         result: Any = client.trace(
@@ -123,12 +127,13 @@ def _trace(options: argparse.Namespace) -> None:
     _show(options, lambda: result.to_text(options.top), lambda: as_json(result))
 
 
-def _method(options: argparse.Namespace) -> AttributionPatching | CausalTracing | TokenProbability | None:
+def _method(options: argparse.Namespace) -> Method[Any] | None:
     tracing = options.subject is not None or options.counterfactual is not None
     asked = {
         "--lens": options.lens,
         "--subject" if options.counterfactual is None else "--counterfactual": tracing,
         "--attribute-from": options.attribute_from is not None,
+        "--discover-from": options.discover_from is not None,
     }
     given = [name for name, wanted in asked.items() if wanted]
     if len(given) > 1:
@@ -146,6 +151,9 @@ def _method(options: argparse.Namespace) -> AttributionPatching | CausalTracing 
             edges=options.edges,
             integration=options.integration,
         )
+    if options.discover_from is not None:
+        kept = {} if options.threshold is None else {"threshold": options.threshold}
+        return CircuitDiscovery(options.discover_from, **kept)
     if options.lens:
         return TokenProbability(gradient_norms=options.gradients)
     if not tracing:
@@ -286,6 +294,17 @@ def _plan(options: argparse.Namespace) -> Plan | Sweep:
 
 
 def _operation(options: argparse.Namespace) -> Callable[[Site], Edit]:
+    """The edit at a place, along a path where one is given."""
+    edit = _change(options)
+    if not getattr(options, "along", None):
+        return edit
+    receivers = [site(component, layers=layers, units=units) for component, layers, units in options.along]
+    between = {"heads": site("head_out"), "mlps": site("mlp_out")}
+    through = [between[name] for name in options.through or ()]
+    return lambda place: along(edit(place), receivers, through)
+
+
+def _change(options: argparse.Namespace) -> Callable[[Site], Edit]:
     if options.set is not None:
         value = _array(options.set)
         return lambda place: replace(place, value)

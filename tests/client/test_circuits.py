@@ -11,6 +11,7 @@ import sonde
 from sonde import questions
 from sonde._methods.interventions import intervene_request
 from sonde._wire.tensors import from_tensor
+from sonde.cli import main
 from sonde.v1 import inspection_pb2 as pb
 from sonde_server.config import Settings
 from sonde_server.serving.server import Server
@@ -23,8 +24,14 @@ SENTENCES = [(a, b, giver) for one in NAMES for a, b in itertools.permutations(o
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[sonde.Client]:
-    with Server(Settings(port=0, device="cpu")) as server, sonde.Client(server.address) as connected:
+def address() -> Iterator[str]:
+    with Server(Settings(port=0, device="cpu")) as server:
+        yield server.address
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[sonde.Client]:
+    with sonde.Client(address) as connected:
         yield connected
 
 
@@ -203,6 +210,20 @@ def test_some_references_are_answered_in_their_order(client: sonde.Client) -> No
         np.testing.assert_array_equal(one.draws, whole[number].draws)
     assert whole[0].examples is not None
     assert whole[0].examples.logits.shape == (len(SENTENCES), 1)
+
+
+def test_the_command_patches_paths_and_discovers_circuits(address: str, capsys: Any) -> None:
+    at = ("--address", address)
+    path = ("--sweep", "head", "--patch-from", OTHER, "--along", "logits", "--through", "mlps", "--layers", "0-1")
+    assert main(["intervene", PROMPT, *path, "--positions", "-1", "--target", " Mary", *at]) == 0
+    assert "16 runs" in capsys.readouterr().out
+    assert main(["intervene", PROMPT, "--head", "0:1", "--along", "mlp_out:0", "--along", "query:2:1", *at]) == 0
+    capsys.readouterr()
+    assert main(["trace", PROMPT, "--discover-from", OTHER, "--threshold", "0.2", *at]) == 0
+    assert "7 of 118 tried edges kept" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["intervene", PROMPT, "--head", "0:1", "--along", "neuron:3", *at])
+    assert "expected one of query, key, value, mlp_out, logits" in capsys.readouterr().err
 
 
 def test_tensors_of_edges_are_int32(edges: sonde.Edges) -> None:

@@ -235,7 +235,7 @@ def test_a_dry_run(peer: Any, answers: Any, capsys: Any) -> None:
         ),
         (
             ("trace", "x", "--plot", "x.png"),
-            "sonde: --plot: nothing to draw; add --subject, --lens or --attribute-from",
+            "sonde: --plot: nothing to draw; add --subject, --lens, --attribute-from or --discover-from",
         ),
         (
             ("trace", "x", "--lens", "--plot", "x.xyz"),
@@ -273,6 +273,8 @@ _PLACES = "--neuron, --head, --residual, --mlp or --attention"
         (("trace", "--metric", "probability"), "--metric", "--attribute-from"),
         (("trace", "--edges", "3"), "--edges", "--attribute-from"),
         (("trace", "--verify", "5"), "--verify", "--attribute-from"),
+        (("trace", "--threshold", "0.1"), "--threshold", "--discover-from"),
+        (("intervene", "--through", "mlps"), "--through", "--along"),
         (("trace", "--verify", "0"), "--verify", "--attribute-from"),
         (("trace", "--subject", "x", "--verify", "5"), "--verify", "--attribute-from"),
         (("trace", "--attribute-from", "y", "--samples", "3"), "--samples", _TRACING),
