@@ -17,7 +17,7 @@ from sonde_server.config import Settings
 from sonde_server.serving.server import Server
 from sonde_server.serving.tokens import make_token
 
-from tests.conftest import DEADLINE, Host
+from tests.conftest import DEADLINE, Host, Hosts
 from tests.support import wire
 from tests.support.models import save_model
 from tests.support.oracle import Edit, Patch, Scale, Site, Sweep, Target
@@ -40,6 +40,7 @@ def traced(ids: list[int], **method: object) -> pb.TraceRequest:
     return pb.TraceRequest(prompt=wire.prompt(ids), targets=[wire.target(one) for one in TARGET], **method)  # type: ignore[arg-type]
 
 
+EDGES = pb.AttributionPatching.Edges(top=5)
 TRACES = {
     "prediction": {},
     "token_probability": {"token_probability": pb.TokenProbability(gradient_norms=True)},
@@ -67,7 +68,12 @@ TRACES = {
             "recomputed": (["KEY"], {"recompute_softmax": True}),
             "integrated": (["HEAD_OUT"], {"integration_steps": 3}),
             "dropped": (["MLP_OUT"], {"drop_layers": True}),
-            "edges": ([], {"edges": pb.AttributionPatching.Edges(top=5), "integration_steps": 2}),
+            "edges": ([], {"edges": EDGES, "integration_steps": 2}),
+            "edges by activations": (
+                [],
+                {"edges": EDGES, "integration": pb.INTEGRATION_ACTIVATIONS, "integration_steps": 2},
+            ),
+            "both ends": (["HEAD_OUT"], {"edges": EDGES, "integration": pb.INTEGRATION_ENDS}),
         }.items()
     },
     "causal_tracing": {
@@ -167,6 +173,26 @@ def test_attributions_are_announced_for_the_position_that_is_read(host: Host) ->
     # Two prompts; the values of both; then each step's run from the third token on, and each block there and back.
     expected = (2 * 7 + 2 * 5 + 2 * (5 + 2 * 5)) * layers
     assert counted(host) - before == cost.token_layers == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj"])
+def test_senders_take_turns_above_themselves(hosts: Hosts, family: str) -> None:
+    host = hosts[family]
+    ids, source, layers = fresh(7), fresh(7), host.oracle.layers
+    source = [*ids[:2], *source[2:]]
+    method = pb.AttributionPatching(
+        source=wire.prompt(source), edges=EDGES, integration=pb.INTEGRATION_ACTIVATIONS, integration_steps=3
+    )
+    before = counted(host)
+    cost = host.trace(traced(ids, attribution_patching=method, position=4)).context.cost
+    blocks = layers + 2 * sum(range(layers))
+    # Two prompts, and the values of both. Each step's run is from the third token on, that of the embeddings to the
+    # end; then each block is run there and back. The MLP that reads a turn's heads is run once more, there and back.
+    runs = 5 * layers + 3 * 2 * sum(range(layers))
+    mlps = 0 if family == "gptj" else layers * 3 * 3
+    expected = (2 * 7 + 2 * 5) * layers + 3 * (runs + 5 * 2 * blocks + mlps)
+    assert counted(host) - before == cost.token_layers == expected
+    assert cost.runs == 4 + 3 * (1 + 2 * layers) * 3
 
 
 def test_what_is_verified_takes_no_more_than_announced(host: Host) -> None:

@@ -204,6 +204,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"drop_layers": True},
     {"recompute_softmax": True},
     {"recompute_softmax": True, "integration_steps": 2},
+    {"integration": pb.INTEGRATION_ENDS},
+    {"recompute_softmax": True, "integration": pb.INTEGRATION_ENDS},
     {"recompute_softmax": True, "drop_layers": True},
 ]
 

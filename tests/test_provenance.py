@@ -82,6 +82,9 @@ def generating(plan: list[list[Edit]], tokens: int) -> pb.InterveneRequest:
     return wire.intervene(IDS, plan, TARGETS, generation=pb.Generation(max_new_tokens=tokens, ignore_end_token=True))
 
 
+BY_ACTIVATIONS: dict[str, Any] = {
+    "edges": pb.AttributionPatching.Edges(), "integration": pb.INTEGRATION_ACTIVATIONS, "integration_steps": 2,
+}  # fmt: skip
 # What is asked, what the answer says, and whether every kernel that it names has a share for certain.
 QUESTIONS: dict[str, tuple[pb.TraceRequest | pb.InterveneRequest, str, bool]] = {
     "the prediction": (trace(), SDPA, True),
@@ -103,6 +106,11 @@ QUESTIONS: dict[str, tuple[pb.TraceRequest | pb.InterveneRequest, str, bool]] = 
     "integrated attributions of late tokens": (
         patching("MLP_OUT", integration_steps=2, source=[*IDS[:4], *OTHER[4:]]), BOTH, False,
     ),
+    "edges by activations": (patching(**BY_ACTIVATIONS), SDPA, True),
+    "edges by activations of late tokens": (
+        patching(**BY_ACTIVATIONS, source=[*IDS[:4], *OTHER[4:]]), BOTH, False,
+    ),
+    "attributions at both ends": (patching("MLP_OUT", integration=pb.INTEGRATION_ENDS), SDPA, True),
     "verified attributions": (patching("MLP_OUT", verify_top=4), BOTH, False),
     "verified attributions of logits": (patching("LOGITS", verify_top=2), SDPA, True),
     "a sweep over heads": (wire.intervene(IDS, heads(-1), TARGETS), BOTH, True),

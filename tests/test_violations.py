@@ -623,6 +623,24 @@ ATTRIBUTIONS = [
     Case("negative edges", attributed(edges=pb.AttributionPatching.Edges(top=-1)), f"{A}.edges.top", ("-1",)),
     Case("softmax of neither", attributed(recompute_softmax=True), f"{A}.recompute_softmax", ("QUERY", "KEY")),
     Case("dropped and integrated", attributed(drop_layers=True, integration_steps=2), f"{A}.drop_layers"),
+    Case("unknown integration", attributed(integration=7), f"{A}.integration", ("7", "ENDS")),
+    Case(
+        "activations without edges", attributed(integration=1, integration_steps=2, components=[]), f"{A}.integration"
+    ),
+    Case(
+        "activations of components",
+        attributed(integration=1, integration_steps=2, edges=EDGES),
+        f"{A}.integration",
+        ("both",),
+    ),
+    Case(
+        "activations in one step",
+        attributed(integration=1, integration_steps=1, components=[], edges=EDGES),
+        f"{A}.integration_steps",
+        ("2", "1"),
+    ),
+    Case("steps between ends", attributed(integration=2, integration_steps=3), f"{A}.integration_steps", ("3",)),
+    Case("dropped at both ends", attributed(integration=2, drop_layers=True), f"{A}.drop_layers"),
     Case("dropped edges", attributed(drop_layers=True, edges=EDGES), f"{A}.drop_layers"),
     Case(
         "more at a position than a message holds",

@@ -24,6 +24,7 @@ _NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
         "--positions": _TRACING,
         "--component": (*_TRACING, *_ATTRIBUTION),
         "--steps": _ATTRIBUTION,
+        "--integration": _ATTRIBUTION,
         "--metric": _ATTRIBUTION,
         "--edges": _ATTRIBUTION,
         "--verify": _ATTRIBUTION,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from sonde._ask.names import COMPONENTS, METRICS, ComponentName, unknown_name
+from sonde._ask.names import COMPONENTS, INTEGRATIONS, METRICS, ComponentName, unknown_name
 from sonde._connection.addresses import DEFAULT_ADDRESS
 from sonde._connection.timeouts import check_timeout
 from sonde._version import __version__
@@ -216,6 +216,11 @@ def _add_trace(commands: Any) -> None:
         "--attribute-from", metavar="PROMPT", help="estimate the effect of patching each place from this prompt"
     )
     attribution.add_argument("--steps", type=int, help="the number of integration steps between the two prompts (1)")
+    attribution.add_argument(
+        "--integration",
+        choices=list(INTEGRATIONS),
+        help="the runs in which gradients are taken, if not between the two embeddings",
+    )
     attribution.add_argument("--metric", choices=list(METRICS), help="the quantity that is differentiated (logit)")
     attribution.add_argument(
         "--edges", type=int, metavar="K", help="also estimate the K largest edges between components"

@@ -144,6 +144,7 @@ def _method(options: argparse.Namespace) -> AttributionPatching | CausalTracing 
             metric=options.metric,
             verify_top=options.verify or 0,
             edges=options.edges,
+            integration=options.integration,
         )
     if options.lens:
         return TokenProbability(gradient_norms=options.gradients)

@@ -112,6 +112,8 @@ def test_attributions(peer: Any, answers: Any, capsys: Any) -> None:
     described = json.loads(run(capsys, *arguments, "--json")[1])
     assert described["edges"]["estimates"] == [[0.5]]
     assert run(capsys, "trace", "x", "--attribute-from", "y", "--lens")[0] == 2
+    assert run(capsys, *arguments, "--integration", "ends")[0] == 0
+    assert peer.requests[-1].attribution_patching.integration == pb.INTEGRATION_ENDS
 
 
 def test_a_prediction_alone(peer: Any, answers: Any, capsys: Any) -> None:

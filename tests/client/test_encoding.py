@@ -111,6 +111,7 @@ def test_what_is_no_array_of_numbers_is_refused(values: Any) -> None:
         (names.ComponentName, pb.Component, "COMPONENT_"),
         (names.StackName, pb.Stack, "STACK_"),
         (names.MetricName, pb.Metric, "METRIC_"),
+        (names.IntegrationName, pb.Integration, "INTEGRATION_"),
         (names.AxisName, pb.Axis, "AXIS_"),
         (names.DataTypeName, pb.DataType, "DATA_TYPE_"),
         (names.SpanPart, pb.SpanPart, "SPAN_PART_"),
@@ -158,6 +159,7 @@ def everything() -> list[Message]:
         trace_of(sonde.AttributionPatching("other", ["mlp_out"], 5, "probability", 3)),
         trace_of(sonde.AttributionPatching("other", "key", recompute_softmax=True, drop_layers=True)),
         trace_of(sonde.AttributionPatching("other", edges=7)),
+        trace_of(sonde.AttributionPatching("other", edges="all", integration="activations", integration_steps=5)),
         trace_of(sonde.Activations(everywhere)),
         *about_cases(),
         *(trace_of(asked["method"]) for kind, _, asked in QUESTIONS.values() if kind == "trace"),
@@ -312,6 +314,15 @@ def test_what_is_wrong_by_itself_is_refused_at_once(make: Any, field: str) -> No
     with pytest.raises(sonde.InvalidRequest) as caught:
         make()
     assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_gradients_are_taken_where_the_program_says() -> None:
+    given: list[names.IntegrationName | None] = [None, "activations", "ends"]
+    asked = [trace_of(sonde.AttributionPatching("other", "mlp_out", integration=one)) for one in given]
+    wanted = [pb.INTEGRATION_UNSPECIFIED, pb.INTEGRATION_ACTIVATIONS, pb.INTEGRATION_ENDS]
+    assert [one.attribution_patching.integration for one in asked] == wanted
+    with pytest.raises(sonde.InvalidRequest, match="integration: expected one of activations, ends, got 'inputs'"):
+        sonde.AttributionPatching("other", "mlp_out", integration="inputs")  # type: ignore[arg-type]
 
 
 def test_edges_are_all_or_so_many() -> None:

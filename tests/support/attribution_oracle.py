@@ -90,11 +90,13 @@ class Question:
     metric: str = "LOGIT"
     position: int = -1
     steps: int = 1
+    ends: bool = False
 
     def graphs(self, oracle: Oracle) -> list[Graph]:
         """The runs whose gradients are averaged."""
         if self.steps == 1:
-            return [graph(oracle.model, self.ids, self.targets, self.metric, self.position)]
+            runs = [self.ids, self.source] if self.ends else [self.ids]
+            return [graph(oracle.model, ids, self.targets, self.metric, self.position) for ids in runs]
         start, end = (oracle.run(ids).values["TOKEN_EMBEDDING", 0] for ids in (self.ids, self.source))
         points = [start + (step + 0.5) / self.steps * (end - start) for step in range(self.steps)]
         return [
@@ -184,11 +186,28 @@ def edges(asked: Oracle, question: Question, *, parallel: bool = False) -> dict[
     return found
 
 
-def _edges(asked: Oracle, question: Question, run: Graph, *, parallel: bool) -> dict[tuple[End, End], Floats]:
+def edges_by_turns(asked: Oracle, question: Question, *, parallel: bool = False) -> dict[tuple[End, End], Floats]:
+    """As `edges`, with each sender's gradients taken along the line between its own two values."""
+    prompt, source = (asked.run(ids).values for ids in (question.ids, question.source))
+    written = [(name, layer) for layer in range(asked.layers) for name in ("HEAD_OUT", "MLP_OUT")]
+    found: dict[tuple[End, End], Floats] = {}
+    for place in [("RESIDUAL_PRE", 0), *written]:
+        for step in range(question.steps):
+            added = {place: (step + 0.5) / question.steps * (source[place] - prompt[place])}
+            run = graph(asked.model, question.ids, question.targets, question.metric, question.position, added=added)
+            for edge, values in _edges(asked, question, run, parallel=parallel, of=place).items():
+                found[edge] = found.get(edge, np.zeros(())) + values / question.steps
+    return found
+
+
+def _edges(
+    asked: Oracle, question: Question, run: Graph, *, parallel: bool, of: Place | None = None
+) -> dict[tuple[End, End], Floats]:
+    """The edges in one run; `of`: only those of the senders of one component of a layer."""
     found: dict[tuple[End, End], list[float]] = {}
     for target in range(len(question.targets)):
         for receiver, gradient in _receivers(asked, run, target, parallel=parallel):
-            for sender, size in _senders(asked, question, run, receiver, gradient, parallel=parallel):
+            for sender, size in _senders(asked, question, run, receiver, gradient, parallel=parallel, of=of):
                 found.setdefault((sender, receiver), []).append(size)
     return {edge: np.array(values) for edge, values in found.items()}
 
@@ -214,7 +233,14 @@ def _receivers(asked: Oracle, run: Graph, target: int, *, parallel: bool) -> lis
 
 
 def _senders(
-    asked: Oracle, question: Question, run: Graph, receiver: End, gradient: Tensor, *, parallel: bool
+    asked: Oracle,
+    question: Question,
+    run: Graph,
+    receiver: End,
+    gradient: Tensor,
+    *,
+    parallel: bool,
+    of: Place | None,
 ) -> list[tuple[End, float]]:
     """Each sender below a receiver, with what it sends along the gradient."""
     prompt, source = (asked.run(ids).values for ids in (question.ids, question.source))
@@ -223,14 +249,16 @@ def _senders(
         return ((source[place] - prompt[place]).double() * by.double()).sum(-1)
 
     found: list[tuple[End, float]] = []
-    found.append((("TOKEN_EMBEDDING", 0, 0), float(product(("RESIDUAL_PRE", 0), gradient).sum())))
+    if of in (None, ("RESIDUAL_PRE", 0)):
+        found.append((("TOKEN_EMBEDDING", 0, 0), float(product(("RESIDUAL_PRE", 0), gradient).sum())))
     below = asked.layers if receiver[0] == "LOGITS" else receiver[1]
     within = receiver[0] == "MLP_OUT" and not parallel
     for layer in range(below + within):
-        by_heads = _pulled(run.values["ATTENTION_OUT", layer], run.values["HEAD_OUT", layer], gradient)
-        sizes = product(("HEAD_OUT", layer), by_heads).sum(0)
-        found += [(("HEAD_OUT", layer, head), float(size)) for head, size in enumerate(sizes)]
-        if layer < below:
+        if of in (None, ("HEAD_OUT", layer)):
+            by_heads = _pulled(run.values["ATTENTION_OUT", layer], run.values["HEAD_OUT", layer], gradient)
+            sizes = product(("HEAD_OUT", layer), by_heads).sum(0)
+            found += [(("HEAD_OUT", layer, head), float(size)) for head, size in enumerate(sizes)]
+        if layer < below and of in (None, ("MLP_OUT", layer)):
             found.append((("MLP_OUT", layer, 0), float(product(("MLP_OUT", layer), gradient).sum())))
     return found
 

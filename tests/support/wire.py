@@ -292,7 +292,7 @@ def join_trace(stream: Iterable[pb.TraceResponse]) -> Answer:
         for estimates in message.attributions:
             _put_estimates(answer, estimates, cells)
         for edges in message.edges:
-            _put_edges(answer, edges)
+            _put_edges(answer.edges, edges)
         answer.verified.extend(message.verified)
         for part in message.activations:
             activations.put(part)
@@ -319,14 +319,22 @@ def _put_estimates(answer: Answer, part: Any, cells: dict[str, dict[tuple[int, i
             found[layer, position] = values[row, column]
 
 
-def _put_edges(answer: Answer, part: Any) -> None:
+def join_edges(parts: Iterable[pb.EdgeAttributions]) -> dict[tuple[End, End], npt.NDArray[Any]]:
+    """Estimates by sender and receiver, in the order of the answer."""
+    found: dict[tuple[End, End], npt.NDArray[Any]] = {}
+    for part in parts:
+        _put_edges(found, part)
+    return found
+
+
+def _put_edges(into: dict[tuple[End, End], npt.NDArray[Any]], part: pb.EdgeAttributions) -> None:
     senders, receivers, values = array(part.senders), array(part.receivers), array(part.estimates)
     assert senders.shape == receivers.shape == (len(values), 3)
-    assert part.offset == len(answer.edges), "edges came out of order"
+    assert part.offset == len(into), "edges came out of order"
     for sender, receiver, row in zip(senders.tolist(), receivers.tolist(), values, strict=True):
         edge = (_name(sender[0]), *sender[1:]), (_name(receiver[0]), *receiver[1:])
-        assert edge not in answer.edges, f"the edge {edge} came twice"
-        answer.edges[edge] = row
+        assert edge not in into, f"the edge {edge} came twice"
+        into[edge] = row
 
 
 def _name(number: Any) -> str:

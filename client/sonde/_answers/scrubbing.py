@@ -32,6 +32,8 @@ class ScrubbedNode:
     direct: bool
     classes: int
     """How many different labels it has; 0 without labels."""
+    other_classes: int
+    """How many different labels there are for what is not claimed of it; 0 without labels."""
     forced: int
     """How many examples have a label that no other has, so that they can only be drawn for themselves."""
 
@@ -120,8 +122,11 @@ class ScrubbingResult(Finding):
         low, high = self.interval
         title = f"{self.recovered:.0%} of the {self.measure} recovered [{low:.0%}, {high:.0%}]"
         title += f"\nclean {self.clean.mean():.3g}, scrubbed {self.means.mean():.3g}, all resampled "
-        title += f"{self.random.mean():.3g}; {len(self.clean)} references x {self.scrubbed.shape[1]} draws"
-        return plotting.save(graph(title, *self._tree(), legend=("all that comes after", "directly")), path)
+        title += f"{self.random.mean():.3g}"
+        legend = (
+            ("seen by all that comes after", "by its parent alone") if any(one.direct for one in self.nodes) else ()
+        )
+        return plotting.save(graph(title, *self._tree(), legend=legend), path)
 
     def _tree(self) -> tuple[list[Dot], list[Line]]:
         depths: list[int] = []
@@ -139,14 +144,19 @@ class ScrubbingResult(Finding):
             return at[number]
 
         place(0)
-        dots = [Dot(at[number], -2.0 * depth, self._words(self.nodes[number])) for number, depth in enumerate(depths)]
+        dots = [Dot(at[number], -2.6 * depth, self._words(self.nodes[number])) for number, depth in enumerate(depths)]
         lines = [Line(n, node.parent, 0.5, int(node.direct)) for n, node in enumerate(self.nodes) if node.parent >= 0]
         return dots, lines
 
     @staticmethod
     def _words(node: ScrubbedNode) -> str:
         claimed = f"{node.classes} labels" if node.classes else "any example"
-        return f"{node.name}\n{claimed}" + (f", {node.forced} alone" if node.forced else "")
+        if node.parent < 0:
+            return f"{node.name}\nall else: " + (
+                f"{node.other_classes} labels" if node.other_classes else "any example"
+            )
+        others = f"\nall else: {node.other_classes} labels" if node.other_classes else ""
+        return f"{node.name}\n{claimed}" + (f", {node.forced} alone" if node.forced else "") + others
 
     def __str__(self) -> str:
         low, high = self.interval

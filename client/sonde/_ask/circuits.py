@@ -24,10 +24,12 @@ class EdgeList(Protocol):
     @property
     def senders(self) -> Ends:
         """Their first ends: [edge, 3]."""
+        ...
 
     @property
     def receivers(self) -> Ends:
         """Their second ends: [edge, 3]."""
+        ...
 
 
 @runtime_checkable
@@ -37,6 +39,7 @@ class NodeList(Protocol):
     @property
     def senders(self) -> Ends:
         """The nodes: [node, 3]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)

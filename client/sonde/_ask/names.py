@@ -30,6 +30,7 @@ ComponentName: TypeAlias = Literal[
 ]
 StackName: TypeAlias = Literal["decoder", "text_encoder", "vision_encoder"]
 MetricName: TypeAlias = Literal["logit", "log_probability", "probability"]
+IntegrationName: TypeAlias = Literal["activations", "ends"]
 AxisName: TypeAlias = Literal["layer", "unit", "position"]
 DataTypeName: TypeAlias = Literal["float32", "bfloat16", "float16", "int32", "int64"]
 SpanPart: TypeAlias = Literal["first", "middle", "last", "next", "further"]
@@ -60,6 +61,9 @@ STACKS: Final[Mapping[StackName, pb.Stack.ValueType]] = {
 }
 METRICS: Final[Mapping[MetricName, pb.Metric.ValueType]] = {
     name: pb.Metric.Value(f"METRIC_{name.upper()}") for name in get_args(MetricName)
+}
+INTEGRATIONS: Final[Mapping[IntegrationName, pb.Integration.ValueType]] = {
+    name: pb.Integration.Value(f"INTEGRATION_{name.upper()}") for name in get_args(IntegrationName)
 }
 AXES: Final[Mapping[AxisName, pb.Axis.ValueType]] = {
     name: pb.Axis.Value(f"AXIS_{name.upper()}") for name in get_args(AxisName)

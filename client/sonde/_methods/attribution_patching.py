@@ -27,7 +27,15 @@ from sonde._ask.given import flag, refusal
 from sonde._ask.indices import index
 from sonde._ask.named import NamedPositions, Positions
 from sonde._ask.named import positions as positions_of
-from sonde._ask.names import COMPONENTS, METRICS, ComponentName, MetricName, check_name
+from sonde._ask.names import (
+    COMPONENTS,
+    INTEGRATIONS,
+    METRICS,
+    ComponentName,
+    IntegrationName,
+    MetricName,
+    check_name,
+)
 from sonde._ask.prompts import PromptLike
 from sonde._ask.sites import Site, component_names
 from sonde._methods.method import Assembly, Kind, Method, register, row_names
@@ -246,7 +254,8 @@ def _named(site: Site) -> str:
 class AttributionPatching(Method[AttributionPatchingResult]):
     """Estimate, to first order, how patching each place from `source` into the prompt would change the metric.
 
-    (source - prompt) . gradient in the prompt's run (Nanda 2023; Kramar et al. 2024, arXiv 2403.00745).
+    (source - prompt) . gradient in the prompt's run (Nanda 2023; Kramar et al. 2024, arXiv 2403.00745). To rank heads
+    and MLPs, name all positions with `positions="all"`.
 
     Args:
         source: the prompt to patch from, with the same number of tokens; None means each case's own source.
@@ -262,11 +271,15 @@ class AttributionPatching(Method[AttributionPatchingResult]):
             the default is False.
         edges: also estimate the edges between components (EAP, EAP-IG): this many of the largest, or `"all"`; the
             default is none.
+        integration: the runs in which the gradients are taken. `"activations"` averages them along the line between
+            each sender's own two values, `integration_steps` of them, at least 2; it needs `edges`, and no components
+            (EAP-IG activations, Hanna et al. 2024, arXiv 2403.17806). `"ends"` averages those of the prompt's run and
+            the source's (clean-corrupted). The default is the line between the two embeddings.
         positions: positions by name, each of which is then one place (the sum of its positions); the default is every
             position.
 
     Raises:
-        InvalidRequest: if a component or the metric is not known, or `edges` is less than 1.
+        InvalidRequest: if a component, the metric or `integration` is not known, or `edges` is less than 1.
     """
 
     source: PromptLike | None = None
@@ -278,6 +291,7 @@ class AttributionPatching(Method[AttributionPatchingResult]):
     drop_layers: bool = False
     edges: int | Literal["all"] | None = None
     positions: str | NamedPositions | Iterable[str | NamedPositions] | None = None
+    integration: IntegrationName | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "components", component_names(self.components))
@@ -290,6 +304,8 @@ class AttributionPatching(Method[AttributionPatchingResult]):
             raise refusal("edges", "a number of at least 1, or 'all'", self.edges)
         if self.metric is not None:
             check_name(self.metric, METRICS, "metric")
+        if self.integration is not None:
+            check_name(self.integration, INTEGRATIONS, "integration")
 
 
 def _few(edges: int | None) -> bool:
@@ -315,6 +331,8 @@ def _write(method: AttributionPatching, request: pb.TraceRequest) -> None:
         message.edges.SetInParent()
     if method.metric is not None:
         message.metric = METRICS[method.metric]
+    if method.integration is not None:
+        message.integration = INTEGRATIONS[method.integration]
 
 
 def _rows(request: pb.TraceRequest) -> tuple[str, ...]:

@@ -107,11 +107,21 @@ def draw_circuit(title: str, edges: Sequence[Edge]) -> "Figure":
     for height, name in sorted(found):
         rows.setdefault(height, []).append(name)
     levels = {height: number for number, height in enumerate(sorted(rows))}
+    # MLPs stand beside the heads, so that lines to and from them do not run through heads.
+    widest = max((len(names) for names in rows.values()), default=1) / 2
+    weights: dict[str, float] = {}
+    for edge in edges:
+        for node in (edge.sender, edge.receiver):
+            name = _place(node)[1]
+            weights[name] = weights.get(name, 0.0) + abs(float(edge.estimates[0]))
     dots: list[Dot] = []
     for height, names in rows.items():
+        # Those that matter the most are nearest to the MLPs.
+        names.sort(key=weights.__getitem__)
+        beside = widest + 0.6 if names[0].startswith("MLP") else 0.0
         for across, name in enumerate(names):
             found[height, name] = len(dots)
-            dots.append(Dot(across - (len(names) - 1) / 2, levels[height], name))
+            dots.append(Dot(beside or across - (len(names) - 1) / 2, levels[height], name))
     most = max((abs(float(edge.estimates[0])) for edge in edges), default=1.0) or 1.0
     kinds = [kind for kind in _READING if any(edge.receiver.component == kind for edge in edges)]
     lines = [
@@ -125,7 +135,7 @@ def draw_circuit(title: str, edges: Sequence[Edge]) -> "Figure":
     ]
     if not dots:
         dots = [Dot(0, 0, "no edges")]
-    return graph(title, dots, lines, legend=[f"read by {_READING[kind]}" for kind in kinds])
+    return graph(title, dots, lines, legend=[f"read by {_READING[kind]}" for kind in kinds], straight=False)
 
 
 def _place(node: Node) -> tuple[float, str]:
@@ -138,7 +148,7 @@ def _place(node: Node) -> tuple[float, str]:
     if node.component == "mlp_out":
         return node.layer + 0.5, f"MLP {node.layer}"
     name = f"head {node.layer}.{node.head}"
-    return float(node.layer), name if node.component in ("head_out", "query") else f"key head {node.layer}.{node.head}"
+    return float(node.layer), name if node.component in ("head_out", "query") else f"key head\n{node.layer}.{node.head}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

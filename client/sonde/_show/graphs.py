@@ -33,7 +33,9 @@ class Line:
     colour: int = 0
 
 
-def graph(title: str, dots: Sequence[Dot], lines: Sequence[Line], *, legend: Sequence[str] = ()) -> "Figure":
+def graph(
+    title: str, dots: Sequence[Dot], lines: Sequence[Line], *, legend: Sequence[str] = (), straight: bool = True
+) -> "Figure":
     """Draw nodes with their texts, and lines between them that point upwards.
 
     Args:
@@ -41,11 +43,12 @@ def graph(title: str, dots: Sequence[Dot], lines: Sequence[Line], *, legend: Seq
         dots: the nodes.
         lines: the edges.
         legend: what the colours mean, by their numbers.
+        straight: whether lines are straight; bent ones can be told apart where nodes stand in a row.
     """
     across = max((dot.across for dot in dots), default=0.0) - min((dot.across for dot in dots), default=0.0)
     up = max((dot.up for dot in dots), default=0.0) - min((dot.up for dot in dots), default=0.0)
-    wide = min(_WIDEST, max(5.0, 1.6 + _INCH_ACROSS * across))
-    tall = min(_TALLEST, max(2.2, 1.3 + _INCH_UP * up))
+    wide = min(_WIDEST, max(6.4, 1.6 + _INCH_ACROSS * across))
+    tall = min(_TALLEST, max(2.2, 1.5 + _INCH_UP * up + 0.2 * title.count("\n")))
 
     def draw(made: "Figure") -> None:
         axes = made.subplots()
@@ -63,6 +66,7 @@ def graph(title: str, dots: Sequence[Dot], lines: Sequence[Line], *, legend: Seq
                     "shrinkA": 9,
                     "shrinkB": 9,
                     "mutation_scale": 8,
+                    "connectionstyle": f"arc3,rad={0.0 if straight else 0.08}",
                 },
             )
         for dot in dots:
@@ -82,7 +86,7 @@ def graph(title: str, dots: Sequence[Dot], lines: Sequence[Line], *, legend: Seq
         for number, name in enumerate(legend):
             axes.plot([], [], color=SERIES[number % len(SERIES)], label=name)
         if legend:
-            made.legend(loc="outside right upper", frameon=False, fontsize=8)
+            made.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=len(legend))
         write_title(made, title, wide)
 
     return figure(wide, tall, draw)

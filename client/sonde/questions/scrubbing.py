@@ -80,10 +80,11 @@ def causal_scrubbing(  # noqa: PLR0913 - what is drawn and what is measured, by 
 
 def _node(claim: Claim, parent: int | None) -> ScrubbedNode:
     classes, forced = classes_of(claim.labels)
+    others, _ = classes_of(claim.other_labels)
     name = "prediction"
     if claim.site is not None:
         place = claim.site
         parts = (("layer", place.layers), ("unit", place.units), ("position", place.positions))
         said = [f"{word} {', '.join(map(str, entries))}" for word, entries in parts if entries]
         name = "\n".join([place.component.replace("_", " "), *said])
-    return ScrubbedNode(name, -1 if parent is None else parent, claim.direct, classes, forced)
+    return ScrubbedNode(name, -1 if parent is None else parent, claim.direct, classes, others, forced)

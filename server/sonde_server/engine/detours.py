@@ -25,6 +25,8 @@ from .senders import Senders
 from .visits import Place, Visits
 
 Projected = tuple[Tensor, Tensor, Tensor]
+# Rows whose column goes through an MLP, what it reads in them, and at which positions.
+Passing = tuple[Fleet, Through, Tensor, Sequence[int]]
 
 
 class Detours:
@@ -68,11 +70,13 @@ class Detours:
 
     def _pass_in_base(self, place: Place, fleets: list[Fleet]) -> None:
         """Lets columns through an MLP below the rows' first block."""
+        passing = []
         for fleet in fleets:
             for one in fleet.through[place]:
                 assert one.stream is not None
                 stream = one.stream.to(self.decoder.device, self.decoder.dtype)
-                self._pass(fleet, one, stream.expand(len(fleet.rows), *stream.shape), one.positions)
+                passing.append((fleet, one, stream[None], one.positions))
+        self._pass(place[1], passing)
 
     def send(self, packed: Tensor, layout: Layout, place: Place) -> None:
         """Adds what the senders at a place would write, less what they write, from their values `packed` [N, ...]."""
@@ -180,24 +184,46 @@ class Detours:
         place = Component.MLP_OUT, layer
         if place not in self._passed:
             return
+        passing: list[Passing] = []
         for fleet in self._present(layout):
             for one in fleet.through.get(place, ()):
                 there = set(one.positions)
                 positions = [p for p in layout.spans[fleet.rows[0]] if p in there]
-                index = index_of(fleet, layout, positions, stream.device)
-                self._pass(fleet, one, stream[index], positions)
+                passing.append((fleet, one, stream[index_of(fleet, layout, positions, stream.device)], positions))
+        self._pass(layer, passing)
 
-    def _pass(self, fleet: Fleet, one: Through, stream: Tensor, positions: Sequence[int]) -> None:
-        """Adds what an MLP makes of its read [rows, P, D] and the column, less what it makes of its read alone."""
-        self.positions += len(fleet.rows) * len(one.positions)
-        rows, kept = fleet.among(positions)
-        if not kept:
+    def _pass(self, layer: int, passing: Sequence[Passing]) -> None:
+        """Adds what an MLP makes of its reads [rows or 1, P, D] and the columns, less what it makes of the reads alone.
+
+        All are computed in one call, because each may be a single position.
+        """
+        device = self.decoder.devices[layer]
+        alone: dict[tuple[int, ...], int] = {}
+        parts: list[Tensor] = []
+        places = []
+        for fleet, one, stream, positions in passing:
+            self.positions += len(fleet.rows) * len(one.positions)
+            rows, kept = fleet.among(positions)
+            if not kept:
+                continue
+            held = fleet.columns if fleet.before is None else fleet.before
+            read = stream[:, rows].to(device)
+            # Runs that leave the base as it is have the same reads, which are the same tensor.
+            key = (id(stream), *rows) if one.stream is None else (id(one.stream), *rows)
+            if key not in alone:
+                alone[key] = len(parts)
+                parts.append(read)
+            parts.append(read + held[:, one.column, kept].to(device))
+            places.append((fleet, one.column, kept, alone[key], len(parts) - 1))
+        if not parts:
             return
-        held = fleet.columns if fleet.before is None else fleet.before
-        stream = stream[:, rows].to(self.decoder.devices[one.layer])
-        both = torch.cat([stream + held[:, one.column, kept].to(stream.device), stream]).flatten(0, 1)
-        changed, unchanged = self.decoder.mlp_output(one.layer, both).chunk(2)
-        fleet.add([one.column], kept, (changed - unchanged).view(len(fleet.rows), 1, len(kept), -1))
+        output = self.decoder.mlp_output(layer, torch.cat([part.flatten(0, 1) for part in parts]))
+        made = [
+            flat.unflatten(0, part.shape[:2])
+            for flat, part in zip(output.split([p.shape[0] * p.shape[1] for p in parts]), parts, strict=True)
+        ]
+        for fleet, column, kept, before, after in places:
+            fleet.add([column], kept, (made[after] - made[before])[:, None])
 
     def _present(self, layout: Layout, *, leaving: bool = True) -> Iterator[Fleet]:
         """The fleets that are in the batch now. Rows that are not have left for good, unless `leaving` is false."""

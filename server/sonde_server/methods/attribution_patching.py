@@ -8,6 +8,8 @@ prompt's run. It is exact where the model is linear. On request:
   embeddings of the prompt and the source, the midpoint rule (Sundararajan et al. 2017; Hanna et al. 2024).
 - recompute_softmax: at queries and keys, the change of the pattern itself times the pattern's gradient.
 - drop_layers (GradDrop): sum over layers l of |estimate with no gradient through what block l writes|, by L - 1.
+- integration ENDS: the mean of the gradients in the prompt's run and in the source's. ACTIVATIONS: the mean along the
+  line between each sender's own values (`attribution.activations`).
 - edges: the same for what one component writes and another reads (`attribution.edges`).
 
 Gradients are computed block by block (`engine.gradients`). Every block is a call of its own on the model's thread, so
@@ -21,11 +23,12 @@ from numpy.typing import NDArray
 
 from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, State
 from ..questions.answers import Answer, Floats
-from ..questions.attribution_patching import AttributionPatching, VerifiedEffect
+from ..questions.attribution_patching import AttributionPatching, Integration, VerifiedEffect
 from ..questions.places import Site
 from ..questions.prompts import Metric
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
+from .attribution.activations import Activations
 from .attribution.estimates import Estimation
 from .opening import Clean
 from .prediction import numbers
@@ -37,6 +40,12 @@ async def parts(
     """The progress, then the estimates component by component, the edges, and what was verified."""
     same = method.source.tokens == question.prompt.tokens
     source = clean.state if same else (await session.states([Base(method.source.tokens)]))[0]
+    if method.integration is Integration.ACTIVATIONS:
+        turns = Activations(method, clean.targets, clean.position, session, clean.state, source)
+        async for progress in turns.run():
+            yield progress
+        yield turns.edges.answer(method.edges or 0, method.passes)
+        return
     estimation = Estimation(method, clean.targets, clean.position, session, clean.state, source)
     async for progress in estimation.run():
         yield progress
@@ -44,7 +53,7 @@ async def parts(
         for estimates in estimation.estimates.parts(component):
             yield estimates
     if estimation.edges is not None:
-        yield estimation.edges.answer(method.edges or 0, method.integration_steps)
+        yield estimation.edges.answer(method.edges or 0, method.passes)
     if method.verify_top:
         places = estimation.estimates.largest(method.verify_top)
         reading = Reading(clean.position, clean.targets)

@@ -78,16 +78,17 @@ class _Product:
     streams: Sequence[int | None]
 
     def __call__(self, _normed: Tensor) -> Tensor:
-        count = self.normed.shape[1]
-        output = self.normed.new_zeros(count, self.weight.shape[0])
+        streams = self.normed.unbind()
+        parts = []
         for stream, run in groupby(range(len(self.streams)), key=self.streams.__getitem__):
-            if stream is None:
-                continue
             numbers = list(run)
             rows = slice(numbers[0] * self.size, (numbers[-1] + 1) * self.size)
+            if stream is None:
+                parts.append(self.normed.new_zeros(self.normed.shape[1], rows.stop - rows.start))
+                continue
             bias = None if self.bias is None else self.bias[rows]
-            output[:, rows] = nn.functional.linear(self.normed[stream], self.weight[rows], bias)
-        return output
+            parts.append(nn.functional.linear(streams[stream], self.weight[rows], bias))
+        return torch.cat(parts, 1)
 
 
 class _Reading(nn.Module):

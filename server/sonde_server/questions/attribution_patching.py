@@ -5,14 +5,20 @@ block once with its graph, once backwards for each target, and the source's valu
 each has its own run and its own backward pass, and the prompt's values are computed once as well. Dropping layers takes
 L - l backward passes for each target in block l. For the places that are verified only an upper bound is known before.
 The products for edges are not blocks, and are not counted.
+
+Where senders take turns, each step of each turn has a run and a backward pass, both through the blocks above the sender
+alone, the run from the first position on where the prompts differ. The MLP that reads the heads of a turn counts as a
+block.
 """
 
+import enum
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from .answers import Answer, Floats, Integers
 from .costs import DOUBLE, EDGE_CHUNK_BYTES, FLOAT, Cost, state_bytes
-from .extents import Extent, Restarts, extent_of
+from .extents import Extent, Restarts, extent_of, token_layers
 from .places import (
     EDGE_ENDS,
     IN_BLOCK,
@@ -28,6 +34,42 @@ from .prompts import Asked, Metric, Prompt
 
 # The components whose patches change the softmax of attention, which can be recomputed for them.
 RECOMPUTED = (Component.QUERY, Component.KEY)
+
+
+class Integration(enum.IntEnum):
+    """Where gradients are taken: between the two embeddings, between each sender's values, or in both runs."""
+
+    EMBEDDINGS = 0
+    ACTIVATIONS = 1
+    ENDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The senders that are moved together: the token embeddings, all heads of a layer, or its MLP."""
+
+    component: Component
+    layer: int = 0
+
+    @property
+    def above(self) -> int:
+        """The first block that reads them whole."""
+        return 0 if self.component is Component.TOKEN_EMBEDDING else self.layer + 1
+
+    @classmethod
+    def every(cls, layers: int) -> "Iterator[Turn]":
+        """All turns."""
+        yield cls(Component.TOKEN_EMBEDDING)
+        for layer in range(layers):
+            yield cls(Component.HEAD_OUT, layer)
+            yield cls(Component.MLP_OUT, layer)
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int:
+    """The first position where two prompts of one length differ; the length of both where they are the same."""
+    return min(
+        (number for number, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), default=len(one)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +89,17 @@ class AttributionPatching:
     drop_layers: bool = False
     edges: int | None = None
     rows: tuple[tuple[int, ...], ...] | None = None
+    integration: Integration = Integration.EMBEDDINGS
 
     @property
     def integrated(self) -> bool:
         """Whether gradients are taken at several points between the two prompts."""
         return self.integration_steps > 1
+
+    @property
+    def passes(self) -> int:
+        """How many gradients each estimate is the mean of."""
+        return 2 if self.integration is Integration.ENDS else self.integration_steps
 
     @property
     def pairs(self) -> bool:
@@ -86,7 +134,8 @@ class AttributionPatching:
         forward = 2 if self.integrated else 1
         backward = asked.columns * (model.layers if self.drop_layers else 1)
         verified = self.verify_top + 1 if self.verify_top else 0
-        return prompts + self.integration_steps * (forward + backward) + verified
+        turns = 1 + 2 * model.layers if self.integration is Integration.ACTIVATIONS else 1
+        return prompts + turns * self.passes * (forward + backward) + verified
 
     def answer_bytes(self, asked: Asked, model: Sized) -> int:
         """An estimate for each place and target, the edges with their ends, and both numbers of what is verified."""
@@ -103,10 +152,24 @@ class AttributionPatching:
         """The runs between the prompts; and one that verifies a place of each component, the shortest that there is."""
         found: dict[Extent, int] = {}
         first = self._first_difference(asked)
-        if self.integrated and first < asked.tokens:
+        if self.integration is Integration.ACTIVATIONS:
+            found |= self._turns(asked, model)
+        elif self.integrated and first < asked.tokens:
             found[Extent.whole(model.layers, asked.tokens, first)] = self.integration_steps
         if self.verify_top:
             found |= dict.fromkeys(self._patched(asked.position, asked, model), 1)
+        return found
+
+    def _turns(self, asked: Asked, model: Sized) -> dict[Extent, int]:
+        """The runs with a sender changed, but for those that end with their sender."""
+        found: dict[Extent, int] = {}
+        first, end = self._first_difference(asked), asked.position + 1
+        for turn in Turn.every(model.layers) if first < end else ():
+            if turn.above < model.layers:
+                extent = Extent(turn.above, model.layers, first, end, tuple(range(first, end)))
+                if turn.component is Component.TOKEN_EMBEDDING:
+                    extent = Extent.whole(model.layers, asked.tokens, first)
+                found[extent] = found.get(extent, 0) + self.integration_steps
         return found
 
     def cost(self, asked: Asked, model: Sized, _restarts: Restarts) -> Cost:
@@ -115,9 +178,12 @@ class AttributionPatching:
         blocks = layers - self.lowest_block(layers)
         backward = blocks * (blocks + 1) // 2 if self.drop_layers else blocks
         work = full + (full if self.source.tokens != asked.prompt.tokens else 0)
-        work += self.integration_steps * length * (blocks + backward * asked.columns)
-        if self.integrated:
-            work += self.integration_steps * (asked.tokens - self._first_difference(asked)) * layers
+        if self.integration is Integration.ACTIVATIONS:
+            work += self._work_of_turns(asked, model)
+        else:
+            work += self.passes * length * (blocks + backward * asked.columns)
+            if self.integrated:
+                work += self.integration_steps * (asked.tokens - self._first_difference(asked)) * layers
         if self.compared:
             work += length * layers * (2 if self.integrated else 1)
         if self.verify_top:
@@ -127,10 +193,16 @@ class AttributionPatching:
         runs = self.runs(asked, model)
         return Cost(runs, work, runs * full, self.answer_bytes(asked, model))
 
+    def _work_of_turns(self, asked: Asked, model: Sized) -> int:
+        """Positions x blocks of all runs with a sender changed, and of their gradients."""
+        length, passes = asked.position + 1, 1 + asked.columns
+        backward = sum(model.layers - turn.above for turn in Turn.every(model.layers)) * length * passes
+        changed = max(0, length - self._first_difference(asked))
+        mlps = 0 if model.parallel else model.layers * changed * (1 + passes)
+        return self.integration_steps * (backward + mlps) + token_layers(self._turns(asked, model))
+
     def _first_difference(self, asked: Asked) -> int:
-        """The first position where the two prompts differ; the length of both where they are the same."""
-        pairs = enumerate(zip(asked.prompt.tokens, self.source.tokens, strict=True))
-        return min((number for number, (one, other) in pairs if one != other), default=asked.tokens)
+        return first_difference(asked.prompt.tokens, self.source.tokens)
 
     def _patched(self, position: int, asked: Asked, model: Sized) -> set[Extent]:
         """What the runs compute that patch a place of each component in the lowest block, at this position or a row."""
@@ -148,8 +220,8 @@ class AttributionPatching:
         numbers = 2 * passes * length * model.hidden_size
         for component in self.compared:
             values = prod(model.selected_shape(component, None, length, length))
-            # One block's values of both runs, and their gradients; with several steps, the values of every block.
-            numbers += values * (2 + passes + (2 * model.layers if self.integrated else 0))
+            # One block's values of both runs, and their gradients; with several passes, the values of every block.
+            numbers += values * (2 + passes + (2 * model.layers if self.passes > 1 else 0))
         if self.edges is not None:
             written = model.heads * model.head_size + model.hidden_size
             read = (model.heads + 2 * model.key_value_heads) * model.head_size + model.hidden_size

@@ -42,27 +42,25 @@ class Hypothesis:
         """The examples of every run: [samples, nodes, 2], each node's own and the other."""
         uniform = np.random.RandomState(seed).random_sample((samples, len(self.nodes), 2))
         drawn = np.zeros((samples, len(self.nodes), 2), np.int32)
-        own_of = [_groups(node.labels, examples) for node in self.nodes]
-        other_of = [_groups(node.other_labels, examples) for node in self.nodes]
         inner = {node.parent for node in self.nodes[1:]}
-        for run in range(samples):
-            for number, node in enumerate(self.nodes):
-                like = reference if node.parent is None else int(drawn[run, node.parent, 0])
-                u = uniform[run, number]
-                own = reference if node.parent is None else _pick(own_of[number], node.labels, like, u[0])
-                other = _pick(other_of[number], node.other_labels, own, u[1]) if number in inner else own
-                drawn[run, number] = own, other
+        for number, node in enumerate(self.nodes):
+            own, other = drawn[:, number, 0], drawn[:, number, 1]
+            if node.parent is None:
+                own[:] = reference
+            else:
+                own[:] = _pick(node.labels, drawn[:, node.parent, 0], uniform[:, number, 0], examples)
+            other[:] = _pick(node.other_labels, own, uniform[:, number, 1], examples) if number in inner else own
         return drawn
 
 
-def _groups(labels: Sequence[int], examples: int) -> dict[int, NDArray[np.intp]]:
-    """The examples of each label, in ascending order; without labels all have one."""
+def _pick(labels: Sequence[int], like: Integers, u: NDArray[np.float64], examples: int) -> NDArray[np.intp]:
+    """For each run, one of the examples that have the label of `like`, which are counted in ascending order."""
     if not labels:
-        return {0: np.arange(examples)}
-    values = np.array(labels)
-    return {int(label): np.nonzero(values == label)[0] for label in np.unique(values)}
-
-
-def _pick(groups: dict[int, NDArray[np.intp]], labels: Sequence[int], like: int, u: float) -> int:
-    among = groups[labels[like] if labels else 0]
-    return int(among[int(np.floor(u * len(among)))])
+        return np.floor(u * examples).astype(np.intp)
+    _, group, sizes = np.unique(np.array(labels), return_inverse=True, return_counts=True)
+    # Examples by label; within a label they stay in ascending order.
+    ordered = np.argsort(group, kind="stable")
+    first = np.cumsum(sizes) - sizes
+    of = group[like]
+    picked: NDArray[np.intp] = ordered[first[of] + np.floor(u * sizes[of]).astype(np.intp)]
+    return picked

@@ -18,9 +18,11 @@ class Leaf(NamedTuple):
     example: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Task:
     """The run of a node with children: that of `example`, with the children's values in their places.
+
+    Tasks are compared by identity, for comparing trees would take calls as deep as they are.
 
     values: by child, a leaf, or the task whose run has its value; none if all are the run's own.
     reference: of the prediction, which reference it is of, by its place; None: the run is for its node's value.
@@ -95,49 +97,56 @@ class Tasks:
         self._hypothesis = hypothesis
         self.position = position
         self.tokens = tokens
-        self._known: dict[Task, Task] = {}
-        children = [hypothesis.children(number) for number in range(len(hypothesis.nodes))]
-        self._children = children
+        self._children = [hypothesis.children(number) for number in range(len(hypothesis.nodes))]
+        # By what they are made of, children before parents.
+        self._known: dict[tuple[int, int, tuple[tuple[int, Leaf | Task], ...]], Task] = {}
         # One of the prediction for each draw, and of the other nodes with children each one once.
         self.predictions: list[list[Task]] = [
-            [self._task(0, drawn, reference) for drawn in runs]
+            [self._prediction(drawn, reference) for drawn in runs.tolist()]
             for reference, runs in zip(references, draws, strict=True)
         ]
 
-    def _task(self, number: int, drawn: Integers, reference: int | None = None) -> Task:
-        example = int(drawn[number, 1])
-        values: list[tuple[int, Leaf | Task]] = []
-        for child in self._children[number]:
-            below = self._task(child, drawn) if self._children[child] else None
-            if below is not None and below.values:
-                values.append((child, below))
-            else:
-                # A run in which nothing changes is the unchanged one.
-                values.append((child, Leaf(child, int(drawn[child, 0 if below is None else 1]))))
-        if all(isinstance(value, Leaf) and value.example == example for _, value in values):
-            values = []
-        task = Task(number, example, tuple(values), reference)
-        return task if reference is not None else self._known.setdefault(task, task)
+    def _prediction(self, drawn: list[list[int]], reference: int) -> Task:
+        """The run of one draw. Nodes go from the last to the first, for trees may be deeper than calls may nest."""
+        made: dict[int, Leaf | Task] = {}
+        for number in range(len(drawn) - 1, 0, -1):
+            own, other = drawn[number]
+            if not self._children[number]:
+                made[number] = Leaf(number, own)
+                continue
+            values = self._values(number, other, made)
+            # A run in which nothing changes is the unchanged one.
+            if not values:
+                made[number] = Leaf(number, other)
+                continue
+            key = number, other, values
+            if key not in self._known:
+                self._known[key] = Task(*key)
+            made[number] = self._known[key]
+        return Task(0, drawn[0][1], self._values(0, drawn[0][1], made), reference)
+
+    def _values(
+        self, number: int, example: int, made: dict[int, "Leaf | Task"]
+    ) -> tuple[tuple[int, "Leaf | Task"], ...]:
+        """What is put into the run of a node; nothing if all are the run's own.
+
+        One of the run's own beside others' is put there too: it holds its place against what they change below it.
+        """
+        values = tuple((child, made[child]) for child in self._children[number])
+        own = all(isinstance(value, Leaf) and value.example == example for _, value in values)
+        return () if own else values
 
     def waves(self) -> list[list[Task]]:
         """The runs for values, so that those which a run needs are in an earlier list."""
         levels: dict[Task, int] = {}
-
-        def level(task: Task) -> int:
-            if task not in levels:
-                below = [level(value) for _, value in task.values if isinstance(value, Task)]
-                levels[task] = 1 + max(below, default=-1)
-            return levels[task]
-
-        needed = {value for runs in self.predictions for one in runs for _, value in one.values}
-        for task in needed:
-            if isinstance(task, Task):
-                level(task)
-        waves: list[list[Task]] = [[] for _ in range(1 + max(levels.values(), default=-1))]
+        waves: list[list[Task]] = []
         # In the order in which they were first drawn, so that batches do not depend on hashes.
-        for task in self._known:
-            if task in levels:
-                waves[levels[task]].append(task)
+        for task in self._known.values():
+            below = [levels[value] for _, value in task.values if isinstance(value, Task)]
+            levels[task] = 1 + max(below, default=-1)
+            if levels[task] == len(waves):
+                waves.append([])
+            waves[levels[task]].append(task)
         return waves
 
     def all(self) -> Iterator[Task]:

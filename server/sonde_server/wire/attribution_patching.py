@@ -9,6 +9,7 @@ from ..questions.attribution_patching import (
     AttributionPatching,
     Attributions,
     EdgeAttributions,
+    Integration,
     VerifiedEffect,
 )
 from ..questions.places import EDGE_ENDS, PAIRWISE, Component
@@ -37,6 +38,7 @@ def read_attribution_patching(
     verify_top = _count(message.verify_top, f"{path}.verify_top", reader)
     edges = _read_edges(message, f"{path}.edges", reader)
     _check_corrections(message, components, path, reader)
+    integration = _read_integration(message, path, reader)
     rows = None
     if message.named_positions:
         rows = read_rows(message.named_positions, prompt, f"{path}.named_positions", reader)
@@ -52,6 +54,7 @@ def read_attribution_patching(
         message.drop_layers,
         edges,
         rows,
+        integration,
     )
     _check_numbers(question, f"{path}.components", targets, reader)
     return question
@@ -80,6 +83,27 @@ def _read_edges(message: pb.AttributionPatching, path: str, reader: Reader) -> i
         if reason := reader.model.unavailable.get(component):
             reader.problems.refuse(path, f"{component.name}: {reason}")
     return _count(message.edges.top, f"{path}.top", reader)
+
+
+def _read_integration(message: pb.AttributionPatching, path: str, reader: Reader) -> Integration:
+    problems, field, steps = reader.problems, f"{path}.integration", f"{path}.integration_steps"
+    try:
+        integration = Integration(message.integration)
+    except ValueError:
+        problems.add(field, f"expected ACTIVATIONS, ENDS or none, got integration {message.integration}")
+        return Integration.EMBEDDINGS
+    if integration is Integration.ACTIVATIONS:
+        if not message.HasField("edges") or message.components:
+            got = "components" if message.components else "neither"
+            got = "both" if message.components and message.HasField("edges") else got
+            problems.add(field, f"expected edges and no components with ACTIVATIONS, got {got}")
+        if message.integration_steps in (0, 1):
+            problems.add(steps, f"expected at least 2 with ACTIVATIONS, got {message.integration_steps}")
+    elif integration is Integration.ENDS and message.integration_steps > 0:
+        problems.add(steps, f"expected none with ENDS, got {message.integration_steps}")
+    if integration is not Integration.EMBEDDINGS and message.drop_layers:
+        problems.add(f"{path}.drop_layers", "expected one of drop_layers and integration, got both")
+    return integration
 
 
 def _check_corrections(

@@ -8,6 +8,7 @@ from sonde.v1 import inspection_pb2 as pb
 
 from ..questions.answers import Integers
 from ..questions.causal_scrubbing import CausalScrubbing
+from ..questions.costs import FLOAT
 from ..questions.graph import READ_BY_HEADS, precedes, written
 from ..questions.hypotheses import Hypothesis, Node
 from ..questions.interventions import Readout
@@ -262,8 +263,20 @@ def _read_draws(
     samples = reader.at_least_one(message.samples, f"{path}.samples")
     if not reader.runs(samples, f"{path}.samples"):
         return None
-    drawn = [hypothesis.draws(one, samples, (seed + one) % (LARGEST_SEED + 1), examples) for one in references]
-    return np.stack(drawn)
+    # They are part of the answer, so that more than an answer may have are refused before they take memory.
+    size, most = FLOAT * 2 * len(references) * samples * nodes, reader.limits.max_answer_bytes
+    if most and size > most:
+        reader.problems.add(
+            f"{path}.samples",
+            f"the draws alone would have {size} bytes; the limit is {most}. Ask for fewer samples, references or nodes",
+        )
+    # Nothing is drawn for what is refused.
+    reader.problems.settle()
+    drawn = np.empty((len(references), samples, nodes, 2), np.int32)
+    for number, one in enumerate(references):
+        reader.check()
+        drawn[number] = hypothesis.draws(one, samples, (seed + one) % (LARGEST_SEED + 1), examples)
+    return drawn
 
 
 def _given_draws(

@@ -8,14 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...engine import Base, Change, PlacedEdit, State
+from ...engine import State
 from ...engine.gradients import Descent, Differentiated, Values
 from ...questions.answers import Floats, Progress
-from ...questions.attribution_patching import RECOMPUTED, AttributionPatching, Attributions
+from ...questions.attribution_patching import (
+    RECOMPUTED,
+    AttributionPatching,
+    Attributions,
+    Integration,
+    first_difference,
+)
 from ...questions.places import LAYERLESS, PAIRWISE, UNIT_SWEPT, Component, Site
 from ...questions.prompts import Target
 from ...sharing.session import Session
 from .edges import Edges
+from .embeddings import between
+from .senders import Senders
 from .softmax import key_effects, query_effects
 
 
@@ -106,24 +114,25 @@ class Estimation:
         self.base = session.descent(base, self.length)
         self.source = session.descent(source, self.length)
         self.estimates = Estimates(method, session, len(base.tokens), len(targets))
-        self.edges = Edges(session, self.length, len(targets)) if method.edges is not None else None
+        self.edges: Edges | None = None
+        if method.edges is not None:
+            self.edges = Edges(session, first_difference(base.tokens, source.tokens), self.length, len(targets))
+        self._senders = Senders(session.decoder, base, source)
+        self._mixes: dict[int, Tensor] = {}
         self._compared = method.compared
         self._prompts: dict[int, tuple[Values, Values]] = {}
-        self._factor = 1 / method.integration_steps
+        self._factor = 1 / method.passes
         if method.drop_layers:
             self._factor = 1 / max(1, self.session.layers - 1)
 
     async def run(self) -> AsyncGenerator[Progress, None]:
-        """Every integration step, block by block; each block is one call on the model's thread."""
-        layers, steps = self.session.layers, self.method.integration_steps
+        """Every backward pass, block by block; each block is one call on the model's thread."""
+        layers, passes = self.session.layers, self.method.passes
         low = self.method.lowest_block(layers)
-        done, total = 0, steps * (layers - low + 1)
+        done, total = 0, passes * (layers - low + 1)
         yield Progress(done, total)
-        for step in range(steps):
-            descent = self.base
-            if steps > 1:
-                work = partial(self._between, (step + 0.5) / steps)
-                descent = await self.session.call(work, positions=len(self.base.state.tokens))
+        for number in range(passes):
+            descent = await self._descent(number)
             gradients = await self.session.call(partial(self._top, descent), positions=layers)
             for layer in range(layers - 1, low - 1, -1):
                 block = partial(self._block, descent, layer, gradients)
@@ -133,10 +142,20 @@ class Estimation:
             if Component.TOKEN_EMBEDDING in self.method.components:
                 await self.session.call(partial(self._entrance, descent, gradients), positions=1)
             if self.edges is not None:
-                for first in range(0, self.length, self.edges.chunk):
-                    await self.session.call(partial(self.edges.add, descent, self.base, self.source, first))
+                for cut in self.edges.cuts:
+                    await self.session.call(partial(self._products, self.edges, descent, cut))
             done += 1
             yield Progress(done, total)
+
+    async def _descent(self, number: int) -> Descent:
+        """The run that a backward pass is through."""
+        if self.method.integration is Integration.ENDS:
+            return (self.base, self.source)[number]
+        if not self.method.integrated:
+            return self.base
+        share = (number + 0.5) / self.method.integration_steps
+        work = partial(between, self.session, self.base, self.source, share)
+        return await self.session.call(work, positions=len(self.base.state.tokens))
 
     def _positions(self, kinds: int) -> int | None:
         """How many positions through all blocks take as long as one block, forwards and `kinds` times backwards.
@@ -149,21 +168,6 @@ class Estimation:
         return -(-passes // self.session.layers)
 
     # ------------------------------------------------------------ calls on the model's thread
-
-    def _between(self, share: float) -> Descent:
-        """The prompt's run with its token embeddings moved to the source's by `share` of the way, in a line."""
-        start, end = self.base.state, self.source.state
-        pairs = enumerate(zip(start.tokens, end.tokens, strict=True))
-        differing = tuple(number for number, (one, other) in pairs if one != other)
-        if not differing:
-            return self.base
-        picked = list(differing)
-        embedding = torch.lerp(start.embedding[picked].float(), end.embedding[picked].float(), share)
-        edit = PlacedEdit(Component.TOKEN_EMBEDDING, 0, differing, None, Change("set", embedding))
-        row = self.engine.base_row(Base(start.tokens, edit), start)
-        self.engine.execute([row])
-        assert row.state is not None
-        return self.session.descent(row.state, self.length)
 
     def _top(self, descent: Descent) -> Gradients:
         top = descent.top(self.targets, self.method.metric)
@@ -192,7 +196,9 @@ class Estimation:
             prompt, source = self._values(layer, done.values)
             self._within(layer, done, passes, prompt, source)
             if self.edges is not None:
-                self.edges.take(layer, done, prompt, source)
+                self._senders.take(layer, prompt, source)
+                self._mixes[layer] = done.values[Component.HEAD_OUT]
+                self.edges.take(layer, done)
         below = passes.of(done.below)
         if self.method.drop_layers:
             # Blocks may be on different devices.
@@ -216,15 +222,24 @@ class Estimation:
         ends = self.base.state.embedding[: self.length], self.source.state.embedding[: self.length]
         self._add(Component.TOKEN_EMBEDDING, 0, found, ends)
 
+    def _products(self, edges: Edges, descent: Descent, cut: slice) -> None:
+        with torch.inference_mode(mode=False):
+            edges.add(descent.state, self._senders.every(self._mixes, cut), 0, cut)
+
     # ------------------------------------------------------------ sums
 
     def _values(self, layer: int, own: Values) -> tuple[Values, Values]:
-        """The values that are compared in a block, of the prompt and of the source. All steps share them."""
-        if self.method.integration_steps == 1:
-            return own, self.source.values(layer, self._compared)
-        if layer not in self._prompts:
-            self._prompts[layer] = self.base.values(layer, self._compared), self.source.values(layer, self._compared)
-        return self._prompts[layer]
+        """The values that are compared in a block, of the prompt and of the source. All passes share them."""
+        if layer in self._prompts:
+            return self._prompts[layer]
+        # The first pass is through the prompt's own run, but for steps between the two prompts.
+        prompt = {name: own[name] for name in self._compared}
+        if self.method.integrated:
+            prompt = self.base.values(layer, self._compared)
+        found = prompt, self.source.values(layer, self._compared)
+        if self.method.passes > 1:
+            self._prompts[layer] = found
+        return found
 
     def _within(self, layer: int, done: Differentiated, passes: Gradients, prompt: Values, source: Values) -> None:
         for component in self._compared & set(self.method.components):
