@@ -188,8 +188,8 @@ def test_a_new_method_needs_no_row_in_the_map(project: Path) -> None:
     (project / CONTRACT / "new_method.proto").write_text(f"{NEW_FILE}message NewMethod {{}}\n", encoding="utf-8")
     rewrite(
         project,
-        r"^    Activations activations = 8;",
-        "    Activations activations = 8;\n    NewMethod new_method = 100;",
+        r"^    CircuitDiscovery circuit_discovery = 13;",
+        "    CircuitDiscovery circuit_discovery = 13;\n    NewMethod new_method = 100;",
     )
     rewrite(project, r"^// A prompt, and the method", 'import public "sonde/v1/new_method.proto";\n\n\\g<0>')
     at += len(METHODS)
@@ -208,6 +208,7 @@ def test_no_field_is_a_64_bit_integer_without_need() -> None:
     }
     assert wide == {
         "ActivationSlice.offset",
+        "CausalScrubbing.seed",
         "CausalTracing.seed",
         "Cost.answer_bytes",
         "Cost.tokens",

@@ -163,6 +163,7 @@ def everything() -> list[Message]:
         trace_of(sonde.Activations(everywhere)),
         *about_cases(),
         *(trace_of(asked["method"]) for kind, _, asked in QUESTIONS.values() if kind == "trace"),
+        *(intervention_of(given[1], given[0]) for kind, given, _ in QUESTIONS.values() if kind == "intervene"),
     ]
 
 

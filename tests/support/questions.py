@@ -21,6 +21,20 @@ DRAWS = np.random.RandomState(0)
 VECTOR = DRAWS.randn(48).astype(np.float32)
 READ = (STREAM, sonde.site("attention_pattern", layers=1), sonde.site("logits", positions=-1))
 
+# From the embedding and a head of block 0 to the logits, as components are numbered.
+EDGES = sonde.Edges(np.array([[1, 0, 0], [7, 0, 1]]), np.array([[15, 0, 0]] * 2), np.ones((2, 1), np.float32))
+EXAMPLES = sonde.Cases([sonde.Case(ids) for ids in (IDS, [8, 131, 70, 12, 299, 261, 40])])
+CLAIM = sonde.prediction(
+    other_labels=[0, 0],
+    inputs=[
+        sonde.claim(
+            sonde.site("query", layers=2, units=1),
+            labels=["a", "b"],
+            inputs=[sonde.claim(sonde.head(layer=0, unit=1), direct=True)],
+        )
+    ],
+)
+
 Question = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
@@ -67,6 +81,26 @@ QUESTIONS: dict[str, Question] = {
     ),
     "a sweep over positions": changed(sonde.sweep(sonde.patch(sonde.residual(), SAME_LENGTH), layer_window=2)),
     "a sweep of heads": changed(sonde.sweep(sonde.scale(sonde.head(), 0.0), together="position"), top_k=2),
+    "a change along a path": changed(
+        [
+            sonde.along(
+                sonde.patch(sonde.head(layer=0, unit=1), SAME_LENGTH), sonde.site("logits"), sonde.site("mlp_out")
+            )
+        ]
+    ),
+    "circuits": changed(sonde.circuits(EDGES, patch=SAME_LENGTH)),
+    "circuit discovery": traced(sonde.CircuitDiscovery(SAME_LENGTH, threshold=0.02)),
+    "circuit discovery among some edges": traced(sonde.CircuitDiscovery(SAME_LENGTH, 0.1, "logit", EDGES)),
+    "causal scrubbing": (
+        "intervene",
+        (EXAMPLES, sonde.CausalScrubbing(CLAIM, samples=3, seed=2)),
+        {"targets": TARGETS},
+    ),
+    "causal scrubbing with draws": (
+        "intervene",
+        (EXAMPLES, sonde.CausalScrubbing(CLAIM, draws=np.zeros((1, 2, 3, 2), np.int32), references=[1])),
+        {"targets": TARGETS},
+    ),
     "generation": changed([sonde.scale(NEURON, 0.0)], generation=sonde.Generation(4)),
     "generation, several times": changed(
         [sonde.scale(NEURON, 0.0)],

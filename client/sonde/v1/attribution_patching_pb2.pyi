@@ -36,7 +36,8 @@ class _IntegrationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Integrati
     INTEGRATION_ACTIVATIONS: _Integration.ValueType  # 1
     """Along the straight line between the two values of each sender, one at a time: the embeddings, then in each block all
     heads, then the MLP. The gradients of what comes after it are those of the prompt's run with that sender changed
-    (EAP-IG activations, Hanna et al. 2024). Only with `edges`, and without `components`.
+    (EAP-IG activations, Hanna et al. 2024), at 2 `integration_steps` or more. Only with `edges`, and without
+    `components`.
     """
     INTEGRATION_ENDS: _Integration.ValueType  # 2
     """In the prompt's run and in the source's, averaged (clean-corrupted). Takes no `integration_steps`."""
@@ -51,7 +52,8 @@ run.
 INTEGRATION_ACTIVATIONS: Integration.ValueType  # 1
 """Along the straight line between the two values of each sender, one at a time: the embeddings, then in each block all
 heads, then the MLP. The gradients of what comes after it are those of the prompt's run with that sender changed
-(EAP-IG activations, Hanna et al. 2024). Only with `edges`, and without `components`.
+(EAP-IG activations, Hanna et al. 2024), at 2 `integration_steps` or more. Only with `edges`, and without
+`components`.
 """
 INTEGRATION_ENDS: Integration.ValueType  # 2
 """In the prompt's run and in the source's, averaged (clean-corrupted). Takes no `integration_steps`."""
@@ -115,7 +117,7 @@ class AttributionPatching(_message.Message):
     drop_layers: _builtins.bool
     """Whether to average sizes of estimates over one gradient for each layer, in which the outputs of that layer's
     attention and MLP have no gradient: sum over layers of |estimate|, divided by layers - 1 (GradDrop of AtP*, Kramar
-    et al. 2024). Cannot be combined with `integration_steps` above 1 or with `edges`.
+    et al. 2024). Cannot be combined with `integration_steps` above 1, `integration` or `edges`.
     """
     integration: Global___Integration.ValueType
     """Where the gradients are taken. Unspecified: as `integration_steps` says."""
