@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from sonde.v1 import inspection_pb2 as pb
 from torch import Tensor
 
 from tests.conftest import Host, Hosts
-from tests.support import wire
-from tests.support.circuit_oracle import CircuitOracle
+from tests.support import scrubbing_oracle, wire
 from tests.support.models import EVERY
-from tests.support.oracle import Edit, Set, Site, Target
+from tests.support.oracle import Site, Target, target_logit
+from tests.support.scrubbing_oracle import Draws, Node, ScrubbingOracle
 from tests.support.tolerance import assert_close
 
 EXAMPLES = [
@@ -100,115 +99,19 @@ def ask(host: Host, request: pb.InterveneRequest) -> dict[int, Scrubbed]:
     }
 
 
-# ------------------------------------------------------------ slowly
+def nodes(claim: Claim) -> list[Node]:
+    return [
+        Node(parent, one.site, tuple(one.labels), tuple(one.other_labels), one.direct) for one, parent in flat(claim)
+    ]
 
 
-def draw(claim: Claim, reference: int, samples: int, seed: int) -> npt.NDArray[Any]:
-    """The contract's rule, word by word."""
-    nodes = flat(claim)
-    u = np.random.RandomState(seed).random_sample([samples, len(nodes), 2])
-    drawn = np.zeros((samples, len(nodes), 2), int)
-    for run in range(samples):
-        for number, (one, parent) in enumerate(nodes):
-            if parent is None:
-                own = reference
-            else:
-                like = drawn[run, parent, 0]
-                among = [e for e in EACH if not one.labels or one.labels[e] == one.labels[like]]
-                own = among[int(np.floor(u[run, number, 0] * len(among)))]
-            other = own
-            if one.inputs:
-                among = [e for e in EACH if not one.other_labels or one.other_labels[e] == one.other_labels[own]]
-                other = among[int(np.floor(u[run, number, 1] * len(among)))]
-            drawn[run, number] = own, other
-    return drawn
+def draw(claim: Claim, reference: int, samples: int, seed: int) -> Draws:
+    return scrubbing_oracle.draw(nodes(claim), len(EXAMPLES), reference, samples, seed)
 
 
-class Slow:
-    """Evaluates a tree with full passes of the oracle."""
-
-    def __init__(self, host: Host) -> None:
-        self.oracle = host.oracle
-        self.circuits = CircuitOracle(host.oracle)
-
-    def logits(self, claim: Claim, drawn: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """The targets' logits of one draw [nodes, 2]."""
-        values, _ = self._run(claim, 0, flat(claim), drawn)
-        row = values["LOGITS", 0][LAST]
-        return np.array([row[t.token] - (0 if t.contrast is None else row[t.contrast]) for t in TARGETS], np.float32)
-
-    def _value(self, number: int, nodes: Any, drawn: npt.NDArray[Any]) -> Any:
-        """A node's values by layer, [T, ...]."""
-        claim = nodes[number][0]
-        if claim.inputs:
-            values, _ = self._run(claim, number, nodes, drawn)
-        else:
-            values = self.oracle.run(EXAMPLES[drawn[number, 0]]).values
-        return {layer: values[claim.site.component, layer] for layer in claim.site.layers or (0,)}
-
-    def _run(self, claim: Claim, number: int, nodes: Any, drawn: npt.NDArray[Any]) -> Any:
-        ids = EXAMPLES[drawn[number, 1]]
-        children = [i for i, (_, parent) in enumerate(nodes) if parent == number]
-        edits = [
-            self._edit(nodes[i][0].site, layer, values)
-            for i in children
-            if not nodes[i][0].direct
-            for layer, values in self._value(i, nodes, drawn).items()
-        ]
-        values = dict(self.oracle.run(ids, edits).values)
-        direct = [i for i in children if nodes[i][0].direct]
-        if direct:
-            values.update(
-                self._directly(
-                    claim, ids, edits, values, [(nodes[i][0].site, self._value(i, nodes, drawn)) for i in direct]
-                )
-            )
-        return values, ids
-
-    def _edit(self, site: Site, layer: int, values: Tensor) -> Edit:
-        picked = values[list(site.positions)] if site.positions else values
-        picked = picked[:, list(site.units)] if site.units else picked
-        return Edit(
-            Site(site.component, (layer,), site.units, site.positions), Set(np.ascontiguousarray(picked.numpy()))
-        )
-
-    def _directly(self, claim: Claim, ids: list[int], edits: list[Edit], values: Any, sent: Any) -> Any:
-        """What the parent makes of the stream, in which the direct children write what they are given."""
-
-        def delta(below: int, heads_of: int) -> Tensor:
-            """What is changed before block `below`, and by the heads of the blocks up to `heads_of`."""
-            moved = torch.zeros_like(values["RESIDUAL_PRE", 0])
-            for layer in range(self.oracle.layers):
-                mixed = values["HEAD_OUT", layer].clone()
-                for site, given in sent:
-                    where = list(site.positions) or list(range(len(ids)))
-                    if site.component == "HEAD_OUT" and layer in given and layer <= heads_of:
-                        mixed[np.ix_(where, list(site.units))] = given[layer][np.ix_(where, list(site.units))]
-                    if site.component == "MLP_OUT" and layer in given and layer < below:
-                        moved[where] += given[layer][where] - values["MLP_OUT", layer][where]
-                moved += self.circuits._attention_of(ids, layer, mixed) - values["ATTENTION_OUT", layer]
-            return moved
-
-        if claim.site is None:
-            top = self.oracle.layers - 1
-            stream = values["RESIDUAL_POST", top] + delta(top + 1, top)
-            return self.oracle.run(ids, [Edit(Site("RESIDUAL_POST", (top,)), Set(stream.numpy()))]).values
-        (layer,) = claim.site.layers
-        seen = Edit(
-            Site("RESIDUAL_PRE", (layer,)), Set((values["RESIDUAL_PRE", layer] + delta(layer, layer - 1)).numpy())
-        )
-        reading = self.oracle.run(ids, [seen]).values
-        if claim.site.component == "QUERY":
-            return {("QUERY", layer): reading["QUERY", layer]}
-        group = self.oracle.heads // self.oracle.key_value_heads
-        heads = list(claim.site.units)
-        shared = sorted({head // group for head in heads})
-        given = [
-            Edit(Site(name, (layer,), tuple(units)), Set(np.ascontiguousarray(reading[name, layer][:, units].numpy())))
-            for name, units in (("QUERY", heads), ("KEY", shared), ("VALUE", shared))
-        ]
-        mixed = self.oracle.run(ids, [*edits, *given]).values["HEAD_OUT", layer]
-        return {("HEAD_OUT", layer): mixed}
+def of(logits: Tensor) -> npt.NDArray[np.float32]:
+    """The targets' at the last position."""
+    return np.array([target_logit(logits[LAST], target) for target in TARGETS], np.float32)
 
 
 def head(layer: int, *units: int, **fields: Any) -> Site:
@@ -229,6 +132,22 @@ TREES = {
             Claim(head(1, 0, 2), [0, 1, 0, 1, 0], direct=True),
             Claim(Site("MLP_OUT", (2,)), [0, 1, 0, 1, 1], direct=True),
             Claim(head(0, 1), [0, 0, 0, 1, 1]),
+        ]
+    ),
+    "direct to an MLP and to attention": Claim(
+        inputs=[
+            Claim(
+                Site("MLP_OUT", (2,), (), (3, LAST)),
+                [0, 1, 1, 0, 0],
+                inputs=[
+                    Claim(head(1, 1), [0, 1, 0, 1, 0], direct=True),
+                    Claim(Site("TOKEN_EMBEDDING"), [0, 0, 1, 1, 0], direct=True),
+                ],
+            ),
+            Claim(
+                Site("ATTENTION_OUT", (1,)),
+                inputs=[Claim(Site("MLP_OUT", (0,), (), (1, 2, LAST)), [0, 1, 0, 1, 1], direct=True)],
+            ),
         ]
     ),
     "direct to a query and a head": Claim(
@@ -262,13 +181,12 @@ def test_every_draw_of_shallow_trees_is_what_full_passes_say(host: Host, name: s
 def _compare(host: Host, name: str) -> None:
     claim = TREES[name]
     found = ask(host, scrub(claim, 3, seed=5))
-    slow = Slow(host)
+    slow = ScrubbingOracle(host.oracle, EXAMPLES)
     assert sorted(found) == list(EACH)
     for reference, own in found.items():
         np.testing.assert_array_equal(own.draws, draw(claim, reference, 3, 5 + reference))
-        assert_close(own.logits, np.stack([slow.logits(claim, one) for one in own.draws]))
-    plain = np.stack([slow.logits(Claim(), np.array([[one, one]])) for one in EACH])
-    assert_close(found[1].examples, plain)
+        assert_close(own.logits, np.stack([of(slow.logits(nodes(claim), one)) for one in own.draws]))
+    assert_close(found[1].examples, np.stack([of(host.oracle.run(ids).logits) for ids in EXAMPLES]))
 
 
 def test_s1_labels_that_are_all_different_are_the_unchanged_run(host: Host) -> None:

@@ -11,6 +11,7 @@ from sonde.v1 import inspection_pb2 as pb
 from tests.conftest import Host
 from tests.support import wire
 from tests.support.circuit_oracle import CircuitOracle, Edge, Node
+from tests.support.discovery_oracle import Trial, discover
 from tests.support.oracle import Target
 from tests.test_circuits import circuits, nodes
 
@@ -18,7 +19,6 @@ IDS = [5, 130, 77, 301, 9]
 OTHER = [8, 131, 70, 12, 9]
 PAIRS = [(IDS, OTHER), ([5, 130, 20, 301, 90], [8, 131, 70, 12, 90]), ([7, 7, 77, 301, 9], [8, 131, 70, 200, 9])]
 TARGET = Target(41)
-Trial = tuple[Edge, float, bool]
 
 
 def discovery(
@@ -35,39 +35,13 @@ def trials(messages: Iterable[pb.TraceResponse]) -> list[Trial]:
             assert part.offset == len(found)
             senders, receivers = _nodes(part.senders), _nodes(part.receivers)
             growths, kept = wire.array(part.growths).tolist(), wire.array(part.kept).tolist()
-            found += zip(zip(senders, receivers, strict=True), growths, map(bool, kept), strict=True)
+            found += map(Trial, zip(senders, receivers, strict=True), growths, map(bool, kept))
     return found
 
 
 def _nodes(message: pb.Tensor) -> list[Node]:
     names = {number: name.removeprefix("COMPONENT_") for name, number in pb.Component.items()}
     return [Node(names[a], b, c) for a, b, c in wire.array(message).tolist()]
-
-
-def one_by_one(
-    oracle: CircuitOracle, edges: Sequence[Edge], threshold: float, loss: Callable[[set[Edge]], float]
-) -> list[Trial]:
-    """What the contract says, word by word: one trial after another, each a run of its own."""
-    kept, found = set(edges), []
-    now = loss(kept)
-    senders = {node: number for number, node in enumerate(oracle.senders())}
-    group = oracle.oracle.heads // oracle.oracle.key_value_heads
-    for receiver in reversed(oracle.receivers()):
-        own = sorted((edge for edge in kept if edge[1] == receiver), key=lambda edge: -senders[edge[0]])
-        width = 1 if receiver.component == "QUERY" else group
-        of = [Node("HEAD_OUT", receiver.layer, receiver.head * width + i) for i in range(width)]
-        writers = [receiver] if receiver.component == "MLP_OUT" else of
-        if receiver.component != "LOGITS" and not any(edge[0] in writers for edge in kept):
-            kept -= set(own)
-            continue
-        for edge in own:
-            after = loss(kept - {edge})
-            stays = after - now >= threshold
-            found.append((edge, after - now, stays))
-            if not stays:
-                kept.remove(edge)
-                now = after
-    return found
 
 
 def losses(
@@ -105,7 +79,7 @@ def test_it_decides_what_one_trial_after_another_decides(llama: Host, metric: st
     edges = oracle.edges()
     fields: dict[str, Any] = {"metric": pb.METRIC_LOGIT} if metric else {}
     found = trials(llama.stub.Trace(discovery(0.05, **fields), timeout=60))
-    same(found, one_by_one(oracle, edges, 0.05, losses(llama, edges, PAIRS[:1], metric)))
+    same(found, discover(oracle, edges, 0.05, losses(llama, edges, PAIRS[:1], metric)))
     assert 0 < sum(kept for _, _, kept in found) < len(found) < len(edges)
 
 
@@ -114,7 +88,7 @@ def test_it_begins_with_the_edges_that_it_is_given(gpt2: Host) -> None:
     some = [edge for number, edge in enumerate(oracle.edges()) if number % 3]
     ends = {"senders": nodes([one for one, _ in some]), "receivers": nodes([one for _, one in some])}
     found = trials(gpt2.stub.Trace(discovery(0.02, **ends), timeout=60))
-    same(found, one_by_one(oracle, some, 0.02, losses(gpt2, some, PAIRS[:1], "")))
+    same(found, discover(oracle, some, 0.02, losses(gpt2, some, PAIRS[:1], "")))
 
 
 def test_cases_have_one_circuit_together_or_each_its_own(gpt2: Host) -> None:
@@ -129,7 +103,7 @@ def test_cases_have_one_circuit_together_or_each_its_own(gpt2: Host) -> None:
         same(own, trials(gpt2.stub.Trace(discovery(0.05, ids, other), timeout=60)))
     request.reduction.SetInParent()
     together = list(gpt2.stub.Trace(request, timeout=60))
-    same(trials(together), one_by_one(oracle, edges, 0.05, losses(gpt2, edges, PAIRS, "")))
+    same(trials(together), discover(oracle, edges, 0.05, losses(gpt2, edges, PAIRS, "")))
     assert {message.reduction.count for message in together if message.discovered} == {len(PAIRS)}
 
 

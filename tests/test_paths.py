@@ -16,6 +16,7 @@ from tests.support import wire
 from tests.support.circuit_oracle import CircuitOracle, Node
 from tests.support.models import EVERY
 from tests.support.oracle import Edit, Patch, Scale, Set, Site, Target
+from tests.support.path_oracle import Path, along_paths
 from tests.support.tolerance import assert_close
 
 IDS = [5, 130, 77, 301, 9, 260, 41]
@@ -128,6 +129,24 @@ def test_p5_is_path_patching_with_all_else_frozen(hosts: Hosts, family: str, thr
             own = Site(site.component, site.layers or (0,), site.units, site.positions)
             edits = [Edit(site, moved_from_other(host, own).operation)]
             expected.append(of(CircuitOracle(host.oracle).path_patch(IDS, edits, sites, nodes)))
+    assert_close(logits(ask(host, *runs)), np.stack(expected))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_receivers_feed_each_other_and_several_paths_meet(hosts: Hosts, family: str) -> None:
+    """Where four passes would set them apart: a higher receiver sees what a lower one makes of the change."""
+    host = hosts[family]
+    top = host.oracle.layers - 1
+    low, high = Site("HEAD_OUT", (0,), (1, 2)), Site("MLP_OUT", (0,), (), (1, 2, LAST))
+    first = Path((Site("VALUE", (1,)), Site("MLP_OUT", (1, top)), Site("QUERY", (top,), (1,), (LAST,)), LOGITS))
+    second = Path((Site("KEY", (top,)), Site("MLP_OUT", (top,), (), (2, LAST)), LOGITS), (Site("MLP_OUT", (1,)),))
+    plain = Edit(Site("HEAD_OUT", (1,), (0,)), Scale(0.5))
+    runs, expected = [], []
+    for paths, others in ([(low, first)], []), ([(low, first), (high, second)], []), ([(low, first)], [plain]):
+        sent = [along(Edit(site, Patch((1,))), path.receivers, path.through) for site, path in paths]
+        runs.append([*map(wire.edit, others), *sent])
+        moved = [(moved_from_other(host, site), path) for site, path in paths]
+        expected.append(of(along_paths(host.oracle, IDS, moved, others).logits))
     assert_close(logits(ask(host, *runs)), np.stack(expected))
 
 

@@ -87,15 +87,15 @@ class CircuitOracle:
         for site in receivers:
             if site.component == "LOGITS":
                 logits = reached["RESIDUAL_POST", self.oracle.layers - 1]
-                given.append(_set(Site("RESIDUAL_POST", (self.oracle.layers - 1,), (), site.positions), logits))
+                given.append(set_to(Site("RESIDUAL_POST", (self.oracle.layers - 1,), (), site.positions), logits))
             elif site.component == "MLP_OUT":
                 given += [
-                    _set(Site("MLP_OUT", (layer,), (), site.positions), self._mlp(ids, reached, layer))
+                    set_to(Site("MLP_OUT", (layer,), (), site.positions), self._mlp(ids, reached, layer))
                     for layer in site.layers
                 ]
             else:
                 given += [
-                    _set(Site(site.component, (layer,), site.units, site.positions), reached[site.component, layer])
+                    set_to(Site(site.component, (layer,), site.units, site.positions), reached[site.component, layer])
                     for layer in site.layers
                 ]
         return self.oracle.run(ids, given).logits
@@ -103,7 +103,7 @@ class CircuitOracle:
     def _frozen(self, component: str, layer: int, units: tuple[int, ...], clean: Values) -> list[Edit]:
         if component == "HEAD_OUT" and not units:
             return []
-        return [_set(Site(component, (layer,), units), clean[component, layer])]
+        return [set_to(Site(component, (layer,), units), clean[component, layer])]
 
     def _mlp(self, ids: Sequence[int], reached: Values, layer: int) -> Tensor:
         """What the MLP makes of the stream in a frozen run, in which its own output is frozen."""
@@ -122,6 +122,16 @@ class CircuitOracle:
         entering = self.oracle.run(ids).values["RESIDUAL_PRE", 0]
         mixes: list[Tensor] = []
         mlps: list[Tensor] = []
+        # What several receivers read in common is computed once.
+        attended: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+
+        def attention(layer: int, gone: set[Node]) -> Tensor:
+            heads = tuple(head for head in range(self.oracle.heads) if Node("HEAD_OUT", layer, head) in gone)
+            if (layer, heads) not in attended:
+                mixed = mixes[layer].clone()
+                mixed[:, heads] = other["HEAD_OUT", layer][:, heads]
+                attended[layer, heads] = self._attention_of(ids, layer, mixed)
+            return attended[layer, heads]
 
         def read(receiver: Node) -> Tensor:
             gone = cut.get(receiver, set())
@@ -129,39 +139,37 @@ class CircuitOracle:
             for layer in range(self.oracle.layers):
                 if not self.precedes(Node("HEAD_OUT", layer, 0), receiver):
                     break
-                mixed = mixes[layer].clone()
-                for head in range(self.oracle.heads):
-                    if Node("HEAD_OUT", layer, head) in gone:
-                        mixed[:, head] = other["HEAD_OUT", layer][:, head]
-                stream += self._attention_of(ids, layer, mixed)
+                stream += attention(layer, gone)
                 if self.precedes(sender := Node("MLP_OUT", layer, 0), receiver):
                     stream += other["MLP_OUT", layer] if sender in gone else mlps[layer]
             return stream
 
         for layer in range(self.oracle.layers):
             given = []
+            seen: dict[frozenset[Node], Values] = {}
             for name in ("QUERY", "KEY", "VALUE"):
                 for head in range(self.oracle.units(name)):
-                    stream = read(Node(name, layer, head))
-                    values = self._at(ids, _set(Site("RESIDUAL_PRE", (layer,)), stream))[name, layer]
-                    given.append(_set(Site(name, (layer,), (head,)), values))
+                    gone = frozenset(cut.get(receiver := Node(name, layer, head), ()))
+                    if gone not in seen:
+                        seen[gone] = self._at(ids, set_to(Site("RESIDUAL_PRE", (layer,)), read(receiver)))
+                    given.append(set_to(Site(name, (layer,), (head,)), seen[gone][name, layer]))
             mixes.append(self.oracle.run(ids, given).values["HEAD_OUT", layer])
             mlps.append(self._mlp_of(ids, layer, read(Node("MLP_OUT", layer, 0))))
-        last = _set(Site("RESIDUAL_POST", (self.oracle.layers - 1,)), read(Node("LOGITS", 0, 0)))
+        last = set_to(Site("RESIDUAL_POST", (self.oracle.layers - 1,)), read(Node("LOGITS", 0, 0)))
         return self.oracle.run(ids, [last]).logits
 
     def _at(self, ids: Sequence[int], *edits: Edit) -> Values:
         return self.oracle.run(ids, edits).values
 
     def _attention_of(self, ids: Sequence[int], layer: int, mixed: Tensor) -> Tensor:
-        return self._at(ids, _set(Site("HEAD_OUT", (layer,)), mixed))["ATTENTION_OUT", layer]
+        return self._at(ids, set_to(Site("HEAD_OUT", (layer,)), mixed))["ATTENTION_OUT", layer]
 
     def _mlp_of(self, ids: Sequence[int], layer: int, stream: Tensor) -> Tensor:
         read = "RESIDUAL_PRE" if self.parallel else "RESIDUAL_MID"
-        return self._at(ids, _set(Site(read, (layer,)), stream))["MLP_OUT", layer]
+        return self._at(ids, set_to(Site(read, (layer,)), stream))["MLP_OUT", layer]
 
 
-def _set(site: Site, values: Tensor) -> Edit:
+def set_to(site: Site, values: Tensor) -> Edit:
     """An edit that gives a site the values that it has in `values` [T, ...], which are of all positions and units."""
     chosen: Any = values
     if site.positions:
