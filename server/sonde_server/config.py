@@ -25,6 +25,8 @@ class Limits:
     max_working_bytes: int = 0
     max_cases: int = 0
     max_total_tokens: int = 0
+    max_image_bytes: int = 0
+    max_image_pixels: int = 0
 
 
 class SettingError(ValueError):
@@ -82,6 +84,12 @@ class Settings:
         1_000_000,
         "maximum number of tokens of all prompts and sources of one request together; 0 means no limit",
         least=0,
+    )
+    max_image_bytes: int = setting(
+        8 << 20, "maximum size of the image of a prompt, in bytes of its file; 0 means no limit", least=0
+    )
+    max_image_pixels: int = setting(
+        1 << 24, "maximum size of the image of a prompt, in pixels; 0 means no limit", least=0
     )
     max_answer_bytes: int = setting(256 << 20, "maximum size of one answer, in bytes; 0 means no limit", least=0)
     max_working_bytes: int = setting(
@@ -174,6 +182,8 @@ class Settings:
             self.max_working_bytes,
             self.max_cases,
             self.max_total_tokens,
+            self.max_image_bytes,
+            self.max_image_pixels,
         )
 
     @classmethod

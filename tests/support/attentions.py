@@ -151,7 +151,9 @@ def show(model: Any, modules: list[Any], visit: Visit, stack: ExitStack) -> None
         before = model.config._attn_implementation
         _visitors.append(visit)
         stack.callback(_visitors.pop)
-        model.set_attn_implementation(ATTENTION)
+        # A vision tower attends as it did.
+        seeing = hasattr(model.config, "vision_config")
+        model.set_attn_implementation({"text_config": ATTENTION} if seeing else ATTENTION)
         stack.callback(model.set_attn_implementation, before)
         return
     for layer, module in enumerate(modules):

@@ -47,6 +47,15 @@ def _on_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Callable
     return module.register_forward_pre_hook(hook, with_kwargs=True).remove
 
 
+def _on_embeddings(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """Changes the token embeddings that a model takes in the place of tokens; returns how to take the hook away."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "inputs_embeds": change(kwargs["inputs_embeds"])}
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True).remove
+
+
 @contextmanager
 def attach(model: Any, visit: Visit) -> Iterator[None]:
     """Shows every component's value to `visit` until the block is left."""
@@ -76,7 +85,10 @@ def attach(model: Any, visit: Visit) -> Iterator[None]:
         return output
 
     with ExitStack() as stack:
-        stack.callback(_on_output(parts.embedding, embedded))
+        if parts.entered is None:
+            stack.callback(_on_output(parts.embedding, embedded))
+        else:
+            stack.callback(_on_embeddings(parts.entered, embedded))
         for layer, block in enumerate(parts.blocks):
             stack.callback(_on_input(block, partial(visit, "RESIDUAL_PRE", layer)))
             stack.callback(_on_output(block, partial(visit, "RESIDUAL_POST", layer)))

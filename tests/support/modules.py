@@ -28,6 +28,8 @@ class Modules:
     final_norm: Any
     unembedding: nn.Linear
     key_value_heads: int | None = None
+    entered: Any = None
+    """What takes token embeddings with an image among them."""
     factor: float = 1.0
     """A contribution is the module's output times this."""
     finish: Callable[[Tensor], Tensor] = lambda logits: logits
@@ -70,6 +72,13 @@ def _read(
 
 def _llama(model: Any, **different: Any) -> Modules:
     return _read(model, "model.embed_tokens", "model.layers", "model.norm", **different)
+
+
+def _within(model: Any) -> Modules:
+    inner = "model.language_model"
+    return _read(
+        model, f"{inner}.embed_tokens", f"{inner}.layers", f"{inner}.norm", entered=model.model.language_model
+    )
 
 
 def _sandwiched(model: Any, prefix: str = "model", **different: Any) -> Modules:
@@ -201,7 +210,7 @@ MODULES: dict[str, Callable[[Any], Modules]] = {
     "falcon": _falcon,
     "gemma": _llama,
     "gemma2": lambda model: _sandwiched(model, finish=_cap(model)),
-    "gemma3": lambda model: _sandwiched(model, "model.language_model"),
+    "gemma3": lambda model: _sandwiched(model, "model.language_model", entered=model.model.language_model),
     "gemma3_text": lambda model: _sandwiched(model, finish=_cap(model)),
     "glm": _llama,
     "glm4": lambda model: _llama(model, attention_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm"),
@@ -216,6 +225,7 @@ MODULES: dict[str, Callable[[Any], Modules]] = {
     "helium": _llama,
     "hunyuan_v1_dense": _llama,
     "llama": _llama,
+    "llava": _within,
     "ministral": _llama,
     "mistral": _llama,
     "mixtral": lambda model: _llama(model, neurons=None),
@@ -229,6 +239,8 @@ MODULES: dict[str, Callable[[Any], Modules]] = {
     "phi3": _llama,
     "phimoe": lambda model: _llama(model, neurons=None),
     "qwen2": _llama,
+    "qwen2_5_vl": _within,
+    "qwen2_vl": _within,
     "qwen2_moe": lambda model: _llama(model, neurons=None),
     "qwen3": _llama,
     "qwen3_moe": lambda model: _llama(model, neurons=None),

@@ -23,25 +23,28 @@ _sym_db = _symbol_database.Default()
 
 
 from sonde.v1 import model_pb2 as sonde_dot_v1_dot_model__pb2
+from sonde.v1 import places_pb2 as sonde_dot_v1_dot_places__pb2
 from sonde.v1 import plans_pb2 as sonde_dot_v1_dot_plans__pb2
 from sonde.v1 import targets_pb2 as sonde_dot_v1_dot_targets__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sonde/v1/context.proto\x12\x08sonde.v1\x1a\x14sonde/v1/model.proto\x1a\x14sonde/v1/plans.proto\x1a\x16sonde/v1/targets.proto\"\x90\x02\n\nRunContext\x12\x1f\n\x06tokens\x18\x01 \x03(\x0b\x32\x0f.sonde.v1.Token\x12 \n\x07targets\x18\x02 \x03(\x0b\x32\x0f.sonde.v1.Token\x12\x10\n\x08position\x18\x03 \x01(\x05\x12#\n\x05\x63lean\x18\x04 \x01(\x0b\x32\x14.sonde.v1.Prediction\x12\x1c\n\x04\x61xes\x18\x05 \x01(\x0b\x32\x0e.sonde.v1.Axes\x12\x1c\n\x04\x63ost\x18\x06 \x01(\x0b\x32\x0e.sonde.v1.Cost\x12(\n\nprovenance\x18\x07 \x01(\x0b\x32\x14.sonde.v1.Provenance\x12\"\n\x05spans\x18\x08 \x03(\x0b\x32\x13.sonde.v1.TokenSpan\",\n\tTokenSpan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpositions\x18\x02 \x03(\x05\"\x92\x01\n\nPrediction\x12\x19\n\x11log_probabilities\x18\x01 \x03(\x02\x12\x0e\n\x06logits\x18\x02 \x03(\x02\x12#\n\ntop_tokens\x18\x03 \x03(\x0b\x32\x0f.sonde.v1.Token\x12\x1d\n\x15top_log_probabilities\x18\x04 \x03(\x02\x12\x15\n\rprobabilities\x18\x05 \x03(\x02\"z\n\x04\x43ost\x12\x0c\n\x04runs\x18\x01 \x01(\x03\x12\x14\n\x0ctoken_layers\x18\x02 \x01(\x03\x12\x19\n\x11\x66ull_token_layers\x18\x03 \x01(\x03\x12\x14\n\x0c\x61nswer_bytes\x18\x04 \x01(\x03\x12\r\n\x05\x63\x61ses\x18\x05 \x01(\x05\x12\x0e\n\x06tokens\x18\x06 \x01(\x03\"J\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\x12\x12\n\ncases_done\x18\x03 \x01(\x05\x12\r\n\x05\x63\x61ses\x18\x04 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sonde/v1/context.proto\x12\x08sonde.v1\x1a\x14sonde/v1/model.proto\x1a\x15sonde/v1/places.proto\x1a\x14sonde/v1/plans.proto\x1a\x16sonde/v1/targets.proto\"\xb5\x02\n\nRunContext\x12\x1f\n\x06tokens\x18\x01 \x03(\x0b\x32\x0f.sonde.v1.Token\x12 \n\x07targets\x18\x02 \x03(\x0b\x32\x0f.sonde.v1.Token\x12\x10\n\x08position\x18\x03 \x01(\x05\x12#\n\x05\x63lean\x18\x04 \x01(\x0b\x32\x14.sonde.v1.Prediction\x12\x1c\n\x04\x61xes\x18\x05 \x01(\x0b\x32\x0e.sonde.v1.Axes\x12\x1c\n\x04\x63ost\x18\x06 \x01(\x0b\x32\x0e.sonde.v1.Cost\x12(\n\nprovenance\x18\x07 \x01(\x0b\x32\x14.sonde.v1.Provenance\x12\"\n\x05spans\x18\x08 \x03(\x0b\x32\x13.sonde.v1.TokenSpan\x12#\n\x06images\x18\t \x03(\x0b\x32\x13.sonde.v1.ImageGrid\"\x97\x01\n\tImageGrid\x12\x1e\n\x05stack\x18\x01 \x01(\x0e\x32\x0f.sonde.v1.Stack\x12\x0c\n\x04rows\x18\x02 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x03 \x01(\x05\x12\x11\n\tpositions\x18\x04 \x03(\x05\x12\x0c\n\x04left\x18\x05 \x01(\x02\x12\x0b\n\x03top\x18\x06 \x01(\x02\x12\r\n\x05right\x18\x07 \x01(\x02\x12\x0e\n\x06\x62ottom\x18\x08 \x01(\x02\",\n\tTokenSpan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpositions\x18\x02 \x03(\x05\"\x92\x01\n\nPrediction\x12\x19\n\x11log_probabilities\x18\x01 \x03(\x02\x12\x0e\n\x06logits\x18\x02 \x03(\x02\x12#\n\ntop_tokens\x18\x03 \x03(\x0b\x32\x0f.sonde.v1.Token\x12\x1d\n\x15top_log_probabilities\x18\x04 \x03(\x02\x12\x15\n\rprobabilities\x18\x05 \x03(\x02\"z\n\x04\x43ost\x12\x0c\n\x04runs\x18\x01 \x01(\x03\x12\x14\n\x0ctoken_layers\x18\x02 \x01(\x03\x12\x19\n\x11\x66ull_token_layers\x18\x03 \x01(\x03\x12\x14\n\x0c\x61nswer_bytes\x18\x04 \x01(\x03\x12\r\n\x05\x63\x61ses\x18\x05 \x01(\x05\x12\x0e\n\x06tokens\x18\x06 \x01(\x03\"J\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\x12\x12\n\ncases_done\x18\x03 \x01(\x05\x12\r\n\x05\x63\x61ses\x18\x04 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sonde.v1.context_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNCONTEXT']._serialized_start=105
-  _globals['_RUNCONTEXT']._serialized_end=377
-  _globals['_TOKENSPAN']._serialized_start=379
-  _globals['_TOKENSPAN']._serialized_end=423
-  _globals['_PREDICTION']._serialized_start=426
-  _globals['_PREDICTION']._serialized_end=572
-  _globals['_COST']._serialized_start=574
-  _globals['_COST']._serialized_end=696
-  _globals['_PROGRESS']._serialized_start=698
-  _globals['_PROGRESS']._serialized_end=772
+  _globals['_RUNCONTEXT']._serialized_start=128
+  _globals['_RUNCONTEXT']._serialized_end=437
+  _globals['_IMAGEGRID']._serialized_start=440
+  _globals['_IMAGEGRID']._serialized_end=591
+  _globals['_TOKENSPAN']._serialized_start=593
+  _globals['_TOKENSPAN']._serialized_end=637
+  _globals['_PREDICTION']._serialized_start=640
+  _globals['_PREDICTION']._serialized_end=786
+  _globals['_COST']._serialized_start=788
+  _globals['_COST']._serialized_end=910
+  _globals['_PROGRESS']._serialized_start=912
+  _globals['_PROGRESS']._serialized_end=986
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from sonde.v1 import model_pb2 as _model_pb2
+from sonde.v1 import places_pb2 as _places_pb2
 from sonde.v1 import plans_pb2 as _plans_pb2
 from sonde.v1 import targets_pb2 as _targets_pb2
 import builtins as _builtins
@@ -37,6 +38,7 @@ class RunContext(_message.Message):
     COST_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     SPANS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position where predictions are read, counted from 0."""
     @_builtins.property
@@ -65,8 +67,14 @@ class RunContext(_message.Message):
 
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenSpan]:
-        """The named positions of the prompt: the messages of a chat, and its spans. Those of a chat are named as in
+        """The named positions of the prompt: the messages of a chat, its image, and its spans. Those of a chat are named as in
         NamedPositions.span: each message by its role and number, the last of a role also by the role alone.
+        """
+
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageGrid]:
+        """Where the prompt's image lies: each grid of positions over it. Empty without an image, and where its positions have
+        no place in it.
         """
 
     def __init__(
@@ -80,14 +88,67 @@ class RunContext(_message.Message):
         cost: Global___Cost | None = ...,
         provenance: _model_pb2.Provenance | None = ...,
         spans: _abc.Iterable[Global___TokenSpan] | None = ...,
+        images: _abc.Iterable[Global___ImageGrid] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["axes", b"axes", "clean", b"clean", "cost", b"cost", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["axes", b"axes", "clean", b"clean", "cost", b"cost", "position", b"position", "provenance", b"provenance", "spans", b"spans", "targets", b"targets", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["axes", b"axes", "clean", b"clean", "cost", b"cost", "images", b"images", "position", b"position", "provenance", b"provenance", "spans", b"spans", "targets", b"targets", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunContext: _TypeAlias = RunContext  # noqa: Y015
+
+@_typing.final
+class ImageGrid(_message.Message):
+    """A grid of positions over an image or a part of it, so that numbers by position can be laid over the image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STACK_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    RIGHT_FIELD_NUMBER: _builtins.int
+    BOTTOM_FIELD_NUMBER: _builtins.int
+    stack: _places_pb2.Stack.ValueType
+    """The stack whose positions they are."""
+    rows: _builtins.int
+    """How many rows the grid has."""
+    columns: _builtins.int
+    """How many columns the grid has."""
+    left: _builtins.float
+    """The left edge of what the grid covers, as a part of the image's width. Below 0 where the image was padded."""
+    top: _builtins.float
+    """The upper edge, as a part of the image's height. Below 0 where the image was padded."""
+    right: _builtins.float
+    """The right edge, as a part of the image's width. Above 1 where the image was padded."""
+    bottom: _builtins.float
+    """The lower edge, as a part of the image's height. Above 1 where the image was padded."""
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """[rows x columns] The positions, row by row. They need not be neighbours."""
+
+    def __init__(
+        self,
+        *,
+        stack: _places_pb2.Stack.ValueType = ...,
+        rows: _builtins.int = ...,
+        columns: _builtins.int = ...,
+        positions: _abc.Iterable[_builtins.int] | None = ...,
+        left: _builtins.float = ...,
+        top: _builtins.float = ...,
+        right: _builtins.float = ...,
+        bottom: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bottom", b"bottom", "columns", b"columns", "left", b"left", "positions", b"positions", "right", b"right", "rows", b"rows", "stack", b"stack", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageGrid: _TypeAlias = ImageGrid  # noqa: Y015
 
 @_typing.final
 class TokenSpan(_message.Message):

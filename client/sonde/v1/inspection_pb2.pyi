@@ -50,6 +50,7 @@ from sonde.v1.circuit_discovery_pb2 import CircuitDiscovery as CircuitDiscovery
 from sonde.v1.circuit_discovery_pb2 import DiscoveredEdges as DiscoveredEdges
 from sonde.v1.circuits_pb2 import Circuits as Circuits
 from sonde.v1.context_pb2 import Cost as Cost
+from sonde.v1.context_pb2 import ImageGrid as ImageGrid
 from sonde.v1.context_pb2 import Prediction as Prediction
 from sonde.v1.context_pb2 import Progress as Progress
 from sonde.v1.context_pb2 import RunContext as RunContext
@@ -64,6 +65,7 @@ from sonde.v1.interventions_pb2 import InterveneResponse as InterveneResponse
 from sonde.v1.model_pb2 import ComponentSupport as ComponentSupport
 from sonde.v1.model_pb2 import GetModelRequest as GetModelRequest
 from sonde.v1.model_pb2 import GetModelResponse as GetModelResponse
+from sonde.v1.model_pb2 import ImageInput as ImageInput
 from sonde.v1.model_pb2 import Limits as Limits
 from sonde.v1.model_pb2 import Provenance as Provenance
 from sonde.v1.model_pb2 import StackDescription as StackDescription

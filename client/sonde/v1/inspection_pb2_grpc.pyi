@@ -34,6 +34,7 @@ from sonde.v1.cases_pb2 import Statistic as Statistic
 from sonde.v1.causal_scrubbing_pb2 import CausalScrubbing as CausalScrubbing
 from sonde.v1.circuits_pb2 import Circuits as Circuits
 from sonde.v1.context_pb2 import Cost as Cost
+from sonde.v1.context_pb2 import ImageGrid as ImageGrid
 from sonde.v1.context_pb2 import Prediction as Prediction
 from sonde.v1.context_pb2 import Progress as Progress
 from sonde.v1.context_pb2 import RunContext as RunContext
@@ -48,6 +49,7 @@ from sonde.v1.interventions_pb2 import InterveneResponse as InterveneResponse
 from sonde.v1.model_pb2 import ComponentSupport as ComponentSupport
 from sonde.v1.model_pb2 import GetModelRequest as GetModelRequest
 from sonde.v1.model_pb2 import GetModelResponse as GetModelResponse
+from sonde.v1.model_pb2 import ImageInput as ImageInput
 from sonde.v1.model_pb2 import Limits as Limits
 from sonde.v1.model_pb2 import Provenance as Provenance
 from sonde.v1.model_pb2 import StackDescription as StackDescription

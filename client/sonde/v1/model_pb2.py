@@ -26,7 +26,7 @@ from sonde.v1 import places_pb2 as sonde_dot_v1_dot_places__pb2
 from sonde.v1 import tensors_pb2 as sonde_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14sonde/v1/model.proto\x12\x08sonde.v1\x1a\x15sonde/v1/places.proto\x1a\x16sonde/v1/tensors.proto\"\x11\n\x0fGetModelRequest\"\xfb\x01\n\x10GetModelResponse\x12(\n\nprovenance\x18\x01 \x01(\x0b\x32\x14.sonde.v1.Provenance\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12*\n\x06stacks\x18\x03 \x03(\x0b\x32\x1a.sonde.v1.StackDescription\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\x05\x12\x15\n\rmax_positions\x18\x05 \x01(\x05\x12\x12\n\nparameters\x18\x06 \x01(\x03\x12 \n\x06limits\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Limits\x12\x15\n\rchat_template\x18\x08 \x01(\x08\"\xd3\x01\n\x10StackDescription\x12\x1e\n\x05stack\x18\x01 \x01(\x0e\x32\x0f.sonde.v1.Stack\x12\x0e\n\x06layers\x18\x02 \x01(\x05\x12\x13\n\x0bhidden_size\x18\x03 \x01(\x05\x12\r\n\x05heads\x18\x04 \x01(\x05\x12\x17\n\x0fkey_value_heads\x18\x05 \x01(\x05\x12\x11\n\thead_size\x18\x06 \x01(\x05\x12\x0f\n\x07neurons\x18\x07 \x01(\x05\x12.\n\ncomponents\x18\x08 \x03(\x0b\x32\x1a.sonde.v1.ComponentSupport\"]\n\x10\x43omponentSupport\x12&\n\tcomponent\x18\x01 \x01(\x0e\x32\x13.sonde.v1.Component\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"|\n\x06Limits\x12\x19\n\x11max_prompt_tokens\x18\x01 \x01(\x05\x12\x10\n\x08max_runs\x18\x02 \x01(\x05\x12\x18\n\x10max_answer_bytes\x18\x03 \x01(\x03\x12\x11\n\tmax_cases\x18\x04 \x01(\x05\x12\x18\n\x10max_total_tokens\x18\x05 \x01(\x03\"\x8f\x01\n\nProvenance\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12%\n\tdata_type\x18\x03 \x01(\x0e\x32\x12.sonde.v1.DataType\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x11\n\tattention\x18\x05 \x01(\t\x12\x16\n\x0eserver_version\x18\x06 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14sonde/v1/model.proto\x12\x08sonde.v1\x1a\x15sonde/v1/places.proto\x1a\x16sonde/v1/tensors.proto\"\x11\n\x0fGetModelRequest\"\xa0\x02\n\x10GetModelResponse\x12(\n\nprovenance\x18\x01 \x01(\x0b\x32\x14.sonde.v1.Provenance\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12*\n\x06stacks\x18\x03 \x03(\x0b\x32\x1a.sonde.v1.StackDescription\x12\x17\n\x0fvocabulary_size\x18\x04 \x01(\x05\x12\x15\n\rmax_positions\x18\x05 \x01(\x05\x12\x12\n\nparameters\x18\x06 \x01(\x03\x12 \n\x06limits\x18\x07 \x01(\x0b\x32\x10.sonde.v1.Limits\x12\x15\n\rchat_template\x18\x08 \x01(\x08\x12#\n\x05image\x18\t \x01(\x0b\x32\x14.sonde.v1.ImageInput\"v\n\nImageInput\x12\x13\n\x0bplaceholder\x18\x01 \x01(\t\x12\x10\n\x08token_id\x18\x02 \x01(\x05\x12\x15\n\rmin_positions\x18\x03 \x01(\x05\x12\x15\n\rmax_positions\x18\x04 \x01(\x05\x12\x13\n\x0bsees_itself\x18\x05 \x01(\x08\"\xd3\x01\n\x10StackDescription\x12\x1e\n\x05stack\x18\x01 \x01(\x0e\x32\x0f.sonde.v1.Stack\x12\x0e\n\x06layers\x18\x02 \x01(\x05\x12\x13\n\x0bhidden_size\x18\x03 \x01(\x05\x12\r\n\x05heads\x18\x04 \x01(\x05\x12\x17\n\x0fkey_value_heads\x18\x05 \x01(\x05\x12\x11\n\thead_size\x18\x06 \x01(\x05\x12\x0f\n\x07neurons\x18\x07 \x01(\x05\x12.\n\ncomponents\x18\x08 \x03(\x0b\x32\x1a.sonde.v1.ComponentSupport\"]\n\x10\x43omponentSupport\x12&\n\tcomponent\x18\x01 \x01(\x0e\x32\x13.sonde.v1.Component\x12\x11\n\tavailable\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xaf\x01\n\x06Limits\x12\x19\n\x11max_prompt_tokens\x18\x01 \x01(\x05\x12\x10\n\x08max_runs\x18\x02 \x01(\x05\x12\x18\n\x10max_answer_bytes\x18\x03 \x01(\x03\x12\x11\n\tmax_cases\x18\x04 \x01(\x05\x12\x18\n\x10max_total_tokens\x18\x05 \x01(\x03\x12\x17\n\x0fmax_image_bytes\x18\x06 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x07 \x01(\x03\"\xa8\x01\n\nProvenance\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12%\n\tdata_type\x18\x03 \x01(\x0e\x32\x12.sonde.v1.DataType\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x11\n\tattention\x18\x05 \x01(\t\x12\x16\n\x0eserver_version\x18\x06 \x01(\t\x12\x17\n\x0fimage_processor\x18\x07 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_start=81
   _globals['_GETMODELREQUEST']._serialized_end=98
   _globals['_GETMODELRESPONSE']._serialized_start=101
-  _globals['_GETMODELRESPONSE']._serialized_end=352
-  _globals['_STACKDESCRIPTION']._serialized_start=355
-  _globals['_STACKDESCRIPTION']._serialized_end=566
-  _globals['_COMPONENTSUPPORT']._serialized_start=568
-  _globals['_COMPONENTSUPPORT']._serialized_end=661
-  _globals['_LIMITS']._serialized_start=663
-  _globals['_LIMITS']._serialized_end=787
-  _globals['_PROVENANCE']._serialized_start=790
-  _globals['_PROVENANCE']._serialized_end=933
+  _globals['_GETMODELRESPONSE']._serialized_end=389
+  _globals['_IMAGEINPUT']._serialized_start=391
+  _globals['_IMAGEINPUT']._serialized_end=509
+  _globals['_STACKDESCRIPTION']._serialized_start=512
+  _globals['_STACKDESCRIPTION']._serialized_end=723
+  _globals['_COMPONENTSUPPORT']._serialized_start=725
+  _globals['_COMPONENTSUPPORT']._serialized_end=818
+  _globals['_LIMITS']._serialized_start=821
+  _globals['_LIMITS']._serialized_end=996
+  _globals['_PROVENANCE']._serialized_start=999
+  _globals['_PROVENANCE']._serialized_end=1167
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,7 @@ class GetModelResponse(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """The model's type, such as "llama"."""
     vocabulary_size: _builtins.int
@@ -73,6 +74,10 @@ class GetModelResponse(_message.Message):
     def limits(self) -> Global___Limits:
         """What a request may ask for."""
 
+    @_builtins.property
+    def image(self) -> Global___ImageInput:
+        """How a Prompt has an image. Unset: the model reads none."""
+
     def __init__(
         self,
         *,
@@ -84,14 +89,57 @@ class GetModelResponse(_message.Message):
         parameters: _builtins.int = ...,
         limits: Global___Limits | None = ...,
         chat_template: _builtins.bool = ...,
+        image: Global___ImageInput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "provenance", b"provenance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "limits", b"limits", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "chat_template", b"chat_template", "limits", b"limits", "max_positions", b"max_positions", "parameters", b"parameters", "provenance", b"provenance", "stacks", b"stacks", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "chat_template", b"chat_template", "image", b"image", "limits", b"limits", "max_positions", b"max_positions", "parameters", b"parameters", "provenance", b"provenance", "stacks", b"stacks", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
+
+@_typing.final
+class ImageInput(_message.Message):
+    """How a model reads images. What it makes of an image takes the place of the embeddings of some tokens, so that the
+    image's positions are positions of the prompt like any other.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACEHOLDER_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    MIN_POSITIONS_FIELD_NUMBER: _builtins.int
+    MAX_POSITIONS_FIELD_NUMBER: _builtins.int
+    SEES_ITSELF_FIELD_NUMBER: _builtins.int
+    placeholder: _builtins.str
+    """What stands for the image in a text, once. Token ids alone have no use for it."""
+    token_id: _builtins.int
+    """The token that is at each of the image's positions."""
+    min_positions: _builtins.int
+    """The fewest positions of an image."""
+    max_positions: _builtins.int
+    """The most positions of an image. Equal to `min_positions` if every image has as many."""
+    sees_itself: _builtins.bool
+    """Whether positions of the image attend to later positions of the image as well. Elsewhere a position attends to
+    itself and those before it.
+    """
+    def __init__(
+        self,
+        *,
+        placeholder: _builtins.str = ...,
+        token_id: _builtins.int = ...,
+        min_positions: _builtins.int = ...,
+        max_positions: _builtins.int = ...,
+        sees_itself: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_positions", b"max_positions", "min_positions", b"min_positions", "placeholder", b"placeholder", "sees_itself", b"sees_itself", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageInput: _TypeAlias = ImageInput  # noqa: Y015
 
 @_typing.final
 class StackDescription(_message.Message):
@@ -186,6 +234,8 @@ class Limits(_message.Message):
     MAX_ANSWER_BYTES_FIELD_NUMBER: _builtins.int
     MAX_CASES_FIELD_NUMBER: _builtins.int
     MAX_TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_PIXELS_FIELD_NUMBER: _builtins.int
     max_prompt_tokens: _builtins.int
     """The most tokens of a prompt."""
     max_runs: _builtins.int
@@ -196,6 +246,10 @@ class Limits(_message.Message):
     """The most cases of one request."""
     max_total_tokens: _builtins.int
     """The most tokens that the prompts and sources of one request may have in all."""
+    max_image_bytes: _builtins.int
+    """The largest image of a prompt, in bytes."""
+    max_image_pixels: _builtins.int
+    """The largest image of a prompt, in pixels."""
     def __init__(
         self,
         *,
@@ -204,10 +258,12 @@ class Limits(_message.Message):
         max_answer_bytes: _builtins.int = ...,
         max_cases: _builtins.int = ...,
         max_total_tokens: _builtins.int = ...,
+        max_image_bytes: _builtins.int = ...,
+        max_image_pixels: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_answer_bytes", b"max_answer_bytes", "max_cases", b"max_cases", "max_prompt_tokens", b"max_prompt_tokens", "max_runs", b"max_runs", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_answer_bytes", b"max_answer_bytes", "max_cases", b"max_cases", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_prompt_tokens", b"max_prompt_tokens", "max_runs", b"max_runs", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -225,6 +281,7 @@ class Provenance(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     ATTENTION_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
+    IMAGE_PROCESSOR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name: its hub id, the name of its directory, or that of the embedded model."""
     revision: _builtins.str
@@ -241,6 +298,8 @@ class Provenance(_message.Message):
     """
     server_version: _builtins.str
     """The version of the server."""
+    image_processor: _builtins.str
+    """What prepared the image for the model, such as "CLIPImageProcessorPil, Pillow 13.0.0". Empty without an image."""
     def __init__(
         self,
         *,
@@ -250,10 +309,11 @@ class Provenance(_message.Message):
         device: _builtins.str = ...,
         attention: _builtins.str = ...,
         server_version: _builtins.str = ...,
+        image_processor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention", b"attention", "data_type", b"data_type", "device", b"device", "model", b"model", "revision", b"revision", "server_version", b"server_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention", b"attention", "data_type", b"data_type", "device", b"device", "image_processor", b"image_processor", "model", b"model", "revision", b"revision", "server_version", b"server_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

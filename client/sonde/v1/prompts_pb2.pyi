@@ -95,7 +95,11 @@ class Prompt(_message.Message):
     token gets no second one.
     """
     image: _builtins.bytes
-    """An image as PNG or JPEG, for a vision-language model. Empty: none."""
+    """An image, as the bytes of a PNG or JPEG file, for a model that reads images (GetModelResponse.image). A text, or the
+    content of one message of a chat, has ImageInput.placeholder once, where the image goes. Token ids have
+    ImageInput.token_id there, as often as the image has positions. The image's positions are a span of the prompt,
+    "image" (NamedPositions.span). Empty: none.
+    """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Tokens, used as given: nothing is added."""
@@ -201,7 +205,9 @@ class Span(_message.Message):
     POSITIONS_FIELD_NUMBER: _builtins.int
     OCCURRENCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The name: a text of 1 to 64 characters, which no other span of the prompt has, nor a message of the chat."""
+    """The name: a text of 1 to 64 characters, which no other span of the prompt has, nor a message of the chat, nor, as
+    "image", an image.
+    """
     text: _builtins.str
     """A part of the prompt's text (of a chat, of the text that the template writes). It must consist of whole tokens;
     spaces at its ends do not matter.
@@ -247,8 +253,8 @@ class NamedPositions(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     span: _builtins.str
     """The name of a span. In a chat, a role such as "user" names the content of the role's last message, and "user[0]",
-    "user[1]" that of its first, its second. A name that the prompt lacks is refused. Empty: the whole prompt is the
-    span.
+    "user[1]" that of its first, its second. In a prompt with an image, "image" names the image's positions. A name that
+    the prompt lacks is refused. Empty: the whole prompt is the span.
     """
     part: Global___SpanPart.ValueType
     """Which positions. Unspecified: all of the span."""

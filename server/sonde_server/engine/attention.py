@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..model.attention import AttentionSettings
+from ..questions.images import CAUSAL, Sight
 from ..questions.kernels import Kernel, kernels
 from ..questions.places import PAIRWISE, Component
 from .layout import Segment
@@ -20,12 +21,13 @@ from .visits import Visits, add_distances, changed
 
 
 class MaskOf(NamedTuple):
-    """What a mask depends on: where a segment's own keys begin, how many there are, its queries, and the window."""
+    """What a mask depends on: where a segment's own keys begin, how many there are, its queries, window and sight."""
 
     first: int
     length: int
     queries: tuple[int, ...]
     window: int | None
+    sight: Sight
     device: torch.device
 
 
@@ -79,7 +81,8 @@ def _mask(block: Block, segment: Segment, query: Tensor) -> Tensor | None:
         added = block.settings.key_bias(keys, query)[:, None, :]
         return added if hidden is None else added.masked_fill(hidden, -torch.inf)
     window = block.settings.sliding_window
-    everything = len(segment.queries) == keys and (window is None or keys <= window)
+    causal = segment.sight == CAUSAL
+    everything = causal and len(segment.queries) == keys and (window is None or keys <= window)
     return None if hidden is None or everything else ~hidden
 
 
@@ -180,11 +183,12 @@ def _hidden(block: Block, segment: Segment, device: torch.device) -> Tensor | No
     window = None if window is None or window >= end else window
     if window is None and segment.queries == (end - 1,):
         return None
-    mask = MaskOf(segment.first, segment.length, segment.queries, window, device)
+    mask = MaskOf(segment.first, segment.length, segment.queries, window, segment.sight, device)
     if mask not in block.masks:
         queries = torch.tensor(segment.queries, device=device)[:, None]
+        seen = torch.tensor([segment.sight.horizon(query) for query in segment.queries], device=device)[:, None]
         keys = torch.arange(end, device=device)[None, :]
-        hidden = keys > queries
+        hidden = keys > seen
         block.masks[mask] = hidden if window is None else hidden | (keys <= queries - window)
     return block.masks[mask]
 

@@ -67,8 +67,10 @@ class StateCache:
 
 
 def key_of(base: Base) -> bytes:
-    """Identifies a base by its tokens, its corruption, and the size of the batch that it is computed in."""
+    """Identifies a base by its tokens, its image, its corruption, and the size of the batch that it is computed in."""
     digest = hashlib.sha256(repr(base.tokens).encode())
+    if base.image is not None:
+        digest.update(b"image" + base.image.digest)
     edit = base.corruption
     if edit is not None:
         digest.update(repr((edit.positions, edit.change.kind, base.batch)).encode())

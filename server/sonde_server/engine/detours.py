@@ -19,7 +19,7 @@ from ..questions.graph import READ_BY_HEADS, read, written
 from ..questions.places import Component
 from .attention import Block, attend
 from .fleets import Fleet, View, fleets_of, index_of
-from .layout import Layout, Row
+from .layout import Layout, Row, turns_of
 from .runs import Through
 from .senders import Senders
 from .visits import Place, Visits
@@ -129,9 +129,9 @@ class Detours:
                 for unit in view.units:
                     streams[number][unit] = order
         rows, n = index.shape
-        positions = torch.tensor(list(fleet.positions), device=stream.device).repeat(rows)
+        turns = turns_of(((row.image, fleet.positions) for row in fleet.rows), stream.device)
         lengths = [max(len(row.tokens), row.extent.end) for row in fleet.rows for _ in range(n)]
-        rotation = self.decoder.rotation(reads, positions, lambda device: torch.tensor(lengths, device=device))
+        rotation = self.decoder.rotation(reads, turns, lambda device: torch.tensor(lengths, device=device))
         queries, keys, values = streams
         found = self.decoder.project_reads(layer, reads.flatten(1, 2), (queries, keys, values), rotation)
         for number, of in enumerate(streams):

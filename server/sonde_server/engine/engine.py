@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..model.anatomy import Decoder
 from ..questions.extents import NO_DETOUR, Extent, extent_of
+from ..questions.images import sight_of
 from ..questions.places import Component
 from ..questions.prompts import Target
 from .cache import StateCache
@@ -19,12 +20,18 @@ from .runs import Asked, Base, Capture, PlacedEdit, Reading, Result, Run, State
 from .sampling import Choice
 from .slots import Slot, allot
 
+# How much of the cache is for what the model makes of images, so that another question about one need not look again.
+IMAGES_SHARE = 1 / 8
+
 
 class Engine:
     """Owns a decoder. Methods that compute must be called from the one thread that owns the model."""
 
     def __init__(self, decoder: Decoder, *, cache_bytes: int = 1 << 30) -> None:
         self.decoder = decoder
+        if decoder.eye is not None:
+            decoder.eye.limit = int(IMAGES_SHARE * cache_bytes)
+            cache_bytes -= decoder.eye.limit
         self.cache = StateCache(cache_bytes)
         self.memory = Memory(decoder)
         self.work = Work()
@@ -45,11 +52,11 @@ class Engine:
 
     def base_row(self, base: Base, clean: State | None) -> Row:
         """The row that computes a base. A corrupted one starts at the first position that differs from `clean`."""
-        tokens = len(base.tokens)
+        tokens, state = len(base.tokens), State(base.tokens, image=base.image)
         if base.corruption is None:
-            return Row(base.tokens, None, Extent.whole(self.layers, tokens), state=State(base.tokens))
-        extent = Extent.whole(self.layers, tokens, min(base.corruption.positions))
-        return Row(base.tokens, clean, extent, (base.corruption,), state=State(base.tokens))
+            return Row(base.tokens, None, Extent.whole(self.layers, tokens), state=state)
+        first = sight_of(base.image).begins(min(base.corruption.positions))
+        return Row(base.tokens, clean, Extent.whole(self.layers, tokens, first), (base.corruption,), state=state)
 
     def kept(self, state: State, capture: Capture) -> Tensor:
         """The values of a component that is kept of every base run (places.KEPT), on the CPU in float32."""
@@ -103,7 +110,14 @@ class Engine:
         tokens = len(run.base.tokens)
         detoured = NO_DETOUR if run.detour is None else run.detour.detoured
         return extent_of(
-            run.edits, run.captures, read, tokens, self.layers, continued=bool(run.choices), detoured=detoured
+            run.edits,
+            run.captures,
+            read,
+            tokens,
+            self.layers,
+            continued=bool(run.choices),
+            detoured=detoured,
+            sight=sight_of(run.base.image),
         )
 
     def continued_rows(self, rows: Sequence[Row], limit: int) -> list[Slot]:
@@ -125,7 +139,7 @@ class Engine:
         end = len(base.tokens)
         if slot.first >= end:
             return base
-        shared = State(base.tokens)
+        shared = State(base.tokens, image=base.image)
         for layer, (keys, values) in enumerate(zip(base.keys, base.values, strict=True)):
             held = slot.cache.layer(layer, end - slot.first, keys)
             for whole, known, own in zip((shared.keys, shared.values), (keys, values), held, strict=True):

@@ -168,7 +168,7 @@ class Execution:
             parts.append(self.stream[self.layout.slice(row)] if arriving is None else arriving)
         self.layout, self.stream = layout, torch.cat(parts)
         self.segments = layout.segments(layout)
-        self.rotation = self.decoder.rotation(self.stream, layout.positions(self.stream.device), layout.lengths)
+        self.rotation = self.decoder.rotation(self.stream, layout.turns(self.stream.device), layout.lengths)
 
     def _embeddings(self, rows: list[Row]) -> Iterator[Tensor]:
         """The rows' token embeddings: those of their base, or if it has none at these positions, the model's."""
@@ -180,7 +180,9 @@ class Execution:
             if there and row.prefix is not None:
                 yield row.prefix.embedding[row.extent.first : row.extent.end]
             else:
-                yield next(found)
+                # A generated token stands for itself, whichever it is.
+                image = None if row.prefix is not None else row.image
+                yield next(found) if image is None else self.decoder.see(next(found), image)
 
     def _block(self, layer: int) -> None:
         if not self.layout.tokens:

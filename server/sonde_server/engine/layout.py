@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..questions.extents import Extent
+from ..questions.images import CAUSAL, Image, Sight, sight_of
 from .runs import Capture, Detour, PlacedEdit, Reading, Result, State
 from .sampling import Choice
 from .slots import Slot
@@ -51,6 +52,17 @@ class Row:
         return (*self.edits, *self.captures)
 
     @property
+    def image(self) -> Image | None:
+        """The image of its prompt."""
+        kept = self.prefix if self.state is None else self.state
+        return None if kept is None else kept.image
+
+    @property
+    def sight(self) -> Sight:
+        """What its positions see."""
+        return sight_of(self.image)
+
+    @property
     def positions(self) -> range:
         """The positions this row computes."""
         return range(self.extent.first, self.extent.end)
@@ -61,10 +73,10 @@ class Row:
         return self.extent.first if self.slot is None else min(self.extent.first, self.slot.first)
 
     @property
-    def group(self) -> tuple[int, int, int, tuple[int, ...], int]:
+    def group(self) -> tuple[int, int, int, tuple[int, ...], Sight, int]:
         """Rows of one group have the same prefix and the same positions, and so attend in one call."""
         prefix = self.prefix.number if self.prefix is not None and self.first else 0
-        return (self.first, self.extent.first, self.extent.end, self.extent.last, prefix)
+        return (self.first, self.extent.first, self.extent.end, self.extent.last, self.sight, prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,7 @@ class Segment:
     prefixes: tuple[State | None, ...]
     rows: int
     members: tuple[Row, ...]
+    sight: Sight = CAUSAL
 
     @property
     def cut(self) -> slice:
@@ -128,6 +141,10 @@ class Layout:
         every = [position for row in self.rows for position in self.spans[row]]
         return torch.tensor(every, dtype=torch.long, device=device)
 
+    def turns(self, device: torch.device) -> Tensor:
+        """What rotary angles are of, as `turns_of` says."""
+        return turns_of(((row.image, self.spans[row]) for row in self.rows), device)
+
     def lengths(self, device: torch.device) -> Tensor:
         """How many tokens each token's prompt has, [N]."""
         # A row that continues its base has only the tokens of its own positions.
@@ -156,7 +173,7 @@ class Layout:
         for group in groups:
             head = merged[-1][0] if merged else None
             # Groups that differ only in their base attend in one call.
-            if head and head[0].group[:4] == group[0].group[:4] and len(head) == len(group):
+            if head and head[0].group[:-1] == group[0].group[:-1] and len(head) == len(group):
                 merged[-1].append(group)
             else:
                 merged.append([group])
@@ -180,7 +197,21 @@ class Layout:
             prefixes=tuple(group[0].prefix for group in groups),
             rows=len(groups[0]),
             members=tuple(members),
+            sight=head.sight,
         )
+
+
+def turns_of(spans: Iterable[tuple[Image | None, Iterable[int]]], device: torch.device) -> Tensor:
+    """What rotary angles are of, at positions of prompts with these images: the positions [N].
+
+    If any image has coordinates of its own: time, row and column of each position [3, N].
+    """
+    pairs = [(None if image is None else image.arrangement.turned, positions) for image, positions in spans]
+    if all(turned is None for turned, _ in pairs):
+        every = [position for _, positions in pairs for position in positions]
+        return torch.tensor(every, dtype=torch.long, device=device)
+    axes = [(p, p, p) if turned is None else turned.coordinates(p) for turned, positions in pairs for p in positions]
+    return torch.tensor(axes, dtype=torch.long, device=device).reshape(-1, 3).T
 
 
 def by_reading(rows: Iterable[Row]) -> dict[Reading, list[Row]]:

@@ -66,6 +66,8 @@ class Memory:
             result += self.cache_bytes(row.extent.end) / self.decoder.layers
         if row.state is not None:
             result += self.state_bytes(len(row.tokens))
+        if row.image is not None and row.prefix is None and self.decoder.eye is not None:
+            result += row.image.patches * self.decoder.eye.patch_bytes
         if row.detour is not None:
             result += costs.detour_bytes(row.detour.columns, length, self.decoder, self._item)
         return result

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..model.anatomy import Decoder
 from ..questions.costs import MIDWAY_KEPT
 from ..questions.extents import Extent, first_block
+from ..questions.images import sight_of
 from ..questions.places import AFTER_ATTENTION, Component
 from .attention import Block, attend
 from .layout import Layout, Row, Segment
@@ -141,7 +142,8 @@ class _Shared:
             keep(only, key, self.values)
 
     def _base(self, state: State, positions: list[int]) -> Row:
-        extent = Extent(self._layer, self._layer + 1, positions[0], positions[-1] + 1, tuple(positions))
+        end = sight_of(state.image).horizon(positions[-1]) + 1
+        extent = Extent(self._layer, self._layer + 1, positions[0], end, tuple(positions))
         return Row(state.tokens, state, extent)
 
     def index(self, layout: Layout) -> Tensor:
@@ -157,14 +159,16 @@ class _Shared:
     def _mixed(self, decoder: Decoder) -> Tensor:
         """The heads' mixes of values, [N, H, d]."""
         layer, layout = self._layer, self._layout
-        rotation = decoder.rotation(self.stream, layout.positions(self.stream.device), layout.lengths)
+        rotation = decoder.rotation(self.stream, layout.turns(self.stream.device), layout.lengths)
         query, _, _ = decoder.project(layer, self.stream, rotation)
         block = Block(layer, decoder.attention_settings(layer), Visits(()))
         parts = []
         for base in layout.rows:
             assert base.prefix is not None
             end, own = base.extent.end, layout.slice(base)
-            segment = Segment(own.start, own.start, 0, end, range(end), base.extent.last, (None,), 1, (base,))
+            segment = Segment(
+                own.start, own.start, 0, end, range(end), base.extent.last, (None,), 1, (base,), base.sight
+            )
             keys, values = base.prefix.keys[layer][None, :end], base.prefix.values[layer][None, :end]
             parts.append(attend(block, segment, query[own], keys, values))
         return parts[0] if len(parts) == 1 else torch.cat(parts)

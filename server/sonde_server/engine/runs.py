@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..questions.activations import Pooling
 from ..questions.extents import Detoured
+from ..questions.images import Image
 from ..questions.places import Component
-from ..questions.prompts import Target
+from ..questions.prompts import Prompt, Target
 from .sampling import Choice, Taken
 
 
@@ -133,6 +134,12 @@ class Base:
     tokens: tuple[int, ...]
     corruption: PlacedEdit | None = None
     batch: int = 1
+    image: Image | None = None
+
+    @classmethod
+    def of(cls, prompt: Prompt, corruption: PlacedEdit | None = None, batch: int = 1) -> "Base":
+        """That of a prompt, with its image."""
+        return cls(prompt.tokens, corruption, batch, prompt.image)
 
 
 class Asked(NamedTuple):
@@ -163,6 +170,7 @@ class State:
     logits: [V], of the positions that were read.
     prediction: the last reading of it, and its result.
     midway: intermediate values of blocks, from which later runs resume (midblock.py).
+    image: that of its prompt.
     number: counts the states of a process. Batches are ordered by it, so that results do not depend on where in memory
     a state lies.
     """
@@ -176,6 +184,7 @@ class State:
     prediction: "tuple[Asked, Result] | None" = None
     number: int = field(default_factory=count(1).__next__)
     midway: dict[Midway, dict[Component, Tensor]] = field(default_factory=dict)
+    image: Image | None = None
 
     def clear(self) -> None:
         """Empties it, so that it can be computed again."""
@@ -187,7 +196,7 @@ class State:
     def bytes(self) -> int:
         """Memory this state holds."""
         tensors = [self.embedding, *self.residual, *self.keys, *self.values, *self.logits.values()]
-        return sum(map(_bytes, tensors)) + self.midway_bytes
+        return sum(map(_bytes, tensors)) + self.midway_bytes + (0 if self.image is None else self.image.bytes)
 
     @property
     def midway_bytes(self) -> int:

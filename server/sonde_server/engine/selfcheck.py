@@ -5,6 +5,8 @@ checked alone, on the input that it has in transformers, so that errors do not a
 what transformers' block adds, and the identities that define the components must hold. A component whose identity fails
 is withdrawn, and GetModel says why.
 
+A model that reads images is checked once more, with an image that is made up before the prompt's tokens.
+
 In half precision some models overflow at the token that begins texts. So transformers also runs the prompt after that
 token, and a model whose logits are not finite is not served.
 """
@@ -22,12 +24,14 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
 from ..questions.extents import Extent
+from ..model.eyes import TAKEN
+from ..questions.images import CAUSAL, Image
 from ..questions.places import PAIRWISE, Component
 from .attention import Block, attend
 from .engine import Engine
 from .execute import Execution, Work
 from .layout import Layout, Row
-from .runs import Capture
+from .runs import Capture, State
 from .visits import Visits
 
 # The largest relative difference that rounding may cause, in the logits and in the output of one block. For tiny models
@@ -88,15 +92,23 @@ class Findings:
 
 
 class Check:
-    """The check of one model."""
+    """The check of one model, with a text or with an image."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, seeing: bool = False) -> None:
         decoder = self.decoder = engine.decoder
         windows = [one for one in decoder.family.windows or () if one is not None and one <= LONGEST_WINDOW]
         length = min(max(windows) + LAST if windows else TOKENS, decoder.max_positions)
         self.known = min(decoder.vocabulary_size, int(decoder.embedding.weight.shape[0]))
         tokens = np.random.RandomState(0).randint(self.known, size=length)
         self.tokens = tuple(int(token) for token in tokens)
+        self.image: Image | None = None
+        if seeing and decoder.eye is not None:
+            vision, seen = decoder.eye.vision, decoder.eye.example()
+            # No other token may look like one of the image's.
+            text = [token if token != vision.token else 0 for token in self.tokens]
+            self.tokens = (*text[:FIRST], *[vision.token] * seen.spread.positions, *text[FIRST:])
+            self.image = decoder.eye.placed(seen, FIRST)
+            length = len(self.tokens)
         self.positions = tuple(sorted({*range(min(FIRST, length)), *range(max(0, length - LAST), length)}))
         self.precise = decoder.dtype.itemsize >= 4
         self.tolerance, self.block_tolerance = TOLERANCES.get(decoder.dtype, TOLERANCES[torch.bfloat16])
@@ -125,8 +137,18 @@ class Check:
                 hooks.callback(block.module.register_forward_pre_hook(entering, with_kwargs=True).remove)
                 hooks.callback(block.module.register_forward_hook(leaving).remove)
             ids = torch.tensor([tokens], device=self.decoder.device)
-            logits = self.decoder.model(input_ids=ids, use_cache=False).logits
+            given = {} if self.image is None else self._given(self.image, ids)
+            logits = self.decoder.model(input_ids=ids, use_cache=False, **given).logits
         return Plain(logits[0, list(self.positions)].float().cpu(), before, after)
+
+    def _given(self, image: Image, ids: Tensor) -> dict[str, Tensor]:
+        """What transformers takes beside the tokens."""
+        there = torch.zeros_like(ids)
+        there[0, list(image.arrangement.positions)] = 1
+        # Without them it silently sees images as texts, in attention or in rotary angles.
+        kind = {"mm_token_type_ids": there} if image.arrangement.turned else {"token_type_ids": there}
+        kind = kind if image.arrangement.turned or image.arrangement.sight != CAUSAL else {}
+        return {name: value.to(ids.device) for name, value in image.inputs.items() if name in TAKEN} | kind
 
     def logits(self) -> Tensor:
         """The engine's logits [P, V] at the compared positions of the prompt."""
@@ -136,7 +158,9 @@ class Check:
 
     def row(self, captures: tuple[Capture, ...]) -> Row:
         """The prompt as a row of a batch."""
-        return Row(self.tokens, None, Extent.whole(self.decoder.layers, len(self.tokens)), captures=captures)
+        state = None if self.image is None else State(self.tokens, image=self.image)
+        extent = Extent.whole(self.decoder.layers, len(self.tokens))
+        return Row(self.tokens, None, extent, captures=captures, state=state)
 
     def block(self, layer: int, plain: Plain, findings: Findings) -> None:
         """Checks one block on its input in transformers."""
@@ -157,7 +181,7 @@ class Check:
             self._neurons(layer, seen, mlp, findings)
 
     def _rotations(self, stream: Tensor, layout: Layout) -> Any:
-        return self.decoder.rotation(stream, layout.positions(stream.device), layout.lengths)
+        return self.decoder.rotation(stream, layout.turns(stream.device), layout.lengths)
 
     def _sum(self, layer: int, attention: Tensor, mlp: Tensor, plain: Plain, findings: Findings) -> None:
         one, other, before, after = (
@@ -196,7 +220,12 @@ class Check:
 
 def verify(engine: Engine) -> None:
     """Compares the engine with the model. Raises UnsupportedModel, with the numbers, where the logits differ."""
-    check = Check(engine)
+    _verify(Check(engine))
+    if engine.decoder.eye is not None:
+        _verify(Check(engine, seeing=True))
+
+
+def _verify(check: Check) -> None:
     findings = Findings.none(precise=check.precise)
     decoder = check.decoder
     with torch.inference_mode():

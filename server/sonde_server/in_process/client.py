@@ -28,6 +28,8 @@ SETTINGS: Final = (
     "max_runs",
     "max_answer_bytes",
     "max_working_bytes",
+    "max_image_bytes",
+    "max_image_pixels",
     "cache_bytes",
 )
 """Those of a server's settings that are about its model."""

@@ -25,7 +25,7 @@ from ..engine import Base, Capture, Change, PlacedEdit, Reading, Result, Run, St
 from ..questions.answers import Answer, Floats
 from ..questions.attribution_patching import AttributionPatching, Integration, VerifiedEffect
 from ..questions.places import Site
-from ..questions.prompts import Metric
+from ..questions.prompts import Metric, content_of
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
 from .attribution.activations import Activations
@@ -38,8 +38,8 @@ async def parts(
     question: TraceQuestion, method: AttributionPatching, session: Session, clean: Clean
 ) -> AsyncGenerator[Answer, None]:
     """The progress, then the estimates component by component, the edges, and what was verified."""
-    same = method.source.tokens == question.prompt.tokens
-    source = clean.state if same else (await session.states([Base(method.source.tokens)]))[0]
+    same = content_of(method.source) == content_of(question.prompt)
+    source = clean.state if same else (await session.states([Base.of(method.source)]))[0]
     if method.integration is Integration.ACTIVATIONS:
         turns = Activations(method, clean.targets, clean.position, session, clean.state, source)
         async for progress in turns.run():

@@ -61,7 +61,7 @@ class _Scrubbing:
     @classmethod
     async def of(cls, question: CausalScrubbing, session: Session) -> "_Scrubbing":
         """Runs every example, and reads what is needed of them."""
-        bases = [Base(prompt.tokens) for prompt in question.prompts]
+        bases = [Base.of(prompt) for prompt in question.prompts]
         scrubbing = cls(question, session, await session.states(bases, read=question.position))
         await scrubbing._read_examples()
         return scrubbing
@@ -127,8 +127,10 @@ class _Scrubbing:
         restarts = alone.restarts(session.decoder)
         cost = alone.cost(session.decoder, restarts)
         attention = attention_of(session.decoder.attention, restarts)
-        spans = asked.prompt.spans
-        return Context(asked.prompt.tokens, targets, asked.position, prediction, cost, attention, None, spans)
+        prompt = asked.prompt
+        return Context(
+            prompt.tokens, targets, asked.position, prediction, cost, attention, None, prompt.spans, prompt.image
+        )
 
     def _reading(self, number: int, context: Context) -> Reading:
         readout = self.question.readouts[number]

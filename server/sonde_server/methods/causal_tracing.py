@@ -25,6 +25,7 @@ from ..questions.causal_tracing import (
     GaussianCorruption,
     RestorationGrid,
 )
+from ..questions.images import sight_of
 from ..questions.places import LAYERLESS, PAIRWISE, Component
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
@@ -40,7 +41,7 @@ async def parts(
     edits = [PlacedEdit(Component.TOKEN_EMBEDDING, 0, method.subject, None, change) for change in changes]
     grid = list(method.cells(session.layers))
     yield Progress(0, len(grid) * len(edits), runs=True)
-    corruptions = [Base(question.prompt.tokens, edit, len(edits)) for edit in edits]
+    corruptions = [Base.of(question.prompt, edit, len(edits)) for edit in edits]
     corrupted = await session.corrupted(corruptions, clean.state, read=clean.position)
     baseline = await session.read(corrupted, Reading(clean.position, clean.targets))
     yield _corruption(method, baseline, deviation)
@@ -62,7 +63,7 @@ async def _grids(
     corrupted: list[State],
     baseline: list[Result],
 ) -> AsyncGenerator[Answer, None]:
-    reading = Reading(clean.position, clean.targets)
+    reading, sight = Reading(clean.position, clean.targets), sight_of(clean.state.image)
     restored = [Capture(one.component, one.layer, one.positions) for one in method.restored(session.layers)]
     found = await session.values(clean.state, restored)
     values = {(one.component, one.layer): value for one, value in zip(restored, found, strict=True)}
@@ -70,7 +71,7 @@ async def _grids(
 
     def runs() -> Iterator[Run]:
         for cell in grid:
-            if method.matters(cell, clean.position):
+            if method.matters(cell, clean.position, sight):
                 row = row_of[cell.position]
                 edits = [_restoration(cell, layer, values[cell.component, layer], row) for layer in cell.restored]
                 for state in corrupted:
@@ -85,7 +86,8 @@ async def _grids(
         row = [cell for cell in grid[start:start + len(method.layers)]
                if (cell.component, cell.position) == (head.component, head.position)]  # fmt: skip
         outcome = [
-            await results.take(len(corrupted)) if method.matters(cell, clean.position) else baseline for cell in row
+            await results.take(len(corrupted)) if method.matters(cell, clean.position, sight) else baseline
+            for cell in row
         ]
         start += len(row)
         done += len(row) * len(corrupted)
@@ -138,7 +140,7 @@ async def _corruptions(method: CausalTracing, session: Session) -> tuple[list[Ch
     """How each sample changes the subject's embeddings, and the standard deviation of the noise (0: none is drawn)."""
     match method.corruption:
         case Counterfactual(prompt):
-            (other,) = await session.states([Base(prompt.tokens)])
+            (other,) = await session.states([Base.of(prompt)])
             return [Change("set", other.embedding[list(method.subject)])], 0.0
         case ExplicitNoise(values):
             noise, deviation = torch.from_numpy(np.array(values)), 0.0

@@ -87,7 +87,7 @@ async def _prepared(question: TraceQuestion, method: CircuitDiscovery, session: 
     target = clean.targets[:1]
     reading = Reading(clean.position, target, clean=clean.state, divergence=method.metric is None)
     positions = method.differing(question.asked)
-    runs = await CircuitRuns.of(session, clean.state, [method.source.tokens], reading, positions)
+    runs = await CircuitRuns.of(session, clean.state, [method.source], reading, positions)
     (result,) = await session.read([clean.state], Reading(clean.position, target, clean=clean.state))
     return _Prompt(runs, 0.0 if method.metric is None else _metric(result, method.metric), method.metric)
 

@@ -12,6 +12,7 @@ from ..engine.runs import Detour, Reads, Send
 from ..questions.circuits import Edges, writers
 from ..questions.graph import READ_BY_HEADS, Graph
 from ..questions.places import Component
+from ..questions.prompts import Prompt
 from ..sharing.session import Session
 
 
@@ -39,7 +40,7 @@ class CircuitRuns:
         cls,
         session: Session,
         clean: State,
-        sources: Sequence[tuple[int, ...]],
+        sources: Sequence[Prompt],
         reading: Reading,
         positions: Sequence[int],
         captures: tuple[Capture, ...] = (),
@@ -53,7 +54,10 @@ class CircuitRuns:
         senders = [Capture(place.component, place.layer, place.positions) for place in places]
         await session.ready([clean])
         own = await session.values(clean, senders)
-        found = [await session.values(state, senders) for state in await session.states([Base(s) for s in sources])]
+        found = [
+            await session.values(state, senders)
+            for state in await session.states([Base.of(source) for source in sources])
+        ]
         others: list[Tensor | float] = [0.0] * len(senders)
         if found:
             others = [torch.stack(values).mean(0) for values in zip(*found, strict=True)]

@@ -87,7 +87,7 @@ class _Changed:
     async def _circuits(
         self, clean: State, plan: Circuits, reading: Reading
     ) -> Iterator[tuple[Run, generation.Lasting]]:
-        sources = [self.question.sources[source].tokens for source in plan.sources]
+        sources = [self.question.sources[source] for source in plan.sources]
         positions = self.question.differing(plan)
         circuits = await CircuitRuns.of(self.session, clean, sources, reading, positions, self._wanted)
         nothing = generation.lasting((), [])

@@ -1,7 +1,7 @@
 """How every answer opens: the cost, and the prediction of the unchanged run that all else is compared with."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..engine import Base, State
 from ..questions.answers import Context
@@ -40,14 +40,15 @@ async def opening(
     restarts = question.restarts(session.decoder)
     cost = question.cost(session.decoder, restarts)
     attention = attention_of(session.decoder.attention, restarts, pairs=question.pairs)
+    prompt = asked.prompt
+    opened = Context(tokens, asked.targets, position, None, cost, attention, question.axes, prompt.spans, prompt.image)
     if question.dry_run:
-        return Context(tokens, asked.targets, position, None, cost, attention, question.axes, asked.prompt.spans), None
-    state = await session.start(Base(tokens), read=position)
+        return opened, None
+    state = await session.start(Base.of(prompt), read=position)
     await beside(state)
     await session.ready([state])
     targets, prediction = await predict(session, state, asked.targets, position, asked.top_k)
-    context = Context(tokens, targets, position, prediction, cost, attention, question.axes, asked.prompt.spans)
-    return context, Clean(state, position, targets)
+    return replace(opened, targets=targets, clean=prediction), Clean(state, position, targets)
 
 
 def announced(cases: Cases[TraceQuestion] | Cases[InterveneQuestion], session: Session) -> Context:

@@ -25,6 +25,7 @@ from ..questions.generation import Generated
 from ..questions.interventions import InterveneQuestion, Readings
 from ..questions.places import Component, Site
 from ..questions.plans import Sweep
+from ..questions.prompts import Prompt
 from ..questions.token_probability import LayerReadings
 from ..questions.traces import TraceQuestion
 from ..sharing.session import Session
@@ -131,8 +132,8 @@ async def _explained(
 ) -> SondeServerError:
     """The error for the caller: an unchanged run that overflows by itself, otherwise what the question changes."""
     kind = str(session.decoder.dtype).removeprefix("torch.")
-    for name, tokens in _prompts(question):
-        (state,) = await session.states([Base(tokens)])
+    for name, prompt in _prompts(question):
+        (state,) = await session.states([Base.of(prompt)])
         block = await session.call(partial(_first_block, state))
         if block is not None:
             where = "its token embeddings" if block < 0 else f"block {block}"
@@ -156,16 +157,16 @@ async def _explained(
     return NotFinite(f"{found.what}: not finite in {kind}{_advice(kind)}")
 
 
-def _prompts(question: TraceQuestion | InterveneQuestion) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _prompts(question: TraceQuestion | InterveneQuestion) -> Iterator[tuple[str, Prompt]]:
     """The prompts that are run unchanged, by their names in the request."""
-    yield "the prompt", question.prompt.tokens
+    yield "the prompt", question.prompt
     if isinstance(question, InterveneQuestion):
         for number, source in enumerate(question.sources):
-            yield f"sources[{number}]", source.tokens
+            yield f"sources[{number}]", source
     elif isinstance(question.method, AttributionPatching | CircuitDiscovery):
-        yield "the source", question.method.source.tokens
+        yield "the source", question.method.source
     elif isinstance(question.method, CausalTracing) and isinstance(question.method.corruption, Counterfactual):
-        yield "the counterfactual", question.method.corruption.prompt.tokens
+        yield "the counterfactual", question.method.corruption.prompt
 
 
 def _first_block(state: State) -> int | None:

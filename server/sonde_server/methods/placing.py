@@ -36,7 +36,7 @@ class Placing:
         """Runs the sources, whose values the patches take, and reads what paths need of the unchanged run, `clean`."""
         placing = cls(question, session)
         await placing._detouring.read(session, clean)
-        for number, state in enumerate(await session.states([Base(source.tokens) for source in question.sources])):
+        for number, state in enumerate(await session.states([Base.of(source) for source in question.sources])):
             places = [place for place in placing._captures if place[0] == number]
             values = await session.values(state, [placing._captures[place] for place in places])
             placing._sourced.update(zip(places, values, strict=True))

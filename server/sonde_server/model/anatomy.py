@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModel
+from ..questions.images import Image
 from ..questions.places import Component, Sized
 from .attention import AttentionSettings
 from .devices import device_of, parameter_of
+from .eyes import Eye
 from .families import Family, family_of
 from .packing import Packed
 from .projections import Heads, Projected
@@ -126,6 +128,8 @@ class Decoder(Sized):
         self._heads = Heads(self.heads, self.key_value_heads, self.head_size)
         # The tokens that end a generated text.
         self.end_tokens = _end_tokens(model)
+        # How it takes images. Set when the model is loaded, where it can.
+        self.eye: Eye | None = None
         # The longest prompt for which rotary angles do not depend on prompt length (LongRoPE), or None.
         self._threshold = scalings(config).get("longrope")
 
@@ -153,12 +157,22 @@ class Decoder(Sized):
         embedded: Tensor = self.embedding(tokens)
         return embedded
 
+    def see(self, embeddings: Tensor, image: Image) -> Tensor:
+        """Token embeddings [N, D] of a whole prompt, with what the model makes of its image in the place of some."""
+        assert self.eye is not None
+        seen = embeddings.clone()
+        seen[list(image.arrangement.positions)] = self.eye.embedding(image).to(seen)
+        return seen
+
     def enter(self, embeddings: Tensor, positions: Tensor) -> Tensor:
         """The input of the first block [N, D], from token embeddings [N, D] at positions [N]."""
         return embeddings if self.family.enter is None else self.family.enter(self.model, embeddings, positions)
 
     def rotation(self, like: Tensor, positions: Tensor, lengths: Callable[[torch.device], Tensor]) -> Rotations | None:
-        """Cosines and sines for `project`, of tokens at positions [N] in prompts of `lengths` [N]."""
+        """Cosines and sines for `project`, of tokens at positions [N] in prompts of `lengths` [N].
+
+        Of a model with images, the positions may be times, rows and columns [3, N].
+        """
         rotary = self.family.rotary
         if rotary is None:
             return None

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 Message = tuple[str, str]
 """Role and content."""
+_PROBE = "Probe"
 Place = tuple[int, int]
 """Where a content begins and ends, in characters."""
 
@@ -22,10 +23,40 @@ def has_template(tokenizer: PreTrainedTokenizerBase | None) -> bool:
         return False
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any) -> str:
-    """The text that the template writes. Raises whatever the template does."""
-    chat = [{"role": role, "content": content} for role, content in messages]
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], parts: str | None = None, **options: Any
+) -> str:
+    """The text that the template writes. Raises whatever the template does.
+
+    `parts`: what stands for an image, for a template that takes texts and images apart (`takes_parts`).
+    """
+    chat: list[dict[str, Any]] = [
+        {"role": role, "content": content if parts is None else _apart(content, parts)} for role, content in messages
+    ]
     return str(tokenizer.apply_chat_template(chat, tokenize=False, **options))
+
+
+def takes_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template writes a content only where it is given as a list of texts and images."""
+
+    def writes(parts: str | None) -> bool:
+        try:
+            return _PROBE in rendered(tokenizer, [("user", _PROBE)], parts)
+        except Exception:  # noqa: BLE001 - a template may fail in any way over contents that it takes apart
+            return False
+
+    return not writes(None) and writes("")
+
+
+def _apart(content: str, placeholder: str) -> list[dict[str, str]]:
+    """A content as the list that templates of vision-language models take."""
+    before, found, after = content.partition(placeholder) if placeholder else (content, "", "")
+    image = [{"type": "image"}] if found else []
+    return [*_text(before), *image, *_text(after)]
+
+
+def _text(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}] if text else []
 
 
 def located(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..builtin import ATLAS_DIRECTORY
 from ..errors import UnsupportedModel
@@ -44,6 +44,9 @@ class Checkpoint(Protocol):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer. Raises UnsupportedModel or OSError if there is none that can be read."""
+
+    def image_processor(self) -> Any:
+        """What prepares images for it. Raises UnsupportedModel, ImportError or OSError if there is none to be read."""
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises UnsupportedModel if the model that was read lacks a part of the checkpoint."""
@@ -98,6 +101,10 @@ class Transformers:
         tokenizer: PreTrainedTokenizerBase = self.read(AutoTokenizer.from_pretrained)
         return tokenizer
 
+    def image_processor(self) -> Any:
+        """From preprocessor_config.json or processor_config.json. Pillow resizes images, also beside torchvision."""
+        return self.read(AutoImageProcessor.from_pretrained, backend="pil")
+
     def check(self, model: PreTrainedModel) -> None:
         """Nothing is left out: a safetensors file may hold more than the model."""
 
@@ -134,6 +141,10 @@ class Gguf:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The file's."""
         return read_tokenizer(self.file)
+
+    def image_processor(self) -> Any:
+        """None: such a file holds the language model alone."""
+        raise UnsupportedModel("a GGUF file has no image processor")
 
     def check(self, model: PreTrainedModel) -> None:
         """Every tensor of the file has become a weight."""

@@ -2,11 +2,13 @@
 
 import logging
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -17,6 +19,8 @@ from ..questions.places import ModelDescription
 from .anatomy import Decoder
 from .checkpoint import CONVERT, Checkpoint, find
 from .configuration import reading
+from .eyes import Eye
+from .families import family_of
 from .kernels import fuse_activations
 from .packing import pack
 from .spreading import check_tied, offload_folder, places, read_device_map
@@ -78,9 +82,12 @@ def load(
     if pack_weights:
         pack(model)
     decoder = Decoder(model)
-    vocabulary = Vocabulary(_tokenizer(checkpoint), decoder.vocabulary_size)
+    decoder.eye = _eye(checkpoint, decoder)
+    vocabulary = Vocabulary(_tokenizer(checkpoint), decoder.vocabulary_size, decoder.eye)
     where = str(place) if device_map is None else places(model)
-    description = replace(_describe(checkpoint, decoder, where), chat_template=vocabulary.chat_template)
+    description = replace(
+        _describe(checkpoint, decoder, where), chat_template=vocabulary.chat_template, image=vocabulary.image
+    )
     return LoadedModel(decoder, vocabulary, description)
 
 
@@ -91,9 +98,10 @@ def _pretrained(checkpoint: Checkpoint, options: dict[str, Any], fault: str) -> 
         UnsupportedModel: for a faulty checkpoint, and for one that lacks weights, which transformers would initialise
             at random.
     """
+    kind = AutoModelForCausalLM if family_of(options["config"]).vision is None else AutoModelForImageTextToText
     with reading(fault):
         loaded: Any = checkpoint.read(
-            AutoModelForCausalLM.from_pretrained,
+            kind.from_pretrained,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -157,6 +165,24 @@ def _tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase | None:
     except (OSError, UnsupportedModel) as error:
         reason = " ".join(str(error).split())
     _log.warning("%s has no readable tokenizer, so prompts must be token ids: %s", checkpoint.source, reason)
+    return None
+
+
+def _eye(checkpoint: Checkpoint, decoder: Decoder) -> Eye | None:
+    """What sees images for the model, or None where it takes none, or cannot here. The log then says why."""
+    vision = decoder.family.vision
+    if vision is None:
+        return None
+    try:
+        if find_spec("PIL") is None:
+            raise UnsupportedModel("Pillow is not installed; the extra `vision` installs it")
+        if vision.token >= min(decoder.vocabulary_size, int(decoder.embedding.weight.shape[0])):
+            raise UnsupportedModel(f"the token of images, {vision.token}, is not in the vocabulary")
+        with reading("its image processor is faulty"):
+            return Eye(decoder.model, vision, checkpoint.image_processor())
+    except (OSError, UnsupportedModel) as error:
+        reason = " ".join(str(error).split())
+    _log.warning("%s is hosted for texts alone, without images: %s", checkpoint.source, reason)
     return None
 
 

@@ -27,7 +27,7 @@ class Rotation:
 
 # By kind of layer; the only kind is "" in families that do not distinguish kinds.
 Rotations = Mapping[str, Rotation]
-# From the model, a tensor of the wanted type and device, and positions [N].
+# From the model, a tensor of the wanted type and device, and positions [N], or their times, rows and columns [3, N].
 Rotary = Callable[[nn.Module, Tensor, Tensor], Rotations]
 Rotate = Callable[[Tensor, Rotation], Tensor]
 
@@ -36,7 +36,7 @@ def rotary_module(path: str, kinds: Sequence[str] = ()) -> Rotary:
     """Cosines and sines from a module, by position and, where `kinds` are given, by kind of layer."""
 
     def rotary(model: nn.Module, like: Tensor, positions: Tensor) -> Rotations:
-        module, where = model.get_submodule(path), positions.unsqueeze(0)
+        module, where = model.get_submodule(path), positions.unsqueeze(-2)
         if not kinds:
             return {"": _first(module(like.unsqueeze(0), where))}
         return {kind: _first(module(like.unsqueeze(0), where, kind)) for kind in kinds}

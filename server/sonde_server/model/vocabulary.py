@@ -2,15 +2,17 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..questions.images import ImageInput
 from ..questions.prompts import Prompt, overlapping
-from .chats import Message, Place, has_template, located, rendered
+from .chats import Message, Place, has_template, located, rendered, takes_parts
+from .eyes import Eye
 
 # Texts for another text to continue. A token may not be shared by both: a letter is kept apart from the space or comma
 # that follows it, and the end of a line or a full stop from letters.
@@ -20,24 +22,66 @@ _BEFORE = ("a", "a\n", "a.")
 class Vocabulary:
     """The model's tokenizer. It is None for a model that has none: such a model takes and returns token ids only."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, size: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, size: int, eye: Eye | None = None) -> None:
         self.tokenizer = tokenizer
         self.size = size
+        self.eye = eye
 
     @cached_property
     def longest(self) -> int:
         """Length of the longest token in characters: a text of n tokens has at most n times that length."""
         return max(map(len, self._required().get_vocab()))
 
-    def encode(self, text: str) -> Prompt:
+    @property
+    def image(self) -> ImageInput | None:
+        """How the model reads images, if it does."""
+        return None if self.eye is None else self.eye.described(self.placeholder)
+
+    @cached_property
+    def placeholder(self) -> str:
+        """What stands for an image in a text; empty where none can be written."""
+        if self.eye is None or self.tokenizer is None:
+            return ""
+        return "".join(map(self._piece, self.eye.vision.placeholder))
+
+    @cached_property
+    def _named(self) -> str:
+        """The part of the placeholder that is looked for in a text."""
+        return self._piece(self.eye.vision.named) if self.eye is not None and self.placeholder else ""
+
+    def placeholders(self, text: str) -> int:
+        """How many images a text has a place for."""
+        return text.count(self._named) if self._named else 0
+
+    def _piece(self, token: int) -> str:
+        return str(self._required().convert_ids_to_tokens(token) or "")
+
+    def _expanded(self, text: str, positions: int) -> tuple[str, Callable[[int], int]]:
+        """A text with all tokens of its image, and where characters of the text are in it."""
+        if not positions:
+            return text, lambda place: place
+        if (count := self.placeholders(text)) != 1:
+            raise ValueError(f"expected {self.placeholder!r} once, where the image goes, got it {count} times")
+        assert self.eye is not None
+        vision, at = self.eye.vision, text.index(self._named)
+        written = "".join(
+            one if isinstance(one, str) else self._piece(one) * (positions if one == vision.token else 1)
+            for one in vision.written
+        )
+        more = len(written) - len(self._named)
+        return text[:at] + written + text[at + len(self._named) :], lambda place: place + more * (place > at)
+
+    def encode(self, text: str, image: int = 0) -> Prompt:
         """The tokens of a prompt, with the special tokens that the tokenizer adds.
 
-        A text that starts with the begin token keeps that one and gets no second.
+        A text that starts with the begin token keeps that one and gets no second. `image`: how many positions the image
+        has whose placeholder is in the text.
 
         Raises:
             ValueError: if the tokenizer fails on this text, with its reason.
         """
         tokenizer = self._required()
+        text, _ = self._expanded(text, image)
         with _failing():
             encoding = tokenizer(text, return_offsets_mapping=tokenizer.is_fast)
         tokens, begin = tuple(encoding["input_ids"]), tokenizer.bos_token_id
@@ -51,25 +95,34 @@ class Vocabulary:
         """Whether the checkpoint has a template for conversations."""
         return has_template(self.tokenizer)
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Prompt:
+    @cached_property
+    def _parts(self) -> bool:
+        """Whether the template takes texts and images apart."""
+        return self.eye is not None and takes_parts(self._required())
+
+    def chat(self, messages: Sequence[Message], image: int = 0, **options: Any) -> Prompt:
         """The tokens of a conversation, as the checkpoint's own template writes it. No special tokens are added.
 
         The content of each message is a span: of the last one with the name of its role, and of each with its number
         among those of its role, such as "user[0]". A content that the template changes, beyond the spaces at its ends,
-        has none. `options`: add_generation_prompt and continue_final_message.
+        has none. `image`: as in `encode`. `options`: add_generation_prompt and continue_final_message.
 
         Raises:
             ValueError: if the template does not accept the messages, or the tokenizer fails, with its reason.
         """
         tokenizer = self._required()
         with _failing():
+            options["parts"] = self.placeholder if self._parts else None
             text = rendered(tokenizer, messages, **options)
-            encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+            whole, moved = self._expanded(text, image)
+            encoding = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
         offsets = tuple((start, end) for start, end in encoding["offset_mapping"]) if tokenizer.is_fast else ()
         spans: dict[str, tuple[int, ...]] = {}
         if offsets:
-            spans = _spans(messages, located(tokenizer, messages, text, **options), offsets)
-        return Prompt(tuple(encoding["input_ids"]), text, offsets, tuple(spans.items()))
+            places = located(tokenizer, messages, text, **options)
+            places = [None if place is None else (moved(place[0]), moved(place[1])) for place in places]
+            spans = _spans(messages, places, offsets)
+        return Prompt(tuple(encoding["input_ids"]), whole, offsets, tuple(spans.items()))
 
     def target(self, text: str) -> int | None:
         """The token that a text is where it continues another one; None where the vocabulary has no such token.

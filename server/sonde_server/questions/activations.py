@@ -80,7 +80,7 @@ class Activations:
         for site in self.sites:
             for place in site.places(asked.tokens):
                 by_layer[place.layer].append(place)
-        return Counter(rereading(places, asked.tokens, model.layers) for places in by_layer.values())
+        return Counter(rereading(places, asked.tokens, model.layers, asked.sight) for places in by_layer.values())
 
     def cost(self, asked: Asked, model: Sized, restarts: Restarts) -> Cost:
         """The cost before anything runs."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .costs import Cost
+from .images import Image
 from .plans import SweepAxes
 from .prompts import Target
 
@@ -35,7 +36,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context(Answer):
-    """The first part of every answer. `clean` is None in a dry run. `spans`: the named positions of the prompt."""
+    """The first part of every answer. `clean` is None in a dry run. `spans`: the named positions of the prompt.
+
+    `image`: its image.
+    """
 
     tokens: tuple[int, ...]
     targets: tuple[Target, ...]
@@ -45,6 +49,7 @@ class Context(Answer):
     attention: str
     axes: SweepAxes | None = None
     spans: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    image: Image | None = None
 
 
 @dataclass(frozen=True, slots=True)

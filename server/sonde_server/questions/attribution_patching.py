@@ -12,7 +12,7 @@ block.
 """
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -30,7 +30,7 @@ from .places import (
     Site,
     Sized,
 )
-from .prompts import Asked, Metric, Prompt
+from .prompts import Asked, Metric, Prompt, content_of, first_difference
 
 # The components whose patches change the softmax of attention, which can be recomputed for them.
 RECOMPUTED = (Component.QUERY, Component.KEY)
@@ -63,13 +63,6 @@ class Turn:
         for layer in range(layers):
             yield cls(Component.HEAD_OUT, layer)
             yield cls(Component.MLP_OUT, layer)
-
-
-def first_difference(one: Sequence[int], other: Sequence[int]) -> int:
-    """The first position where two prompts of one length differ; the length of both where they are the same."""
-    return min(
-        (number for number, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), default=len(one)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +170,7 @@ class AttributionPatching:
         layers, length, full = model.layers, asked.position + 1, asked.tokens * model.layers
         blocks = layers - self.lowest_block(layers)
         backward = blocks * (blocks + 1) // 2 if self.drop_layers else blocks
-        work = full + (full if self.source.tokens != asked.prompt.tokens else 0)
+        work = full + (full if content_of(self.source) != content_of(asked.prompt) else 0)
         if self.integration is Integration.ACTIVATIONS:
             work += self._work_of_turns(asked, model)
         else:
@@ -202,13 +195,13 @@ class AttributionPatching:
         return self.integration_steps * (backward + mlps) + token_layers(self._turns(asked, model))
 
     def _first_difference(self, asked: Asked) -> int:
-        return first_difference(asked.prompt.tokens, self.source.tokens)
+        return first_difference(asked.prompt, self.source)
 
     def _patched(self, position: int, asked: Asked, model: Sized) -> set[Extent]:
         """What the runs compute that patch a place of each component in the lowest block, at this position or a row."""
         rows = ((position,),) if self.rows is None else tuple(row for row in self.rows if row)
         return {
-            extent_of([Place(component, 0, row)], (), asked.position, asked.tokens, model.layers)
+            extent_of([Place(component, 0, row)], (), asked.position, asked.tokens, model.layers, sight=asked.sight)
             for component in self.components
             for row in rows
         }

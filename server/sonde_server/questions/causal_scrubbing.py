@@ -14,7 +14,7 @@ from .extents import Extent, Restarts, rereading, token_layers
 from .hypotheses import Hypothesis
 from .interventions import Readings, Readout
 from .places import Component, Place, Site, Sized
-from .prompts import Asked, Prompt
+from .prompts import Asked, Prompt, content_of
 from .scrubbing_tasks import Task, Tasks
 
 # References are answered together as long as they have no more draws than this.
@@ -109,20 +109,20 @@ class CausalScrubbing:
             for task in self.tasks(chunk).all():
                 extent = self.extent(task, model)
                 found[extent] = found.get(extent, 0) + 1
-        for places in self.read_of.values():
+        for example, places in self.read_of.items():
             again = [Place(component, layer, positions) for (component, layer), positions in places.items()]
-            extent = rereading(again, self.tokens, model.layers)
+            extent = rereading(again, self.tokens, model.layers, self.prompts[example].sight)
             found[extent] = found.get(extent, 0) + 1
         return found
 
     def extent(self, task: Task, model: Sized) -> Extent:
         """What one run computes."""
-        return task.extent(self.hypothesis, model, self.tokens, self.position)
+        return task.extent(self.hypothesis, model, self.prompts, self.position)
 
     def cost(self, model: Sized, restarts: Restarts | None = None) -> Cost:
         """Exact before anything runs, for examples that are new: which are drawn is known."""
         full = self.tokens * model.layers
-        bases = len({prompt.tokens for prompt in self.prompts}) * full
+        bases = len({content_of(prompt) for prompt in self.prompts}) * full
         work = bases + token_layers(self.restarts(model) if restarts is None else restarts)
         inner = len({node.parent for node in self.hypothesis.nodes[1:]}) or 1
         total = bases + self.runs(model) * inner * full
@@ -131,7 +131,7 @@ class CausalScrubbing:
 
     def held_bytes(self, model: Sized) -> int:
         """The states of all examples, what is read of them, and the values of the runs of some references."""
-        held = len(self.prompts) * state_bytes(self.tokens, model)
+        held = len(self.prompts) * state_bytes(self.tokens, model) + sum(prompt.image_bytes for prompt in self.prompts)
         sizes = [
             model.numbers(Site(component, (layer,), None, positions), self.tokens)
             for places in self.read_of.values()

@@ -10,6 +10,7 @@ from .answers import Answer, Floats
 from .costs import DOUBLE, FLOAT, Cost, state_bytes
 from .edits import Values
 from .extents import Extent, Restarts, extent_of, rereading, token_layers
+from .images import Sight
 from .places import FACTS, LAYERLESS, PAIRWISE, Component, Place, Sized, Stage, layers_around
 from .prompts import Asked, Prompt
 
@@ -112,14 +113,14 @@ class CausalTracing:
                     restored = layers_around(layer, self.window, layers) if facts.windowed else (layer,)
                     yield Cell(component, position, layer, restored)
 
-    def matters(self, cell: Cell, read: int) -> bool:
+    def matters(self, cell: Cell, read: int, sight: Sight) -> bool:
         """Whether a restoration can change what is read at `read`: not before the corruption, not after the reading."""
         match FACTS[cell.component].stage:
             case Stage.EMBEDDING:
-                return cell.position in self.subject and cell.position <= read
+                return cell.position in self.subject and cell.position <= sight.horizon(read)
             case Stage.END:
                 return cell.position == read
-        return min(self.subject) <= cell.position <= read
+        return sight.begins(min(self.subject)) <= cell.position <= sight.horizon(read)
 
     def restored(self, layers: int) -> list[Place]:
         """The clean run's values of every component and layer that is restored, at the positions of the grids."""
@@ -144,13 +145,13 @@ class CausalTracing:
 
         A cell that cannot change what is read is not run.
         """
-        tokens, layers, samples = asked.tokens, model.layers, self.corruption.samples
-        found = Counter({Extent.whole(layers, tokens, min(self.subject)): samples})
-        found[rereading(self.restored(layers), tokens, layers)] += 1
+        tokens, layers, samples, sight = asked.tokens, model.layers, self.corruption.samples, asked.sight
+        found = Counter({Extent.whole(layers, tokens, sight.begins(min(self.subject))): samples})
+        found[rereading(self.restored(layers), tokens, layers, sight)] += 1
         for cell in self.cells(layers):
-            if self.matters(cell, asked.position):
+            if self.matters(cell, asked.position, sight):
                 ends = cell.restored[0], cell.restored[-1]
-                found[_restoring(cell.component, ends, cell.position, asked.position, tokens, layers)] += samples
+                found[_restoring(cell.component, ends, cell.position, asked.position, tokens, layers, sight)] += samples
         return found
 
     def cost(self, asked: Asked, model: Sized, restarts: Restarts) -> Cost:
@@ -174,14 +175,14 @@ class CausalTracing:
 
 @lru_cache(maxsize=1 << 16)
 def _restoring(
-    component: Component, ends: tuple[int, int], position: int, read: int, tokens: int, layers: int
+    component: Component, ends: tuple[int, int], position: int, read: int, tokens: int, layers: int, sight: Sight
 ) -> Extent:
     """What a run computes that restores one position from the first to the last of a few layers.
 
     Kept, because many cases of a dataset are equally long.
     """
     places = [Place(component, layer, (position,)) for layer in ends]
-    return extent_of(places, (), read, tokens, layers)
+    return extent_of(places, (), read, tokens, layers, sight=sight)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

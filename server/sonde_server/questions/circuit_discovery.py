@@ -17,7 +17,7 @@ from .costs import FLOAT, Cost, detour_bytes, state_bytes
 from .extents import Extent, Restarts, extent_of, rereading, token_layers
 from .graph import READ_BY_HEADS, Graph, Node
 from .places import Component, Sized
-from .prompts import Asked, Metric, Prompt
+from .prompts import Asked, Metric, Prompt, content_of, first_difference
 
 # Component, layer and head of both ends of an edge, how much the loss grew, and whether the edge was kept.
 NUMBERS = 8
@@ -64,21 +64,21 @@ class CircuitDiscovery:
                 one = missing.copy()
                 one[number] = graph.edges()[number]
                 there = detoured(one, model, positions, (asked.position,))
-                extent = extent_of((), (), asked.position, asked.tokens, model.layers, detoured=there)
+                extent = extent_of(
+                    (), (), asked.position, asked.tokens, model.layers, detoured=there, sight=asked.sight
+                )
                 found[extent] = found.get(extent, 0) + int(tried)
         return found
 
     def differing(self, asked: Asked) -> tuple[int, ...]:
         """The positions where the prompts may differ, up to the one that is read."""
-        pairs = enumerate(zip(asked.prompt.tokens, self.source.tokens, strict=True))
-        first = next((number for number, (one, other) in pairs if one != other), asked.position + 1)
-        return tuple(range(first, asked.position + 1))
+        return tuple(range(first_difference(asked.prompt, self.source), asked.sight.horizon(asked.position) + 1))
 
     def cost(self, asked: Asked, model: Sized, restarts: Restarts) -> Cost:
         """The cost before anything runs, at most, but for trials that are made too early."""
         full, runs = asked.tokens * model.layers, self.runs(asked, model)
-        both = 1 if self.source.tokens == asked.prompt.tokens else 2
-        again = rereading(writers(model, self.differing(asked)), asked.tokens, model.layers)
+        both = 1 if content_of(self.source) == content_of(asked.prompt) else 2
+        again = rereading(writers(model, self.differing(asked)), asked.tokens, model.layers, asked.sight)
         work = both * full + 2 * again.token_layers + token_layers(restarts)
         return Cost(runs, work, (2 * both + runs) * full, self.answer_bytes(asked, model))
 

@@ -7,12 +7,16 @@ queries and the MLP. A captured place counts as touched: it may cost work, and n
 
 Positions count as whole blocks, also where runs join inside a block and share the part before (engine/midblock.py):
 which runs will share a batch is not known yet.
+
+Where positions of an image see one another, a change at one of them reaches all of them, and each needs the others'
+keys: then a run computes all of these positions or none.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from .images import CAUSAL, Sight
 from .places import FACTS, KEPT, Component, Stage
 
 
@@ -108,6 +112,7 @@ def extent_of(
     *,
     continued: bool = False,
     detoured: Detoured = NO_DETOUR,
+    sight: Sight = CAUSAL,
 ) -> Extent:
     """What a run computes. `read`: the position that is read; `continued`: tokens are generated after it."""
     places: list[Touched] = [*edits, *captures]
@@ -122,11 +127,11 @@ def extent_of(
         return Extent(layers, layers, 0, 0, ())
     start = min((first_block(place, layers) for place in places), default=layers)
     # An edited pattern may attend to later positions, and scores are answered for all keys.
-    end = tokens if any(FACTS[place.component].pairwise for place in places) else max(touched) + 1
+    end = tokens if any(FACTS[place.component].pairwise for place in places) else sight.horizon(max(touched)) + 1
     stop = layers if needed else max(first_block(place, layers) + FACTS[place.component].in_block for place in places)
     last = {position for place in places if _above_keys(place, stop) for position in place.positions}
     last |= needed
-    return Extent(start, stop, min(touched), end, tuple(sorted(last)))
+    return Extent(start, stop, sight.begins(min(touched)), end, tuple(sorted(last)))
 
 
 def _above_keys(place: Touched, stop: int) -> bool:
@@ -141,6 +146,7 @@ def _above_keys(place: Touched, stop: int) -> bool:
     return place.layer == stop - 1
 
 
-def rereading(captures: Iterable[Touched], tokens: int, layers: int) -> Extent:
+def rereading(captures: Iterable[Touched], tokens: int, layers: int, sight: Sight = CAUSAL) -> Extent:
     """What the run computes that reads what a base run does not keep."""
-    return extent_of((), [one for one in captures if one.component not in KEPT], None, tokens, layers)
+    again = [one for one in captures if one.component not in KEPT]
+    return extent_of((), again, None, tokens, layers, sight=sight)

@@ -17,7 +17,7 @@ from .graph import Graph
 from .paths import Route, detoured, route_of
 from .places import END, PAIRWISE, Component, Place, Site, Sized
 from .plans import Plan, Sweep, SweepAxes
-from .prompts import Asked, Prompt, Target
+from .prompts import Asked, Prompt, Target, content_of, first_difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class InterveneQuestion:
 
     def route(self, edits: tuple[Edit, ...], model: Sized) -> Route:
         """The paths of one run's edits."""
-        return route_of(edits, model, self.asked.tokens, self._read_above)
+        return route_of(edits, model, self.asked.tokens, self._read_above, self.prompt.sight)
 
     def circuit_extents(self, plan: Circuits, model: Sized) -> Iterator[Extent]:
         """What each run of circuits computes."""
@@ -94,17 +94,22 @@ class InterveneQuestion:
         for missing in plan.missing(model):
             there = detoured_circuit(missing, model, positions, read)
             yield extent_of(
-                (), self.read_places(), self.readout.position, self.asked.tokens, model.layers, detoured=there
+                (),
+                self.read_places(),
+                self.readout.position,
+                self.asked.tokens,
+                model.layers,
+                detoured=there,
+                sight=self.prompt.sight,
             )
 
     def differing(self, plan: Circuits) -> tuple[int, ...]:
         """The positions where circuits may differ from the unchanged run, up to the last that is read."""
         places = [position for place in self.read_places() for position in place.positions]
-        end = max([self.readout.position, *places]) + 1
+        end = self.prompt.sight.horizon(max([self.readout.position, *places])) + 1
         first = 0
         if len(plan.sources) == 1:
-            pairs = zip(self.prompt.tokens, self.sources[plan.sources[0]].tokens, strict=True)
-            first = next((number for number, (one, other) in enumerate(pairs) if one != other), end)
+            first = first_difference(self.prompt, self.sources[plan.sources[0]])
         return tuple(range(first, end))
 
     def extent(self, edits: tuple[Edit, ...], route: Route, layers: int) -> Extent:
@@ -120,6 +125,7 @@ class InterveneQuestion:
             layers,
             continued=continued,
             detoured=detoured(route),
+            sight=self.prompt.sight,
         )
 
     def left_alone(self, model: Sized) -> dict[tuple[Component, int], tuple[int, ...]]:
@@ -198,8 +204,8 @@ class InterveneQuestion:
         tokens, layers, runs = self.asked.tokens, model.layers, self.plan.count
         # Circuits run the sources that they name, patches all.
         named = self.plan.sources if isinstance(self.plan, Circuits) else range(len(self.sources))
-        others = {self.sources[source].tokens for source in named} - {self.prompt.tokens}
-        unchanged = (tokens + sum(map(len, others))) * layers
+        others = {content_of(self.sources[source]) for source in named} - {content_of(self.prompt)}
+        unchanged = (tokens + sum(len(other) for other, _ in others)) * layers
         work = unchanged + token_layers(self.restarts(model) if restarts is None else restarts)
         work += sum(count * self.route(edits, model).passed for edits, count in self._kinds(layers))
         total = unchanged + runs * tokens * layers
@@ -240,19 +246,23 @@ class InterveneQuestion:
         read: dict[int, list[Place]] = defaultdict(list)
         for (source, component, layer), positions in self.sourced(model.layers).items():
             read[source].append(Place(component, layer, positions))
-        prompts = [(self.asked.tokens, self.read_places())]
+        prompts = [(self.prompt, self.read_places())]
         own = [Place(*place, positions) for place, positions in self._beside(model).items()]
         # Of circuits, each source is read like the prompt.
         again = 1 + len(self.plan.sources) if isinstance(self.plan, Circuits) else 1
-        prompts += [(self.asked.tokens, own)] * again
-        prompts += [(len(self.sources[source].tokens), places) for source, places in read.items()]
-        return [(rereading(places, tokens, model.layers), tokens) for tokens, places in prompts]
+        prompts += [(self.prompt, own)] * again
+        prompts += [(self.sources[source], places) for source, places in read.items()]
+        return [
+            (rereading(places, len(prompt.tokens), model.layers, prompt.sight), len(prompt.tokens))
+            for prompt, places in prompts
+        ]
 
     def held_bytes(self, model: Sized) -> int:
         """The states of all prompts, the continued runs, the changed values of the runs laid out, and the sources'."""
         tokens = self.asked.tokens
-        held = state_bytes(tokens, model)
-        held += sum(state_bytes(len(source), model) for source in {source.tokens for source in self.sources})
+        held = state_bytes(tokens, model) + self.prompt.image_bytes
+        others = {content_of(source): source.image_bytes for source in self.sources}
+        held += sum(state_bytes(len(source), model) + images for (source, _), images in others.items())
         if (generation := self.readout.generation) is not None:
             item = item_bytes(model.data_type)
             prompt, new = (cache_bytes(count, model, item) for count in (tokens, generation.max_new_tokens))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .edits import Edit, Path
 from .extents import NO_DETOUR, Detoured
 from .graph import READ_BY_HEADS, precedes
+from .images import CAUSAL, Sight
 from .places import END, HEADED, Component, Site, Sized
 
 
@@ -106,7 +107,7 @@ def detoured(route: Route) -> Detoured:
     return NO_DETOUR if route is NO_ROUTE else route.detoured
 
 
-def route_of(edits: Sequence[Edit], model: Sized, tokens: int, read: AbstractSet[int]) -> Route:
+def route_of(edits: Sequence[Edit], model: Sized, tokens: int, read: AbstractSet[int], sight: Sight = CAUSAL) -> Route:
     """The paths of the edits that have one. `read`: the positions where the final norm or the logits are read."""
     columns: dict[Path, list[int]] = {}
     for number, edit in enumerate(edits):
@@ -124,7 +125,7 @@ def route_of(edits: Sequence[Edit], model: Sized, tokens: int, read: AbstractSet
             for site in (edits[number].site,)
             for layer in site.layers
         ]
-        course = _Course(path, own, column, model, tokens, read)
+        course = _Course(path, own, column, model, tokens, read, sight)
         senders += own
         receivers += course.receivers
         through += course.through
@@ -135,7 +136,14 @@ class _Course:
     """What the changes of one column reach."""
 
     def __init__(
-        self, path: Path, senders: Sequence[Leg], column: int, model: Sized, tokens: int, read: AbstractSet[int]
+        self,
+        path: Path,
+        senders: Sequence[Leg],
+        column: int,
+        model: Sized,
+        tokens: int,
+        read: AbstractSet[int],
+        sight: Sight,
     ) -> None:
         self._path = path
         self._senders = senders
@@ -143,6 +151,7 @@ class _Course:
         self._model = model
         self._tokens = tokens
         self._read = read
+        self._sight = sight
         # Heads carry a change on to later positions; without them it stays where it is.
         self._spreads = any(site.component is Component.HEAD_OUT for site in path.through)
         self.receivers = [leg for site in path.receivers for leg in self._receivers(site)]
@@ -154,7 +163,7 @@ class _Course:
         before = [leg for leg in self._senders if precedes((leg.component, leg.layer), (component, layer), self._model)]
         positions = {position for leg in before for position in leg.positions}
         if positions and self._spreads:
-            return tuple(range(min(positions), self._tokens))
+            return tuple(range(self._sight.begins(min(positions)), self._tokens))
         return tuple(sorted(positions))
 
     def _receivers(self, site: Site) -> list[Leg]:

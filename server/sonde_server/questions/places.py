@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+from .images import ImageInput
+
 
 class Component(enum.IntEnum):
     """A kind of activation, numbered as in the contract."""
@@ -215,6 +217,7 @@ class ModelDescription(Sized):
     parameters: int
     unavailable: Mapping[Component, str] = field(default_factory=dict)
     chat_template: bool = False
+    image: ImageInput | None = None
 
     @property
     def device_type(self) -> str:

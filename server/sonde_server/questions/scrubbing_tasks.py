@@ -9,6 +9,7 @@ from .extents import Detoured, Extent, extent_of
 from .graph import READ_BY_HEADS, precedes
 from .hypotheses import Hypothesis, Node
 from .places import Component, Place, Site, Sized
+from .prompts import Prompt
 
 
 class Leaf(NamedTuple):
@@ -33,14 +34,16 @@ class Task:
     values: tuple[tuple[int, "Leaf | Task"], ...]
     reference: int | None = None
 
-    def extent(self, hypothesis: Hypothesis, model: Sized, tokens: int, position: int) -> Extent:
-        """What it computes. `position`: where predictions are read."""
+    def extent(self, hypothesis: Hypothesis, model: Sized, prompts: Sequence[Prompt], position: int) -> Extent:
+        """What it computes. `prompts`: the examples; `position`: where predictions are read."""
+        prompt = prompts[self.example]
         nodes = hypothesis.nodes
         edits = [place for child, _ in self.values if not nodes[child].direct for place in self._places(nodes[child])]
         captures = [] if self.reference is not None else self._places(nodes[self.node])
         read = position if self.reference is not None else None
         detoured = self.detoured(hypothesis, model, position)
-        return extent_of(edits, captures, read, tokens, model.layers, detoured=detoured)
+        tokens, sight = len(prompt.tokens), prompt.sight
+        return extent_of(edits, captures, read, tokens, model.layers, detoured=detoured, sight=sight)
 
     def detoured(self, hypothesis: Hypothesis, model: Sized, position: int) -> Detoured:
         """The direct children, and what the node reads."""

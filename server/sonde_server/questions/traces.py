@@ -76,4 +76,5 @@ class TraceQuestion(Asked):
 
     def held_bytes(self, model: Sized) -> int:
         """Bytes that answering it holds at one time, at most."""
-        return self.method.held_bytes(self, model)
+        images = sum(prompt.image_bytes for prompt in (self.prompt, *self.others))
+        return self.method.held_bytes(self, model) + images

@@ -14,6 +14,7 @@ from ..questions.hypotheses import Hypothesis, Node
 from ..questions.interventions import Readout
 from ..questions.places import Component, Site
 from ..questions.prompts import Prompt
+from .images import alike
 from .fields import LARGEST_SEED, Reader
 from .interventions import read_readout
 from .names import read_rows, union
@@ -87,6 +88,8 @@ def _read_examples(request: pb.InterveneRequest, reader: Reader) -> list[Prompt]
             reader.problems.add(
                 path, f"expected {len(prompts[0].tokens)} tokens, as in the first case, got {len(prompt.tokens)}"
             )
+        elif prompts:
+            alike(prompt, prompts[0], path, reader)
         prompts.append(prompt)
     return prompts
 

@@ -21,11 +21,11 @@ from ..questions.causal_tracing import (
     RestorationGrid,
 )
 from ..questions.places import Component
-from ..questions.prompts import Prompt
+from ..questions.prompts import Prompt, differing
 from .fields import MOST_NUMBERS, Reader
 from .names import find_text, part_of, read_position_list, read_rows, union
 from .parts import arrays, row_bytes, rows, spans
-from .prompts import read_source
+from .prompts import check_alike, read_source
 from .sites import read_components
 from .tensors import decode_tensor, encode_floats
 
@@ -95,14 +95,12 @@ def _read_counterfactual(
     other, field = read_source(message.counterfactual, f"{path}.counterfactual", sources, reader)
     if other is None or prompt is None:
         return None, ()
-    if len(other.tokens) != len(prompt.tokens):
-        problems.add(field, f"expected {len(prompt.tokens)} tokens, as in the prompt, got {len(other.tokens)}")
+    if not check_alike(other, prompt, field, reader):
         return None, ()
-    pairs = zip(prompt.tokens, other.tokens, strict=True)
-    differing = tuple(i for i, (token, replacement) in enumerate(pairs) if token != replacement)
-    if not differing:
+    places = differing(prompt, other)
+    if not places:
         problems.add(field, "expected a prompt that differs, got the prompt itself")
-    return Counterfactual(other), differing
+    return Counterfactual(other), places
 
 
 def _read_subject(message: pb.CausalTracing, path: str, prompt: Prompt | None, reader: Reader) -> tuple[int, ...]:

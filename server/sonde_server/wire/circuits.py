@@ -11,6 +11,7 @@ from ..questions.graph import READERS, Graph, Node, precedes
 from ..questions.places import Component, Sized
 from ..questions.prompts import Prompt
 from .fields import MOST_LISTED, Reader
+from .images import alike
 from .tensors import decode_integers
 
 Numbers = NDArray[np.int64]
@@ -162,10 +163,13 @@ def _read_patch(
             continue
         found.append(index)
         source = sources[index]
-        if source is not None and prompt is not None and len(source.tokens) != len(prompt.tokens):
-            reader.problems.add(
-                f"{path}.sources[{i}]",
-                f"expected a source as long as the prompt, which has {len(prompt.tokens)} tokens, got "
-                f"{len(source.tokens)} in source {index}",
-            )
+        if source is not None and prompt is not None:
+            if len(source.tokens) != len(prompt.tokens):
+                reader.problems.add(
+                    f"{path}.sources[{i}]",
+                    f"expected a source as long as the prompt, which has {len(prompt.tokens)} tokens, got "
+                    f"{len(source.tokens)} in source {index}",
+                )
+            else:
+                alike(source, prompt, f"{path}.sources[{i}]", reader)
     return tuple(found)

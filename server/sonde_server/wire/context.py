@@ -6,6 +6,7 @@ from sonde.v1 import inspection_pb2 as pb
 
 from ..questions import answers
 from ..questions.places import ModelDescription
+from .images import encode_grids
 from .model import provenance
 from .prompts import encode_tokens
 
@@ -26,8 +27,9 @@ def encode_context(
             cases=context.cost.cases,
             tokens=context.cost.tokens,
         ),
-        provenance=provenance(model, context.attention, version),
+        provenance=provenance(model, context.attention, version, context.image),
         spans=[pb.TokenSpan(name=name, positions=positions) for name, positions in context.spans],
+        images=encode_grids(context.image),
     )
     if context.clean is not None:
         clean = context.clean

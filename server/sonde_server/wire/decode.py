@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 from sonde.v1 import inspection_pb2 as pb
 
 from ..config import Limits
+from ..questions.attribution_patching import AttributionPatching
 from ..questions.cases import Cases
 from ..questions.causal_scrubbing import CausalScrubbing
 from ..questions.interventions import InterveneQuestion
 from ..questions.places import ModelDescription
-from ..questions.traces import TraceQuestion
+from ..questions.token_probability import TokenProbability
+from ..questions.traces import Method, TraceQuestion
 from .cases import read_cases
 from .causal_scrubbing import read_causal_scrubbing
 from .edits import Scene
@@ -68,7 +70,18 @@ def _read_trace(
     method = read_method(request, prompt, sources, max(1, len(targeted)), reader)
     if prompt is None or position is None or method is None:
         return None
+    if _differentiated(method) and prompt.sight.horizon(position) > position:
+        reader.problems.add(
+            "position",
+            "expected a position outside of the image, or its last one: gradients are of what precedes the position "
+            f"that is read, and positions of the image see later ones; got {position}",
+        )
     return TraceQuestion(prompt, targets, position, top_k, method, request.dry_run)
+
+
+def _differentiated(method: Method) -> bool:
+    """Whether gradients of the prediction are taken."""
+    return isinstance(method, AttributionPatching) or (isinstance(method, TokenProbability) and method.gradient_norms)
 
 
 def decode_intervene(

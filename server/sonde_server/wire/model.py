@@ -3,6 +3,7 @@
 from sonde.v1 import inspection_pb2 as pb
 
 from ..config import Limits
+from ..questions.images import Image
 from ..questions.places import Component, ModelDescription
 
 _DATA_TYPES = {
@@ -13,8 +14,8 @@ _DATA_TYPES = {
 _LARGEST_INT32 = 2**31 - 1
 
 
-def provenance(model: ModelDescription, attention: str, version: str) -> pb.Provenance:
-    """The provenance of an answer's numbers."""
+def provenance(model: ModelDescription, attention: str, version: str, image: Image | None = None) -> pb.Provenance:
+    """The provenance of an answer's numbers. `image`: that of the prompt."""
     return pb.Provenance(
         model=model.name,
         revision=model.revision,
@@ -22,6 +23,7 @@ def provenance(model: ModelDescription, attention: str, version: str) -> pb.Prov
         device=model.device,
         attention=attention,
         server_version=version,
+        image_processor="" if image is None else image.processor,
     )
 
 
@@ -45,7 +47,7 @@ def encode_model(model: ModelDescription, limits: Limits, version: str) -> pb.Ge
         neurons=model.neurons,
         components=components,
     )
-    return pb.GetModelResponse(
+    message = pb.GetModelResponse(
         provenance=provenance(model, model.attention, version),
         architecture=model.architecture,
         stacks=[stack],
@@ -58,6 +60,20 @@ def encode_model(model: ModelDescription, limits: Limits, version: str) -> pb.Ge
             max_answer_bytes=limits.max_answer_bytes,
             max_cases=min(limits.max_cases, _LARGEST_INT32),
             max_total_tokens=limits.max_total_tokens,
+            max_image_bytes=limits.max_image_bytes,
+            max_image_pixels=limits.max_image_pixels,
         ),
         chat_template=model.chat_template,
     )
+    if model.image is not None:
+        image = model.image
+        message.image.CopyFrom(
+            pb.ImageInput(
+                placeholder=image.placeholder,
+                token_id=image.token,
+                min_positions=image.fewest,
+                max_positions=image.most,
+                sees_itself=image.sees_itself,
+            )
+        )
+    return message

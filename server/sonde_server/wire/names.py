@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from sonde.v1 import inspection_pb2 as pb
 
+from ..questions.images import SPAN
 from ..questions.prompts import Prompt, overlapping
 from .fields import MOST_LISTED, Reader
 
@@ -25,12 +26,16 @@ def read_spans(messages: Sequence[pb.Span], prompt: Prompt, path: str, reader: R
             reader.problems.add(f"{where}.name", f"expected a name of 1 to {LONGEST_NAME} characters, got {len(name)}")
         elif name in spoken:
             reader.problems.add(
-                f"{where}.name", f"expected a name that is not that of a message of the chat, got {name!r}"
+                f"{where}.name", f"expected a name that is not that of {_whose(name, prompt)}, got {name!r}"
             )
         elif name in spans:
             reader.problems.add(f"{where}.name", f"expected each name once, got {name!r} twice")
         spans.setdefault(name, _read_span(message, where, prompt, reader))
     return replace(prompt, spans=tuple(spans.items()))
+
+
+def _whose(name: str, prompt: Prompt) -> str:
+    return "the image" if name == SPAN and prompt.image is not None else "a message of the chat"
 
 
 def _read_span(message: pb.Span, path: str, prompt: Prompt, reader: Reader) -> tuple[int, ...]:

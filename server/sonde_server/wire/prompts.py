@@ -11,6 +11,7 @@ from ..questions.interventions import Readings
 from ..questions.prompts import Metric, Prompt, Target
 from ..questions.token_probability import LayerReadings
 from .fields import MOST_LISTED, MOST_TARGETS, Reader
+from .images import alike, placed, read_image, with_image
 from .names import read_one, read_spans
 from .tensors import encode_floats, encode_integers
 
@@ -51,38 +52,42 @@ def read_source(
 
 
 def _read_input(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
-    if message.image:
-        reader.problems.add(f"{path}.image", "expected no image, because the hosted model reads none, got one")
     most = reader.model.max_positions
     if reader.limits.max_prompt_tokens:
         most = min(most, reader.limits.max_prompt_tokens)
-    match message.WhichOneof("input"):
+    seen = read_image(message, path, most, reader)
+    if message.image and seen is None:
+        return None
+    positions = 0 if seen is None else seen.spread.positions
+    kind = message.WhichOneof("input")
+    match kind:
         case "text":
-            return _read_text(message.text, f"{path}.text", most, reader)
+            prompt = _read_text(message.text, f"{path}.text", most, reader, positions)
         case "token_ids":
-            return _read_ids(message.token_ids.ids, f"{path}.token_ids.ids", most, reader)
+            prompt = _read_ids(message.token_ids.ids, f"{path}.token_ids.ids", most, reader)
         case "chat":
-            return _read_chat(message.chat, f"{path}.chat", most, reader)
+            prompt = _read_chat(message.chat, f"{path}.chat", most, reader, positions)
         case None:
             reader.problems.add(path, "expected text, token_ids or chat, got none")
             return None
+    return prompt if seen is None or prompt is None else with_image(prompt, seen, f"{path}.{kind}", reader)
 
 
-def _read_text(text: str, path: str, most: int, reader: Reader) -> Prompt | None:
+def _read_text(text: str, path: str, most: int, reader: Reader, image: int = 0) -> Prompt | None:
     if reader.vocabulary.tokenizer is None:
         reader.problems.add(path, _NO_TOKENIZER)
         return None
-    if not _short_enough(len(text), most, path, reader):
+    if not _short_enough(len(text), most, path, reader) or not placed([text], path, reader, image):
         return None
     try:
-        prompt = reader.vocabulary.encode(text)
+        prompt = reader.vocabulary.encode(text, image)
     except ValueError as error:
         _cannot_encode(error, path, reader)
         return None
     return _checked(prompt, most, path, reader)
 
 
-def _read_chat(message: pb.Chat, path: str, most: int, reader: Reader) -> Prompt | None:
+def _read_chat(message: pb.Chat, path: str, most: int, reader: Reader, image: int = 0) -> Prompt | None:
     """A conversation, written by the checkpoint's own template."""
     field, problems, before = f"{path}.messages", reader.problems, len(reader.problems.violations)
     if reader.vocabulary.tokenizer is None:
@@ -105,11 +110,13 @@ def _read_chat(message: pb.Chat, path: str, most: int, reader: Reader) -> Prompt
         )
     messages = [(one.role, one.content) for one in message.messages]
     _short_enough(sum(len(role) + len(content) for role, content in messages), most, field, reader)
+    placed([content for _, content in messages], field, reader, image)
     if len(problems.violations) > before:
         return None
     try:
         prompt = reader.vocabulary.chat(
             messages,
+            image,
             add_generation_prompt=message.add_generation_prompt,
             continue_final_message=message.continue_final_message,
         )
@@ -243,11 +250,16 @@ def read_alike(
     source, path = read_source(message, path, sources, reader)
     if source is None or prompt is None:
         return None
+    return source if check_alike(source, prompt, path, reader) else None
+
+
+def check_alike(source: Prompt, prompt: Prompt, path: str, reader: Reader) -> bool:
+    """Whether a source has as many tokens as the prompt, and where that has an image, one that lies as that does."""
     if len(source.tokens) != len(prompt.tokens):
         expected = f"expected {len(prompt.tokens)} tokens, as in the prompt"
         reader.problems.add(path, f"{expected}, got {len(source.tokens)}")
-        return None
-    return source
+        return False
+    return alike(source, prompt, path, reader)
 
 
 def read_metric(number: int, unset: Metric, path: str, reader: Reader) -> Metric:

@@ -23,10 +23,10 @@ from ...engine import Change, PlacedEdit, State
 from ...engine.gradients import Descent
 from ...engine.layout import Row
 from ...questions.answers import Progress
-from ...questions.attribution_patching import AttributionPatching, Turn, first_difference
+from ...questions.attribution_patching import AttributionPatching, Turn
 from ...questions.extents import Extent
 from ...questions.places import EDGE_ENDS, Component
-from ...questions.prompts import Target
+from ...questions.prompts import Target, first_difference
 from ...sharing.session import Session
 from .edges import Edges
 from .embeddings import between
@@ -61,7 +61,7 @@ class Activations:
         self.session = session
         self.decoder = session.decoder
         self.length = position + 1
-        self.first = min(first_difference(base.tokens, source.tokens), self.length)
+        self.first = min(first_difference(base, source), self.length)
         self.base = session.descent(base, self.length)
         self.source = session.descent(source, self.length)
         self.edges = Edges(session, self.first, self.length, len(targets))
@@ -126,7 +126,7 @@ class Activations:
     def _go_on(self, above: int, stream: Tensor) -> Descent:
         """The prompt's run from block `above` on, where the stream that enters it is `stream` from `first` on."""
         base, layers = self.base.state, self.session.layers
-        state = State(base.tokens)
+        state = State(base.tokens, image=base.image)
         stream = self.decoder.place(stream, above)
         if above == layers:
             state.residual = [torch.cat([base.residual[above][: self.first], stream])]

@@ -92,7 +92,7 @@ class Edges:
                     stream = state.residual[layer][cut].clone()
                     gradients = [one[:, cut] for one in received.readers]
                     positions = range(cut.start, cut.stop)
-                    found = read(self.decoder, layer, stream, gradients, positions, len(state.tokens))
+                    found = read(self.decoder, layer, stream, gradients, positions, state)
                     _add(self._into_attention[layer], written, number, found)
                 _add(self._into_mlp[layer], written, number, received.mlp_input[:, None, cut])
             _add(self._into_logits, written, number, self._top[:, None, cut])

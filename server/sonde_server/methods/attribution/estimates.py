@@ -16,10 +16,9 @@ from ...questions.attribution_patching import (
     AttributionPatching,
     Attributions,
     Integration,
-    first_difference,
 )
 from ...questions.places import LAYERLESS, PAIRWISE, UNIT_SWEPT, Component, Site
-from ...questions.prompts import Target
+from ...questions.prompts import Target, first_difference
 from ...sharing.session import Session
 from .edges import Edges
 from .embeddings import between
@@ -116,7 +115,7 @@ class Estimation:
         self.estimates = Estimates(method, session, len(base.tokens), len(targets))
         self.edges: Edges | None = None
         if method.edges is not None:
-            self.edges = Edges(session, first_difference(base.tokens, source.tokens), self.length, len(targets))
+            self.edges = Edges(session, first_difference(base, source), self.length, len(targets))
         self._senders = Senders(session.decoder, base, source)
         self._mixes: dict[int, Tensor] = {}
         self._compared = method.compared

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...engine import State
+from ...engine.layout import turns_of
 from ...model.anatomy import Decoder
 
 
@@ -36,19 +38,20 @@ def written(decoder: Decoder, layer: int, mixed: Tensor, moves: Tensor) -> Tenso
 
 
 def read(
-    decoder: Decoder, layer: int, stream: Tensor, gradients: Sequence[Tensor], positions: range, tokens: int
+    decoder: Decoder, layer: int, stream: Tensor, gradients: Sequence[Tensor], positions: range, state: State
 ) -> Tensor:
     """Gradients [M, R, n, D] of the stream [n, D] as each of R heads alone reads it: queries, then keys, then values.
 
-    `gradients`: those of queries [M, n, H, d], keys and values [M, n, K, d]. The stream is at `positions` of a prompt
-    of `tokens` tokens.
+    `gradients`: those of queries [M, n, H, d], keys and values [M, n, K, d]. The stream is at `positions` of the
+    run `state`.
     """
     ends = [decoder.heads, decoder.heads + decoder.key_value_heads, decoder.heads + 2 * decoder.key_value_heads]
     streams = range(ends[0]), range(ends[0], ends[1]), range(ends[1], ends[2])
-    where = torch.tensor(positions, device=stream.device)
+    where = turns_of([(state.image, positions)], stream.device)
+    lengths = torch.full((len(positions),), len(state.tokens), device=stream.device)
     with torch.enable_grad():
         reads = stream.repeat(ends[2], 1, 1).requires_grad_()
-        rotation = decoder.rotation(stream, where, torch.full_like(where, tokens).to)
+        rotation = decoder.rotation(stream, where, lengths.to)
         projected = decoder.project_reads(layer, reads, streams, rotation)
         found: list[Tensor] = []
         for own in zip(*gradients, strict=True):

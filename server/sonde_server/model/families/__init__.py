@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from ...errors import UnsupportedModel
 from ..rotary import scalings
-from . import experts, gemma, gpt, llama, olmo
+from . import experts, gemma, gpt, llama, olmo, vision
 from .family import Family, Recipe, refuse
 
 __all__ = ["FAMILIES", "Family", "family_of"]
@@ -26,7 +26,7 @@ FAMILIES: Mapping[str, Recipe] = {
     "falcon": gpt.falcon,
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
-    "gemma3": gemma.gemma3,
+    "gemma3": vision.gemma3,
     "gemma3_text": gemma.gemma3_text,
     "glm": llama.glm,
     "glm4": llama.glm4,
@@ -41,6 +41,7 @@ FAMILIES: Mapping[str, Recipe] = {
     "helium": llama.helium,
     "hunyuan_v1_dense": llama.hunyuan_v1_dense,
     "llama": llama.llama,
+    "llava": vision.llava,
     "ministral": llama.ministral,
     "mistral": llama.mistral,
     "mixtral": experts.mixtral,
@@ -54,7 +55,9 @@ FAMILIES: Mapping[str, Recipe] = {
     "phi3": llama.phi3,
     "phimoe": experts.phimoe,
     "qwen2": llama.qwen2,
+    "qwen2_5_vl": vision.qwen2_vl,
     "qwen2_moe": experts.qwen2_moe,
+    "qwen2_vl": vision.qwen2_vl,
     "qwen3": llama.qwen3,
     "qwen3_moe": experts.qwen3_moe,
     "seed_oss": llama.seed_oss,

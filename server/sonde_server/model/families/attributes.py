@@ -39,6 +39,7 @@ _WINDOWS_BY_KIND = "layer_types sliding_window"
 _QWEN = f"{_WINDOWS_BY_KIND} max_window_layers use_sliding_window"
 _GPT2 = "add_cross_attention scale_attn_weights"
 _GRANITE = "attention_multiplier embedding_multiplier logits_scaling residual_multiplier"
+_QWEN_VL = "image_token_id video_token_id vision_end_token_id vision_start_token_id"
 _GEMMA = "use_bidirectional_attention"
 _GEMMA2 = f"{_GEMMA} {_WINDOWS_BY_KIND} attn_logit_softcapping final_logit_softcapping"
 # Attributes that a family reads, or that its model does not use.
@@ -59,6 +60,10 @@ _IN_FAMILY: Mapping[str, str] = {
     "gptj": "rotary_dim",
     "granite": _GRANITE,
     "granitemoe": _GRANITE,
+    "llava": (
+        "image_seq_length multimodal_projector_bias projector_hidden_act vision_feature_layer "
+        "vision_feature_select_strategy"
+    ),
     "ministral": _WINDOWS_BY_KIND,
     "mistral": _SAME_WINDOW,
     "mixtral": _SAME_WINDOW,
@@ -70,7 +75,11 @@ _IN_FAMILY: Mapping[str, str] = {
     "phi3": _SAME_WINDOW,
     "phimoe": _SAME_WINDOW,
     "qwen2": _QWEN,
+    "qwen2_5_vl": _QWEN_VL,
+    "qwen2_5_vl_text": _QWEN,
     "qwen2_moe": _QWEN,
+    "qwen2_vl": _QWEN_VL,
+    "qwen2_vl_text": _QWEN,
     "qwen3": _QWEN,
     "qwen3_moe": f"{_SAME_WINDOW} use_sliding_window",
     "smollm3": f"{_WINDOWS_BY_KIND} no_rope_layer_interval no_rope_layers use_sliding_window",

@@ -12,6 +12,7 @@ from ..attention import KeyBias
 from ..feedforward import FeedForward, feed_forward
 from ..projections import Project
 from ..rotary import Rotary, Rotate
+from ..vision import Vision
 
 # From the model, token embeddings [N, D] and positions [N] to the input of the first block.
 Enter = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -76,6 +77,8 @@ class Family:
     key_value_heads: int | None = None
     # A rotary scaling that the configuration calls dynamic is the same for prompts of every length.
     fixed_scaling: bool = False
+    # How it takes an image among its tokens.
+    vision: Vision | None = None
 
     @property
     def unavailable(self) -> Mapping[Component, str]:

@@ -1,7 +1,5 @@
 """Gemma: a scaled embedding and norms with an added 1; from the second generation, norms after each part too."""
 
-from dataclasses import replace
-
 from transformers import PreTrainedConfig
 
 from ..projections import normed_heads, separate
@@ -56,9 +54,3 @@ def gemma3_text(config: PreTrainedConfig, prefix: str = "model") -> Family:
         # The configuration may name a cap on the scores, but the model does not use it.
         logits=capped(config.final_logit_softcapping),
     )
-
-
-def gemma3(config: PreTrainedConfig) -> Family:
-    """The language model of a Gemma 3 with a vision tower. It does not cap its logits."""
-    family = gemma3_text(config.get_text_config(), "model.language_model")
-    return replace(family, logits=None)

@@ -1,0 +1,198 @@
+"""Tiny vision-language models with random weights, their image processors, and the oracle that shows them images.
+
+Images are made up here too. What transformers is given of one comes from the model's own processor, which is loaded as
+transformers documents it, tokenizer and all, wherever it needs no torchvision.
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+
+from tests.support.architectures import COMMON, GEMMA3, ROPES
+from tests.support.models import byte_level_tokenizer, randomise_vectors
+from tests.support.oracle import Oracle
+
+CLIP = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "initializer_range": 0.4,
+}
+SECTIONS = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1]}
+TURNED = {**COMMON, "rope_parameters": SECTIONS}
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """How one tiny model is made. `placeholder` is what a prompt has; `tokens` are added to the vocabulary."""
+
+    placeholder: str
+    tokens: tuple[str, ...]
+    config: Callable[[int, Mapping[str, int]], PreTrainedConfig]
+    processor: Callable[[], Any]
+
+
+def _llava(vocabulary: int, ids: Mapping[str, int], **different: Any) -> PreTrainedConfig:
+    text = transformers.LlamaConfig(**COMMON, vocab_size=vocabulary)
+    vision = transformers.CLIPVisionConfig(**CLIP, image_size=24, patch_size=6)
+    return transformers.LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=ids["<image>"],
+        tie_word_embeddings=False,
+        **{"vision_feature_layer": -2, **different},
+    )
+
+
+def _gemma3(vocabulary: int, ids: Mapping[str, int]) -> PreTrainedConfig:
+    text = {**COMMON, "vocab_size": vocabulary, **GEMMA3, "query_pre_attn_scalar": 24, "rope_parameters": ROPES}
+    return transformers.Gemma3Config(
+        text_config=text,
+        vision_config={**CLIP, "model_type": "siglip_vision_model", "image_size": 24, "patch_size": 4},
+        mm_tokens_per_image=9,
+        image_token_index=ids["<image_soft_token>"],
+        boi_token_index=ids["<start_of_image>"],
+        eoi_token_index=ids["<end_of_image>"],
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+    )
+
+
+def _qwen(vocabulary: int, ids: Mapping[str, int], name: str, vision: Mapping[str, Any]) -> PreTrainedConfig:
+    config: PreTrainedConfig = getattr(transformers, name)(
+        text_config={**TURNED, "vocab_size": vocabulary},
+        vision_config={"initializer_range": 0.2, "patch_size": 4, "num_heads": 2, "depth": 2, **vision},
+        image_token_id=ids["<|image_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+    return config
+
+
+def _qwen2_vl(vocabulary: int, ids: Mapping[str, int]) -> PreTrainedConfig:
+    return _qwen(vocabulary, ids, "Qwen2VLConfig", {"embed_dim": 16, "hidden_size": 32})
+
+
+def _qwen2_5_vl(vocabulary: int, ids: Mapping[str, int]) -> PreTrainedConfig:
+    vision = {"hidden_size": 16, "intermediate_size": 24, "out_hidden_size": 32}
+    return _qwen(vocabulary, ids, "Qwen2_5_VLConfig", {**vision, "window_size": 16, "fullatt_block_indexes": [1]})
+
+
+def _merging() -> Any:
+    size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 48}
+    return transformers.Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, size=size)
+
+
+def _cropping() -> Any:
+    return transformers.CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+
+
+QWEN = ("<|vision_start|><|image_pad|><|vision_end|>", ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"))
+GEMMA = ("<start_of_image>", ("<start_of_image>", "<image_soft_token>", "<end_of_image>"))
+SEEING: dict[str, Seeing] = {
+    "llava": Seeing("<image>", ("<image>",), _llava, _cropping),
+    "llava-full": Seeing(
+        "<image>",
+        ("<image>",),
+        lambda vocabulary, ids: _llava(
+            vocabulary, ids, vision_feature_select_strategy="full", vision_feature_layer=[-2, 1]
+        ),
+        _cropping,
+    ),
+    "gemma3": Seeing(*GEMMA, _gemma3, lambda: transformers.Gemma3ImageProcessorPil(size={"height": 24, "width": 24})),
+    "qwen2_vl": Seeing(*QWEN, _qwen2_vl, _merging),
+    "qwen2_5_vl": Seeing(*QWEN, _qwen2_5_vl, _merging),
+}
+
+
+def save_seeing(name: str, directory: Path, seed: int = 0) -> Path:
+    """Makes the tiny model, float32, and saves it with its tokenizer and image processor under `directory`."""
+    entry = SEEING[name]
+    tokenizer = byte_level_tokenizer("<s>")
+    tokenizer.add_tokens(list(entry.tokens), special_tokens=True)
+    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in entry.tokens}
+    config = entry.config(len(tokenizer), ids)
+    config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    config.get_text_config().bos_token_id = tokenizer.bos_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    randomise_vectors(model, torch.Generator().manual_seed(seed + 1))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    entry.processor().save_pretrained(directory)
+    return directory
+
+
+def load_seeing(directory: Path) -> PreTrainedModel:
+    """The model as transformers runs it, attention step by step."""
+    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
+        directory, attn_implementation="eager", dtype=torch.float32
+    )
+    return model
+
+
+def picture(seed: int, width: int = 40, height: int = 28) -> Image.Image:
+    """A picture of coloured blocks."""
+    blocks = np.random.RandomState(seed).randint(256, size=(height // 4, width // 4, 3)).astype(np.uint8)
+    return Image.fromarray(blocks.repeat(4, axis=0).repeat(4, axis=1))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of a file."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+class Read(tuple[int, ...]):
+    """Tokens with the picture that is among them; another picture makes other tokens."""
+
+    picture: Image.Image
+
+    def __new__(cls, tokens: Sequence[int], shown: Image.Image) -> "Read":
+        made = super().__new__(cls, tokens)
+        made.picture = shown
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Read) and tuple(self) == tuple(other) and self.picture is other.picture
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((tuple(self), id(self.picture)))
+
+
+class SeeingOracle(Oracle):
+    """An oracle of a vision-language model; a prompt with a picture is a `Read`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
+        super().__init__(load_seeing(directory))
+
+    def given(self, ids: Sequence[int]) -> dict[str, Tensor]:
+        if not isinstance(ids, Read):
+            return {}
+        inputs = dict(self.processor(images=ids.picture, return_tensors="pt"))
+        inputs.pop("num_crops", None)
+        config = self.model.config
+        there = (torch.tensor([list(ids)]) == config.image_token_id).int()
+        # Without them images would silently be read as texts.
+        if config.model_type == "gemma3":
+            inputs["token_type_ids"] = there
+        elif config.model_type.startswith("qwen2"):
+            inputs["mm_token_type_ids"] = there
+        return inputs
