@@ -76,9 +76,7 @@ def _llama(model: Any, **different: Any) -> Modules:
 
 def _within(model: Any) -> Modules:
     inner = "model.language_model"
-    return _read(
-        model, f"{inner}.embed_tokens", f"{inner}.layers", f"{inner}.norm", entered=model.model.language_model
-    )
+    return _read(model, f"{inner}.embed_tokens", f"{inner}.layers", f"{inner}.norm", entered=model.model.language_model)
 
 
 def _sandwiched(model: Any, prefix: str = "model", **different: Any) -> Modules:

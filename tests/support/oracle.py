@@ -211,16 +211,12 @@ class Oracle:
         state = self._state()
         if self._unedited is None or self._unedited[0] != state:
             self._unedited = state, {}
-        runs, prompt = self._unedited[1], ids if isinstance(ids, tuple) else tuple(ids)
+        runs, prompt = self._unedited[1], tuple(ids)
         if prompt not in runs:
             if len(runs) >= REMEMBERED:
                 del runs[next(iter(runs))]
             runs[prompt] = self._run(prompt)
         return runs[prompt]
-
-    def given(self, ids: Sequence[int]) -> dict[str, Tensor]:  # noqa: ARG002 - a model that sees images is given them
-        """What the model takes beside the tokens."""
-        return {}
 
     def _state(self) -> tuple[int, ...]:
         """Another one for another model, for one whose weights were written to, and for one with hooks of a test."""
@@ -249,7 +245,7 @@ class Oracle:
             return current[None]
 
         with attach(self.model, visit):
-            self.model(torch.tensor([list(ids)]), use_cache=False, **self.given(ids))
+            self.model(torch.tensor([list(ids)]), use_cache=False)
         logits = values["LOGITS", 0]
         return Run(logits, values, [float(np.sqrt(square)) for square in squares])
 
@@ -416,7 +412,7 @@ class Oracle:
             return value
 
         with torch.enable_grad(), attach(self.model, visit):
-            logits = self.model(torch.tensor([list(ids)]), use_cache=False, **self.given(ids)).logits[0, position]
+            logits = self.model(torch.tensor([list(ids)]), use_cache=False).logits[0, position]
             columns = []
             for target in targets:
                 number = {

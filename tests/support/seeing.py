@@ -5,7 +5,7 @@ transformers documents it, tokenizer and all, wherever it needs no torchvision.
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,12 @@ def save_seeing(name: str, directory: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
-    randomise_vectors(model, torch.Generator().manual_seed(seed + 1))
+    generator = torch.Generator().manual_seed(seed + 1)
+    randomise_vectors(model, generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():  # Gemma's projector: all images would be the same
+                parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     entry.processor().save_pretrained(directory)
@@ -156,40 +161,48 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
-class Read(tuple[int, ...]):
-    """Tokens with the picture that is among them; another picture makes other tokens."""
+class Shown(list[int]):
+    """Tokens with the picture that is among them, for requests and for the oracle."""
 
-    picture: Image.Image
+    def __init__(self, tokens: Iterable[int], picture: Image.Image) -> None:
+        super().__init__(tokens)
+        self.picture = picture
+        self.image = encoded(picture)
 
-    def __new__(cls, tokens: Sequence[int], shown: Image.Image) -> "Read":
-        made = super().__new__(cls, tokens)
-        made.picture = shown
-        return made
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Read) and tuple(self) == tuple(other) and self.picture is other.picture
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash((tuple(self), id(self.picture)))
+    def where(self, token: int) -> list[int]:
+        """The positions of the picture."""
+        return [position for position, one in enumerate(self) if one == token]
 
 
 class SeeingOracle(Oracle):
-    """An oracle of a vision-language model; a prompt with a picture is a `Read`."""
+    """An oracle of a vision-language model, which sees the picture that was last shown with the same tokens."""
 
     def __init__(self, directory: Path) -> None:
         self.processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
-        super().__init__(load_seeing(directory))
+        self._shown: dict[tuple[int, ...], Image.Image] = {}
+        model: Any = load_seeing(directory)
+        super().__init__(model)
+        model.register_forward_pre_hook(self._look, with_kwargs=True)
 
-    def given(self, ids: Sequence[int]) -> dict[str, Tensor]:
-        if not isinstance(ids, Read):
-            return {}
-        inputs = dict(self.processor(images=ids.picture, return_tensors="pt"))
+    def show(self, *prompts: Shown) -> None:
+        """From now on, these tokens and what continues them have these pictures."""
+        self._shown.update({tuple(prompt): prompt.picture for prompt in prompts})
+
+    def _state(self) -> tuple[int, ...]:
+        return (*super()._state(), *(hash((ids, id(picture))) for ids, picture in self._shown.items()))
+
+    def _look(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        ids = args[0] if args else torch.empty(1, 0)
+        for tokens, picture in self._shown.items():
+            if tuple(ids[0, : len(tokens)].tolist()) == tokens:
+                return args, kwargs | self._given(ids, picture)
+        return None
+
+    def _given(self, ids: Tensor, picture: Image.Image) -> dict[str, Tensor]:
+        inputs = dict(self.processor(images=picture, return_tensors="pt"))
         inputs.pop("num_crops", None)
         config = self.model.config
-        there = (torch.tensor([list(ids)]) == config.image_token_id).int()
+        there = (ids == config.image_token_id).int()
         # Without them images would silently be read as texts.
         if config.model_type == "gemma3":
             inputs["token_type_ids"] = there

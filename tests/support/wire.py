@@ -47,8 +47,10 @@ def array(message: pb.Tensor) -> npt.NDArray[Any]:
 
 
 def prompt(value: str | Sequence[int]) -> pb.Prompt:
-    """A prompt of text or of token ids."""
-    return pb.Prompt(text=value) if isinstance(value, str) else pb.Prompt(token_ids=pb.TokenIds(ids=value))
+    """A prompt of text or of token ids, with the picture that may be among them."""
+    if isinstance(value, str):
+        return pb.Prompt(text=value)
+    return pb.Prompt(token_ids=pb.TokenIds(ids=value), image=getattr(value, "image", b""))
 
 
 def target(value: Target) -> pb.Target:
