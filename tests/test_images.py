@@ -4,7 +4,6 @@ Everything that is asked of texts is asked of prompts with an image: the image's
 """
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from tests.conftest import DEADLINE, Host
 from tests.support import attribution_oracle as plain
 from tests.support import oracle, wire
 from tests.support.generating import continued_logits
-from tests.support.oracle import UNIT_FIRST, UNLAYERED, Edit, Site, Sweep, Target
+from tests.support.oracle import UNLAYERED, Edit, Site, Sweep, Target
 from tests.support.seeing import SEEING, SeeingOracle, Shown, encoded, picture, save_seeing
 from tests.support.tolerance import assert_close, assert_near
 

@@ -28,6 +28,7 @@ from tests.support import wire
 from tests.support.architectures import ARCHITECTURES, KINDS, make
 from tests.support.models import EVERY, save_model
 from tests.support.oracle import Edit, Scale, Site, Target
+from tests.support.seeing import SEEING, save_seeing
 
 IDS = [5, 130, 77, 301]
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
@@ -46,6 +47,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[name]
 
     return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("gemma3", {"sees_itself": False}),
+        pytest.param("qwen2_vl", {"turned": False}, marks=pytest.mark.full),
+        pytest.param("llava", {"sees_itself": True}, marks=pytest.mark.full),
+    ],
+)
+def test_a_wrong_view_of_images_is_found(tmp_path: Path, name: str, wrong: dict[str, Any]) -> None:
+    """Texts are as they should be, so that the made-up image alone shows it."""
+    engine = engine_of(save_seeing(name, tmp_path / name))
+    verify(engine)
+    eye = engine.decoder.eye
+    assert eye is not None
+    eye.vision = replace(eye.vision, **wrong)
+    with pytest.raises(UnsupportedModel, match="cannot be served: Sonde's results differ"):
+        verify(engine)
 
 
 def engine_of(folder: Path, dtype: str = "float32") -> Engine:
@@ -222,5 +242,6 @@ def test_what_would_not_be_exact_is_refused_by_name(name: str, fields: dict[str,
 
 def test_every_family_has_a_tiny_model() -> None:
     kinds = {entry.config(400).model_type for entry in EVERY.values()}
-    assert kinds == set(FAMILIES)
-    assert len(ARCHITECTURES) >= len(FAMILIES) - 2
+    seeing = {entry.config(400, dict.fromkeys(entry.tokens, 9)).model_type for entry in SEEING.values()}
+    assert kinds | seeing == set(FAMILIES)
+    assert len(ARCHITECTURES) >= len(set(FAMILIES) - seeing) - 2

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -16,6 +17,7 @@ from tests.conftest import EFFORT
 from tests.soak import fuzzing
 from tests.support import wire
 from tests.support.models import save_model
+from tests.support.seeing import encoded, picture, save_seeing
 
 # What mutated requests may take, so that those which are valid do not take long.
 BOUNDS = {"max_runs": 300, "max_answer_bytes": 8 << 20, "max_working_bytes": 128 << 20}
@@ -77,6 +79,29 @@ def test_the_seeds_are_valid(channel: grpc.Channel) -> None:
     for seed in fuzzing.seeds():
         method = "Trace" if isinstance(seed, pb.TraceRequest) else "Intervene"
         assert fuzzing.send(channel, method, seed.SerializeToString()) is grpc.StatusCode.OK, wire
+
+
+def test_mutated_requests_about_images(tmp_path: Path) -> None:
+    """Files are damaged as well, and what is damaged may be valid by chance."""
+    folder = save_seeing("llava", tmp_path / "llava")
+    options = Settings(model=str(folder), port=0, device="cpu", dtype="float32", **BOUNDS)  # type: ignore[arg-type]
+    with Server(options) as server, grpc.insecure_channel(server.address) as channel:
+        eye: Any = server._scheduler.engine.decoder.eye  # type: ignore[union-attr]
+        ids = [5, 130, 77, *[eye.vision.token] * 16, 9, 260]
+        valid = fuzzing.seeds_with_images(ids, encoded(picture(1)))
+        for seed in valid:
+            method = "Trace" if isinstance(seed, pb.TraceRequest) else "Intervene"
+            assert fuzzing.send(channel, method, seed.SerializeToString()) is grpc.StatusCode.OK
+        first = list(channel.unary_stream("/sonde.v1.InspectionService/Trace")(valid[0].SerializeToString()))
+
+        def healthy() -> bool:
+            again = channel.unary_stream("/sonde.v1.InspectionService/Trace")(valid[0].SerializeToString())
+            return list(again) == first
+
+        outcome = fuzzing.assault(channel, islice(endless(fuzzing.Fuzzer(1, valid)), 300 * EFFORT), healthy, every=150)
+    assert outcome.faults == []
+    assert outcome.codes["OK"] > 20
+    assert outcome.codes["INVALID_ARGUMENT"] > 80
 
 
 def test_an_empty_call_is_refused(channel: grpc.Channel) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sonde._ask.cases import Cases
-from sonde._ask.prompts import Chat
+from sonde._ask.prompts import Chat, Prompt
 from sonde._options import PLACES
 from sonde.errors import InvalidRequest
 
@@ -48,7 +48,7 @@ def check(options: argparse.Namespace) -> None:
             raise InvalidRequest.at(option, f"expected {_alternatives(needed)} with it")
 
 
-def prompt_of(options: argparse.Namespace) -> str | Chat | Cases:
+def prompt_of(options: argparse.Namespace) -> str | Chat | Prompt | Cases:
     """What is run: the prompt, what a user says, or the cases of a file.
 
     Raises:
@@ -56,16 +56,22 @@ def prompt_of(options: argparse.Namespace) -> str | Chat | Cases:
         OSError: if the file cannot be read.
     """
     if options.cases is not None:
-        if options.prompt is not None or options.chat:
+        if options.prompt is not None or options.chat or options.image is not None:
             raise InvalidRequest.at("--cases", "expected either a prompt or --cases, got both")
         return Cases.from_jsonl(options.cases)
     if options.prompt is None:
         raise InvalidRequest.at("prompt", "expected a prompt, or --cases FILE")
-    if not options.chat:
-        said: str = options.prompt
-        return said
-    before = [] if options.system is None else [("system", options.system)]
-    return Chat([*before, ("user", options.prompt)], add_generation_prompt=True)
+    said: str | Chat = options.prompt
+    if options.chat:
+        before = [] if options.system is None else [("system", options.system)]
+        said = Chat([*before, ("user", options.prompt)], add_generation_prompt=True)
+    return said if options.image is None else Prompt(said, options.image)
+
+
+def other_prompt(options: argparse.Namespace, text: str | None) -> str | Prompt | None:
+    """Another prompt that an option gives, with its own image or that of the prompt."""
+    image = options.image if options.source_image is None else options.source_image
+    return text if text is None or image is None else Prompt(text, image)
 
 
 def _given(options: argparse.Namespace, option: str) -> bool:

@@ -143,6 +143,11 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat", action="store_true", help="the prompt is what a user says, written by the model's own chat template"
     )
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        help="the image, as PNG or JPEG, that the prompt has a placeholder for (`sonde model` says which)",
+    )
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the message of the system before it")
     parser.add_argument(
         "--cases",
@@ -154,6 +159,11 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
 
 def _add_readout(parser: argparse.ArgumentParser) -> None:
     _add_prompt(parser)
+    parser.add_argument(
+        "--source-image",
+        metavar="FILE",
+        help="the image of the prompt that another option names, such as --counterfactual (that of --image)",
+    )
     parser.add_argument("--reduce", choices=["mean"], help="with --cases: the mean over all cases instead of each")
     parser.add_argument(
         "--target", action="append", metavar="TOKEN", help="measure this token, such as ' Paris'; repeatable"

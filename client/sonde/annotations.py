@@ -3,6 +3,7 @@
 from sonde._arrays import Axes
 from sonde._ask.cases import CasesLike
 from sonde._ask.edits import SourceLike
+from sonde._ask.images import ImageLike
 from sonde._ask.indices import Indices
 from sonde._ask.named import PositionLike, PositionsLike
 from sonde._ask.names import (
@@ -28,6 +29,7 @@ __all__ = [
     "CasesLike",
     "ComponentName",
     "DataTypeName",
+    "ImageLike",
     "Indices",
     "IntegrationName",
     "MetricName",

@@ -26,7 +26,7 @@ from sonde._methods.causal_tracing import CausalTracing
 from sonde._methods.circuit_discovery import CircuitDiscovery
 from sonde._methods.method import Method
 from sonde._methods.token_probability import TokenProbability
-from sonde._needed import check, prompt_of
+from sonde._needed import check, other_prompt, prompt_of
 from sonde._options import SWEPT, parse
 from sonde._show import console, plotting, terminal
 from sonde._show.report import as_json
@@ -142,8 +142,9 @@ def _method(options: argparse.Namespace) -> Method[Any] | None:
         components: list[ComponentName] = options.component or []
         if not components and options.edges is None:
             components = ["residual_post", "attention_out", "mlp_out"]
+        source: Any = other_prompt(options, options.attribute_from)
         return AttributionPatching(
-            source=options.attribute_from,
+            source=source,
             components=components,
             integration_steps=options.steps,
             metric=options.metric,
@@ -153,14 +154,15 @@ def _method(options: argparse.Namespace) -> Method[Any] | None:
         )
     if options.discover_from is not None:
         kept = {} if options.threshold is None else {"threshold": options.threshold}
-        return CircuitDiscovery(options.discover_from, **kept)
+        other: Any = other_prompt(options, options.discover_from)
+        return CircuitDiscovery(other, **kept)
     if options.lens:
         return TokenProbability(gradient_norms=options.gradients)
     if not tracing:
         return None
     return CausalTracing(
         subject=options.subject,
-        counterfactual=options.counterfactual,
+        counterfactual=other_prompt(options, options.counterfactual),
         samples=options.samples,
         seed=options.seed,
         deviations=options.noise,
@@ -314,7 +316,8 @@ def _change(options: argparse.Namespace) -> Callable[[Site], Edit]:
     if options.noise is not None:
         return lambda place: noise(place, options.noise, seed=options.seed)
     if options.patch_from is not None:
-        return lambda place: patch(place, options.patch_from)
+        source: Any = other_prompt(options, options.patch_from)
+        return lambda place: patch(place, source)
     factor = 0.0 if options.scale is None else options.scale
     return lambda place: scale(place, factor)
 

@@ -18,6 +18,7 @@ from sonde._answers.findings import (
     SteeringStrengths,
 )
 from sonde._answers.found_circuit import FoundCircuit
+from sonde._answers.images import ImageGrid
 from sonde._answers.interventions import InterventionResult
 from sonde._answers.largest import LargestActivations, Ranked
 from sonde._answers.predictions import Continuation, Prediction, Run, Token, TokenPrediction
@@ -34,6 +35,7 @@ _SHARED: Final = (
     Cost,
     Provenance,
     Request,
+    ImageGrid,
     Token,
     TokenPrediction,
     Continuation,

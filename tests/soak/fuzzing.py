@@ -79,6 +79,23 @@ def seeds(ids: Sequence[int] = (5, 130, 77, 301, 9, 260, 41)) -> list[Message]:
     ]
 
 
+def seeds_with_images(ids: Sequence[int], image: bytes) -> list[Message]:
+    """Valid requests about an image whose tokens are among `ids`."""
+    prompt, targets = pb.Prompt(token_ids=pb.TokenIds(ids=ids), image=image), [pb.Target(id=41)]
+    named = pb.NamedPositions(span="image")
+    stream = pb.Site(component=pb.COMPONENT_RESIDUAL_POST, layers=[0, 2], named_positions=[named])
+    gaussian = pb.CausalTracing.Gaussian(samples=2, deviations=2.0, seed=1)
+    traced = pb.CausalTracing(gaussian=gaussian, named_subject=named, layers=[0, 1], positions=[1])
+    edits = [pb.Edit(site=stream, scale=0.5), pb.Edit(site=stream, patch=pb.Patch(sources=[0]))]
+    plan = pb.InterventionList(interventions=[pb.Intervention(edits=[edit]) for edit in edits])
+    return [
+        pb.TraceRequest(prompt=prompt, targets=targets, causal_tracing=traced),
+        pb.TraceRequest(prompt=prompt, activations=pb.Activations(sites=[stream])),
+        pb.TraceRequest(cases=[pb.Case(prompt=prompt, sources=[prompt])] * 2, targets=targets),
+        pb.InterveneRequest(prompt=prompt, sources=[prompt], list=plan, readout=pb.Readout(targets=targets)),
+    ]
+
+
 def _about_cases(prompt: pb.Prompt, targets: Sequence[pb.Target]) -> list[Message]:
     """Valid requests about several prompts with named positions, and for their statistics."""
     prompts = [pb.Prompt(token_ids=pb.TokenIds(ids=[5, 130, 77, 301][:count])) for count in (4, 3, 2)]
@@ -117,6 +134,11 @@ def _about_cases(prompt: pb.Prompt, targets: Sequence[pb.Target]) -> list[Messag
 
 
 # ------------------------------------------------------------------ mutations
+
+
+def _prompt_of(request: Any) -> pb.Prompt:
+    prompt: pb.Prompt = request.cases[0].prompt if request.cases else request.prompt
+    return prompt
 
 
 class Fuzzer:
@@ -206,6 +228,9 @@ class Fuzzer:
     def _scalar(self, one: Field) -> Any:
         if one.type == Field.TYPE_ENUM:
             return self.random.choice((*one.enum_type.values_by_number, -1, 99, 2**31 - 1))
+        if one.type == Field.TYPE_BYTES and one.name == "image":
+            images = [value.image for value in map(_prompt_of, self.valid) if value.image]
+            return self._damage(self.random.choice(images)) if images else self.random.randbytes(40)
         if one.type == Field.TYPE_BYTES:
             count = self.random.choice((0, 1, 4, 48, 96))
             return struct.pack(f"<{count}f", *(self.random.choice((0.0, 1.0, -2.0, math.nan)) for _ in range(count)))

@@ -46,6 +46,31 @@ class Limits:
     """Per request; a dataset with more is split into several requests."""
     max_total_tokens: int | None = None
     """Of all prompts and sources of one request; a dataset with more is split into several requests."""
+    max_image_bytes: int | None = None
+    """Of the file of a prompt's image."""
+    max_image_pixels: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """How the model reads images. An image's positions are positions of the prompt like any other."""
+
+    placeholder: str
+    """What stands for the image in a text, once."""
+    token_id: int
+    """The token at each of the image's positions."""
+    min_positions: int
+    max_positions: int
+    """The fewest and the most positions of an image."""
+    sees_itself: bool
+    """Whether positions of the image attend to later positions of it as well."""
+
+    def __str__(self) -> str:
+        count = str(self.min_positions)
+        if self.max_positions != self.min_positions:
+            count = f"{self.min_positions} to {self.max_positions}"
+        itself = ", which attend to one another" if self.sees_itself else ""
+        return f"{self.placeholder!r} in a text, {count} positions{itself}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -68,6 +93,8 @@ class Model(Stack):
     limits: Limits
     chat_template: bool = False
     """Whether prompts may be conversations (`sonde.Chat`)."""
+    image: ImageInput | None = None
+    """How prompts have images (`sonde.Prompt`); None: the model reads none."""
 
     def rows(self) -> list[tuple[str, object]]:
         """Names and values that describe the model, as rows of a table."""
@@ -84,6 +111,7 @@ class Model(Stack):
             ("vocabulary", self.vocabulary_size),
             ("positions", self.max_positions or "no limit"),
             ("chat template", "yes" if self.chat_template else "no"),
+            ("images", "no" if self.image is None else str(self.image)),
             ("data type", self.dtype),
             ("device", self.device),
             ("attention", self.attention),

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sonde._answers import files
+from sonde._answers.images import ImageGrid
 from sonde._answers.predictions import NO_TOKEN, Prediction, Token, TokenPrediction
 from sonde._answers.requests import Request, asked_html
 from sonde._arrays import Axes, Floats, visible
@@ -49,6 +50,8 @@ class Provenance:
     attention: str
     """The implementations of attention that these numbers may come from: "sdpa", "eager" or "sdpa+eager"."""
     server_version: str
+    image_processor: str = ""
+    """What prepared the prompt's image; empty without one."""
 
 
 class Common(TypedDict):
@@ -62,6 +65,7 @@ class Common(TypedDict):
     dry_run: bool
     request: Request | None
     spans: Mapping[str, tuple[int, ...]]
+    images: tuple[ImageGrid, ...]
     _clean: Prediction | None
 
 
@@ -83,7 +87,10 @@ class Result:
     request: Request | None = field(default=None, kw_only=True)
     """What was asked: what was run, read and edited, where and when. None in files of versions that did not keep it."""
     spans: Mapping[str, tuple[int, ...]] = field(default_factory=dict, kw_only=True)
-    """The positions of the prompt's spans by their names; in a chat, also of each message, as `"user[0]"`."""
+    """The positions of the prompt's spans by their names; in a chat, also of each message, as `"user[0]"`, and with an
+    image those of `"image"`."""
+    images: tuple[ImageGrid, ...] = field(default=(), kw_only=True)
+    """Where the prompt's image lies: grids of positions over it. Empty without an image."""
     _over: str = field(default="", kw_only=True)
     """Of a statistic over cases: what it is, in words."""
 
@@ -103,6 +110,24 @@ class Result:
             message = "a dry run has no prediction, only the cost and the resolved request"
             raise ValueError(message)
         return self._clean
+
+    def over_image(self, values: npt.ArrayLike, positions: Sequence[object] | None = None) -> npt.NDArray[np.generic]:
+        """Lay numbers by position over the prompt's image: [row, column, ...], NaN where there is no number.
+
+            effect = trace.effect["residual_post"]  # [position, layer, target]
+            trace.over_image(effect[:, 3, 0], trace.axes["residual_post"]["position"])
+
+        Args:
+            values: [position, ...]
+            positions: which positions these are; None: all of the prompt, in their order.
+
+        Raises:
+            ValueError: if the prompt has no image, or there are not as many positions as values.
+        """
+        if not self.images:
+            message = "the prompt has no image to lay numbers over"
+            raise ValueError(message)
+        return self.images[0].over_image(values, positions)
 
     def labelled(self) -> tuple[Axes, npt.NDArray[np.generic]]:
         """The result's axes (names in order, each with its labels) and the array that `np.asarray(result)` returns.

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex, overload
 
+from sonde._answers.images import ImageGrid
 from sonde._answers.predictions import Token
 from sonde._answers.results import Provenance
 from sonde._arrays import visible
@@ -18,6 +19,8 @@ class Tokens(Sequence[Token]):
     spans: Mapping[str, tuple[int, ...]]
     """The positions of the prompt's spans by their names; in a chat, also of each message, as `"user[0]"`."""
     provenance: Provenance
+    images: tuple[ImageGrid, ...] = ()
+    """Where the prompt's image lies: grids of positions over it."""
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sonde._ask.given import array, flag, refusal, several
+from sonde._ask.images import ImageLike, as_image
 from sonde._ask.indices import index
 from sonde._ask.spans import Span, Spans, as_spans
 
@@ -66,7 +67,7 @@ def _message(given: Message) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text, token ids or a conversation, with an image for a multimodal model, and names for some of its positions.
+    """A text, token ids or a conversation, with an image for a model that reads images, and names for some positions.
 
     Client methods also accept a plain `str`, token ids or a `Chat`. This class is needed for images and spans, and for
     token ids among the sources of a patch.
@@ -74,13 +75,20 @@ class Prompt:
 
     input: str | Sequence[SupportsIndex] | npt.NDArray[np.integer] | Chat
     """The server tokenizes text and adds the tokenizer's special tokens. Ids, [T] or [1, T], are used unchanged."""
-    image: bytes | None = None
-    """PNG or JPEG."""
+    image: ImageLike | None = field(default=None, repr=False)
+    """For a model that reads images: the bytes or the path of a PNG or JPEG, a picture of Pillow, or an array [row,
+    column] or [row, column, 3] of uint8. The text has `client.model.image.placeholder` where the image goes."""
     spans: Spans = field(default_factory=dict)
     """Names for parts of the text or for positions, as in `{"subject": "The Eiffel Tower"}`; see `sonde.span`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spans", as_spans(self.spans))
+        object.__setattr__(self, "image", as_image(self.image))
+
+    @property
+    def file(self) -> bytes | None:
+        """The bytes of the image."""
+        return cast("bytes | None", self.image)
 
     @property
     def content(self) -> str | tuple[int, ...] | Chat:

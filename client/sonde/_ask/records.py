@@ -207,7 +207,7 @@ def write_lines(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def _written(prompt: Prompt) -> Any:
     content, spans = prompt.content, {name: _where(one) for name, one in prompt.named_spans.items()}
-    if isinstance(content, str) and not spans and prompt.image is None:
+    if isinstance(content, str) and not spans and prompt.file is None:
         return content
     record: dict[str, Any]
     if isinstance(content, str):
@@ -219,8 +219,8 @@ def _written(prompt: Prompt) -> Any:
                 record[name] = True
     else:
         record = {"token_ids": list(content)}
-    if prompt.image is not None:
-        record["image"] = base64.b64encode(prompt.image).decode()
+    if prompt.file is not None:
+        record["image"] = base64.b64encode(prompt.file).decode()
     return {**record, "spans": spans} if spans else record
 
 

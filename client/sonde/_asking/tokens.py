@@ -37,8 +37,8 @@ class Tokenizing(Asking[Any]):
         """Take the answer, which is one message."""
         if message.HasField("context"):
             context = Context(message.context, dry_run=True)
-            spans = context.common()["spans"]
-            self._found.append(Tokens(context.tokens, spans, context.provenance))
+            known = context.common()
+            self._found.append(Tokens(context.tokens, known["spans"], context.provenance, known["images"]))
             self._patience.answered()
 
     def end(self) -> None:

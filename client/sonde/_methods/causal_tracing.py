@@ -20,6 +20,7 @@ from sonde._arrays import (
     visible,
 )
 from sonde._ask.given import flag, number
+from sonde._ask.images import SPAN, ImageLike, as_image
 from sonde._ask.indices import Indices, index, indices
 from sonde._ask.named import NamedPositions, PositionsLike, named
 from sonde._ask.named import positions as positions_of
@@ -169,30 +170,77 @@ class CausalTracingResult(TraceResult):
                 table.setdefault(column, []).extend(part[column])
         return data_frame(table)
 
-    def plot(self, path: "str | Path | None" = None, *, target: int = 0) -> "Figure":
+    def plot(self, path: "str | Path | None" = None, *, target: int = 0, image: ImageLike | None = None) -> "Figure":
         """Draw the heat maps of Meng et al. 2022, figure 1, and save them if a path is given (needs matplotlib).
 
         There is one panel per component, with tokens as rows and layers as columns. All panels share one scale, from
         the corrupted probability to the largest restored one. Corrupted tokens have a star.
+
+        The positions of an image are one row, which has the state of the largest effect in each layer. Beneath each
+        panel, the effects of all of them lie over the image, each that of its strongest layer. One patch of many
+        changes little, so these have a scale of their own.
+
+        Args:
+            path: where the figure is saved; None saves nothing.
+            target: the target's index.
+            image: the prompt's image, to be seen beneath the effects; None leaves it out.
         """
         word = self._word(target)
         low, high = self._scale(target)
-        panels = [
-            plotting.Panel(
-                look(name).title,
-                grid[..., target],
-                self.row_labels(name),
-                self.axes[name]["layer"],
-                look(name).colour_map,
-                self._across(name),
+        panels = []
+        for name in self.restored:
+            values, rows = self._folded(name, target)
+            shown = look(name)
+            panels.append(
+                plotting.Panel(
+                    shown.title, values, rows, self.axes[name]["layer"], shown.colour_map, self._across(name)
+                )
             )
-            for name, grid in self.restored.items()
-        ]
         clean = float(self.clean[target])
         stars = " (* corrupted tokens)" if self.corrupted_positions else ""
         numbers = f"{clean:.3f} clean, {low:.3f} corrupted{stars}"
         title = self._titled(f"Where restoring one clean state brings {self._quoted(target)} back: {numbers}")
-        return plotting.save(plotting.panels(panels, low, high, title=title, legend=f"p({word})"), path)
+        over = [laid for laid in (self._laid(name, target) for name in self.restored) if laid is not None]
+        if len(over) < len(panels):
+            return plotting.save(plotting.panels(panels, low, high, title=title, legend=f"p({word})"), path)
+        beneath = plotting.Beneath(over, self.images[0].edges, as_image(image))
+        drawn = plotting.panels_over_image(panels, low, high, beneath, title=title, legend=f"p({word})")
+        return plotting.save(drawn, path)
+
+    def _image_rows(self, name: ComponentName) -> list[int]:
+        """The rows of a grid that are positions of the image."""
+        inside = {position for grid in self.images for position in grid.positions} | {*self.spans.get(SPAN, ())}
+        return [row for row, position in enumerate(self.axes[name]["position"]) if position in inside]
+
+    def _folded(self, name: ComponentName, target: int) -> tuple[Floats, list[str]]:
+        """A grid [row, layer] with its rows' labels; those of an image are one, of the largest effect in each layer."""
+        values, labels, inside = self.restored[name][..., target], self.row_labels(name), self._image_rows(name)
+        if not self.images or len(inside) < 2:
+            return values, labels
+        part = values[inside]
+        sizes = np.nan_to_num(np.abs(part - self.corrupted[target]), nan=-1.0)
+        one = np.take_along_axis(part, sizes.argmax(0)[None], axis=0)
+        star = "*" if any(labels[row].endswith("*") for row in inside) else ""
+        first, last = inside[0], inside[-1]
+        label = f"{SPAN} (strongest of {len(inside)}){star}"
+        kept = [row for row in range(first, last + 1) if row not in inside]
+        rows = [*range(first), *kept, *range(last + 1, len(values))]
+        at = first + len(kept)
+        folded = np.insert(values[rows], at, one, axis=0)
+        names = [labels[row] for row in rows]
+        return folded, [*names[:at], label, *names[at:]]
+
+    def _laid(self, name: ComponentName, target: int) -> Floats | None:
+        """[row, column] over the image: the effect of each position in the layer where it is largest."""
+        inside = self._image_rows(name)
+        if not self.images or len(inside) < 2:
+            return None
+        effect = self.effect[name][inside][..., target]
+        sizes = np.nan_to_num(np.abs(effect), nan=-1.0)
+        best = np.take_along_axis(effect, sizes.argmax(1)[:, None], axis=1)[:, 0]
+        positions = [self.axes[name]["position"][row] for row in inside]
+        laid: Floats = self.images[0].over_image(best, positions).astype(np.float32)
+        return laid
 
     def heatmap_text(self, *, target: int = 0, colours: terminal.Colours | None = None) -> str:
         """The grids as text: one heat map per component, all on one scale. Corrupted tokens have a star.
@@ -204,11 +252,12 @@ class CausalTracingResult(TraceResult):
         shown = terminal.colours_of() if colours is None else colours
         low, high = self._scale(target)
         parts = [self._levels(target)]
-        for name, grid in self.restored.items():
-            rows = [row.strip() for row in self.row_labels(name)]
+        for name in self.restored:
+            values, labels = self._folded(name, target)
+            rows = [row.strip() for row in labels]
             ramp = look(name).ramp
             picture = terminal.heatmap(
-                grid[..., target], rows, self._layer_texts(name), low=low, high=high, ramp=ramp, colours=shown
+                values, rows, self._layer_texts(name), low=low, high=high, ramp=ramp, colours=shown
             )
             parts.append(f"\n{name} restored, by layer\n{picture}")
         return "\n".join(parts)
@@ -240,19 +289,12 @@ class CausalTracingResult(TraceResult):
             note(self._levels(0)),
             self._strip("where restoring one state brings it back", self._by_position()),
         ]
-        pieces += [
-            heatmap(
-                f"{words(name)}: p({word})",
-                self.row_labels(name),
-                self._layer_texts(name),
-                grid[..., 0],
-                across=self._across(name),
-                low=low,
-                high=high,
-                hue=look(name).hue,
+        for name in self.restored:
+            values, rows = self._folded(name, 0)
+            title, across, hue = f"{words(name)}: p({word})", self._across(name), look(name).hue
+            pieces.append(
+                heatmap(title, rows, self._layer_texts(name), values, across=across, low=low, high=high, hue=hue)
             )
-            for name, grid in self.restored.items()
-        ]
         return [*pieces, sortable_table("the strongest states", _HEADER, [cell.row() for cell in self.strongest(10)])]
 
     def _by_position(self) -> Floats:
@@ -289,7 +331,7 @@ class CausalTracing(Method[CausalTracingResult]):
     Args:
         subject: the part that is corrupted: a piece of the prompt's text, positions, or a span of the prompt by name,
             as `sonde.span("subject")`. Plain text that is the name of a span of the prompt (or of the first case)
-            means the span. Leave it out with a counterfactual.
+            means the span; of a prompt with an image, "image" does. Leave it out with a counterfactual.
         samples: the number of noise samples; the default is 10.
         seed: the seed of the noise; the default is 1, as in ROME.
         deviations: the noise, in standard deviations of all entries of the embedding matrix; the default is 3.
@@ -371,6 +413,7 @@ def _span_of(subject: str, request: pb.TraceRequest) -> NamedPositions | None:
     prompt = request.cases[0].prompt if request.cases else request.prompt
     meant = named(subject) if subject else None
     names = {span.name for span in prompt.spans} | {message.role for message in prompt.chat.messages}
+    names |= {SPAN} if prompt.image else set()
     return meant if meant is not None and meant.span.partition("[")[0] in names else None
 
 

@@ -3,6 +3,7 @@
 Importing this module does not import matplotlib; drawing does.
 """
 
+import io
 import itertools
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -142,6 +143,77 @@ def panels(
     width, height = size or _size(shown)
     wrapped = _wrapped(title, width)
     return figure(width, height + _LINE_INCHES * max(len(wrapped) - 1, 0), draw)
+
+
+@dataclass(frozen=True)
+class Beneath:
+    """Numbers over an image, or over a part of it, for each panel, and the image's file if it is to be seen."""
+
+    values: Sequence[Floats]
+    """[row, column], for each panel."""
+    edges: tuple[float, float, float, float]
+    """Left, top, right and bottom of the part, as shares of the image's width and height."""
+    file: bytes | None = None
+
+
+def panels_over_image(
+    shown: Sequence[Panel], low: float, high: float, over: Beneath, *, title: str = "", legend: str = ""
+) -> "Figure":
+    """Draw heat maps side by side on one scale, and beneath each its numbers over the image, on a scale of their own.
+
+    Args:
+        shown: the panels.
+        low: the value at the low end of the panels' colour maps.
+        high: the value at the high end.
+        over: what lies over the image.
+        title: a title above all panels; one that is wider than they are is wrapped.
+        legend: a title above the colour bars of the panels.
+    """
+    least = min([0.0, *(float(np.nanmin(values)) for values in over.values if np.isfinite(values).any())])
+    most = max([least + 1e-12, *(float(np.nanmax(values)) for values in over.values if np.isfinite(values).any())])
+    width, height = _size(shown)
+    rows, columns = over.values[0].shape
+    tall = min(3.0, max(1.2, 2.2 * rows / columns))
+    wrapped = _wrapped(title, width)
+
+    def draw(made: "Figure") -> None:
+        above, below = made.subplots(2, max(len(shown), 1), squeeze=False, height_ratios=[height, tall])
+        for i, (panel, axes, under) in enumerate(zip(shown, above, below)):  # noqa: B905 - a figure has at least one
+            draw_panel(made, axes, panel, low, high, legend=legend)
+            if i and list(panel.rows) == list(shown[0].rows):
+                axes.set_yticklabels([])
+            image = _over_image(under, over, i, panel.colours, (least, most))
+            under.set_title("effect by place in the image", fontsize=9, pad=4)
+            _bar(made, under, image, "own scale")
+        if title:
+            _title(made, wrapped)
+
+    return figure(width, height + tall + 0.6 + _LINE_INCHES * max(len(wrapped) - 1, 0), draw)
+
+
+def _over_image(axes: "Axes", over: Beneath, number: int, colours: str, scale: tuple[float, float]) -> Any:
+    """Numbers over the part of an image that they belong to; the picture itself, if it is there, shows through."""
+    values, (left, top, right, bottom) = over.values[number], over.edges
+    image = _grid(axes, values, colours, *scale)
+    # The edges of the whole image, in cells of the grid.
+    across, down = values.shape[1] / (right - left), values.shape[0] / (bottom - top)
+    edges = -left * across, (1 - left) * across, (1 - top) * down, -top * down
+    if over.file is not None:
+        axes.imshow(_picture(over.file), extent=edges, aspect="auto", zorder=0)
+        image.set_alpha(0.6)
+    axes.set_xlim(edges[0], edges[1])
+    axes.set_ylim(edges[2], edges[3])
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return image
+
+
+def _picture(file: bytes) -> Any:
+    """The pixels of an image."""
+    from PIL import Image, ImageOps
+
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file))).convert("RGB"))
 
 
 def draw_panel(made: "Figure", axes: "Axes", panel: Panel, low: float, high: float, *, legend: str = "") -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from sonde._answers.captured import Captured
+from sonde._answers.images import ImageGrid
 from sonde._answers.predictions import NO_TOKEN, Continuation, Prediction, Token, TokenPrediction
 from sonde._answers.requests import Request
 from sonde._answers.results import Common, Cost, Provenance
@@ -17,7 +18,34 @@ def provenance(message: pb.Provenance) -> Provenance:
     """Decode where the numbers come from."""
     name = pb.DataType.Name(message.data_type) if message.data_type in pb.DataType.values() else "unknown"
     dtype = name.removeprefix("DATA_TYPE_").lower()
-    return Provenance(message.model, message.revision, dtype, message.device, message.attention, message.server_version)
+    return Provenance(
+        message.model,
+        message.revision,
+        dtype,
+        message.device,
+        message.attention,
+        message.server_version,
+        message.image_processor,
+    )
+
+
+def image_grid(message: pb.ImageGrid) -> ImageGrid:
+    """Decode a grid of positions over an image.
+
+    Raises:
+        ProtocolError: if it has not as many positions as cells.
+    """
+    if len(message.positions) != message.rows * message.columns:
+        raise ProtocolError("the answer has a grid over the image that does not match its positions")
+    return ImageGrid(
+        message.rows,
+        message.columns,
+        tuple(message.positions),
+        message.left,
+        message.top,
+        message.right,
+        message.bottom,
+    )
 
 
 class Context:
@@ -65,6 +93,7 @@ class Context:
             "dry_run": self.dry_run,
             "request": self.asked,
             "spans": {span.name: tuple(span.positions) for span in self.message.spans},
+            "images": tuple(image_grid(one) for one in self.message.images if one.stack == pb.STACK_DECODER),
             "_clean": None if self.dry_run else self._prediction(captured, continuations),
         }
 

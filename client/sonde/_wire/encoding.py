@@ -47,8 +47,8 @@ def encode_prompt(given: PromptLike) -> pb.Prompt:
     prompt = as_prompt(given)
     content = prompt.content
     message = checked("prompt", lambda: pb.Prompt(spans=list(starmap(_span, prompt.named_spans.items()))))
-    if prompt.image is not None:
-        message.image = _image(prompt.image)
+    if prompt.file is not None:
+        message.image = prompt.file
     if isinstance(content, str):
         checked("prompt", lambda: setattr(message, "text", content))
     elif isinstance(content, Chat):
@@ -124,12 +124,6 @@ def encode_case(case: Case) -> pb.Case:
         targets=encode_targets(case.targets),
         group=case.group,
     )
-
-
-def _image(given: bytes) -> bytes:
-    if not isinstance(given, bytes | bytearray | memoryview):
-        raise refusal("image", "the bytes of a PNG or JPEG", given)
-    return bytes(given)
 
 
 def encode_targets(given: Targets) -> list[pb.Target]:

@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from sonde._answers.model import ComponentSupport, Limits, Model, Stack
+from sonde._answers.model import ComponentSupport, ImageInput, Limits, Model, Stack
 from sonde._ask.names import STACK_NAMES, StackName, component_name
 from sonde._wire.context import provenance
 from sonde.errors import ProtocolError
@@ -42,8 +42,17 @@ def description(response: pb.GetModelResponse) -> Model:
             limits.max_answer_bytes or None,
             limits.max_cases or None,
             limits.max_total_tokens or None,
+            limits.max_image_bytes or None,
+            limits.max_image_pixels or None,
         ),
         chat_template=response.chat_template,
+        image=_image(response.image) if response.HasField("image") else None,
+    )
+
+
+def _image(message: pb.ImageInput) -> ImageInput:
+    return ImageInput(
+        message.placeholder, message.token_id, message.min_positions, message.max_positions, message.sees_itself
     )
 
 

@@ -11,6 +11,7 @@ In half precision some models overflow at the token that begins texts. So transf
 token, and a model whose logits are not finite is not served.
 """
 
+import inspect
 import logging
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -23,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
-from ..questions.extents import Extent
 from ..model.eyes import TAKEN
-from ..questions.images import CAUSAL, Image
+from ..questions.extents import Extent
+from ..questions.images import Image
 from ..questions.places import PAIRWISE, Component
 from .attention import Block, attend
 from .engine import Engine
@@ -145,10 +146,10 @@ class Check:
         """What transformers takes beside the tokens."""
         there = torch.zeros_like(ids)
         there[0, list(image.arrangement.positions)] = 1
-        # Without them it silently sees images as texts, in attention or in rotary angles.
-        kind = {"mm_token_type_ids": there} if image.arrangement.turned else {"token_type_ids": there}
-        kind = kind if image.arrangement.turned or image.arrangement.sight != CAUSAL else {}
-        return {name: value.to(ids.device) for name, value in image.inputs.items() if name in TAKEN} | kind
+        # Without them some models silently see images as texts, in attention or in rotary angles.
+        taken = inspect.signature(self.decoder.model.forward).parameters
+        kinds = {name: there for name in ("token_type_ids", "mm_token_type_ids") if name in taken}
+        return {name: value.to(ids.device) for name, value in image.inputs.items() if name in TAKEN} | kinds
 
     def logits(self) -> Tensor:
         """The engine's logits [P, V] at the compared positions of the prompt."""

@@ -1,8 +1,8 @@
 """The eye of a vision-language model: from the bytes of a file to embeddings that take the place of tokens'.
 
-Bytes are not trusted. They are decoded and prepared on the thread of the call, with the checkpoint's own image processor
-and by Pillow alone: by torchvision other numbers would come out. The vision tower and its projector are one call of the
-loaded model, on the model's thread.
+Bytes are not trusted. They are decoded and prepared on the thread of the call, with the checkpoint's own image
+processor, and by Pillow alone: by torchvision other numbers would come out. The vision tower and its projector are one
+call of the loaded model, on the model's thread.
 """
 
 import hashlib
@@ -89,8 +89,8 @@ class Eye:
         """An image of these bytes, which need not be what they claim to be. 0: no limit.
 
         Raises:
-            ValueError: for bytes that are not a PNG or JPEG that can be read, and for images beyond a limit. The message
-                says what was expected.
+            ValueError: for bytes that are not a PNG or JPEG that can be read, and for images beyond a limit. The
+                message says what was expected.
         """
         if most_bytes and len(data) > most_bytes:
             raise ValueError(f"expected at most {most_bytes} bytes, got {len(data)}")
@@ -103,8 +103,8 @@ class Eye:
             spread = self.vision.spread(size, self.processor)
             if spread.positions > most_positions:
                 raise ValueError(
-                    f"expected an image of at most {most_positions} positions, got {size.width} x {size.height} pixels, "
-                    f"which have {spread.positions}"
+                    f"expected an image of at most {most_positions} positions, got {size.width} x {size.height} pixels,"
+                    f" which have {spread.positions}"
                 )
             return self._processed(picture, spread)
 

@@ -14,8 +14,8 @@ from ..questions.hypotheses import Hypothesis, Node
 from ..questions.interventions import Readout
 from ..questions.places import Component, Site
 from ..questions.prompts import Prompt
-from .images import alike
 from .fields import LARGEST_SEED, Reader
+from .images import alike
 from .interventions import read_readout
 from .names import read_rows, union
 from .prompts import read_prompt

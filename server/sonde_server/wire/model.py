@@ -60,8 +60,8 @@ def encode_model(model: ModelDescription, limits: Limits, version: str) -> pb.Ge
             max_answer_bytes=limits.max_answer_bytes,
             max_cases=min(limits.max_cases, _LARGEST_INT32),
             max_total_tokens=limits.max_total_tokens,
-            max_image_bytes=limits.max_image_bytes,
-            max_image_pixels=limits.max_image_pixels,
+            max_image_bytes=min(limits.max_image_bytes, _LARGEST_INT32),
+            max_image_pixels=min(limits.max_image_pixels, _LARGEST_INT32),
         ),
         chat_template=model.chat_template,
     )
