@@ -107,7 +107,7 @@ def test_metadata_names_licence_version_and_requirements(wheel: Path) -> None:
         "protobuf",
         "numpy",
     }
-    extras = {"server", "ray", "gguf", "telemetry", "plot", "safetensors", "docs", "dev"}
+    extras = {"server", "ray", "vision", "gguf", "telemetry", "plot", "safetensors", "docs", "dev"}
     assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 

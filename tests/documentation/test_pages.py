@@ -19,6 +19,7 @@ from docs.generate.settings import default_of
 from tests.documentation import pages
 from tests.documentation.pages import CANNOT_RUN, DATA, NOT_CODE, ROOT, SHELL, Block, blocks, commands, documents, same
 from tests.documentation.reader import Reader
+from tests.support.seeing import save_seeing
 
 PAGES = documents()
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -31,10 +32,21 @@ def address() -> Iterator[str]:
         yield server.address
 
 
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with a tiny model that reads images, of random weights, for the page about them."""
+    folder = save_seeing("llava", tmp_path_factory.mktemp("seeing") / "llava")
+    with Server(Settings(model=str(folder), port=0, device="cpu", dtype="float32")) as server:
+        yield server.address
+
+
 @pytest.mark.documents
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=pages.name)
-def test_what_it_shows_works(page: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_shows_works(
+    page: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    address = request.getfixturevalue("seeing" if page.stem == "images" else "address")
     with Reader(page, address, tmp_path) as reader:
         reader.read()
 
