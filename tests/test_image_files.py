@@ -24,14 +24,20 @@ from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.config import Limits, Settings
 from sonde_server.model import loading
 from sonde_server.model.families.vision import llava
-from sonde_server.model.vision import Size, merged, square
+from sonde_server.model.vision import Size, merged, square, tiled
 from sonde_server.serving.server import Server
 from sonde_server.wire.decode import decode_trace
-from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor, Qwen2VLImageProcessorPil
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    Idefics3ImageProcessorPil,
+    LlavaProcessor,
+    Qwen2VLImageProcessorPil,
+)
 
 from tests.conftest import DEADLINE
 from tests.support import wire
-from tests.support.seeing import SEEING, encoded, picture, save_seeing
+from tests.support.seeing import SEEING, encoded, load_seeing, picture, save_seeing
 
 TEXT = "The tower <image> is in"
 PIXELS = 200_000
@@ -264,7 +270,43 @@ def test_grids_of_images_of_any_shape_are_those_of_the_processor(size: tuple[int
     processor = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=bounds)
     _, rows, columns = processor(images=Image.new("RGB", size), return_tensors="np")["image_grid_thw"][0].tolist()
     spread = merged(Size(*size), processor)
-    assert (spread.rows, spread.columns) == (rows // 2, columns // 2)
+    assert (spread.grids[0].rows, spread.grids[0].columns) == (rows // 2, columns // 2)
+    assert spread.positions == rows * columns // 4
+
+
+@pytest.mark.parametrize("bounds", [(32, 16), (40, 16), (9000, 3000)])
+@pytest.mark.parametrize("size", [(40, 28), (28, 40), (31, 97), (300, 10), (16, 16), (5, 5)])
+def test_tiles_of_images_of_any_shape_are_those_of_the_processor(
+    bounds: tuple[int, int], size: tuple[int, int]
+) -> None:
+    longest, edge = ({"longest_edge": bound} for bound in bounds)
+    processor = Idefics3ImageProcessorPil(size=longest, max_image_size=edge)
+    given = processor(images=Image.new("RGB", size), return_tensors="np", return_row_col_info=True)
+    spread = tiled(2)(Size(*size), processor)
+    assert spread.tiles == (given["rows"][0][0], given["cols"][0][0])
+    assert spread.positions == 4 * given["pixel_values"].shape[1]
+    assert sorted(place for grid in spread.grids for place in grid.places) == list(range(spread.positions))
+
+
+def test_where_tiles_lie() -> None:
+    """Rows of positions go across all tiles of a row."""
+    processor = Idefics3ImageProcessorPil(size={"longest_edge": 48}, max_image_size={"longest_edge": 16})
+    detail, whole = tiled(2)(Size(48, 20), processor).grids
+    assert (detail.rows, detail.columns) == (4, 6)
+    assert list(detail.places)[:12] == [0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11]
+    assert list(whole.places) == [24, 25, 26, 27]
+
+
+def test_a_tile_is_joined_row_by_row(tmp_path: Path) -> None:
+    """A patch has its effect in the cell that lies over it."""
+    model: Any = load_seeing(save_seeing("idefics3", tmp_path / "idefics3"))
+    for row, column in ((0, 0), (1, 3), (2, 1), (3, 3)):
+        states = torch.zeros(2, 16, 24)
+        states[1, 4 * row + column] = 1.0
+        with torch.no_grad():
+            plain, marked = model.model.connector(states)
+        moved = (marked - plain).abs().sum(-1).nonzero()[:, 0].tolist()
+        assert moved == [2 * (row // 2) + column // 2]
 
 
 @pytest.mark.parametrize("size", [(40, 28), (28, 40), (100, 24), (24, 24)])
@@ -278,8 +320,8 @@ def test_what_a_centre_crop_leaves(size: tuple[int, int]) -> None:
     ramp[..., 0] = np.linspace(0, 255, width)[None]
     ramp[..., 1] = np.linspace(0, 255, height)[:, None]
     pixels = processor(images=Image.fromarray(ramp), return_tensors="np")["pixel_values"][0]
-    spread = square(4)(Size(*size), processor)
-    for channel, (first, last) in enumerate(((spread.left, spread.right), (spread.top, spread.bottom))):
+    (grid,) = square(4)(Size(*size), processor).grids
+    for channel, (first, last) in enumerate(((grid.left, grid.right), (grid.top, grid.bottom))):
         line = pixels[channel].mean(axis=channel)
         assert abs(line[0] / 255 - first) < 1.5 / 24 + 0.03
         assert abs(line[-1] / 255 - last) < 1.5 / 24 + 0.03

@@ -74,9 +74,9 @@ def _llama(model: Any, **different: Any) -> Modules:
     return _read(model, "model.embed_tokens", "model.layers", "model.norm", **different)
 
 
-def _within(model: Any) -> Modules:
-    inner = "model.language_model"
-    return _read(model, f"{inner}.embed_tokens", f"{inner}.layers", f"{inner}.norm", entered=model.model.language_model)
+def _within(model: Any, inner: str = "model.language_model") -> Modules:
+    entered = model.get_submodule(inner)
+    return _read(model, f"{inner}.embed_tokens", f"{inner}.layers", f"{inner}.norm", entered=entered)
 
 
 def _sandwiched(model: Any, prefix: str = "model", **different: Any) -> Modules:
@@ -222,6 +222,7 @@ MODULES: dict[str, Callable[[Any], Modules]] = {
     "granitemoe": _granitemoe,
     "helium": _llama,
     "hunyuan_v1_dense": _llama,
+    "idefics3": lambda model: _within(model, "model.text_model"),
     "llama": _llama,
     "llava": _within,
     "ministral": _llama,
@@ -244,6 +245,7 @@ MODULES: dict[str, Callable[[Any], Modules]] = {
     "qwen3_moe": lambda model: _llama(model, neurons=None),
     "seed_oss": _llama,
     "smollm3": _llama,
+    "smolvlm": lambda model: _within(model, "model.text_model"),
     "stablelm": _stablelm,
     "starcoder2": lambda model: _llama(model, neurons="mlp.c_proj"),
 }

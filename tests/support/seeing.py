@@ -89,6 +89,17 @@ def _qwen2_5_vl(vocabulary: int, ids: Mapping[str, int]) -> PreTrainedConfig:
     return _qwen(vocabulary, ids, "Qwen2_5_VLConfig", {**vision, "window_size": 16, "fullatt_block_indexes": [1]})
 
 
+def _tiling(vocabulary: int, ids: Mapping[str, int], name: str) -> PreTrainedConfig:
+    config: PreTrainedConfig = getattr(transformers, name)(
+        text_config={**COMMON, "vocab_size": vocabulary, "model_type": "llama"},
+        vision_config={**CLIP, "image_size": 16, "patch_size": 4},
+        image_token_id=ids["<image>"],
+        scale_factor=2,
+        tie_word_embeddings=False,
+    )
+    return config
+
+
 def _merging() -> Any:
     size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 48}
     return transformers.Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, size=size)
@@ -98,6 +109,14 @@ def _cropping() -> Any:
     return transformers.CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
 
 
+def _cutting(name: str) -> Any:
+    return getattr(transformers, name)(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+
+
+TILES = (
+    "<image>",
+    ("<image>", "<fake_token_around_image>", "<global-img>", *(f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2))),
+)
 QWEN = ("<|vision_start|><|image_pad|><|vision_end|>", ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"))
 GEMMA = ("<start_of_image>", ("<start_of_image>", "<image_soft_token>", "<end_of_image>"))
 SEEING: dict[str, Seeing] = {
@@ -111,6 +130,16 @@ SEEING: dict[str, Seeing] = {
         _cropping,
     ),
     "gemma3": Seeing(*GEMMA, _gemma3, lambda: transformers.Gemma3ImageProcessorPil(size={"height": 24, "width": 24})),
+    "idefics3": Seeing(
+        *TILES,
+        lambda vocabulary, ids: _tiling(vocabulary, ids, "Idefics3Config"),
+        lambda: _cutting("Idefics3ImageProcessorPil"),
+    ),
+    "smolvlm": Seeing(
+        *TILES,
+        lambda vocabulary, ids: _tiling(vocabulary, ids, "SmolVLMConfig"),
+        lambda: _cutting("SmolVLMImageProcessorPil"),
+    ),
     "qwen2_vl": Seeing(*QWEN, _qwen2_vl, _merging),
     "qwen2_5_vl": Seeing(*QWEN, _qwen2_5_vl, _merging),
 }

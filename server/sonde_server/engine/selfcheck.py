@@ -108,7 +108,7 @@ class Check:
             # No other token may look like one of the image's.
             text = [token if token != vision.token else 0 for token in self.tokens]
             self.tokens = (*text[:FIRST], *[vision.token] * seen.spread.positions, *text[FIRST:])
-            self.image = decoder.eye.placed(seen, FIRST)
+            self.image = decoder.eye.placed(seen, range(FIRST, FIRST + seen.spread.positions))
             length = len(self.tokens)
         self.positions = tuple(sorted({*range(min(FIRST, length)), *range(max(0, length - LAST), length)}))
         self.precise = decoder.dtype.itemsize >= 4

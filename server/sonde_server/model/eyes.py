@@ -9,7 +9,7 @@ import hashlib
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ MAGIC = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 # Beyond it Qwen-VL fails, and a square is no picture of the whole for others.
 MOST_ELONGATED = 200
+# Images of these widths and heights have the fewest and the most positions that there are.
+EXTREMES = (50, 10_000)
 # Decoded images, and what processors make of them, take much more memory than their files.
 AT_ONCE = 2
 
@@ -75,13 +77,9 @@ class Eye:
 
     def described(self, placeholder: str) -> ImageInput:
         """What GetModel says of it. `placeholder`: the text of the tokens that stand for an image."""
-        sizes = getattr(self.processor, "size", None) or {}
-        squares = self.vision.spread(Size(1, 1), self.processor).positions
-        fewest, most = squares, squares
-        if self.vision.turned:
-            cell = (int(self.processor.patch_size) * int(self.processor.merge_size)) ** 2
-            fewest, most = max(1, -(-int(sizes["shortest_edge"]) // cell)), int(sizes["longest_edge"]) // cell
-        return ImageInput(placeholder, self.vision.token, fewest, most, self.vision.sees_itself)
+        shapes = [Size(1, 1), *(Size(wide, long) for long in EXTREMES for wide in EXTREMES)]
+        counts = [self.vision.spread(shape, self.processor).positions for shape in shapes]
+        return ImageInput(placeholder, self.vision.token, min(counts), max(counts), self.vision.sees_itself)
 
     # ------------------------------------------------------------ from bytes, on the thread of the call
 
@@ -126,15 +124,14 @@ class Eye:
         size = sum(value.numel() * value.element_size() for value in inputs.values())
         return Seen(digest.digest(), inputs, size, spread)
 
-    def placed(self, seen: Seen, first: int) -> images.Image:
-        """An image whose positions begin at `first`."""
-        spread, vision = seen.spread, self.vision
-        end = first + spread.positions
+    def placed(self, seen: Seen, positions: Sequence[int]) -> images.Image:
+        """An image at these positions of a prompt."""
+        spread, vision, first = seen.spread, self.vision, positions[0]
         arrangement = Arrangement(
-            tuple(range(first, end)),
-            (spread.grid(first),),
-            Sight(first, end) if vision.sees_itself else CAUSAL,
-            Turned(first, spread.rows, spread.columns) if vision.turned else None,
+            tuple(positions),
+            tuple(grid.over(positions) for grid in spread.grids),
+            Sight(first, positions[-1] + 1) if vision.sees_itself else CAUSAL,
+            Turned(first, spread.grids[0].rows, spread.grids[0].columns) if vision.turned else None,
         )
         patches = spread.positions * vision.patches
         return images.Image(seen.digest, seen.inputs, seen.bytes, patches, arrangement, self.name)
@@ -166,7 +163,7 @@ class Eye:
 
 
 # Of what image processors give, what vision towers take.
-TAKEN = frozenset({"pixel_values", "image_grid_thw"})
+TAKEN = frozenset({"pixel_values", "pixel_attention_mask", "image_grid_thw"})
 
 
 def _opened(data: bytes, kind: str, most_pixels: int) -> "Picture":

@@ -1,11 +1,14 @@
 """How families take an image among their tokens: what stands for it in a text, and how its positions lie over it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any, NamedTuple
 
 from ..questions.images import Grid
+
+# Idefics3 makes no side longer than this.
+MOST_PIXELS = 4096
 
 
 class Size(NamedTuple):
@@ -16,34 +19,42 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """How many positions an image has: `before` that have no place in it, then a grid, row by row.
+class Lying:
+    """A grid over a part of an image: which of the image's positions are in it, row by row.
 
-    The grid covers the part of the image between these edges, as shares of its width and height.
+    The edges of the part are shares of the image's width and height.
     """
 
     rows: int
     columns: int
-    before: int = 0
+    places: Sequence[int]
     left: float = 0.0
     top: float = 0.0
     right: float = 1.0
     bottom: float = 1.0
 
-    @property
-    def positions(self) -> int:
-        """How many positions the image has."""
-        return self.before + self.rows * self.columns
+    def over(self, positions: Sequence[int]) -> Grid:
+        """The grid, if these are the image's positions in the prompt."""
+        where = tuple(positions[place] for place in self.places)
+        return Grid(self.rows, self.columns, where, self.left, self.top, self.right, self.bottom)
 
-    def grid(self, first: int) -> Grid:
-        """Where they lie if `first` is the first of them."""
-        start = first + self.before
-        positions = tuple(range(start, start + self.rows * self.columns))
-        return Grid(self.rows, self.columns, positions, self.left, self.top, self.right, self.bottom)
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How many positions an image has, and how they lie over it.
+
+    tiles: rows and columns of the tiles that an image is cut into, each with tokens of its own around it.
+    """
+
+    positions: int
+    grids: tuple[Lying, ...]
+    tiles: tuple[int, int] | None = None
 
 
 # From an image's size and the checkpoint's image processor, before anything is computed.
 Spreading = Callable[[Size, Any], Spread]
+# What is written in a text for an image: texts and tokens, among them that of each position.
+Writing = Callable[[Spread], Iterable[str | int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +62,35 @@ class Vision:
     """How a family takes an image among its tokens.
 
     token: what is at each of the image's positions. placeholder: the tokens that stand for the image in a text. Of
-    these, the text of `named` is what is looked for, and `written` takes its place: texts, tokens, and once `token` for
-    all of the image's positions. patches: how many positions the vision tower computes for each of the decoder's.
-    sees_itself: whether the image's positions attend to one another. turned: whether rotary angles are of time, row and
-    column.
+    these, the text of `named` is what is looked for, and what is `written` takes its place. patches: how many positions
+    the vision tower computes for each of the decoder's. sees_itself: whether the image's positions attend to one
+    another. turned: whether rotary angles are of time, row and column.
     """
 
     token: int
     placeholder: tuple[int, ...]
     named: int
-    written: tuple[str | int, ...]
+    written: Writing
     spread: Spreading
     patches: int = 1
     sees_itself: bool = False
     turned: bool = False
 
 
+def repeated(token: int, before: Sequence[str | int] = (), after: Sequence[str | int] = ()) -> Writing:
+    """The token of each position, one after another, between others."""
+    return lambda spread: (*before, *[token] * spread.positions, *after)
+
+
 def square(side: int, before: int = 0) -> Spreading:
-    """Images of one size: whatever the processor leaves of an image lies under `side` x `side` positions."""
+    """Images of one size: what the processor leaves of an image lies under `side` x `side` positions.
+
+    `before`: positions that come first and have no place in the image.
+    """
 
     def spread(size: Size, processor: Any) -> Spread:
-        return Spread(side, side, before, *_covered(size, processor))
+        count = before + side * side
+        return Spread(count, (Lying(side, side, range(before, count), *_covered(size, processor)),))
 
     return spread
 
@@ -113,4 +132,58 @@ def merged(size: Size, processor: Any) -> Spread:
     elif width * height < least:
         scale = (least / (size.width * size.height)) ** 0.5
         width, height = (ceil(side * scale / factor) * factor for side in size)
-    return Spread(height // factor, width // factor)
+    rows, columns = height // factor, width // factor
+    return Spread(rows * columns, (Lying(rows, columns, range(rows * columns)),))
+
+
+def tiled(side: int) -> Spreading:
+    """Images that are cut into square tiles, with the whole image as one more behind them (Idefics3).
+
+    Each has `side` x `side` positions. Those of all tiles are one grid, and those of the whole are another.
+    """
+
+    def spread(size: Size, processor: Any) -> Spread:
+        rows, columns = _tiles(size, processor)
+        each, tiles = side * side, rows * columns
+        whole = Lying(side, side, range(tiles * each, (tiles + 1) * each))
+        if not tiles:
+            return Spread(each, (whole,), (0, 0))
+        places = [
+            ((down // side) * columns + across // side) * each + (down % side) * side + across % side
+            for down in range(rows * side)
+            for across in range(columns * side)
+        ]
+        return Spread((tiles + 1) * each, (Lying(rows * side, columns * side, places), whole), (rows, columns))
+
+    return spread
+
+
+def _tiles(size: Size, processor: Any) -> tuple[int, int]:
+    """How many rows and columns of tiles an image is cut into; none where it is one tile."""
+    if not processor.do_image_splitting:
+        return 0, 0
+    edge, (width, height) = int(processor.max_image_size["longest_edge"]), size
+    if processor.do_resize and (longest := processor.size.get("longest_edge")):
+        width, height = _longest(Size(width, height), int(longest))
+    elif processor.do_resize:
+        width, height = int(processor.size["width"]), int(processor.size["height"])
+    ratio = width / height
+    if width >= height:
+        width = ceil(width / edge) * edge
+        height = ceil(int(width / ratio) / edge) * edge
+    else:
+        height = ceil(height / edge) * edge
+        width = ceil(int(height * ratio) / edge) * edge
+    return (0, 0) if max(width, height) <= edge else (height // edge, width // edge)
+
+
+def _longest(size: Size, longest: int) -> tuple[int, int]:
+    """An image's size when its longer side has this length, the other an even one, and neither more than 4096."""
+    ratio, wide = size.width / size.height, size.width >= size.height
+    other = int(longest / ratio) if wide else int(longest * ratio)
+    other += other % 2
+    width, height = (longest, max(1, other)) if wide else (max(1, other), longest)
+    if max(width, height) > MOST_PIXELS:
+        ratio = width / height
+        width, height = (MOST_PIXELS, int(MOST_PIXELS / ratio)) if wide else (int(MOST_PIXELS * ratio), MOST_PIXELS)
+    return max(width, 1), max(height, 1)

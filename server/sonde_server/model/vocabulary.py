@@ -13,6 +13,7 @@ from ..questions.images import ImageInput
 from ..questions.prompts import Prompt, overlapping
 from .chats import Message, Place, has_template, located, rendered, takes_parts
 from .eyes import Eye
+from .vision import Spread
 
 # Texts for another text to continue. A token may not be shared by both: a letter is kept apart from the space or comma
 # that follows it, and the end of a line or a full stop from letters.
@@ -56,26 +57,23 @@ class Vocabulary:
     def _piece(self, token: int) -> str:
         return str(self._required().convert_ids_to_tokens(token) or "")
 
-    def _expanded(self, text: str, positions: int) -> tuple[str, Callable[[int], int]]:
+    def _expanded(self, text: str, image: Spread | None) -> tuple[str, Callable[[int], int]]:
         """A text with all tokens of its image, and where characters of the text are in it."""
-        if not positions:
+        if image is None:
             return text, lambda place: place
         if (count := self.placeholders(text)) != 1:
             raise ValueError(f"expected {self.placeholder!r} once, where the image goes, got it {count} times")
         assert self.eye is not None
-        vision, at = self.eye.vision, text.index(self._named)
-        written = "".join(
-            one if isinstance(one, str) else self._piece(one) * (positions if one == vision.token else 1)
-            for one in vision.written
-        )
+        at, pieces = text.index(self._named), self.eye.vision.written(image)
+        written = "".join(one if isinstance(one, str) else self._piece(one) for one in pieces)
         more = len(written) - len(self._named)
         return text[:at] + written + text[at + len(self._named) :], lambda place: place + more * (place > at)
 
-    def encode(self, text: str, image: int = 0) -> Prompt:
+    def encode(self, text: str, image: Spread | None = None) -> Prompt:
         """The tokens of a prompt, with the special tokens that the tokenizer adds.
 
-        A text that starts with the begin token keeps that one and gets no second. `image`: how many positions the image
-        has whose placeholder is in the text.
+        A text that starts with the begin token keeps that one and gets no second. `image`: how the image is
+        spread whose placeholder is in the text.
 
         Raises:
             ValueError: if the tokenizer fails on this text, with its reason.
@@ -100,7 +98,7 @@ class Vocabulary:
         """Whether the template takes texts and images apart."""
         return self.eye is not None and takes_parts(self._required())
 
-    def chat(self, messages: Sequence[Message], image: int = 0, **options: Any) -> Prompt:
+    def chat(self, messages: Sequence[Message], image: Spread | None = None, **options: Any) -> Prompt:
         """The tokens of a conversation, as the checkpoint's own template writes it. No special tokens are added.
 
         The content of each message is a span: of the last one with the name of its role, and of each with its number

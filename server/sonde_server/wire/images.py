@@ -40,20 +40,20 @@ def read_image(message: pb.Prompt, path: str, most: int, reader: Reader) -> "See
     return reader.once(("image", hashlib.sha256(message.image).digest()), prepare)
 
 
-def placed(texts: Sequence[str], path: str, reader: Reader, image: int) -> bool:
+def placed(texts: Sequence[str], path: str, reader: Reader, *, seen: bool) -> bool:
     """Whether texts have a place for an image once, or none where there is no image."""
     count, placeholder = sum(map(reader.vocabulary.placeholders, texts)), reader.vocabulary.placeholder
-    if image and count != 1:
+    if seen and count != 1:
         reader.problems.add(path, f"expected {placeholder!r} once, where the image goes, got it {count} times")
-    elif not image and count:
+    elif not seen and count:
         reader.problems.add(
             path, f"expected an image, because the text has a place for one ({placeholder!r}), got none"
         )
-    return count == bool(image)
+    return count == seen
 
 
 def with_image(prompt: Prompt, seen: "Seen", path: str, reader: Reader) -> Prompt | None:
-    """The prompt with its image, whose positions must be neighbours, and with the span of that name."""
+    """The prompt with its image, whose positions are neighbours where it has no tiles, and the span of that name."""
     eye, problems = reader.vocabulary.eye, reader.problems
     assert eye is not None
     token, wanted = eye.vision.token, seen.spread.positions
@@ -61,10 +61,10 @@ def with_image(prompt: Prompt, seen: "Seen", path: str, reader: Reader) -> Promp
     if len(found) != wanted:
         problems.add(path, f"expected the image's token, {token}, at {wanted} positions, got {len(found)}")
         return None
-    if found != list(range(found[0], found[0] + wanted)):
+    if seen.spread.tiles is None and found != list(range(found[0], found[0] + wanted)):
         problems.add(path, f"expected the image's {wanted} positions one after another, got others between them")
         return None
-    image = eye.placed(seen, found[0])
+    image = eye.placed(seen, found)
     spans = [(name, positions) for name, positions in prompt.spans if name != SPAN]
     return replace(prompt, image=image, spans=(*spans, (SPAN, tuple(found))))
 

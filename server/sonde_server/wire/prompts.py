@@ -16,6 +16,7 @@ from .names import read_one, read_spans
 from .tensors import encode_floats, encode_integers
 
 if TYPE_CHECKING:
+    from ..model.vision import Spread
     from ..model.vocabulary import Vocabulary
 
 # A target whose text is longer than this many of the longest token is not tokenized at all.
@@ -58,26 +59,26 @@ def _read_input(message: pb.Prompt, path: str, reader: Reader) -> Prompt | None:
     seen = read_image(message, path, most, reader)
     if message.image and seen is None:
         return None
-    positions = 0 if seen is None else seen.spread.positions
+    spread = None if seen is None else seen.spread
     kind = message.WhichOneof("input")
     match kind:
         case "text":
-            prompt = _read_text(message.text, f"{path}.text", most, reader, positions)
+            prompt = _read_text(message.text, f"{path}.text", most, reader, spread)
         case "token_ids":
             prompt = _read_ids(message.token_ids.ids, f"{path}.token_ids.ids", most, reader)
         case "chat":
-            prompt = _read_chat(message.chat, f"{path}.chat", most, reader, positions)
+            prompt = _read_chat(message.chat, f"{path}.chat", most, reader, spread)
         case None:
             reader.problems.add(path, "expected text, token_ids or chat, got none")
             return None
     return prompt if seen is None or prompt is None else with_image(prompt, seen, f"{path}.{kind}", reader)
 
 
-def _read_text(text: str, path: str, most: int, reader: Reader, image: int = 0) -> Prompt | None:
+def _read_text(text: str, path: str, most: int, reader: Reader, image: "Spread | None" = None) -> Prompt | None:
     if reader.vocabulary.tokenizer is None:
         reader.problems.add(path, _NO_TOKENIZER)
         return None
-    if not _short_enough(len(text), most, path, reader) or not placed([text], path, reader, image):
+    if not _short_enough(len(text), most, path, reader) or not placed([text], path, reader, seen=image is not None):
         return None
     try:
         prompt = reader.vocabulary.encode(text, image)
@@ -87,7 +88,7 @@ def _read_text(text: str, path: str, most: int, reader: Reader, image: int = 0) 
     return _checked(prompt, most, path, reader)
 
 
-def _read_chat(message: pb.Chat, path: str, most: int, reader: Reader, image: int = 0) -> Prompt | None:
+def _read_chat(message: pb.Chat, path: str, most: int, reader: Reader, image: "Spread | None" = None) -> Prompt | None:
     """A conversation, written by the checkpoint's own template."""
     field, problems, before = f"{path}.messages", reader.problems, len(reader.problems.violations)
     if reader.vocabulary.tokenizer is None:
@@ -110,7 +111,7 @@ def _read_chat(message: pb.Chat, path: str, most: int, reader: Reader, image: in
         )
     messages = [(one.role, one.content) for one in message.messages]
     _short_enough(sum(len(role) + len(content) for role, content in messages), most, field, reader)
-    placed([content for _, content in messages], field, reader, image)
+    placed([content for _, content in messages], field, reader, seen=image is not None)
     if len(problems.violations) > before:
         return None
     try:

@@ -40,6 +40,7 @@ FAMILIES: Mapping[str, Recipe] = {
     "granitemoe": experts.granitemoe,
     "helium": llama.helium,
     "hunyuan_v1_dense": llama.hunyuan_v1_dense,
+    "idefics3": vision.idefics3,
     "llama": llama.llama,
     "llava": vision.llava,
     "ministral": llama.ministral,
@@ -62,6 +63,7 @@ FAMILIES: Mapping[str, Recipe] = {
     "qwen3_moe": experts.qwen3_moe,
     "seed_oss": llama.seed_oss,
     "smollm3": llama.smollm3,
+    "smolvlm": vision.idefics3,
     "stablelm": llama.stablelm,
     "starcoder2": llama.starcoder2,
 }

@@ -60,6 +60,8 @@ _IN_FAMILY: Mapping[str, str] = {
     "gptj": "rotary_dim",
     "granite": _GRANITE,
     "granitemoe": _GRANITE,
+    "idefics3": "image_token_id scale_factor",
+    "smolvlm": "image_token_id scale_factor",
     "llava": (
         "image_seq_length multimodal_projector_bias projector_hidden_act vision_feature_layer "
         "vision_feature_select_strategy"

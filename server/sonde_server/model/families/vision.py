@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..rotary import Rotations
-from ..vision import Vision, merged, square
+from ..vision import Spread, Vision, Writing, merged, repeated, square, tiled
 from .family import Enter, Family, Recipe, refuse
 from .gemma import gemma3_text
 from .llama import llama, mistral, qwen2, qwen3
@@ -36,7 +36,8 @@ def llava(config: PreTrainedConfig) -> Family:
     side = int(tower.image_size) // int(tower.patch_size)
     token = int(config.image_token_index)
     return replace(
-        family, vision=Vision(token, (token,), token, (token,), square(side, before=0 if dropped else classed))
+        family,
+        vision=Vision(token, (token,), token, repeated(token), square(side, before=0 if dropped else classed)),
     )
 
 
@@ -48,7 +49,7 @@ def gemma3(config: PreTrainedConfig) -> Family:
     )
     side = isqrt(int(config.mm_tokens_per_image))
     patches = (int(config.vision_config.image_size) // int(config.vision_config.patch_size)) ** 2 // side**2
-    written = ("\n\n", begin, token, end, "\n\n")
+    written = repeated(token, ("\n\n", begin), (end, "\n\n"))
     return replace(family, vision=Vision(token, (begin,), begin, written, square(side), patches, sees_itself=True))
 
 
@@ -56,8 +57,37 @@ def qwen2_vl(config: PreTrainedConfig) -> Family:
     """Qwen2-VL and Qwen2.5-VL: arXiv 2409.12191, 2502.13923. Rotary angles of time, row and column."""
     begin, token, end = config.vision_start_token_id, config.image_token_id, config.vision_end_token_id
     merge = int(config.vision_config.spatial_merge_size)
-    vision = Vision(token, (begin, token, end), token, (token,), merged, merge**2, turned=True)
+    vision = Vision(token, (begin, token, end), token, repeated(token), merged, merge**2, turned=True)
     return replace(under(qwen2(config.get_text_config()), "model.language_model"), vision=vision)
+
+
+def idefics3(config: PreTrainedConfig) -> Family:
+    """Idefics3 and SmolVLM: arXiv 2408.12637, 2504.05299. Tiles of the image, each with its place, and all of it."""
+    text, tower = config.get_text_config(), config.vision_config
+    recipe = _DECODERS.get(text.model_type)
+    if recipe is None:
+        refuse(config, f"expected a decoder of type {', '.join(_DECODERS)}, got {text.model_type!r}")
+    assert recipe is not None
+    token, scale = int(config.image_token_id), int(config.scale_factor)
+    side = int(tower.image_size) // int(tower.patch_size) // scale
+    vision = Vision(token, (token,), token, _in_tiles(token, side * side), tiled(side), scale**2)
+    return replace(under(recipe(text), "model.text_model"), vision=vision)
+
+
+def _in_tiles(token: int, each: int) -> Writing:
+    """Each tile with its row and column, rows on lines of their own, and the whole image."""
+    edge = "<fake_token_around_image>"
+
+    def written(spread: Spread) -> list[str | int]:
+        rows, columns = spread.tiles or (0, 0)
+        found: list[str | int] = []
+        for row in range(rows):
+            for column in range(columns):
+                found += [edge, f"<row_{row + 1}_col_{column + 1}>", *[token] * each]
+            found.append("\n")
+        return [*found, *(["\n"] if rows else []), edge, "<global-img>", *[token] * each, edge]
+
+    return written
 
 
 def under(family: Family, path: str) -> Family:
