@@ -274,7 +274,7 @@ def test_grids_of_images_of_any_shape_are_those_of_the_processor(size: tuple[int
     assert spread.positions == rows * columns // 4
 
 
-@pytest.mark.parametrize("bounds", [(32, 16), (40, 16), (9000, 3000)])
+@pytest.mark.parametrize("bounds", [(32, 16), (40, 16), pytest.param((9000, 3000), marks=pytest.mark.full)])
 @pytest.mark.parametrize("size", [(40, 28), (28, 40), (31, 97), (300, 10), (16, 16), (5, 5)])
 def test_tiles_of_images_of_any_shape_are_those_of_the_processor(
     bounds: tuple[int, int], size: tuple[int, int]
