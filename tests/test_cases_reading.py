@@ -314,7 +314,7 @@ def test_cases_that_are_all_wrong_take_no_longer_than_a_few() -> None:
 
         def encode(self, text: str) -> Any:
             Counting.read += 1
-            return super().encode(text)
+            return super().encode(text, image)
 
     vocabulary = Counting(VOCABULARY.tokenizer, VOCABULARY.size)
     asked = pb.TraceRequest(cases=[case(f"{CAT} {number}") for number in range(1000)], top_k=-1)

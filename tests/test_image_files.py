@@ -24,12 +24,13 @@ from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.config import Limits, Settings
 from sonde_server.model import loading
 from sonde_server.model.families.vision import llava
-from sonde_server.model.vision import Size, merged, square, tiled
+from sonde_server.model.vision import Size, by_shape, by_size, merged, square, tiled
 from sonde_server.serving.server import Server
 from sonde_server.wire.decode import decode_trace
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
+    GotOcr2ImageProcessorPil,
     Idefics3ImageProcessorPil,
     LlavaProcessor,
     Qwen2VLImageProcessorPil,
@@ -282,16 +283,24 @@ def test_tiles_of_images_of_any_shape_are_those_of_the_processor(
     longest, edge = ({"longest_edge": bound} for bound in bounds)
     processor = Idefics3ImageProcessorPil(size=longest, max_image_size=edge)
     given = processor(images=Image.new("RGB", size), return_tensors="np", return_row_col_info=True)
-    spread = tiled(2)(Size(*size), processor)
+    spread = tiled(2, by_size)(Size(*size), processor)
     assert spread.tiles == (given["rows"][0][0], given["cols"][0][0])
     assert spread.positions == 4 * given["pixel_values"].shape[1]
     assert sorted(place for grid in spread.grids for place in grid.places) == list(range(spread.positions))
 
 
+@pytest.mark.parametrize("bounds", [(1, 12), (1, 6), (3, 4), (1, 1)])
+@pytest.mark.parametrize("size", [(40, 28), (28, 40), (31, 97), (300, 10), (16, 16), (5, 5), (32, 32), (700, 700)])
+def test_tiles_by_shape_are_those_of_the_processor(bounds: tuple[int, int], size: tuple[int, int]) -> None:
+    processor = GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}, min_patches=bounds[0], max_patches=bounds[1])
+    given = processor(images=Image.new("RGB", size), return_tensors="np", crop_to_patches=True)
+    assert tiled(2, by_shape)(Size(*size), processor).positions == 4 * int(given["num_patches"][0])
+
+
 def test_where_tiles_lie() -> None:
     """Rows of positions go across all tiles of a row."""
     processor = Idefics3ImageProcessorPil(size={"longest_edge": 48}, max_image_size={"longest_edge": 16})
-    detail, whole = tiled(2)(Size(48, 20), processor).grids
+    detail, whole = tiled(2, by_size)(Size(48, 20), processor).grids
     assert (detail.rows, detail.columns) == (4, 6)
     assert list(detail.places)[:12] == [0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11]
     assert list(whole.places) == [24, 25, 26, 27]

@@ -223,6 +223,7 @@ MODULES: dict[str, Callable[[Any], Modules]] = {
     "helium": _llama,
     "hunyuan_v1_dense": _llama,
     "idefics3": lambda model: _within(model, "model.text_model"),
+    "internvl": _within,
     "llama": _llama,
     "llava": _within,
     "ministral": _llama,

@@ -100,6 +100,17 @@ def _tiling(vocabulary: int, ids: Mapping[str, int], name: str) -> PreTrainedCon
     return config
 
 
+def _internvl(vocabulary: int, ids: Mapping[str, int]) -> PreTrainedConfig:
+    tower = {name: value for name, value in CLIP.items() if name != "initializer_range"}
+    return transformers.InternVLConfig(
+        text_config={**COMMON, "vocab_size": vocabulary, "model_type": "qwen2"},
+        vision_config={**tower, "image_size": [16, 16], "patch_size": [4, 4], "initializer_range": 0.2},
+        image_token_id=ids["<IMG_CONTEXT>"],
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+
+
 def _merging() -> Any:
     size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 48}
     return transformers.Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, size=size)
@@ -139,6 +150,12 @@ SEEING: dict[str, Seeing] = {
         *TILES,
         lambda vocabulary, ids: _tiling(vocabulary, ids, "SmolVLMConfig"),
         lambda: _cutting("SmolVLMImageProcessorPil"),
+    ),
+    "internvl": Seeing(
+        "<IMG_CONTEXT>",
+        ("<IMG_CONTEXT>", "<img>", "</img>"),
+        _internvl,
+        lambda: transformers.GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}, max_patches=6),
     ),
     "qwen2_vl": Seeing(*QWEN, _qwen2_vl, _merging),
     "qwen2_5_vl": Seeing(*QWEN, _qwen2_5_vl, _merging),
@@ -228,9 +245,12 @@ class SeeingOracle(Oracle):
         return None
 
     def _given(self, ids: Tensor, picture: Image.Image) -> dict[str, Tensor]:
-        inputs = dict(self.processor(images=picture, return_tensors="pt"))
-        inputs.pop("num_crops", None)
         config = self.model.config
+        # The image processor alone would not cut what the whole processor cuts.
+        settings = {"crop_to_patches": True} if config.model_type == "internvl" else {}
+        inputs = dict(self.processor(images=picture, return_tensors="pt", **settings))
+        for unused in ("num_crops", "num_patches"):
+            inputs.pop(unused, None)
         there = (ids == config.image_token_id).int()
         # Without them images would silently be read as texts.
         if config.model_type == "gemma3":

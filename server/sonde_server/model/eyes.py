@@ -115,7 +115,7 @@ class Eye:
         return self._processed(picture, self.vision.spread(Size(*picture.size), self.processor))
 
     def _processed(self, picture: "Picture", spread: Spread) -> Seen:
-        found = self.processor(images=picture, return_tensors="pt")
+        found = self.processor(images=picture, return_tensors="pt", **self.vision.settings)
         inputs = {name: value for name, value in sorted(found.items()) if isinstance(value, Tensor)}
         digest = hashlib.sha256()
         for name, value in inputs.items():

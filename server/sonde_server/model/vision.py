@@ -1,8 +1,8 @@
 """How families take an image among their tokens: what stands for it in a text, and how its positions lie over it."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from math import ceil, floor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil, floor, inf, prod
 from typing import Any, NamedTuple
 
 from ..questions.images import Grid
@@ -43,7 +43,7 @@ class Lying:
 class Spread:
     """How many positions an image has, and how they lie over it.
 
-    tiles: rows and columns of the tiles that an image is cut into, each with tokens of its own around it.
+    tiles: rows and columns of the tiles that an image is cut into; None where images are not.
     """
 
     positions: int
@@ -53,6 +53,8 @@ class Spread:
 
 # From an image's size and the checkpoint's image processor, before anything is computed.
 Spreading = Callable[[Size, Any], Spread]
+# From the same to how many rows and columns of tiles an image is cut into; none where it is a single one.
+Cutting = Callable[[Size, Any], tuple[int, int]]
 # What is written in a text for an image: texts and tokens, among them that of each position.
 Writing = Callable[[Spread], Iterable[str | int]]
 
@@ -64,7 +66,8 @@ class Vision:
     token: what is at each of the image's positions. placeholder: the tokens that stand for the image in a text. Of
     these, the text of `named` is what is looked for, and what is `written` takes its place. patches: how many positions
     the vision tower computes for each of the decoder's. sees_itself: whether the image's positions attend to one
-    another. turned: whether rotary angles are of time, row and column.
+    another. turned: whether rotary angles are of time, row and column. settings: what the image processor is given
+    beside an image.
     """
 
     token: int
@@ -75,6 +78,12 @@ class Vision:
     patches: int = 1
     sees_itself: bool = False
     turned: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def together(self) -> bool:
+        """Whether an image's positions must follow one another."""
+        return self.sees_itself or self.turned
 
 
 def repeated(token: int, before: Sequence[str | int] = (), after: Sequence[str | int] = ()) -> Writing:
@@ -136,14 +145,14 @@ def merged(size: Size, processor: Any) -> Spread:
     return Spread(rows * columns, (Lying(rows, columns, range(rows * columns)),))
 
 
-def tiled(side: int) -> Spreading:
-    """Images that are cut into square tiles, with the whole image as one more behind them (Idefics3).
+def tiled(side: int, cut: Cutting) -> Spreading:
+    """Images that are cut into square tiles, with the whole image as one more behind them.
 
     Each has `side` x `side` positions. Those of all tiles are one grid, and those of the whole are another.
     """
 
     def spread(size: Size, processor: Any) -> Spread:
-        rows, columns = _tiles(size, processor)
+        rows, columns = cut(size, processor)
         each, tiles = side * side, rows * columns
         whole = Lying(side, side, range(tiles * each, (tiles + 1) * each))
         if not tiles:
@@ -158,8 +167,8 @@ def tiled(side: int) -> Spreading:
     return spread
 
 
-def _tiles(size: Size, processor: Any) -> tuple[int, int]:
-    """How many rows and columns of tiles an image is cut into; none where it is one tile."""
+def by_size(size: Size, processor: Any) -> tuple[int, int]:
+    """As many tiles as an image fills that is resized to a longest side (Idefics3)."""
     if not processor.do_image_splitting:
         return 0, 0
     edge, (width, height) = int(processor.max_image_size["longest_edge"]), size
@@ -175,6 +184,26 @@ def _tiles(size: Size, processor: Any) -> tuple[int, int]:
         height = ceil(height / edge) * edge
         width = ceil(int(height * ratio) / edge) * edge
     return (0, 0) if max(width, height) <= edge else (height // edge, width // edge)
+
+
+def by_shape(size: Size, processor: Any) -> tuple[int, int]:
+    """The rows and columns whose shape is most like the image's, of a least and a largest number of tiles (InternVL).
+
+    Of those that are equally like it, the one with the most tiles, unless they have more than twice the image's pixels.
+    """
+    least, most = int(processor.min_patches), int(processor.max_patches)
+    if most <= 1:
+        return 0, 0
+    tile, pixels = int(processor.size["height"]) * int(processor.size["width"]), size.width * size.height
+    shapes = [
+        (wide, high) for wide in range(1, most + 1) for high in range(1, most + 1) if least <= wide * high <= most
+    ]
+    best, difference = (1, 1), inf
+    for wide, high in sorted(shapes, key=prod):
+        found = abs(size.width / size.height - wide / high)
+        if found < difference or (found == difference and pixels > 0.5 * tile * wide * high):
+            best, difference = (wide, high), found
+    return (0, 0) if best == (1, 1) else (best[1], best[0])
 
 
 def _longest(size: Size, longest: int) -> tuple[int, int]:

@@ -53,7 +53,7 @@ def placed(texts: Sequence[str], path: str, reader: Reader, *, seen: bool) -> bo
 
 
 def with_image(prompt: Prompt, seen: "Seen", path: str, reader: Reader) -> Prompt | None:
-    """The prompt with its image, whose positions are neighbours where it has no tiles, and the span of that name."""
+    """The prompt with its image, and with the span of that name."""
     eye, problems = reader.vocabulary.eye, reader.problems
     assert eye is not None
     token, wanted = eye.vision.token, seen.spread.positions
@@ -61,7 +61,7 @@ def with_image(prompt: Prompt, seen: "Seen", path: str, reader: Reader) -> Promp
     if len(found) != wanted:
         problems.add(path, f"expected the image's token, {token}, at {wanted} positions, got {len(found)}")
         return None
-    if seen.spread.tiles is None and found != list(range(found[0], found[0] + wanted)):
+    if eye.vision.together and found != list(range(found[0], found[0] + wanted)):
         problems.add(path, f"expected the image's {wanted} positions one after another, got others between them")
         return None
     image = eye.placed(seen, found)

@@ -41,6 +41,7 @@ FAMILIES: Mapping[str, Recipe] = {
     "helium": llama.helium,
     "hunyuan_v1_dense": llama.hunyuan_v1_dense,
     "idefics3": vision.idefics3,
+    "internvl": vision.internvl,
     "llama": llama.llama,
     "llava": vision.llava,
     "ministral": llama.ministral,

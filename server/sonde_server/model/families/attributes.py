@@ -62,6 +62,10 @@ _IN_FAMILY: Mapping[str, str] = {
     "granitemoe": _GRANITE,
     "idefics3": "image_token_id scale_factor",
     "smolvlm": "image_token_id scale_factor",
+    "internvl": (
+        "downsample_ratio image_seq_length image_token_id projector_hidden_act vision_feature_layer "
+        "vision_feature_select_strategy"
+    ),
     "llava": (
         "image_seq_length multimodal_projector_bias projector_hidden_act vision_feature_layer "
         "vision_feature_select_strategy"

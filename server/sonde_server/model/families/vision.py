@@ -12,23 +12,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..rotary import Rotations
-from ..vision import Spread, Vision, Writing, merged, repeated, square, tiled
+from ..vision import Spread, Vision, Writing, by_shape, by_size, merged, repeated, square, tiled
 from .family import Enter, Family, Recipe, refuse
 from .gemma import gemma3_text
 from .llama import llama, mistral, qwen2, qwen3
 
-# The decoders that LLaVA checkpoints have.
+# The decoders that checkpoints of several vision-language models have.
 _DECODERS: Mapping[str, Recipe] = {"llama": llama, "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3}
 
 
 def llava(config: PreTrainedConfig) -> Family:
     """LLaVA 1.5: arXiv 2310.03744. One embedding for each patch, from a layer of CLIP and a two-layer projector."""
-    text, tower = config.get_text_config(), config.vision_config
-    recipe = _DECODERS.get(text.model_type)
-    if recipe is None:
-        refuse(config, f"expected a decoder of type {', '.join(_DECODERS)}, got {text.model_type!r}")
-    assert recipe is not None
-    family = under(recipe(text), "model.language_model")
+    tower, family = config.vision_config, _decoder(config, "model.language_model")
     classed = {"clip_vision_model": 1, "siglip_vision_model": 0}.get(tower.model_type)
     dropped = config.vision_feature_select_strategy == "default"
     if classed is None or (dropped and not classed):
@@ -63,15 +58,41 @@ def qwen2_vl(config: PreTrainedConfig) -> Family:
 
 def idefics3(config: PreTrainedConfig) -> Family:
     """Idefics3 and SmolVLM: arXiv 2408.12637, 2504.05299. Tiles of the image, each with its place, and all of it."""
-    text, tower = config.get_text_config(), config.vision_config
+    tower = config.vision_config
+    token, scale = int(config.image_token_id), int(config.scale_factor)
+    side = int(tower.image_size) // int(tower.patch_size) // scale
+    vision = Vision(token, (token,), token, _in_tiles(token, side * side), tiled(side, by_size), scale**2)
+    return replace(_decoder(config, "model.text_model"), vision=vision)
+
+
+def internvl(config: PreTrainedConfig) -> Family:
+    """InternVL 2.5 to 3.5, dense: arXiv 2412.05271, 2504.10479. Tiles of the image and all of it, one after another."""
+    tower, family = config.vision_config, _decoder(config, "model.language_model")
+    token, ratio = int(config.image_token_id), float(config.downsample_ratio)
+    if config.vision_feature_select_strategy != "default":
+        return family  # the class token would be joined with patches
+    side = int(int(tower.image_size[0]) // int(tower.patch_size[0]) * ratio)
+    vision = Vision(
+        token,
+        (token,),
+        token,
+        repeated(token, ("<img>",), ("</img>",)),
+        tiled(side, by_shape),
+        round(1 / ratio**2),
+        # The model's processor cuts images, which its image processor alone does not.
+        settings={"crop_to_patches": True},
+    )
+    return replace(family, vision=vision)
+
+
+def _decoder(config: PreTrainedConfig, path: str) -> Family:
+    """The family of the text model that a model has at this path."""
+    text = config.get_text_config()
     recipe = _DECODERS.get(text.model_type)
     if recipe is None:
         refuse(config, f"expected a decoder of type {', '.join(_DECODERS)}, got {text.model_type!r}")
     assert recipe is not None
-    token, scale = int(config.image_token_id), int(config.scale_factor)
-    side = int(tower.image_size) // int(tower.patch_size) // scale
-    vision = Vision(token, (token,), token, _in_tiles(token, side * side), tiled(side), scale**2)
-    return replace(under(recipe(text), "model.text_model"), vision=vision)
+    return under(recipe(text), path)
 
 
 def _in_tiles(token: int, each: int) -> Writing:
