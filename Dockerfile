@@ -42,7 +42,7 @@ RUN umask 022 \
     && touch client/sonde/__init__.py server/sonde_server/__init__.py \
     && grep -v '^torch==' constraints.txt > /tmp/constraints.txt \
     && python -m pip --python /opt/sonde/bin/python install ${PIP_INDEX_ARGS} --constraint /tmp/constraints.txt \
-        '.[server,gguf]' \
+        '.[server,gguf,vision]' \
     && python -m pip --python /opt/sonde/bin/python uninstall --yes sonde
 
 FROM dependencies AS wheel

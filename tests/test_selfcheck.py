@@ -22,6 +22,7 @@ from sonde_server.model.rotary import rotate_halves, rotate_pairs
 from sonde_server.questions.places import Component
 from sonde_server.serving.server import Server
 from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil
 
 from tests.conftest import DEADLINE
 from tests.support import wire
@@ -66,6 +67,13 @@ def test_a_wrong_view_of_images_is_found(tmp_path: Path, name: str, wrong: dict[
     eye.vision = replace(eye.vision, **wrong)
     with pytest.raises(UnsupportedModel, match="cannot be served: Sonde's results differ"):
         verify(engine)
+
+
+def test_an_image_processor_that_does_not_fit_is_found(tmp_path: Path) -> None:
+    folder = save_seeing("llava", tmp_path / "llava")
+    CLIPImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30}).save_pretrained(folder)
+    with pytest.raises(UnsupportedModel, match="cannot see an image that its image processor has prepared"):
+        verify(engine_of(folder))
 
 
 def engine_of(folder: Path, dtype: str = "float32") -> Engine:
