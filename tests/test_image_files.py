@@ -24,7 +24,7 @@ from sonde.v1.inspection_pb2_grpc import InspectionServiceStub
 from sonde_server.config import Limits, Settings
 from sonde_server.model import loading
 from sonde_server.model.families.vision import llava
-from sonde_server.model.vision import Size, by_shape, by_size, merged, square, tiled
+from sonde_server.model.vision import Size, by_shape, by_size, merged, square, tiled, unpadded
 from sonde_server.serving.server import Server
 from sonde_server.wire.decode import decode_trace
 from transformers import (
@@ -35,10 +35,11 @@ from transformers import (
     LlavaProcessor,
     Qwen2VLImageProcessorPil,
 )
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
 from tests.conftest import DEADLINE
 from tests.support import wire
-from tests.support.seeing import SEEING, encoded, load_seeing, picture, save_seeing
+from tests.support.seeing import CANVASES, SEEING, encoded, load_seeing, picture, save_seeing
 
 TEXT = "The tower <image> is in"
 PIXELS = 200_000
@@ -295,6 +296,22 @@ def test_tiles_by_shape_are_those_of_the_processor(bounds: tuple[int, int], size
     processor = GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}, min_patches=bounds[0], max_patches=bounds[1])
     given = processor(images=Image.new("RGB", size), return_tensors="np", crop_to_patches=True)
     assert tiled(2, by_shape)(Size(*size), processor).positions == 4 * int(given["num_patches"][0])
+
+
+@pytest.mark.parametrize("size", [(40, 28), (28, 40), (31, 97), (300, 10), (10, 300), (24, 24), (5, 5), (700, 300)])
+def test_tiles_without_padding_are_those_of_the_model(size: tuple[int, int]) -> None:
+    width, height = size
+    rows, columns = get_anyres_image_grid_shape((height, width), CANVASES, 24)
+    kept = unpad_image(torch.zeros(1, 4 * rows, 4 * columns), (height, width))
+    spread = unpadded(4, 24, [(high, wide) for high, wide in CANVASES])(Size(width, height), None)
+    detail = spread.grids[0]
+    assert spread.positions == 16 + kept.shape[1] * (kept.shape[2] + 1)
+    if kept.numel():
+        assert (detail.rows, detail.columns) == (kept.shape[1], kept.shape[2])
+        # What is left is the image, but for a part of a patch at its edges.
+        one = 1.01 / min(detail.rows, detail.columns)
+        assert all(abs(edge - whole) <= one for edge, whole in zip((detail.left, detail.top), (0, 0), strict=True))
+        assert all(abs(edge - whole) <= one for edge, whole in zip((detail.right, detail.bottom), (1, 1), strict=True))
 
 
 def test_where_tiles_lie() -> None:

@@ -226,6 +226,7 @@ MODULES: dict[str, Callable[[Any], Modules]] = {
     "internvl": _within,
     "llama": _llama,
     "llava": _within,
+    "llava_next": _within,
     "ministral": _llama,
     "mistral": _llama,
     "mixtral": lambda model: _llama(model, neurons=None),

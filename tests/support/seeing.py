@@ -28,6 +28,7 @@ CLIP = {
     "num_attention_heads": 2,
     "initializer_range": 0.4,
 }
+CANVASES = [[24, 48], [48, 24], [48, 48], [72, 24]]
 SECTIONS = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1]}
 TURNED = {**COMMON, "rope_parameters": SECTIONS}
 
@@ -51,6 +52,16 @@ def _llava(vocabulary: int, ids: Mapping[str, int], **different: Any) -> PreTrai
         image_token_index=ids["<image>"],
         tie_word_embeddings=False,
         **{"vision_feature_layer": -2, **different},
+    )
+
+
+def _llava_next(vocabulary: int, ids: Mapping[str, int]) -> PreTrainedConfig:
+    return transformers.LlavaNextConfig(
+        text_config=transformers.LlamaConfig(**COMMON, vocab_size=vocabulary),
+        vision_config=transformers.CLIPVisionConfig(**CLIP, image_size=24, patch_size=6),
+        image_token_index=ids["<image>"],
+        image_grid_pinpoints=CANVASES,
+        tie_word_embeddings=False,
     )
 
 
@@ -139,6 +150,14 @@ SEEING: dict[str, Seeing] = {
             vocabulary, ids, vision_feature_select_strategy="full", vision_feature_layer=[-2, 1]
         ),
         _cropping,
+    ),
+    "llava_next": Seeing(
+        "<image>",
+        ("<image>",),
+        _llava_next,
+        lambda: transformers.LlavaNextImageProcessorPil(
+            size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, image_grid_pinpoints=CANVASES
+        ),
     ),
     "gemma3": Seeing(*GEMMA, _gemma3, lambda: transformers.Gemma3ImageProcessorPil(size={"height": 24, "width": 24})),
     "idefics3": Seeing(

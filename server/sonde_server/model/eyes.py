@@ -163,7 +163,7 @@ class Eye:
 
 
 # Of what image processors give, what vision towers take.
-TAKEN = frozenset({"pixel_values", "pixel_attention_mask", "image_grid_thw"})
+TAKEN = frozenset({"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes"})
 
 
 def _opened(data: bytes, kind: str, most_pixels: int) -> "Picture":

@@ -216,3 +216,42 @@ def _longest(size: Size, longest: int) -> tuple[int, int]:
         ratio = width / height
         width, height = (MOST_PIXELS, int(MOST_PIXELS / ratio)) if wide else (int(MOST_PIXELS * ratio), MOST_PIXELS)
     return max(width, 1), max(height, 1)
+
+
+def unpadded(side: int, edge: int, canvases: Sequence[tuple[int, int]]) -> Spreading:
+    """The whole image, then its tiles of `edge` pixels without what pads them, each row with an end (LLaVA-NeXT).
+
+    Each tile has `side` x `side` positions. canvases: the heights and widths that an image is fitted into.
+    """
+
+    def spread(size: Size, _processor: Any) -> Spread:
+        high, wide = _canvas(size, canvases)
+        rows, columns = side * (high // edge), side * (wide // edge)
+        down = across = 0
+        if size.width / size.height > columns / rows:
+            down = (rows - int(round(size.height * (columns / size.width), 7))) // 2
+        else:
+            across = (columns - int(round(size.width * (rows / size.height), 7))) // 2
+        kept, each, patch = Size(columns - 2 * across, rows - 2 * down), side * side, edge / side
+        # What the image is resized to, in the middle of the canvas.
+        scale = min(wide / size.width, high / size.height)
+        width, height = min(ceil(size.width * scale), wide), min(ceil(size.height * scale), high)
+        left, top = across * patch - (wide - width) // 2, down * patch - (high - height) // 2
+        places = [each + row * (kept.width + 1) + column for row in range(kept.height) for column in range(kept.width)]
+        edges = left / width, top / height, (left + kept.width * patch) / width, (top + kept.height * patch) / height
+        tiles = Lying(kept.height, kept.width, places, *edges)
+        whole = Lying(side, side, range(each))
+        return Spread(each + kept.height * (kept.width + 1), (tiles, whole) if places else (whole,))
+
+    return spread
+
+
+def _canvas(size: Size, canvases: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The height and width that keep most of an image's pixels; of those that keep as many, the smallest."""
+
+    def kept(canvas: tuple[int, int]) -> tuple[int, int]:
+        scale = min(canvas[1] / size.width, canvas[0] / size.height)
+        pixels = min(int(size.width * scale) * int(size.height * scale), size.width * size.height)
+        return pixels, pixels - canvas[0] * canvas[1]
+
+    return max(canvases, key=kept)

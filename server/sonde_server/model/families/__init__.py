@@ -44,6 +44,7 @@ FAMILIES: Mapping[str, Recipe] = {
     "internvl": vision.internvl,
     "llama": llama.llama,
     "llava": vision.llava,
+    "llava_next": vision.llava_next,
     "ministral": llama.ministral,
     "mistral": llama.mistral,
     "mixtral": experts.mixtral,

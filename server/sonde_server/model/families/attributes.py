@@ -39,6 +39,10 @@ _WINDOWS_BY_KIND = "layer_types sliding_window"
 _QWEN = f"{_WINDOWS_BY_KIND} max_window_layers use_sliding_window"
 _GPT2 = "add_cross_attention scale_attn_weights"
 _GRANITE = "attention_multiplier embedding_multiplier logits_scaling residual_multiplier"
+_LLAVA = (
+    "image_seq_length multimodal_projector_bias projector_hidden_act vision_feature_layer "
+    "vision_feature_select_strategy"
+)
 _QWEN_VL = "image_token_id video_token_id vision_end_token_id vision_start_token_id"
 _GEMMA = "use_bidirectional_attention"
 _GEMMA2 = f"{_GEMMA} {_WINDOWS_BY_KIND} attn_logit_softcapping final_logit_softcapping"
@@ -66,10 +70,8 @@ _IN_FAMILY: Mapping[str, str] = {
         "downsample_ratio image_seq_length image_token_id projector_hidden_act vision_feature_layer "
         "vision_feature_select_strategy"
     ),
-    "llava": (
-        "image_seq_length multimodal_projector_bias projector_hidden_act vision_feature_layer "
-        "vision_feature_select_strategy"
-    ),
+    "llava": _LLAVA,
+    "llava_next": f"{_LLAVA} image_grid_pinpoints",
     "ministral": _WINDOWS_BY_KIND,
     "mistral": _SAME_WINDOW,
     "mixtral": _SAME_WINDOW,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..rotary import Rotations
-from ..vision import Spread, Vision, Writing, by_shape, by_size, merged, repeated, square, tiled
+from ..vision import Spread, Vision, Writing, by_shape, by_size, merged, repeated, square, tiled, unpadded
 from .family import Enter, Family, Recipe, refuse
 from .gemma import gemma3_text
 from .llama import llama, mistral, qwen2, qwen3
@@ -34,6 +34,18 @@ def llava(config: PreTrainedConfig) -> Family:
         family,
         vision=Vision(token, (token,), token, repeated(token), square(side, before=0 if dropped else classed)),
     )
+
+
+def llava_next(config: PreTrainedConfig) -> Family:
+    """LLaVA-NeXT (1.6): Liu et al. 2024. The whole image, then its tiles, with an embedding at the end of each row."""
+    tower, family = config.vision_config, _decoder(config, "model.language_model")
+    strategy = {"clip_vision_model": "default", "siglip_vision_model": "full"}.get(tower.model_type)
+    if config.vision_feature_select_strategy != strategy:
+        return family  # as above
+    edge, token = int(tower.image_size), int(config.image_token_index)
+    spread = unpadded(edge // int(tower.patch_size), edge, [(high, wide) for high, wide in config.image_grid_pinpoints])
+    # The tower also computes what pads the tiles.
+    return replace(family, vision=Vision(token, (token,), token, repeated(token), spread, patches=2))
 
 
 def gemma3(config: PreTrainedConfig) -> Family:
