@@ -154,8 +154,11 @@ def test_an_image_that_is_longer_than_a_prompt(folder: Path) -> None:
 
 
 def test_images_count_in_what_a_request_holds(folder: Path) -> None:
-    tokens, held = questions_of(folder, pb.Prompt(text=TEXT, image=encoded(picture(1))))
-    assert questions_of(folder, pb.Prompt(token_ids=pb.TokenIds(ids=[5] * tokens))) == (tokens, held - 3 * 24 * 24 * 4)
+    """The file, and the pixels while they are prepared."""
+    file = encoded(picture(1))
+    tokens, held = questions_of(folder, pb.Prompt(text=TEXT, image=file))
+    plain = pb.Prompt(token_ids=pb.TokenIds(ids=[5] * tokens))
+    assert questions_of(folder, plain) == (tokens, held - 3 * 24 * 24 * 4 - len(file))
 
 
 def questions_of(folder: Path, prompt: pb.Prompt) -> tuple[int, int]:

@@ -5,6 +5,7 @@ Everything that is asked of texts is asked of prompts with an image: the image's
 
 import dataclasses
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -443,6 +444,27 @@ def test_an_image_that_is_asked_about_again_is_not_seen_again(seen: Seen) -> Non
     for after in (" is in Rome", " is in Paris", " is"):
         seen.host.trace(pb.TraceRequest(prompt=pb.Prompt(text=seen.text(after=after), image=data), targets=WIRED))
     assert seen.eye().passes == before + 1
+
+
+def test_images_are_prepared_on_the_threads_of_calls(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's thread is there for the model."""
+    eye, threads = seen.eye(), []
+    prepare, tower = eye.inputs, eye.embedding
+
+    def preparing(image: Any) -> Any:
+        threads.append(("prepared", threading.get_ident()))
+        return prepare(image)
+
+    def seeing(*given: Any) -> Any:
+        threads.append(("seen", threading.get_ident()))
+        return tower(*given)
+
+    monkeypatch.setattr(eye, "inputs", preparing)
+    monkeypatch.setattr(eye, "embedding", seeing)
+    prompt = pb.Prompt(text=seen.text(), image=encoded(picture(41)))
+    list(seen.host.stub.Trace(pb.TraceRequest(cases=[pb.Case(prompt=prompt)] * 3, targets=WIRED), timeout=DEADLINE))
+    assert [what for what, _ in threads] == ["prepared", "seen"]
+    assert threads[0][1] != threads[1][1]
 
 
 def test_the_cost_is_what_is_computed(seen: Seen) -> None:

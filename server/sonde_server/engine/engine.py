@@ -58,6 +58,12 @@ class Engine:
         first = sight_of(base.image).begins(min(base.corruption.positions))
         return Row(base.tokens, clean, Extent.whole(self.layers, tokens, first), (base.corruption,), state=state)
 
+    def look(self, row: Row) -> None:
+        """Prepares the image of a row that computes a clean base, on the thread of who asks, not the model's."""
+        eye = self.decoder.eye
+        if eye is not None and row.image is not None and row.prefix is None and not eye.knows(row.image):
+            row.inputs = eye.inputs(row.image)
+
     def kept(self, state: State, capture: Capture) -> Tensor:
         """The values of a component that is kept of every base run (places.KEPT), on the CPU in float32."""
         parts = {

@@ -182,7 +182,7 @@ class Execution:
             else:
                 # A generated token stands for itself, whichever it is.
                 image = None if row.prefix is not None else row.image
-                yield next(found) if image is None else self.decoder.see(next(found), image)
+                yield next(found) if image is None else self.decoder.see(next(found), image, row.inputs)
 
     def _block(self, layer: int) -> None:
         if not self.layout.tokens:

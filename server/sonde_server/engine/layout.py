@@ -25,6 +25,7 @@ class Row:
     edits: in the order in which they are made.
     state: receives everything that the row computes, with the logits of the positions in `reads`.
     slot: where the keys and values of its own positions are kept, including those of earlier steps.
+    inputs: what the vision tower takes of its image, where it has been prepared.
     abandoned: called between blocks to find out whether nobody waits for the row any more; `dropped` is then true.
     """
 
@@ -40,6 +41,7 @@ class Row:
     slot: Slot | None = None
     choices: tuple[Choice, ...] = ()
     detour: Detour | None = None
+    inputs: Mapping[str, Tensor] | None = None
     abandoned: Callable[[], bool] = lambda: False
     dropped: bool = False
     result: Result = field(default_factory=Result)

@@ -196,7 +196,7 @@ class State:
     def bytes(self) -> int:
         """Memory this state holds."""
         tensors = [self.embedding, *self.residual, *self.keys, *self.values, *self.logits.values()]
-        return sum(map(_bytes, tensors)) + self.midway_bytes + (0 if self.image is None else self.image.bytes)
+        return sum(map(_bytes, tensors)) + self.midway_bytes + (0 if self.image is None else len(self.image.file))
 
     @property
     def midway_bytes(self) -> int:

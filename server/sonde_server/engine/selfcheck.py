@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
 from ..model.configuration import reading
-from ..model.eyes import TAKEN
 from ..questions.extents import Extent
 from ..questions.images import Image
 from ..questions.places import PAIRWISE, Component
@@ -150,7 +149,8 @@ class Check:
         # Without them some models silently see images as texts, in attention or in rotary angles.
         taken = inspect.signature(self.decoder.model.forward).parameters
         kinds = {name: there for name in ("token_type_ids", "mm_token_type_ids") if name in taken}
-        return {name: value.to(ids.device) for name, value in image.inputs.items() if name in TAKEN} | kinds
+        assert self.decoder.eye is not None
+        return {name: value.to(ids.device) for name, value in self.decoder.eye.inputs(image).items()} | kinds
 
     def logits(self) -> Tensor:
         """The engine's logits [P, V] at the compared positions of the prompt."""

@@ -9,7 +9,7 @@ computes attention, between `project` and `attention_output`.
 The blocks may be on several devices. `place` moves the stream from one to the next.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -157,11 +157,11 @@ class Decoder(Sized):
         embedded: Tensor = self.embedding(tokens)
         return embedded
 
-    def see(self, embeddings: Tensor, image: Image) -> Tensor:
+    def see(self, embeddings: Tensor, image: Image, inputs: Mapping[str, Tensor] | None) -> Tensor:
         """Token embeddings [N, D] of a whole prompt, with what the model makes of its image in the place of some."""
         assert self.eye is not None
         seen = embeddings.clone()
-        seen[list(image.arrangement.positions)] = self.eye.embedding(image).to(seen)
+        seen[list(image.arrangement.positions)] = self.eye.embedding(image, inputs).to(seen)
         return seen
 
     def enter(self, embeddings: Tensor, positions: Tensor) -> Tensor:

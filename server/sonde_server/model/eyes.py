@@ -11,6 +11,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,11 +40,10 @@ AT_ONCE = 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """An image that is prepared: what the vision tower takes, and how many positions it has."""
+    """An image that can be read: its pixels' digest, its file, and how its positions lie."""
 
     digest: bytes
-    inputs: Mapping[str, Tensor]
-    bytes: int
+    file: bytes
     spread: Spread
 
 
@@ -83,20 +84,17 @@ class Eye:
 
     # ------------------------------------------------------------ from bytes, on the thread of the call
 
-    def prepare(self, data: bytes, *, most_bytes: int, most_pixels: int, most_positions: int) -> Seen:
-        """An image of these bytes, which need not be what they claim to be. 0: no limit.
+    def read(self, file: bytes, *, most_bytes: int, most_pixels: int, most_positions: int) -> Seen:
+        """An image in a file, whose bytes need not be what they claim to be. 0: no limit.
 
         Raises:
             ValueError: for bytes that are not a PNG or JPEG that can be read, and for images beyond a limit. The
                 message says what was expected.
         """
-        if most_bytes and len(data) > most_bytes:
-            raise ValueError(f"expected at most {most_bytes} bytes, got {len(data)}")
-        kind = next((name for name, magic in MAGIC.items() if data.startswith(magic)), None)
-        if kind is None:
-            raise ValueError("expected the bytes of a PNG or JPEG file, got others")
+        if most_bytes and len(file) > most_bytes:
+            raise ValueError(f"expected at most {most_bytes} bytes, got {len(file)}")
         with self._preparing:
-            picture = _opened(data, kind, most_pixels)
+            picture = _opened(file, most_pixels)
             size = Size(*picture.size)
             spread = self.vision.spread(size, self.processor)
             if spread.positions > most_positions:
@@ -104,25 +102,31 @@ class Eye:
                     f"expected an image of at most {most_positions} positions, got {size.width} x {size.height} pixels,"
                     f" which have {spread.positions}"
                 )
-            return self._processed(picture, spread)
+            digest = hashlib.sha256(repr(size).encode())
+            digest.update(picture.tobytes())
+        return Seen(digest.digest(), file, spread)
 
     def example(self) -> Seen:
         """An image that is made up, to compare the engine with the model."""
         from PIL.Image import fromarray
 
-        noise = np.random.RandomState(0).randint(256, size=(48, 64, 3)).astype(np.uint8)
-        picture = fromarray(noise)
-        return self._processed(picture, self.vision.spread(Size(*picture.size), self.processor))
+        file, noise = io.BytesIO(), np.random.RandomState(0).randint(256, size=(48, 64, 3))
+        fromarray(noise.astype(np.uint8)).save(file, "PNG")
+        return self.read(file.getvalue(), most_bytes=0, most_pixels=0, most_positions=1 << 30)
 
-    def _processed(self, picture: "Picture", spread: Spread) -> Seen:
-        found = self.processor(images=picture, return_tensors="pt", **self.vision.settings)
-        inputs = {name: value for name, value in sorted(found.items()) if isinstance(value, Tensor)}
-        digest = hashlib.sha256()
-        for name, value in inputs.items():
-            digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-            digest.update(value.contiguous().numpy().tobytes())
-        size = sum(value.numel() * value.element_size() for value in inputs.values())
-        return Seen(digest.digest(), inputs, size, spread)
+    def inputs(self, image: "images.Image | Seen") -> Mapping[str, Tensor]:
+        """What the vision tower takes of an image."""
+        with self._preparing:
+            picture = _opened(image.file, 0)
+            found = self.processor(images=picture, return_tensors="pt", **self.vision.settings)
+        return {name: value for name, value in found.items() if name in TAKEN}
+
+    @cached_property
+    def _each(self) -> float:
+        """About how many bytes of what the vision tower takes belong to a position."""
+        seen = self.example()
+        size = sum(value.numel() * value.element_size() for value in self.inputs(seen).values())
+        return size / seen.spread.positions
 
     def placed(self, seen: Seen, positions: Sequence[int]) -> images.Image:
         """An image at these positions of a prompt."""
@@ -134,18 +138,24 @@ class Eye:
             Turned(first, spread.grids[0].rows, spread.grids[0].columns) if vision.turned else None,
         )
         patches = spread.positions * vision.patches
-        return images.Image(seen.digest, seen.inputs, seen.bytes, patches, arrangement, self.name)
+        size = ceil(self._each * spread.positions)
+        return images.Image(seen.digest, seen.file, size, patches, arrangement, self.name)
 
     # ------------------------------------------------------------ to embeddings, on the model's thread
 
-    def embedding(self, image: images.Image) -> Tensor:
+    def knows(self, image: images.Image) -> bool:
+        """Whether what the model makes of it is kept. It may be gone by the time that it is needed."""
+        return image.digest in self._kept
+
+    def embedding(self, image: images.Image, inputs: Mapping[str, Tensor] | None = None) -> Tensor:
         """What the language model is given of an image, [positions, D]. The latest are kept."""
         if image.digest in self._kept:
             self._kept.move_to_end(image.digest)
             return self._kept[image.digest]
         self.passes += 1
         device = device_of(self.model.get_input_embeddings())
-        inputs = {name: value.to(device) for name, value in image.inputs.items() if name in TAKEN}
+        given = self.inputs(image) if inputs is None else inputs
+        inputs = {name: value.to(device) for name, value in given.items()}
         model: Any = self.model
         found = model.get_image_features(**inputs, return_dict=True).pooler_output
         embedding = torch.cat([one.reshape(-1, one.shape[-1]) for one in found])
@@ -166,17 +176,20 @@ class Eye:
 TAKEN = frozenset({"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes"})
 
 
-def _opened(data: bytes, kind: str, most_pixels: int) -> "Picture":
+def _opened(file: bytes, most_pixels: int) -> "Picture":
     """The picture, upright and in three colours, as transformers itself reads files."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    kind = next((name for name, magic in MAGIC.items() if file.startswith(magic)), None)
+    if kind is None:
+        raise ValueError("expected the bytes of a PNG or JPEG file, got others")
     wrong = (
         OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning,
         UnidentifiedImageError,
     )  # fmt: skip
     try:
         # The header alone. Pillow guesses among many more formats if it may.
-        picture: Any = Image.open(io.BytesIO(data), formats=(kind,))
+        picture: Any = Image.open(io.BytesIO(file), formats=(kind,))
         width, height = picture.size
         frames, mode = getattr(picture, "n_frames", 1), picture.mode
     except wrong as error:

@@ -1,8 +1,7 @@
 """Images of prompts: where one lies among the tokens, what its positions see, and where they lie in the image."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 SPAN = "image"
 """The span of a prompt that its image is."""
@@ -78,14 +77,14 @@ class Arrangement:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """An image of a prompt, as the model takes it.
+    """An image of a prompt. It is kept as its file, since what the model takes of it is many times as large.
 
-    digest: of `inputs`, which is what the model's vision tower takes. bytes: their size. patches: how many positions
-    the tower computes. processor: what prepared it.
+    digest: of its pixels. bytes: about how much memory it takes while it is prepared for the model. patches: how many
+    positions the model's vision tower computes. processor: what prepares it.
     """
 
     digest: bytes
-    inputs: Mapping[str, Any]
+    file: bytes
     bytes: int
     patches: int
     arrangement: Arrangement

@@ -36,8 +36,8 @@ class Prompt:
 
     @property
     def image_bytes(self) -> int:
-        """Memory that its image takes."""
-        return 0 if self.image is None else self.image.bytes
+        """Memory that its image takes, as a file and while it is prepared."""
+        return 0 if self.image is None else len(self.image.file) + self.image.bytes
 
 
 class Content(Protocol):

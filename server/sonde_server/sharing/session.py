@@ -135,6 +135,7 @@ class Session:
                 self._shared.bases.release(key, begun)
             else:
                 return begun.state
+        self.engine.look(row)
         self._starting[key] = mine
         self._outbox.hold(mine.portion)
         return row.state

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def read_image(message: pb.Prompt, path: str, most: int, reader: Reader) -> "Seen | None":
-    """The image, prepared; None where there is none, or where it is faulty. `most`: tokens of a prompt."""
+    """The image; None where there is none, or where it is faulty. `most`: tokens of a prompt."""
     if not message.image:
         return None
     field, eye, limits = f"{path}.image", reader.vocabulary.eye, reader.limits
@@ -24,9 +24,9 @@ def read_image(message: pb.Prompt, path: str, most: int, reader: Reader) -> "See
         reader.problems.add(field, "expected no image, because the hosted model reads none, got one")
         return None
 
-    def prepare() -> "Seen | None":
+    def read() -> "Seen | None":
         try:
-            return eye.prepare(
+            return eye.read(
                 message.image,
                 most_bytes=limits.max_image_bytes,
                 most_pixels=limits.max_image_pixels,
@@ -37,7 +37,7 @@ def read_image(message: pb.Prompt, path: str, most: int, reader: Reader) -> "See
             return None
 
     # Many cases may ask about one image.
-    return reader.once(("image", hashlib.sha256(message.image).digest()), prepare)
+    return reader.once(("image", hashlib.sha256(message.image).digest()), read)
 
 
 def placed(texts: Sequence[str], path: str, reader: Reader, *, seen: bool) -> bool:
