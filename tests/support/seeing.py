@@ -1,7 +1,6 @@
 """Tiny vision-language models with random weights, their image processors, and the oracle that shows them images.
 
-Images are made up here too. What transformers is given of one comes from the model's own processor, which is loaded as
-transformers documents it, tokenizer and all, wherever it needs no torchvision.
+Images are made up here too. What transformers is given of one comes from the model's own image processor.
 """
 
 import io
