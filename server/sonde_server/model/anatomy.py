@@ -216,9 +216,17 @@ class Decoder(Sized):
             if neurons is not None:
                 visit = neurons  # never None in the hook below
                 assert parts.down_projection is not None
+                visiting = False
 
-                def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                    return (visit(inputs[0][0]).unsqueeze(0), *inputs[1:])
+                def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+                    nonlocal visiting
+                    if visiting:
+                        # The visit itself asks what other neurons would write.
+                        return None
+                    visiting = True
+                    visited = visit(inputs[0][0]).unsqueeze(0)
+                    visiting = False
+                    return (visited, *inputs[1:])
 
                 hooks.callback(parts.down_projection.register_forward_pre_hook(before).remove)
             output = self.family.feed_forward(parts.module, parts.mlp_norm(stream))

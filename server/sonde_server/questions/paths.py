@@ -1,13 +1,14 @@
 """Where the changes of one run leave the residual stream, what they go through, and which reads see them."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from .edits import Edit, Path
 from .extents import NO_DETOUR, Detoured
 from .graph import READ_BY_HEADS, precedes
-from .places import END, Component, Site, Sized
+from .places import END, HEADED, Component, Site, Sized
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,58 @@ class Route:
 NO_ROUTE = Route(0, (), (), ())
 
 
+def path_of(receivers: Iterable[Site], through: Iterable[Site], model: Sized, tokens: int) -> Path:
+    """The path of these receivers and nodes. Paths that mean the same are equal, however their sites are divided."""
+    return Path(_disjoint(receivers, model, tokens), _disjoint(through, model, tokens))
+
+
+def _disjoint(sites: Iterable[Site], model: Sized, tokens: int) -> tuple[Site, ...]:
+    """The places of these sites, in sites of which no two have a unit of a layer in common."""
+    by_component: dict[Component, list[Site]] = defaultdict(list)
+    for site in sites:
+        by_component[site.component].append(site)
+    found: list[Site] = []
+    for component, some in sorted(by_component.items()):
+        count = model.units(component) if component in HEADED else 1
+        every = tuple(range(count))
+        # What each unit of a layer has is only written out where sites may overlap.
+        for layers, units, positions in _alike(some, every, tokens) if len(some) > 1 else _as_it_is(some[0], tokens):
+            found.append(
+                Site(
+                    component,
+                    tuple(sorted(layers)),
+                    None if units is None or len(units) == count else tuple(sorted(units)),
+                    None if len(positions) == tokens else tuple(sorted(positions)),
+                )
+            )
+    return tuple(found)
+
+
+# Layers, units (None: all) and positions.
+_Places = tuple[Sequence[int], Sequence[int] | None, AbstractSet[int]]
+
+
+def _as_it_is(site: Site, tokens: int) -> list[_Places]:
+    return [(site.layers, site.units, set(site.positions_within(tokens)))]
+
+
+def _alike(sites: Sequence[Site], every: Sequence[int], tokens: int) -> list[_Places]:
+    """The units of layers that have the same positions, in ascending order."""
+    there: dict[tuple[int, int], frozenset[int]] = {}
+    for site in sites:
+        positions = frozenset(site.positions_within(tokens))
+        for layer in site.layers:
+            for unit in every if site.units is None else site.units:
+                there[layer, unit] = there.get((layer, unit), frozenset()) | positions
+    units: dict[tuple[int, frozenset[int]], list[int]] = defaultdict(list)
+    for (layer, unit), positions in sorted(there.items(), key=lambda item: item[0]):
+        units[layer, positions].append(unit)
+    layers: dict[tuple[tuple[int, ...], frozenset[int]], list[int]] = defaultdict(list)
+    for (layer, positions), some in units.items():
+        layers[tuple(some), positions].append(layer)
+    return [(where, some, positions) for (some, positions), where in layers.items()]
+
+
 def detoured(route: Route) -> Detoured:
     """The places of a route; NO_DETOUR where there is none."""
     return NO_DETOUR if route is NO_ROUTE else route.detoured
@@ -84,6 +137,7 @@ class _Course:
     def __init__(
         self, path: Path, senders: Sequence[Leg], column: int, model: Sized, tokens: int, read: AbstractSet[int]
     ) -> None:
+        self._path = path
         self._senders = senders
         self._column = column
         self._model = model
@@ -131,16 +185,17 @@ class _Course:
 
         What a node that is a receiver makes of the change is in the run, and a sender sends what it is told to.
         """
+        receivers = [one for one in self._path.receivers if layer in one.layers]
         if site.component is not Component.HEAD_OUT:
-            received = any(leg.component is Component.MLP_OUT and leg.layer == layer for leg in self.receivers)
+            received = any(one.component is Component.MLP_OUT for one in receivers)
             sends = any(leg.component is Component.MLP_OUT and leg.layer == layer for leg in self._senders)
             return () if received or (sends and self._everywhere(Component.MLP_OUT, layer, None)) else None
         group = self._model.heads // self._model.key_value_heads
         taken: set[int] = set()
-        for leg in self.receivers:
-            if leg.component in READ_BY_HEADS and leg.layer == layer:
-                units = range(self._model.units(leg.component)) if leg.units is None else leg.units
-                each = 1 if leg.component is Component.QUERY else group
+        for one in receivers:
+            if one.component in READ_BY_HEADS:
+                units = range(self._model.units(one.component)) if one.units is None else one.units
+                each = 1 if one.component is Component.QUERY else group
                 taken.update(unit * each + i for unit in units for i in range(each))
         heads = range(self._model.heads) if site.units is None else site.units
         return tuple(

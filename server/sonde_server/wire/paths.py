@@ -6,6 +6,7 @@ from sonde.v1 import inspection_pb2 as pb
 
 from ..questions.edits import Path
 from ..questions.graph import READ_BY_HEADS, READERS, WRITERS, precedes
+from ..questions.paths import path_of
 from ..questions.places import Component, Site
 from ..questions.prompts import Prompt
 from .fields import MOST_LISTED, Reader
@@ -34,7 +35,7 @@ def read_path(message: pb.Path, path: str, reader: Reader, site: Site, prompt: P
     through = _read_sites(message.through, f"{path}.through", reader, prompt, _between)
     if len(reader.problems.violations) > before or prompt is None:
         return None
-    found = Path(receivers, through)
+    found = path_of(receivers, through, reader.model, len(prompt.tokens))
     _check_reached(found, path, reader, site, len(prompt.tokens))
     return found
 
