@@ -42,7 +42,10 @@ def by_turns(host: Host, source: list[int], position: int = -1) -> None:
     assert_edges(host, host.trace(asked).edges, expected)
 
 
-@pytest.mark.parametrize(("source", "position"), [(OTHER, -1), (LATER, -2)], ids=["all", "later"])
+@pytest.mark.parametrize(
+    ("source", "position"),
+    [pytest.param(OTHER, -1, marks=pytest.mark.full, id="all"), pytest.param(LATER, -2, id="later")],
+)
 def test_edges_by_the_activations_of_each_sender(host: Host, source: list[int], position: int) -> None:
     by_turns(host, source, position)
 

@@ -73,7 +73,7 @@ def same(found: Sequence[Trial], expected: Sequence[Trial]) -> None:
     np.testing.assert_allclose([one[1] for one in found], [one[1] for one in expected], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("metric", ["", "LOGIT"])
+@pytest.mark.parametrize("metric", ["", pytest.param("LOGIT", marks=pytest.mark.full)])
 def test_it_decides_what_one_trial_after_another_decides(llama: Host, metric: str) -> None:
     oracle = CircuitOracle(llama.oracle)
     edges = oracle.edges()

@@ -36,6 +36,9 @@ FAMILIES = [
 PRE_NORMED = [one for one in FAMILIES if one.values[0] not in POST_NORMED]
 Make = Callable[[str], Oracle]
 
+# What the other tests compare with is compared with itself, in double precision.
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def oracles(tmp_path_factory: pytest.TempPathFactory) -> Make:

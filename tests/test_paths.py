@@ -180,6 +180,28 @@ def test_every_operation_and_the_distances(host: Host) -> None:
     assert_close(norms[::2], norms[1::2])
 
 
+def test_neurons_and_streams_are_sent_too(host: Host) -> None:
+    """All that comes after it sees the change of a neuron, or of the stream, as it would that of a plain edit."""
+    runs: list[list[pb.Edit]] = []
+    for site in (
+        Site("NEURON", (1,), (3, 5)),
+        Site("NEURON", (0,), (2,), (1, LAST)),
+        Site("ATTENTION_OUT", (1,), (), (2,)),
+        Site("RESIDUAL_MID", (0,), (), (3, LAST)),
+        Site("RESIDUAL_POST", (0,), (), (1,)),
+        Site("RESIDUAL_PRE", (1,), (), (1, 4)),
+    ):
+        edit = Edit(site, Patch((1,)))
+        lowest = [Site("MLP_OUT", (1,)), Site("QUERY", (2,), (0,)), LOGITS]
+        between = [Site("HEAD_OUT"), Site("MLP_OUT")]
+        runs += [[along(edit, [LOGITS], between)], [wire.edit(edit)]]
+        runs += [[along(edit, lowest, between)], [along(edit, [*reversed(lowest), *lowest], between)]]
+    found = logits(ask(host, *runs))
+    assert_close(found[::4], found[1::4])
+    # Sites that name a place twice name it once.
+    assert_close(found[2::4], found[3::4])
+
+
 def test_edits_with_equal_paths_act_together_and_others_apart(host: Host) -> None:
     """Two heads that go through an MLP together are not the sum of each; plain edits change what paths start from."""
     first, second = patch("HEAD_OUT", (0,), (0,)), patch("HEAD_OUT", (0,), (1,))

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 _MOST_LISTED: Final = 10
 _PLACE: Final = ("component", "layer", "position", "token", "unit", "estimate")
 _EDGE: Final = ("sender", "receiver", "estimate")
+_MEAN_ROW: Final = "all positions"
+"""The row of a reduction that is the mean of all positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +148,13 @@ class AttributionPatchingResult(TraceResult):
         They are what `sonde.circuits` takes for circuits of nodes.
 
         Raises:
-            ValueError: if none of "head_out", "mlp_out" and "token_embedding" was estimated.
+            ValueError: if none of "head_out", "mlp_out" and "token_embedding" was estimated, or if these are means over
+                the positions of several cases; ask with `positions="all"`, which sums them up.
         """
+        if any(axes["position"] == (_MEAN_ROW,) for axes in self.axes.values()):
+            raise ValueError(
+                'expected estimates of all positions together, with positions="all", got means of positions'
+            )
         rows: list[tuple[int, int, int]] = []
         sums: list[Floats] = []
         for name in ("token_embedding", "head_out", "mlp_out"):
@@ -336,7 +343,7 @@ def _write(method: AttributionPatching, request: pb.TraceRequest) -> None:
 
 
 def _rows(request: pb.TraceRequest) -> tuple[str, ...]:
-    return row_names((), request.attribution_patching.named_positions, ["all positions"])
+    return row_names((), request.attribution_patching.named_positions, [_MEAN_ROW])
 
 
 class _Assembly(Assembly[AttributionPatchingResult]):
