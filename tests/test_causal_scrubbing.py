@@ -134,6 +134,20 @@ TREES = {
             Claim(head(0, 1), [0, 0, 0, 1, 1]),
         ]
     ),
+    "heads and what they attend with": Claim(
+        inputs=[
+            Claim(
+                head(2, 1),
+                [0, 1, 0, 1, 2],
+                [0, 0, 1, 1, 1],
+                inputs=[
+                    Claim(Site("QUERY", (2,), (1,), (LAST,)), [0, 1, 1, 0, 0], inputs=[Claim(head(0, 2))]),
+                    Claim(Site("VALUE", (2,), (0,)), [0, 1, 0, 0, 1]),
+                ],
+            ),
+            Claim(Site("ATTENTION_OUT", (1,)), [1, 0, 1, 0, 1], inputs=[Claim(Site("KEY", (1,), (0,)), EACH)]),
+        ]
+    ),
     "direct to an MLP and to attention": Claim(
         inputs=[
             Claim(
@@ -270,6 +284,14 @@ REFUSED: dict[str, tuple[list[pb.CausalScrubbing.Node], str, str]] = {
     "siblings": ([pb.CausalScrubbing.Node(), leaf(), leaf()], "causal_scrubbing.nodes[2].site", "no sibling has"),
     "a child above": (
         [pb.CausalScrubbing.Node(), leaf(), leaf(parent=1, site=wire.site(head(2, 0)))],
+        "causal_scrubbing.nodes[2].site", "comes before",
+    ),
+    "a head below its own query": (
+        [
+            pb.CausalScrubbing.Node(),
+            leaf(site=wire.site(Site("QUERY", (1,), (1,)))),
+            leaf(parent=1, site=wire.site(head(1, 1))),
+        ],
         "causal_scrubbing.nodes[2].site", "comes before",
     ),
 }  # fmt: skip
