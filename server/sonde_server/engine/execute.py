@@ -3,7 +3,6 @@
 So a block runs once for all rows that need it. A row that starts at a later block takes the stream from its base.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,21 +11,16 @@ from torch import Tensor
 
 from ..model.anatomy import Decoder
 from ..model.rotary import Rotations
-from ..questions.places import END, Component
+from ..questions.places import Component
 from .attention import Block, Masks, attend
 from .decoding import copy_below, gather, store
 from .detours import Detours
-from .layout import Layout, Row, Segment, by_choice, by_reading
+from .ends import Ends
+from .layout import Layout, Row, Segment
 from .midblock import finish_block, resume, resuming
 from .pooling import leaving
-from .readout import read
 from .runs import State
-from .sampling import Choice, Taken, choose
 from .visits import Visits
-
-# Bytes of logits that are held at one time while a batch is read. For tensors above 32 MiB glibc maps new memory, page
-# by page as they are written, which made reading GPT-2's vocabulary a third slower.
-UNEMBEDDING_BYTES = 30 << 20
 
 
 @dataclass(slots=True)
@@ -85,7 +79,7 @@ class Execution:
             if depth < last:
                 self._leave(depth)
                 self._block(depth)
-        self._read()
+        Ends(self.decoder, self.visits, self.detours, self.layout, self.stream).read(self.between)
         if self.detours is not None:
             self.work.token_layers += self.detours.positions
         for row in self.waiting:
@@ -251,51 +245,6 @@ class Execution:
     def _visit(self, packed: Tensor, component: Component, layer: int) -> Tensor:
         return self.visits.visit(packed, self.layout, component, layer)
 
-    def _read(self) -> None:
-        limit = max(1, UNEMBEDDING_BYTES // (4 * self.decoder.vocabulary_size))
-        chunk: list[Row] = []
-        size = 0
-        # Base runs come first, because the readings of other rows may be relative to them.
-        for row in sorted(self.layout.rows, key=lambda row: not row.reads):
-            needed = len(_needed(row))
-            if chunk and size + needed > limit:
-                self._read_rows(chunk)
-                self.between(self.decoder.layers)
-                chunk, size = [], 0
-            if needed:
-                chunk.append(row)
-                size += needed
-        if chunk:
-            self._read_rows(chunk)
-
-    def _read_rows(self, rows: list[Row]) -> None:
-        # Only a few positions of each row go through the final norm and the unembedding.
-        picked = Layout(rows, {row: _needed(row) for row in rows})
-        stream = self.stream[self.layout.pick(picked, self.stream.device)]
-        if self.detours is not None:
-            stream = self.detours.seen(stream, picked, Component.LOGITS, 0)
-        normed = self.decoder.norm(stream)
-        normed = self.visits.visit(normed, picked, Component.FINAL_NORM, 0)
-        logits = self.visits.visit(self.decoder.unembed(normed), picked, Component.LOGITS, 0)
-        for row in rows:
-            for position in row.reads:
-                assert row.state is not None
-                row.state.logits[position] = logits[picked.index(row, position)].clone()
-        taken: dict[Row, dict[Choice, Taken | None]] = defaultdict(dict)
-        for choice, continued in by_choice(rows).items():
-            index = [picked.index(row, choice.position) for row in continued]
-            for row, one in zip(continued, choose(logits[index], choice), strict=True):
-                taken[row][choice] = one
-        # Last, because it overwrites the logits.
-        for reading, group in by_reading(rows).items():
-            index = [picked.index(row, reading.position) for row in group]
-            # Usually this is all rows, and their logits, which are large, need not be copied.
-            chosen = logits if index == list(range(len(logits))) else logits[torch.tensor(index, device=logits.device)]
-            for row, result in zip(group, read(self.decoder, chosen, reading), strict=True):
-                row.result = result
-        for row in rows:
-            row.result.taken = tuple(taken[row][choice] for choice in row.choices)
-
 
 def _keeping(layout: Layout) -> list[tuple[Row, State]]:
     return [(row, row.state) for row in layout.rows if row.state]
@@ -306,13 +255,3 @@ def _whole(row: Row, past: Callable[[State], Tensor], own: Tensor) -> Tensor:
     if row.prefix is None or not row.extent.first:
         return own.clone()
     return torch.cat([past(row.prefix)[: row.extent.first], own])
-
-
-def _needed(row: Row) -> list[int]:
-    """The positions of a row that are needed above all blocks."""
-    positions = {position for place in row.places if place.component in END for position in place.positions}
-    positions.update(row.reads)
-    if row.reading is not None:
-        positions.add(row.reading.position)
-    positions.update(choice.position for choice in row.choices)
-    return sorted(positions)

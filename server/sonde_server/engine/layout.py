@@ -1,7 +1,7 @@
 """Rows, which are the runs of a batch, and how their tokens lie in one packed tensor [N, D]."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -192,10 +192,10 @@ def by_reading(rows: Iterable[Row]) -> dict[Reading, list[Row]]:
     return groups
 
 
-def by_choice(rows: Iterable[Row]) -> dict[Choice, list[Row]]:
-    """Rows grouped by how their next tokens are chosen, so that one is chosen for a group at once."""
-    groups: dict[Choice, list[Row]] = defaultdict(list)
+def by_choice(rows: Iterable[Row]) -> list[list[tuple[Row, Choice]]]:
+    """Rows with the choices of their next tokens; those that are chosen in the same way at once are together."""
+    groups: dict[Hashable, list[tuple[Row, Choice]]] = defaultdict(list)
     for row in rows:
         for choice in row.choices:
-            groups[choice].append(row)
-    return groups
+            groups[choice.way].append((row, choice))
+    return list(groups.values())

@@ -1,5 +1,6 @@
 """Which token continues a run."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,11 @@ class Choice:
     noise: Tensor | None = None
     top_p: float = 1.0
     log_probability: bool = False
+
+    @property
+    def way(self) -> Hashable:
+        """Equal for choices that differ in their positions alone."""
+        return self.temperature, None if self.noise is None else id(self.noise), self.top_p, self.log_probability
 
 
 @dataclass(frozen=True, slots=True)
