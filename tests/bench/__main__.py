@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for shape in options.shapes if options.prompts else ():
             _measure_shape(shape, options, settings, outcomes)
-        for name in MODELS:
+        for name in options.models:
             if options.circuits or (options.cases and name == "smollm2"):
                 _measure_model(name, options, settings, outcomes)
     except Disagreement as error:
@@ -216,6 +216,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--only", type=_among(every), default=list(every), help=f"of {', '.join(every)}; W4 is all three"
     )
     parser.add_argument("--peers", type=_among(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}; or none")
+    parser.add_argument("--models", type=_among(tuple(MODELS)), default=list(MODELS), help=f"of {', '.join(MODELS)}")
     parser.add_argument("--shapes", type=_among(tuple(SHAPES)), help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")], help="tokens")
     parser.add_argument("--rounds", type=int, help="default: 3, of long prompts 2")

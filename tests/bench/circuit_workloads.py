@@ -143,10 +143,14 @@ def hypothesis(layers: int, heads: int, examples: int) -> list[Node]:
 
 
 def _pairs(of: Subject, count: int, number: int) -> tuple[Pair, ...]:
-    return tuple(
-        Pair(of.ids(one.prompt), of.ids(one.source), of.first(one.indirect_object), of.first(one.subject))
-        for one in pairs(count, number)
-    )
+    """Of names that are one token each, so that a prompt and its source have as many."""
+    found: list[Pair] = []
+    for one in pairs(8 * count, number):
+        if all(len(of.ids(f" {name}")) == 1 for name in (one.indirect_object, one.subject)):
+            answer, wrong = of.first(one.indirect_object), of.first(one.subject)
+            found.append(Pair(of.ids(one.prompt), of.ids(one.source), answer, wrong))
+    assert len(found) >= count
+    return tuple(found[:count])
 
 
 def _alike(of: Subject, count: int, number: int) -> list[Pair]:
