@@ -247,6 +247,18 @@ def test_s7_names_of_labels_make_no_difference_and_draws_can_be_replayed(host: H
         assert_close(own.logits, found[case].logits)
 
 
+def test_examples_of_which_places_in_different_blocks_are_read(llama: Host) -> None:
+    """Their runs end in different blocks, where only one position of each is computed."""
+    places = [head(1, 0), head(2, 1, positions=(LAST,)), head(3, 2, positions=(LAST,))]
+    claim = Claim(inputs=[Claim(place) for place in places])
+    given = np.array([[[[0, 4], [1, 1], [2, 2], [1, 1]], [[0, 4], [2, 2], [2, 2], [1, 1]]]], "<i4")
+    tensor = pb.Tensor(data_type=pb.DATA_TYPE_INT32, shape=given.shape, data=given.tobytes())
+    slow = ScrubbingOracle(llama.oracle, EXAMPLES)
+    llama.server.scheduler.engine.cache.clear()
+    (own,) = ask(llama, scrub(claim, draws=tensor, references=[0])).values()
+    assert_close(own.logits, np.stack([of(slow.logits(nodes(claim), one)) for one in given[0]]))
+
+
 @pytest.mark.parametrize("name", TREES)
 def test_the_cost_is_what_is_computed(llama: Host, name: str) -> None:
     engine = llama.server.scheduler.engine
