@@ -61,10 +61,13 @@ class Row:
         return self.extent.first if self.slot is None else min(self.extent.first, self.slot.first)
 
     @property
-    def group(self) -> tuple[int, int, int, tuple[int, ...], int]:
-        """Rows of one group have the same prefix and the same positions, and so attend in one call."""
+    def group(self) -> tuple[int, int, int, tuple[int, ...], int, int]:
+        """Rows of one group have the same prefix and in every block the same positions, and so attend in one call."""
         prefix = self.prefix.number if self.prefix is not None and self.first else 0
-        return (self.first, self.extent.first, self.extent.end, self.extent.last, prefix)
+        extent = self.extent
+        # Rows that are cut to some positions in their last block differ there from those that go on.
+        cut = extent.stop if len(extent.last) < len(self.positions) else 0
+        return (self.first, extent.first, extent.end, extent.last, cut, prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,7 @@ class Layout:
         for group in groups:
             head = merged[-1][0] if merged else None
             # Groups that differ only in their base attend in one call.
-            if head and head[0].group[:4] == group[0].group[:4] and len(head) == len(group):
+            if head and head[0].group[:-1] == group[0].group[:-1] and len(head) == len(group):
                 merged[-1].append(group)
             else:
                 merged.append([group])
