@@ -134,6 +134,20 @@ TREES = {
             Claim(head(0, 1), [0, 0, 0, 1, 1]),
         ]
     ),
+    "heads and what they attend with": Claim(
+        inputs=[
+            Claim(
+                head(2, 1),
+                [0, 1, 0, 1, 2],
+                [0, 0, 1, 1, 1],
+                inputs=[
+                    Claim(Site("QUERY", (2,), (1,), (LAST,)), [0, 1, 1, 0, 0], inputs=[Claim(head(0, 2))]),
+                    Claim(Site("VALUE", (2,), (0,)), [0, 1, 0, 0, 1]),
+                ],
+            ),
+            Claim(Site("ATTENTION_OUT", (1,)), [1, 0, 1, 0, 1], inputs=[Claim(Site("KEY", (1,), (0,)), EACH)]),
+        ]
+    ),
     "direct to an MLP and to attention": Claim(
         inputs=[
             Claim(
@@ -233,6 +247,18 @@ def test_s7_names_of_labels_make_no_difference_and_draws_can_be_replayed(host: H
         assert_close(own.logits, found[case].logits)
 
 
+def test_examples_of_which_places_in_different_blocks_are_read(llama: Host) -> None:
+    """Their runs end in different blocks, where only one position of each is computed."""
+    places = [head(1, 0), head(2, 1, positions=(LAST,)), head(3, 2, positions=(LAST,))]
+    claim = Claim(inputs=[Claim(place) for place in places])
+    given = np.array([[[[0, 4], [1, 1], [2, 2], [1, 1]], [[0, 4], [2, 2], [2, 2], [1, 1]]]], "<i4")
+    tensor = pb.Tensor(data_type=pb.DATA_TYPE_INT32, shape=given.shape, data=given.tobytes())
+    slow = ScrubbingOracle(llama.oracle, EXAMPLES)
+    llama.server.scheduler.engine.cache.clear()
+    (own,) = ask(llama, scrub(claim, draws=tensor, references=[0])).values()
+    assert_close(own.logits, np.stack([of(slow.logits(nodes(claim), one)) for one in given[0]]))
+
+
 @pytest.mark.parametrize("name", TREES)
 def test_the_cost_is_what_is_computed(llama: Host, name: str) -> None:
     engine = llama.server.scheduler.engine
@@ -270,6 +296,14 @@ REFUSED: dict[str, tuple[list[pb.CausalScrubbing.Node], str, str]] = {
     "siblings": ([pb.CausalScrubbing.Node(), leaf(), leaf()], "causal_scrubbing.nodes[2].site", "no sibling has"),
     "a child above": (
         [pb.CausalScrubbing.Node(), leaf(), leaf(parent=1, site=wire.site(head(2, 0)))],
+        "causal_scrubbing.nodes[2].site", "comes before",
+    ),
+    "a head below its own query": (
+        [
+            pb.CausalScrubbing.Node(),
+            leaf(site=wire.site(Site("QUERY", (1,), (1,)))),
+            leaf(parent=1, site=wire.site(head(1, 1))),
+        ],
         "causal_scrubbing.nodes[2].site", "comes before",
     ),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 P1 to P7 are the identities of path patching: what must hold in every model, whatever its weights.
 """
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.conftest import Host, Hosts
 from tests.support import wire
 from tests.support.circuit_oracle import CircuitOracle, Node
 from tests.support.models import EVERY
-from tests.support.oracle import Edit, Patch, Scale, Set, Site, Target
+from tests.support.oracle import Add, Edit, Patch, Scale, Set, Site, Target
 from tests.support.path_oracle import Path, along_paths
 from tests.support.tolerance import assert_close
 
@@ -200,6 +201,58 @@ def test_neurons_and_streams_are_sent_too(host: Host) -> None:
     assert_close(found[::4], found[1::4])
     # Sites that name a place twice name it once.
     assert_close(found[2::4], found[3::4])
+
+
+def some_edits(draw: random.Random, host: Host, components: Sequence[str]) -> list[Edit]:
+    """Edits of any places of these components, which may overlap."""
+    found = []
+    for component in draw.choices(components, k=draw.randint(1, 4)):
+        layers = (draw.randrange(host.oracle.layers - 1),) if component != "TOKEN_EMBEDDING" else ()
+        units = (draw.randrange(host.oracle.units(component)),) if component in ("HEAD_OUT", "NEURON") else ()
+        positions = tuple(sorted(draw.sample(range(len(IDS)), draw.choice([2, 4, len(IDS)]))))
+        moved = np.random.RandomState(draw.randrange(9)).randn(1).astype(np.float32)
+        operation = draw.choice([Scale(draw.choice([0.5, 2.0])), Patch((1,)), Add(moved)])
+        found.append(Edit(Site(component, layers, units, positions), operation))
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_p2_and_p3_of_any_edits_together(hosts: Hosts, family: str) -> None:
+    """Runs of one request, each with several edits: along all there is they are the edits without a path.
+
+    Nothing goes through what is a receiver too, so what is named there divides the edits into columns and no more.
+    """
+    host, draw = hosts[family], random.Random(family)
+    everything = [Site("QUERY"), Site("KEY"), Site("VALUE"), Site("MLP_OUT"), LOGITS]
+    between = [Site("HEAD_OUT"), Site("MLP_OUT")]
+    inside = "NEURON" if "NEURON" in host.oracle.components else "MLP_OUT"
+    runs, expected = [], []
+    for _ in range(8):
+        edits = some_edits(draw, host, ["TOKEN_EMBEDDING", "HEAD_OUT", "MLP_OUT"])
+        runs.append([along(edit, [LOGITS], between) for edit in edits])
+        expected.append(of(host.oracle.run(IDS, edits, [IDS, OTHER]).logits))
+        edits = some_edits(draw, host, ["TOKEN_EMBEDDING", "HEAD_OUT", inside])
+        # Edits of one place stay together.
+        apart = {(edit.site.component, edit.site.layers): draw.choice([(), between]) for edit in edits}
+        runs.append([along(edit, everything, apart[edit.site.component, edit.site.layers]) for edit in edits])
+        expected.append(of(host.oracle.run(IDS, edits, [IDS, OTHER]).logits))
+    engine = host.server.scheduler.engine
+    engine.cache.clear()
+    before = engine.work.token_layers
+    answer = ask(host, *runs)
+    assert_close(logits(answer), np.stack(expected))
+    assert engine.work.token_layers - before == answer.context.cost.token_layers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nodes_between_do_what_they_do_in_the_model(hosts: Hosts, family: str) -> None:
+    """A change of nothing, along all paths, is nothing, whatever is changed in the heads and MLPs that it meets."""
+    host = hosts[family]
+    nothing = along(Edit(Site("HEAD_OUT", (0,)), Scale(1.0)), [LOGITS], [Site("HEAD_OUT"), Site("MLP_OUT")])
+    places = [Site("VALUE", (1,), (0,)), Site("HEAD_OUT", (1,), (1,), (2, LAST)), Site("MLP_OUT", (1,))]
+    plain = [wire.edit(Edit(site, Scale(0.5))) for site in places]
+    found = logits(ask(host, *([edit, nothing] for edit in plain), *([edit] for edit in plain)))
+    assert_close(found[:3], found[3:])
 
 
 def test_edits_with_equal_paths_act_together_and_others_apart(host: Host) -> None:

@@ -11,8 +11,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from sonde_server.builtin import ATLAS_DIRECTORY
+from transformers import PreTrainedModel
 
 from tests.bench import smollm2
 from tests.bench.agreement import TOLERANCE, Disagreement
@@ -22,11 +25,15 @@ from tests.bench.case_sonde import CaseSocket
 from tests.bench.case_workloads import CASE_NAMES, COUNTS, QUICK_COUNTS, Subject
 from tests.bench.case_workloads import make as make_cases
 from tests.bench.chart import draw
-from tests.bench.contender import ask
+from tests.bench.circuit_field import circuit_contenders
+from tests.bench.circuit_sonde import CircuitSocket
+from tests.bench.circuit_workloads import CIRCUIT_COUNTS, CIRCUIT_NAMES, QUICK_CIRCUIT_COUNTS
+from tests.bench.circuit_workloads import make as make_circuits
+from tests.bench.contender import Entry, ask
 from tests.bench.elsewhere import Elsewhere
 from tests.bench.field import PEERS, taking_part
 from tests.bench.memory import growth, serving_process
-from tests.bench.minimum import rates
+from tests.bench.minimum import Rates, rates
 from tests.bench.report import Outcome, Setting, markdown, omissions, write_json
 from tests.bench.rounds import Numbers, Plan, measure
 from tests.bench.shapes import SHAPES, load, save
@@ -54,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for shape in options.shapes if options.prompts else ():
             _measure_shape(shape, options, settings, outcomes)
-        if options.cases:
-            _measure_cases(options, settings, outcomes)
+        for name in options.models:
+            if options.circuits or (options.cases and name == "smollm2"):
+                _measure_model(name, options, settings, outcomes)
     except Disagreement as error:
         print(f"disagreement: {error}", file=sys.stderr)
         return 1
@@ -111,37 +119,80 @@ def _measure_shape(name: str, options: argparse.Namespace, settings: list[Settin
                     )
 
 
-def _measure_cases(options: argparse.Namespace, settings: list[Setting], outcomes: list[Outcome]) -> None:
-    """The workloads over datasets, on a real model."""
+def _measure_model(name: str, options: argparse.Namespace, settings: list[Setting], outcomes: list[Outcome]) -> None:
+    """The workloads over datasets, and those about circuits, on a model that has learnt something."""
+    title, saved = MODELS[name]
     with tempfile.TemporaryDirectory() as folder:
-        directory = smollm2.save(Path(folder))
+        directory = saved(Path(folder))
         plain = load(directory)
-        config, sizes = plain.config, Sizes.of(plain)
-        subject = Subject(
-            smollm2.tokenizer(directory), sizes.layers, sizes.heads, int(config.hidden_size), sizes.embedding_deviation
-        )
         measured = rates(plain, CASE_LENGTH)
+        subject = _subject(plain, directory)
         del plain
-        settings.append(Setting("smollm2", smollm2.TITLE, CASE_LENGTH, measured))
-        counts = QUICK_COUNTS if options.quick else COUNTS
+        settings.append(Setting(name, title, CASE_LENGTH, measured))
         numbers = Numbers()
-        with case_contenders(directory, options.peers, serving(directory)) as (sonde, entries):
-            for name in options.cases:
-                _say(f"smollm2, {name}, {counts[name]} cases")
-                # The average trace takes minutes.
-                rounds = options.rounds or (1 if name == "W8" else 3)
-                plan = CasePlan(name, partial(make_cases, name, subject, counts[name]), rounds)
-                timings = measure_cases(plan, entries, numbers, _say)
-                token_layers, readings = sonde.cost(plan.make(numbers()))
-                minimum = measured.minimum(token_layers, readings)
-                grown = _memory(sonde, plan) if name == "W7" else ()
-                outcomes.append(
-                    Outcome(
-                        "smollm2", CASE_LENGTH, name, tuple(timings), token_layers, readings, minimum,
-                        judged=not options.quick,
-                        memory=grown,
-                    )
-                )  # fmt: skip
+        if name == "smollm2" and options.cases:
+            counts = QUICK_COUNTS if options.quick else COUNTS
+            with case_contenders(directory, options.peers, serving(directory)) as (sonde, entries):
+                for workload in options.cases:
+                    # The average trace takes minutes.
+                    rounds = options.rounds or (1 if workload == "W8" else 3)
+                    plan = CasePlan(workload, partial(make_cases, workload, subject, counts[workload]), rounds)
+                    grown = partial(_memory, sonde) if workload == "W7" else None
+                    outcomes.append(_measured(name, plan, sonde, entries, numbers, measured, options, grown))
+        if options.circuits:
+            counts = QUICK_CIRCUIT_COUNTS if options.quick else CIRCUIT_COUNTS
+            with circuit_contenders(directory, options.peers, serving(directory)) as (asked, entries):
+                for workload in options.circuits:
+                    make = partial(make_circuits, workload, subject, counts[workload])
+                    plan = CasePlan(workload, make, options.rounds or 3)
+                    outcomes.append(_measured(name, plan, asked, entries, numbers, measured, options))
+
+
+def _measured(
+    name: str,
+    plan: CasePlan,
+    sonde: CaseSocket | CircuitSocket,
+    entries: Sequence[Entry],
+    numbers: Numbers,
+    measured: Rates,
+    options: argparse.Namespace,
+    memory: Callable[[CasePlan], tuple[tuple[int, int], ...]] | None = None,
+) -> Outcome:
+    """One workload: everybody's times, and the counted minimum."""
+    _say(f"{name}, {plan.name}")
+    timings = measure_cases(plan, entries, numbers, _say)
+    # Each kind of contender is asked about its own kind of workload.
+    count: Callable[[Any], tuple[int, int]] = sonde.cost
+    token_layers, readings = count(plan.make(numbers()))
+    return Outcome(
+        name, CASE_LENGTH, plan.name, tuple(timings), token_layers, readings,
+        measured.minimum(token_layers, readings),
+        judged=not options.quick,
+        memory=() if memory is None else memory(plan),
+    )  # fmt: skip
+
+
+def _subject(plain: PreTrainedModel, directory: Path) -> Subject:
+    config, sizes = plain.config, Sizes.of(plain)
+    return Subject(
+        smollm2.tokenizer(directory),
+        sizes.layers,
+        sizes.heads,
+        int(config.num_key_value_heads),
+        int(config.hidden_size),
+        sizes.embedding_deviation,
+    )
+
+
+def _atlas(_: Path) -> Path:
+    return ATLAS_DIRECTORY
+
+
+MODELS: dict[str, tuple[str, Callable[[Path], Path]]] = {
+    "smollm2": (smollm2.TITLE, smollm2.save),
+    "atlas": ("atlas, the embedded model (8 blocks, D 160, 8 heads, vocabulary 2048)", _atlas),
+}
+"""By name, a title, and how a directory of the model is had, in a folder for what is made."""
 
 
 def _memory(sonde: CaseSocket, plan: CasePlan) -> tuple[tuple[int, int], ...]:
@@ -160,11 +211,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="one round, 16 tokens, the GPT-2 shape; of the datasets a part"
     )
-    every = (*NAMES, *CASE_NAMES)
+    every = (*NAMES, *CASE_NAMES, *CIRCUIT_NAMES)
     parser.add_argument(
         "--only", type=_among(every), default=list(every), help=f"of {', '.join(every)}; W4 is all three"
     )
     parser.add_argument("--peers", type=_among(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}; or none")
+    parser.add_argument("--models", type=_among(tuple(MODELS)), default=list(MODELS), help=f"of {', '.join(MODELS)}")
     parser.add_argument("--shapes", type=_among(tuple(SHAPES)), help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")], help="tokens")
     parser.add_argument("--rounds", type=int, help="default: 3, of long prompts 2")
@@ -175,6 +227,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     options.lengths = options.lengths or ([16] if options.quick else [16, 128])
     options.prompts = [name for name in options.only if name in NAMES]
     options.cases = [name for name in options.only if name in CASE_NAMES]
+    options.circuits = [name for name in options.only if name in CIRCUIT_NAMES]
     options.rounds = options.rounds or (1 if options.quick else None)
     return options
 

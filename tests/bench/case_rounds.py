@@ -1,4 +1,4 @@
-"""Timing of the workloads over datasets.
+"""Timing of the workloads over datasets, and of those about circuits.
 
 Sonde answers all cases in one request. A peer whose whole answer would take long is measured on fewer cases, which are
 evenly apart, and its time is scaled. What it answered is then compared with Sonde's answer to the same cases.
@@ -10,6 +10,7 @@ from functools import partial
 
 from tests.bench.agreement import Disagreement, check
 from tests.bench.case_workloads import TOLERANCES, CaseWorkload, compared
+from tests.bench.circuit_workloads import CircuitWorkload
 from tests.bench.contender import PEERS, Entry, ask
 from tests.bench.disturbance import Sample, timed
 from tests.bench.rounds import Timing
@@ -25,7 +26,7 @@ class CasePlan:
     """How a workload over a dataset is measured."""
 
     name: str
-    make: Callable[[int], CaseWorkload]
+    make: Callable[[int], CaseWorkload | CircuitWorkload]
     """From a number, which gives other cases each time."""
     rounds: int
     tolerances: Callable[[str], float] = TOLERANCES.__getitem__

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tests.bench.case_workloads import CaseWorkload, Continuations, Facts, Pairs, Sentences
+from tests.bench.circuit_workloads import CircuitWorkload, Curve, Paths, Scrubbing
 from tests.bench.workloads import Answer, Callers, Grid, Heads, Neurons, OneNeuron, Workload
 
 
@@ -58,6 +59,19 @@ class CaseContender(Contender, Protocol):
         """W9."""
 
 
+class CircuitContender(Contender, Protocol):
+    """Asked about circuits; the workloads say what each gives."""
+
+    def paths(self, workload: Paths) -> Answer:
+        """W10."""
+
+    def curve(self, workload: Curve) -> Answer:
+        """W11."""
+
+    def scrubbing(self, workload: Scrubbing) -> Answer:
+        """W12."""
+
+
 PEERS = ("library", "hand", "script")
 """Kinds of those that Sonde is compared with."""
 
@@ -68,12 +82,12 @@ class Entry:
 
     contender: Contender
     kind: str
-    """`sonde`, `library`, `hand` (written by hand), `script` (ROME's) or `serial`: whom the ratios compare."""
+    """`sonde`, `library`, `hand` (written by hand), `script` (as published) or `serial`: whom the ratios compare."""
     loop: bool = False
     """One forward pass a cell: its time is measured on a part of the cells and scaled."""
 
 
-def ask(contender: Contender, workload: Workload | CaseWorkload) -> Answer:
+def ask(contender: Contender, workload: Workload | CaseWorkload | CircuitWorkload) -> Answer:
     """The contender's answer."""
     answer: Callable[[Any], Answer] = getattr(contender, _METHODS[type(workload)])
     return answer(workload)
@@ -89,4 +103,7 @@ _METHODS: Mapping[type, str] = {
     Sentences: "sentences",
     Facts: "facts",
     Continuations: "continuations",
+    Paths: "paths",
+    Curve: "curve",
+    Scrubbing: "scrubbing",
 }

@@ -19,7 +19,7 @@ GROUPS = {
     "library": "the fastest library",
     "loop": "the fastest library in its usual loop",
     "hand": "plain transformers, by hand",
-    "script": "ROME's script",
+    "script": "as published",
     "peer": "the fastest peer of all",
     "serial": "one request after the other",
     "minimum": "the counted minimum",
@@ -48,6 +48,9 @@ CASE_TARGETS: dict[str, tuple[Target, ...]] = {
     "W7": (Target("hand", 1 / 1.1),),
     "W8": (Target("peer", 3.0),),
     "W9": (Target("hand", 1.0),),
+    "W10": (Target("script", 30.0),),
+    "W11": (Target("script", 3.0),),
+    "W12": (Target("script", 8.0),),
 }
 
 

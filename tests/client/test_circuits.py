@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import sonde
@@ -13,12 +15,18 @@ from sonde._methods.interventions import intervene_request
 from sonde._wire.tensors import from_tensor
 from sonde.cli import main
 from sonde.v1 import inspection_pb2 as pb
+from sonde.v1.inspection_pb2_grpc import (
+    InspectionServiceServicer,
+    InspectionServiceStub,
+    add_InspectionServiceServicer_to_server,
+)
 from sonde_server.config import Settings
 from sonde_server.serving.server import Server
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 OTHER = "When Mary and John went to the store, Mary gave a drink to"
 ANSWER = [(" Mary", " John")]
+HEAD, LOGITS = sonde.head(layer=0, unit=1), sonde.site("logits")
 NAMES = [("Mary", "John"), ("Alice", "Carl")]
 SENTENCES = [(a, b, giver) for one in NAMES for a, b in itertools.permutations(one) for giver in (a, b)]
 
@@ -96,7 +104,17 @@ def test_a_hypothesis_is_flat_and_its_labels_are_numbers() -> None:
     [
         (lambda: sonde.along(sonde.head(layer=0), sonde.site("logits")), "along"),  # type: ignore[arg-type]
         (lambda: sonde.along(sonde.scale(sonde.head(layer=0), 0), "logits"), "receivers"),  # type: ignore[arg-type]
-        (lambda: sonde.circuits([(1, 2)]), "edges"),  # type: ignore[arg-type]
+        (lambda: sonde.circuits([(1, 2)]), "edges[0]"),  # type: ignore[list-item]
+        (lambda: sonde.circuits(PROMPT), "edges"),  # type: ignore[arg-type]
+        (lambda: sonde.circuits([(HEAD, LOGITS), HEAD]), "edges"),
+        (lambda: sonde.circuits([sonde.head(layer=0, unit=[1, 2])]), "edges[0]"),
+        (lambda: sonde.circuits([sonde.head(layer=0, unit=1, position=-1)]), "edges[0]"),
+        (lambda: sonde.CircuitDiscovery(OTHER, edges=[HEAD]), "edges"),
+        (lambda: sonde.prediction(inputs=[sonde.scale(HEAD, 0)]), "inputs"),  # type: ignore[list-item]
+        (lambda: sonde.claim(HEAD, labels=[1, [2]]), "labels[1]"),  # type: ignore[list-item]
+        (lambda: encoded(sonde.CausalScrubbing(sonde.prediction(), draws=np.zeros((1, 1, 1, 2)))), "draws"),  # type: ignore[arg-type]
+        (lambda: questions.find_circuit(None, pairs(), method="eapig"), "method"),  # type: ignore[arg-type]
+        (lambda: questions.find_circuit(None, pairs(), edges=9), "edges"),  # type: ignore[arg-type]
         (lambda: sonde.claim("head"), "site"),  # type: ignore[arg-type]
         (lambda: sonde.prediction(inputs=[sonde.prediction()]), "inputs"),
         (lambda: encoded(sonde.CausalScrubbing(sonde.claim(sonde.head(layer=0)))), "hypothesis"),
@@ -231,3 +249,102 @@ def test_tensors_of_edges_are_int32(edges: sonde.Edges) -> None:
     np.testing.assert_array_equal(from_tensor(message.senders), edges.senders[:7])
     assert message.senders.data_type == pb.DATA_TYPE_INT32
     assert not message.HasField("patch")
+
+
+def test_edges_and_nodes_can_be_listed(client: sonde.Client, edges: sonde.Edges) -> None:
+    of_trace = encoded(sonde.circuits(edges[:9])).circuits
+    assert encoded(sonde.circuits(list(edges[:9]))).circuits == of_trace
+    assert encoded(sonde.circuits([(edge.sender, edge.receiver) for edge in edges[:9]])).circuits == of_trace
+    pair = [(HEAD, LOGITS), (sonde.site("mlp_out", layers=2), sonde.site("query", layers=3, units=5))]
+    written = encoded(sonde.circuits(pair)).circuits
+    np.testing.assert_array_equal(
+        from_tensor(written.senders), [[pb.COMPONENT_HEAD_OUT, 0, 1], [pb.COMPONENT_MLP_OUT, 2, 0]]
+    )
+    np.testing.assert_array_equal(
+        from_tensor(written.receivers), [[pb.COMPONENT_LOGITS, 0, 0], [pb.COMPONENT_QUERY, 3, 5]]
+    )
+    nodes = [HEAD, sonde.site("mlp_out", layers=2)]
+    assert not encoded(sonde.circuits(nodes)).circuits.HasField("receivers")
+    assert client.intervene(PROMPT, sonde.circuits(nodes, sizes=[0, 2], patch=OTHER), targets=ANSWER).listed == 2
+
+
+def test_areas_need_both_ends_and_a_curve_needs_a_difference(client: sonde.Client, edges: sonde.Edges) -> None:
+    some = client.intervene(PROMPT, sonde.circuits(edges, sizes=[0, 10], patch=OTHER), targets=ANSWER)
+    for area in (some.circuit_performance_ratio, some.circuit_model_distance):
+        with pytest.raises(ValueError, match=f"expected the size {len(edges)}"):
+            area()
+    with pytest.raises(ValueError, match="expected the answer to"):
+        client.intervene(PROMPT, [sonde.scale(HEAD, 0)], targets=ANSWER).circuit_performance_ratio()
+    # Rounding alone tells these runs apart.
+    alike = client.intervene(PROMPT, sonde.circuits(edges, sizes=[0, 5], patch=PROMPT), targets=ANSWER)
+    with pytest.raises(ValueError, match="got the same"):
+        alike.faithfulness()
+
+
+def test_the_heads_of_an_mlps_own_block_are_patched_too(client: sonde.Client) -> None:
+    mlp = sonde.site("mlp_out", layers=1)
+    found = questions.path_patching(client, pairs(), (one for one in [mlp]))
+    named = questions.path_patching(client, pairs(), mlp, layers=[0, 1])
+    assert found.effects.shape == (2, client.model.heads)
+    assert np.abs(found.effects[1]).max() > 1e-3
+    np.testing.assert_array_equal(found.effects, named.effects)
+    with pytest.raises(sonde.InvalidRequest, match="reads after a head"):
+        questions.path_patching(client, pairs(), sonde.site("key", layers=0, units=1))
+
+
+def test_a_hypothesis_can_be_deeper_than_calls() -> None:
+    deep = sonde.claim(HEAD)
+    for _ in range(3000):
+        deep = sonde.claim(HEAD, inputs=[deep])
+    assert [above for _, above in sonde.prediction(inputs=[deep]).flat()] == [None, *range(3001)]
+
+
+def test_what_recovers_nothing_that_was_lost_is_shown(client: sonde.Client, tmp_path: Path) -> None:
+    same = [sonde.Case(PROMPT, targets=ANSWER)] * 2
+    result = questions.causal_scrubbing(client, same, sonde.prediction(), samples=2)
+    with pytest.raises(ValueError, match="predictions differ"):
+        _ = result.recovered
+    assert "recovered undefined" in repr(result)
+    result.plot(tmp_path / "tree.png")
+
+
+class Cut(InspectionServiceServicer):
+    """Hands requests on to a server; the first answer ends in the middle of its second case."""
+
+    def __init__(self, address: str) -> None:
+        self._server = InspectionServiceStub(grpc.insecure_channel(address))
+        self.asked: list[pb.InterveneRequest] = []
+
+    def GetModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 - gRPC's
+        return self._server.GetModel(request)
+
+    def Intervene(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        self.asked.append(request)
+        known: list[int] = []
+        for message in self._server.Intervene(request):
+            yield message
+            if message.HasField("context") and message.case_index not in known:
+                known.append(message.case_index)
+            if len(self.asked) == 1 and len(known) == 2:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "the server is gone")
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_references_that_are_lacking_are_asked_for_with_all_examples(address: str, client: Any, drawn: bool) -> None:
+    tree = sonde.prediction(inputs=[sonde.claim(HEAD, labels=[giver for *_, giver in SENTENCES])])
+    plan = sonde.CausalScrubbing(tree, samples=2, references=[5, 1, 4])
+    whole = client.intervene(examples(), plan, top_k=0)
+    if drawn:
+        plan = sonde.CausalScrubbing(tree, draws=np.stack([one.draws for one in whole]), references=[5, 1, 4])
+    cut, server = Cut(address), grpc.server(ThreadPoolExecutor(4))
+    add_InspectionServiceServicer_to_server(cut, server)  # type: ignore[no-untyped-call, unused-ignore]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with sonde.Client(f"127.0.0.1:{port}") as other:
+        result = other.intervene(examples(), plan, top_k=0)
+    server.stop(None).wait()
+    assert [list(one.causal_scrubbing.references) for one in cut.asked] == [[5, 1, 4], [1, 4]]
+    assert all(len(one.cases) == len(SENTENCES) for one in cut.asked)
+    for one, same in zip(result, whole, strict=True):
+        np.testing.assert_array_equal(one.draws, same.draws)
+        np.testing.assert_allclose(one.logits, same.logits, atol=1e-4)

@@ -151,21 +151,31 @@ class InterventionResult(Result):
         if "size" not in self.axes:
             raise ValueError("expected the answer to sonde.circuits(...), got other runs")
         # Effects are measures less that of the unchanged run.
-        return faithful(self._measure(by, target), self.axes["size"])
+        effects = self._measure(by, target)
+        whole = {
+            "logit": max(1.0, abs(float(self.clean.logits[target]))),
+            "log_probability": max(1.0, abs(float(self.clean.log_probabilities[target]))),
+            "probability": float(self.clean.probabilities[target]),
+            "kl_divergence": 1.0,
+        }
+        return faithful(effects, self.axes["size"], whole[by])
 
     def circuit_performance_ratio(self, *, target: int = 0, by: Measure = "logit") -> float:
         """CPR of MIB (Mueller et al. 2025): the area under the faithfulness over the share of the edges that is kept.
 
+        The share is that of the edges or nodes that were listed. List all of the model's to compare with others' CPR.
+
         Raises:
-            ValueError: as `faithfulness` does.
+            ValueError: as `faithfulness` does, or if no run keeps all that were listed.
         """
-        return area(share(self.axes["size"], self.listed), self.faithfulness(target=target, by=by))
+        values = self.faithfulness(target=target, by=by)
+        return area(share(self.axes["size"], self.listed), values)
 
     def circuit_model_distance(self, *, target: int = 0, by: Measure = "logit") -> float:
         """CMD: the area between the faithfulness and 1, over the same shares (MIB, Mueller et al. 2025).
 
         Raises:
-            ValueError: as `faithfulness` does.
+            ValueError: as `circuit_performance_ratio` does.
         """
         away = np.abs(1 - self.faithfulness(target=target, by=by))
         return area(share(self.axes["size"], self.listed), away)

@@ -119,8 +119,7 @@ class ScrubbingResult(Finding):
 
     def plot(self, path: "str | Path | None" = None) -> "Figure":
         """Draw the tree of the hypothesis, with what it recovers, and save the figure if a path is given."""
-        low, high = self.interval
-        title = f"{self.recovered:.0%} of the {self.measure} recovered [{low:.0%}, {high:.0%}]"
+        title = f"{self.measure}: {self._recovery('.0%')}"
         title += f"\nclean {self.clean.mean():.3g}, scrubbed {self.means.mean():.3g}, all resampled "
         title += f"{self.random.mean():.3g}"
         legend = (
@@ -159,12 +158,20 @@ class ScrubbingResult(Finding):
         return f"{node.name}\n{claimed}" + (f", {node.forced} alone" if node.forced else "") + others
 
     def __str__(self) -> str:
-        low, high = self.interval
         return (
-            f"recovered {self.recovered:.2f} [{low:.2f}, {high:.2f}]: clean {self.clean.mean():.4g}, scrubbed "
+            f"{self._recovery('.2f')}: clean {self.clean.mean():.4g}, scrubbed "
             f"{self.means.mean():.4g}, all resampled {self.random.mean():.4g} "
             f"({len(self.clean)} references x {self.scrubbed.shape[1]} draws)"
         )
+
+    def _recovery(self, form: str) -> str:
+        """What is recovered, in words, with its interval where there is one."""
+        if not (self.clean - self.random).sum():
+            return "recovered undefined"
+        if len(self.clean) < 2:
+            return f"recovered {self.recovered:{form}}"
+        low, high = self.interval
+        return f"recovered {self.recovered:{form}} [{low:{form}}, {high:{form}}]"
 
     def __repr__(self) -> str:
         return f"ScrubbingResult({self})"

@@ -27,12 +27,13 @@ class Claim:
 
     def flat(self, parent: int | None = None, first: int = 0) -> "Iterator[tuple[Claim, int | None]]":
         """The nodes of the tree, parents first, each with the number of its parent."""
-        yield self, parent
-        number = first + 1
-        for one in self.inputs:
-            below = list(one.flat(first, number))
-            yield from below
-            number += len(below)
+        # Without recursion: hypotheses can be deeper than calls may be nested.
+        waiting: list[tuple[Claim, int | None]] = [(self, parent)]
+        while waiting:
+            one, above = waiting.pop()
+            yield one, above
+            waiting += [(below, first) for below in reversed(one.inputs)]
+            first += 1
 
 
 def prediction(*, labels: Labels = None, other_labels: Labels = None, inputs: Claim | Iterable[Claim] = ()) -> Claim:
@@ -107,12 +108,19 @@ def numbered(labels: tuple[Hashable, ...]) -> list[int]:
 
 
 def _labels(given: Labels, name: str) -> tuple[Hashable, ...]:
-    return () if given is None else several(given, name, "one label for each example")
+    labels = () if given is None else several(given, name, "one label for each example")
+    for number, label in enumerate(labels):
+        try:
+            hash(label)
+        except TypeError:
+            raise refusal(f"{name}[{number}]", "a hashable label, such as a number, a text or a tuple", label) from None
+    return labels
 
 
 def _claims(given: Claim | Iterable[Claim]) -> tuple[Claim, ...]:
     claims = (given,) if isinstance(given, Claim) else several(given, "inputs", "claims")
     for one in claims:
-        if getattr(one, "site", None) is None:
+        given_one: object = one
+        if not isinstance(given_one, Claim) or given_one.site is None:
             raise refusal("inputs", "claims such as sonde.claim(site)", one)
     return claims

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sonde._answers.edges import Edge, Edges, Node
 from sonde._answers.results import TraceResult
 from sonde._arrays import Axes, Booleans, Floats
-from sonde._ask.circuits import EdgeList
+from sonde._ask.circuits import Listed, ends_of
 from sonde._ask.given import number, refusal
 from sonde._ask.names import METRICS, MetricName, check_name
 from sonde._ask.prompts import PromptLike
@@ -172,13 +172,13 @@ class CircuitDiscovery(Method[CircuitDiscoveryResult]):
     source: PromptLike | None = None
     threshold: float = 0.01
     metric: MetricName | None = None
-    edges: EdgeList | None = None
+    edges: Listed | None = None
 
     def __post_init__(self) -> None:
         if self.metric is not None:
             check_name(self.metric, METRICS, "metric")
-        if self.edges is not None and not isinstance(self.edges, EdgeList):
-            raise refusal("edges", "edges of a trace", self.edges)
+        if self.edges is not None and ends_of(self.edges)[1] is None:
+            raise refusal("edges", "edges, got nodes", self.edges)
 
 
 def _write(method: CircuitDiscovery, request: pb.TraceRequest) -> None:
@@ -192,8 +192,10 @@ def _write(method: CircuitDiscovery, request: pb.TraceRequest) -> None:
     if method.metric is not None:
         message.metric = METRICS[method.metric]
     if method.edges is not None:
-        message.senders.CopyFrom(int_tensor(np.asarray(method.edges.senders).reshape(-1, 3)))
-        message.receivers.CopyFrom(int_tensor(np.asarray(method.edges.receivers).reshape(-1, 3)))
+        senders, receivers = ends_of(method.edges)
+        assert receivers is not None
+        message.senders.CopyFrom(int_tensor(senders))
+        message.receivers.CopyFrom(int_tensor(receivers))
 
 
 class _Assembly(Assembly[CircuitDiscoveryResult]):

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sonde._ask.circuits import Circuits
-from sonde._ask.given import refusal
-from sonde._ask.hypotheses import CausalScrubbing, numbered
+from sonde._ask.given import array, refusal
+from sonde._ask.hypotheses import CausalScrubbing, Claim, numbered
 from sonde._ask.indices import index
 from sonde._wire.edits import EditEncoder
 from sonde._wire.encoding import encode_site
@@ -28,7 +28,8 @@ def encode_scrubbing(plan: CausalScrubbing) -> pb.CausalScrubbing:
     Raises:
         InvalidRequest: if the hypothesis is not one, or both `draws` and `seed` or `samples` are given.
     """
-    if getattr(plan.hypothesis, "site", plan) is not None:
+    tree: object = plan.hypothesis
+    if not isinstance(tree, Claim) or tree.site is not None:
         raise refusal("hypothesis", "a tree such as sonde.prediction(inputs=[...])", plan.hypothesis)
     message = pb.CausalScrubbing(references=plan.asked)
     for claim, parent in plan.hypothesis.flat():
@@ -44,7 +45,10 @@ def encode_scrubbing(plan: CausalScrubbing) -> pb.CausalScrubbing:
     if plan.draws is not None:
         if plan.samples is not None or plan.seed is not None:
             raise refusal("draws", "no samples and no seed beside them", plan.samples)
-        message.draws.CopyFrom(int_tensor(np.asarray(plan.draws)))
+        draws = array(plan.draws, "draws", "whole numbers")
+        if draws.dtype.kind not in "iu":
+            raise refusal("draws", "whole numbers", plan.draws)
+        message.draws.CopyFrom(int_tensor(draws))
         return message
     message.samples = 1 if plan.samples is None else index(plan.samples, "samples")
     if plan.seed is not None:
@@ -52,7 +56,7 @@ def encode_scrubbing(plan: CausalScrubbing) -> pb.CausalScrubbing:
     return message
 
 
-def int_tensor(array: npt.NDArray[np.integer]) -> pb.Tensor:
+def int_tensor(numbers: npt.NDArray[np.integer]) -> pb.Tensor:
     """An int32 tensor."""
-    data = np.ascontiguousarray(array, dtype="<i4")
+    data = np.ascontiguousarray(numbers, dtype="<i4")
     return pb.Tensor(data_type=pb.DATA_TYPE_INT32, shape=data.shape, data=data.tobytes())

@@ -6,7 +6,7 @@ Hanna et al. 2024 (arXiv 2403.17806). ACDC: Conmy et al. 2023 (arXiv 2304.14997)
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import SupportsIndex
+from typing import SupportsIndex, get_args
 
 from sonde._answers.edges import Edges
 from sonde._answers.findings import PathPatching
@@ -14,8 +14,10 @@ from sonde._answers.found_circuit import FoundCircuit, Method
 from sonde._ask.cases import Cases, CasesLike, as_cases
 from sonde._ask.circuits import circuits
 from sonde._ask.edits import along, patch
+from sonde._ask.given import refusal
 from sonde._ask.indices import Indices
 from sonde._ask.named import PositionsLike
+from sonde._ask.names import check_name
 from sonde._ask.plans import sweep
 from sonde._ask.sites import Site, head
 from sonde._connection.progress import Progress
@@ -46,7 +48,9 @@ def path_patching(
             `sonde.Case(prompt, sources=[other], targets=[(" Mary", " John")])`.
         receivers: what reads the change, as in `sonde.along`: `sonde.site("logits")` for direct effects.
         through: what hands it on; `sonde.site("mlp_out")` is what Wang et al. call direct.
-        layers: the layers of the heads; the default is all, or those below receivers that name their layers.
+        layers: the layers of the heads; the default is all, or those up to the highest receiver where all receivers
+            name their layers. An MLP also reads the heads of its own block, but not in models whose blocks are
+            parallel: name the layers there.
         positions: where the heads are patched, together; the default is everywhere.
         progress: True for a line on standard error, or a function that is called with (done, total).
 
@@ -54,8 +58,9 @@ def path_patching(
         InvalidRequest: if a pair has no source or no target.
     """
     cases = _pairs(pairs)
-    chosen = layers if layers is not None else _below(receivers)
     edit = along(patch(head(position=positions), 0), receivers, through)
+    assert edit.path is not None
+    chosen = layers if layers is not None else _below(edit.path.receivers)
     plan = sweep(edit, layers=chosen, together="position")
     result = client.intervene(cases, plan, reduce="mean", progress=progress).mean
     effects = result.logits[:, :, 0, 0] - result.clean.logits[0]
@@ -85,8 +90,12 @@ def find_circuit(
         progress: True for a line on standard error, or a function that is called with (done, total).
 
     Raises:
-        InvalidRequest: if a pair has no source or no target.
+        InvalidRequest: if a pair has no source or no target, the method is not known, or `edges` is given without
+            "acdc".
     """
+    check_name(method, get_args(Method), "method")
+    if method != "acdc" and edges is not None:
+        raise refusal("edges", 'none without method="acdc", as all edges are estimated', edges)
     cases = _pairs(pairs)
     found: Edges | None = None
     if method != "acdc" or edges is not None:
@@ -111,10 +120,16 @@ def _pairs(pairs: CasesLike) -> Cases:
     return Cases(replace(case, group="") for case in cases)
 
 
-def _below(receivers: Site | Iterable[Site]) -> Sequence[int] | None:
-    """The layers below the highest receiver, where all receivers name theirs."""
-    sites = [receivers] if isinstance(receivers, Site) else list(receivers)
-    named = [layer for site in sites for layer in site.layers]
-    if any(not site.layers for site in sites) or any(layer < 0 for layer in named):
+def _below(receivers: Sequence[Site]) -> Sequence[int] | None:
+    """The layers of the heads that the highest receiver reads, where all receivers name their layers.
+
+    Raises:
+        InvalidRequest: if no head comes before a receiver.
+    """
+    if any(not site.layers or min(site.layers) < 0 for site in receivers):
         return None
-    return range(max(named)) if named else None
+    # An MLP comes after the heads of its own block.
+    count = max((max(site.layers) + (site.component == "mlp_out") for site in receivers), default=None)
+    if count == 0:
+        raise InvalidRequest.at("receivers", "expected one that reads after a head, got heads of layer 0 alone")
+    return None if count is None else range(count)

@@ -18,7 +18,7 @@ from ..model.anatomy import Decoder
 from ..questions.graph import READ_BY_HEADS, read, written
 from ..questions.places import Component
 from .attention import Block, attend
-from .fleets import Fleet, View, fleets_of, index_of
+from .fleets import Fleet, Mix, View, fleets_of, index_of
 from .layout import Layout, Row, turns_of
 from .runs import Through
 from .senders import Senders
@@ -71,11 +71,14 @@ class Detours:
     def _pass_in_base(self, place: Place, fleets: list[Fleet]) -> None:
         """Lets columns through an MLP below the rows' first block."""
         passing = []
+        # Runs that leave the base as it is have the same reads, which are the same tensor.
+        reads: dict[int, Tensor] = {}
         for fleet in fleets:
             for one in fleet.through[place]:
                 assert one.stream is not None
-                stream = one.stream.to(self.decoder.device, self.decoder.dtype)
-                passing.append((fleet, one, stream[None], one.positions))
+                if id(one.stream) not in reads:
+                    reads[id(one.stream)] = one.stream.to(self.decoder.device, self.decoder.dtype)[None]
+                passing.append((fleet, one, reads[id(one.stream)], one.positions))
         self._pass(place[1], passing)
 
     def send(self, packed: Tensor, layout: Layout, place: Place) -> None:
@@ -161,23 +164,31 @@ class Detours:
         place = Component.HEAD_OUT, layer
         if place not in self._passed:
             return
-        block = Block(layer, self.decoder.attention_settings(layer), Visits(()))
         for fleet in self._present(layout):
             index = index_of(fleet, layout, fleet.positions, stream.device)
             own = torch.arange(index.numel(), device=index.device).view(index.shape)
+            unchanged = None
+            if fleet.through.get(place) and fleet.is_edited_inside(layer):
+                unchanged = self._mix(fleet, layer, [part[index].flatten(0, 1) for part in projected])
             for one in fleet.through.get(place, ()):
                 self.positions += len(fleet.rows) * len(one.positions)
                 query, key, value = (part[index].flatten(0, 1) for part in projected)
                 self._project(fleet, layer, stream[index], own, (query, key, value), one.column)
-                parts = []
-                alone = Layout(fleet.rows)
-                for segment in alone.segments(alone):
-                    shape = (len(segment.members), len(segment.positions))
-                    keys, values = (part[segment.cut].unflatten(0, shape) for part in (key, value))
-                    parts.append(attend(block, segment, query[segment.attending], keys, values))
-                mixed = torch.cat(parts).unflatten(0, (len(fleet.rows), -1))
                 assert one.units is not None
-                fleet.mixes.append((one.column, one.units, mixed))
+                fleet.mixes.append(Mix(one.column, one.units, self._mix(fleet, layer, (query, key, value)), unchanged))
+
+    def _mix(self, fleet: Fleet, layer: int, projected: Sequence[Tensor]) -> Tensor:
+        """Each head's mix of values [rows, n, H, d] without edits, of queries, keys and values [rows x n, heads, d]."""
+        block = Block(layer, self.decoder.attention_settings(layer), Visits(()))
+        query, key, value = projected
+        parts = []
+        alone = Layout(fleet.rows)
+        for segment in alone.segments(alone):
+            shape = (len(segment.members), len(segment.positions))
+            keys, values = (part[segment.cut].unflatten(0, shape) for part in (key, value))
+            parts.append(attend(block, segment, query[segment.attending], keys, values))
+        mixed: Tensor = torch.cat(parts).unflatten(0, (len(fleet.rows), -1))
+        return mixed
 
     def through_mlp(self, layer: int, layout: Layout, stream: Tensor) -> None:
         """Lets columns through the MLP of a block that the rows compute, from what it reads in them [N, D]."""
@@ -208,8 +219,7 @@ class Detours:
                 continue
             held = fleet.columns if fleet.before is None else fleet.before
             read = stream[:, rows].to(device)
-            # Runs that leave the base as it is have the same reads, which are the same tensor.
-            key = (id(stream), *rows) if one.stream is None else (id(one.stream), *rows)
+            key = (id(stream), *rows)
             if key not in alone:
                 alone[key] = len(parts)
                 parts.append(read)
@@ -223,7 +233,7 @@ class Detours:
             for flat, part in zip(output.split([p.shape[0] * p.shape[1] for p in parts]), parts, strict=True)
         ]
         for fleet, column, kept, before, after in places:
-            fleet.add([column], kept, (made[after] - made[before])[:, None])
+            fleet.let_through(layer, column, kept, made[after] - made[before])
 
     def _present(self, layout: Layout, *, leaving: bool = True) -> Iterator[Fleet]:
         """The fleets that are in the batch now. Rows that are not have left for good, unless `leaving` is false."""

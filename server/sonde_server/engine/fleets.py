@@ -1,22 +1,25 @@
 """Fleets: rows of a batch whose detours differ only in who sees what, so that their columns are one tensor."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..questions.extents import first_block
-from ..questions.places import Component
+from ..questions.graph import READ_BY_HEADS
+from ..questions.places import PAIRWISE, Component
 from ..questions.places import Place as Somewhere
 from .joint_heads import JointHeads
 from .layout import Layout, Row
 from .runs import Detour, Send, Through
-from .visits import Place, add_distances, changed
+from .sent import Column, by_positions
+from .visits import Place
 
-Column = tuple[int, list[Send]]
-"""The number of a column, and its sends at one place, in their order."""
+# From what heads read to their mixes.
+_INSIDE = frozenset({*READ_BY_HEADS, *PAIRWISE, Component.HEAD_OUT})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,14 +36,28 @@ class View:
         return repr(self.positions).encode() + self.columns.numpy().tobytes()
 
 
+class Mix(NamedTuple):
+    """The mixes [rows, positions, H, d] of heads of a block that a column goes through.
+
+    `unchanged`: without the column, where rows have edits inside attention, which leave alone what goes along paths.
+    None: those of the rows.
+    """
+
+    column: int
+    units: tuple[int, ...]
+    mixed: Tensor
+    unchanged: Tensor | None
+
+
 @dataclass(slots=True, eq=False)
 class Fleet:
     """Rows with the same sends and the same positions.
 
     columns: [rows, columns, positions, D]. before: as they were before the attention of the block that is computed, if
     its MLP does not read what attention writes.
-    views: by place, what its receivers see. mixes: columns that go through heads of the block that is computed, with
-    the heads, and the mixes [rows, positions, H, d]. joint: by block, its heads' columns, if they do not add up.
+    views: by place, what its receivers see. mixes: columns that go through heads of the block that is computed. passed:
+    by block and column, what a column [rows or 1, positions, D] has from an MLP that it goes through and that sends in
+    it too. joint: by block, its heads' columns, if they do not add up.
     """
 
     rows: list[Row]
@@ -49,7 +66,8 @@ class Fleet:
     views: dict[Place, list[View]]
     columns: Tensor = field(default_factory=lambda: torch.empty(0))
     before: Tensor | None = None
-    mixes: list[tuple[int, tuple[int, ...], Tensor]] = field(default_factory=list)
+    mixes: list[Mix] = field(default_factory=list)
+    passed: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     joint: dict[int, JointHeads] = field(default_factory=dict)
     # The columns from here on are still 0.
     high: int = 0
@@ -94,6 +112,43 @@ class Fleet:
         column = torch.tensor(numbers, device=moved.device)[:, None]
         self.columns[:, column, torch.tensor(kept, device=moved.device)] += moved
 
+    def let_through(self, layer: int, number: int, kept: Sequence[int], moved: Tensor) -> None:
+        """Adds what an MLP made of a column [rows or 1, P, D] to the column."""
+        self.add([number], kept, moved[:, None])
+        if number in dict(self.sends.get((Component.MLP_OUT, layer), ())):
+            whole = moved.new_zeros(len(moved), len(self.positions), moved.shape[-1])
+            whole[:, list(kept)] = moved
+            self.passed[layer, number] = whole
+
+    def groups(self, place: Place, leaving_out: Container[int] = ()) -> Iterator[tuple[tuple[int, ...], list[Column]]]:
+        """The columns that are sent from a place, by the positions of their sends; each that passed it, alone."""
+        columns = [column for column in self.sends.get(place, ()) if column[0] not in leaving_out]
+        yield from by_positions(column for column in columns if not self.has_passed(place, column[0]))
+        for column in columns:
+            if self.has_passed(place, column[0]):
+                yield from by_positions([column])
+
+    def has_passed(self, place: Place, number: int) -> bool:
+        """Whether a column went through the MLP that now sends in it."""
+        return place[0] is Component.MLP_OUT and (place[1], number) in self.passed
+
+    def start(self, layer: int, number: int, positions: Sequence[int], old: Tensor) -> Tensor:
+        """What an MLP made of a column that it has passed [rows, 1, P, D], where it has `old` in the rows."""
+        rows, kept = self.among(positions)
+        start = old[:, None].repeat(len(self.rows) // len(old), 1, 1, 1)
+        start[:, 0, rows] += self.passed[layer, number][:, kept].to(start.device)
+        return start
+
+    def is_edited_inside(self, layer: int) -> bool:
+        """Whether a row has edits inside the attention of a block."""
+        return any(edit.layer == layer and edit.component in _INSIDE for row in self.rows for edit in row.edits)
+
+    def is_of(self, place: Place, number: int) -> bool:
+        """Whether nothing but what this place sends goes along a column."""
+        return not any(one.column == number for nodes in self.through.values() for one in nodes) and not any(
+            number == other for elsewhere, columns in self.sends.items() if elsewhere != place for other, _ in columns
+        )
+
     def added(
         self, views: Sequence[View], positions: Sequence[int], *, extra: int | None = None, early: bool = False
     ) -> Tensor:
@@ -108,17 +163,20 @@ class Fleet:
         # One product for all views, because reading the columns is what takes time.
         mask = seen[..., : self.high].to(columns.device, columns.dtype)
         added = (mask @ columns.flatten(2)).unflatten(2, columns.shape[2:])
-        for joint in self.joint.values():
-            if (correction := joint.correction(seen, self.columns)) is not None:
-                added += correction[:, :, kept].to(added.device)
         for number, there in enumerate(part for view in views for part in view.positions):
             if not set(positions) <= set(there):
                 added[:, number] *= torch.tensor([p in there for p in positions], device=added.device)[:, None]
+        sizes = [len(view.columns) for view in views]
         if added.shape[1] > len(views):
-            parts = added.split([len(view.columns) for view in views], dim=1)
-            added = torch.stack([part.sum(1) for part in parts], 1)
+            added = torch.stack([part.sum(1) for part in added.split(sizes, dim=1)], 1)
         if extra is not None:
             added += held[:, extra, None, kept]
+        for joint in self.joint.values():
+            heads = _seen_at(seen[..., joint.numbers].split(sizes, dim=1), views, positions)
+            if extra in joint.numbers:
+                heads[:, :, joint.numbers.index(extra)] = True
+            if (correction := joint.correction(heads, self.columns, kept)) is not None:
+                added += correction.to(added.device)
         found: Tensor = added
         return found
 
@@ -142,7 +200,16 @@ class Fleet:
             views=_views(rows),
             columns=self.columns[index.to(self.columns.device)] if self.columns.numel() else self.columns,
             before=None if self.before is None else self.before[index.to(self.before.device)],
-            mixes=[(number, units, mixed[index.to(mixed.device)]) for number, units, mixed in self.mixes],
+            mixes=[
+                mix._replace(
+                    mixed=mix.mixed[index.to(mix.mixed.device)],
+                    unchanged=None if mix.unchanged is None else mix.unchanged[index.to(mix.unchanged.device)],
+                )
+                for mix in self.mixes
+            ],
+            passed={
+                key: moved if len(moved) == 1 else moved[index.to(moved.device)] for key, moved in self.passed.items()
+            },
             joint={layer: heads.part(index) for layer, heads in self.joint.items()},
         )
 
@@ -192,86 +259,16 @@ def _views(rows: Sequence[Row]) -> dict[Place, list[View]]:
     return views
 
 
-def by_positions(columns: Iterable[Column]) -> Iterator[tuple[tuple[int, ...], list[Column]]]:
-    """Columns grouped by the positions of their sends; of a column whose sends differ, the sends are."""
-    groups: dict[tuple[int, ...], list[Column]] = defaultdict(list)
-    for number, sends in columns:
-        split: dict[tuple[int, ...], list[Send]] = defaultdict(list)
-        for send in sends:
-            split[send.edit.positions].append(send)
-        for positions, some in split.items():
-            groups[positions].append((number, some))
-    return iter(groups.items())
+def _seen_at(parts: Sequence[Tensor], views: Sequence[View], positions: Sequence[int]) -> Tensor:
+    """Which columns views see at each position: [rows, views, columns, P], from their parts [rows, parts, columns]."""
+    found = []
+    for part, view in zip(parts, views, strict=True):
+        there = torch.tensor([[p in some for p in positions] for some in map(set, view.positions)])
+        found.append((part[..., None] & there[:, None]).any(1))
+    return torch.stack(found, 1)
 
 
 def index_of(fleet: Fleet, layout: Layout, positions: Sequence[int], device: torch.device) -> Tensor:
     """Where positions of the rows lie in a packed tensor: [rows, positions]."""
     where = [[layout.index(row, position) for position in positions] for row in fleet.rows]
     return torch.tensor(where, dtype=torch.long, device=device).view(len(fleet.rows), len(positions))
-
-
-def sent(rows: Sequence[Row], old: Tensor, columns: Sequence[Column], start: Tensor | None = None) -> Tensor:
-    """The values [rows, columns, P, ...] that senders would have, from those that they have: `old` [rows or 1, P, ...].
-
-    `start`: what they would have before the sends, if that differs from `old`. The sends' distances are added to the
-    rows'.
-    """
-    new = old[:, None].repeat(1, len(columns), *[1] * (old.dim() - 1)) if start is None else start.clone()
-    stage = 0
-    while batch := [(number, sends[stage]) for number, (_, sends) in enumerate(columns) if stage < len(sends)]:
-        for group in _by_shape(batch):
-            _change(rows, new, group)
-        stage += 1
-    return new
-
-
-def sent_heads(rows: Sequence[Row], old: Tensor, columns: Sequence[Column]) -> tuple[Tensor, list[int]]:
-    """How far columns of one head each would move it: [columns, rows, P, d], from the mixes [rows, P, H, d]; the heads.
-
-    All of them have one send, of one shape. The sends' distances are added to the rows'.
-    """
-    sends = [sends[0] for _, sends in columns]
-    units = [unit for send in sends for unit in send.edit.units or ()]
-    before = old[:, :, torch.tensor(units, device=old.device)].permute(2, 0, 1, 3).unsqueeze(3)  # [E, rows, P, 1, d]
-    moves = changed(before, [send.edit.change for send in sends]) - before
-    _add_distances(rows, sends, moves.float().flatten(2).square().sum(2))
-    return moves[:, :, :, 0], units
-
-
-def shape_of(send: Send) -> tuple[object, ...]:
-    """What sends have in common that are made in one step."""
-    values, units = send.edit.change.values, send.edit.units
-    shape = tuple(values.shape) if isinstance(values, Tensor) else None
-    return send.edit.change.kind, shape, None if units is None else len(units)
-
-
-def _by_shape(batch: Sequence[tuple[int, Send]]) -> Iterator[list[tuple[int, Send]]]:
-    """The sends that can be made in one step."""
-    groups: dict[tuple[object, ...], list[tuple[int, Send]]] = defaultdict(list)
-    for number, send in batch:
-        groups[shape_of(send)].append((number, send))
-    return iter(groups.values())
-
-
-def _change(rows: Sequence[Row], new: Tensor, group: Sequence[tuple[int, Send]]) -> None:
-    """Changes values [rows, columns, P, ...] in place."""
-    device = new.device
-    column = torch.tensor([number for number, _ in group], device=device)
-    where: tuple[Tensor | slice, ...] = (slice(None), column)
-    if group[0][1].edit.units is not None:
-        units = torch.tensor([send.edit.units for _, send in group], device=device)[:, None, :]
-        position = torch.arange(new.shape[2], device=device)[None, :, None]
-        where = (slice(None), column[:, None, None], position, units)
-    old = new[where].transpose(0, 1)  # [columns, rows, P, ...]
-    found = changed(old, [send.edit.change for _, send in group])
-    new[where] = found.transpose(0, 1)
-    squares = (found.float() - old.float()).flatten(2).square().sum(2)
-    _add_distances(rows, [send for _, send in group], squares)
-
-
-def _add_distances(rows: Sequence[Row], sends: Sequence[Send], squares: Tensor) -> None:
-    """Adds the squared distances [sends, rows or 1] to those of the rows."""
-    for number, row in enumerate(rows):
-        if row.squares is not None:
-            own = squares[:, number if squares.shape[1] > 1 else 0]
-            add_distances([(row, send.edit) for send in sends], own)

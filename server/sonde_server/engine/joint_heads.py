@@ -22,15 +22,25 @@ class JointHeads:
         self.numbers: list[int] = []
         self._old = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
         self._moves: list[Tensor] = []
+        # What other columns, to which more than these heads adds, have from them: [rows, positions, D], by number.
+        self._parts: dict[int, Tensor] = {}
 
-    def add(self, numbers: Sequence[int], kept: Sequence[int], old: Tensor, new: Tensor) -> None:
+    def add(
+        self, numbers: Sequence[int], kept: Sequence[int], old: Tensor, new: Tensor, written: Tensor | None
+    ) -> None:
         """Takes the mixes `old` [rows or 1, P, H, d] and `new` [rows or 1, columns, P, H, d] of some columns.
 
-        `kept`: where in the columns the positions lie.
+        `kept`: where in the columns the positions lie. `written` [rows or 1, columns, P, D]: what each adds to its
+        column; None if the columns have nothing else.
         """
         self._old[:, list(kept)] = old.to(self._old)
         moves = self._old.new_zeros(len(self._old), len(numbers), *self._old.shape[1:])
         moves[:, :, list(kept)] = (new - old[:, None]).to(self._old)
+        if written is not None:
+            for order, number in enumerate(numbers):
+                part = written.new_zeros(*self._old.shape[:2], written.shape[-1])
+                part[:, list(kept)] = written[:, order]
+                self._parts[number] = part
         self.numbers += numbers
         self._moves.append(moves)
 
@@ -40,23 +50,28 @@ class JointHeads:
         index = index.to(self._old.device)
         part.numbers, part._old = self.numbers, self._old[index]
         part._moves = [moves[index] for moves in self._moves]
+        part._parts = {number: one[index] for number, one in self._parts.items()}
         return part
 
-    def correction(self, seen: Tensor, columns: Tensor) -> Tensor | None:
-        """What is added to the sums of the columns that views see: [rows, views, n, D]. None: nothing.
+    def correction(self, seen: Tensor, columns: Tensor, kept: Sequence[int]) -> Tensor | None:
+        """What is added to the sums of the columns that views see: [rows, views, P, D]. None: nothing.
 
-        `seen` [rows, views, columns]; `columns` [rows, columns, n, D] are those of all numbers.
+        `seen`, bool [rows, views, columns, P], is of the columns of these heads, at the positions `kept` of `columns`
+        [rows, columns, n, D], which are those of all numbers.
         """
-        own = seen[..., self.numbers]
-        if int(own.sum(-1).max()) < 2:
+        if int(seen.sum(2).max()) < 2:
             return None
         moves = torch.cat(self._moves, 1) if len(self._moves) > 1 else self._moves[0]
         self._moves = [moves]
-        mask = own.to(moves.device, moves.dtype)
-        mixed = self._old[:, None] + torch.einsum("rve,renhd->rvnhd", mask, moves)
-        output = self._decoder.attention_output(self._layer, torch.cat([self._old[:, None], mixed], 1).flatten(0, 2))
+        old = self._old[:, kept, None].transpose(1, 2)
+        mask = seen.to(moves.device, moves.dtype)
+        mixed = old + torch.einsum("rvep,rephd->rvphd", mask, moves[:, :, kept])
+        output = self._decoder.attention_output(self._layer, torch.cat([old, mixed], 1).flatten(0, 2))
         output = output.unflatten(0, (mixed.shape[0], -1, mixed.shape[2]))
         there = columns[:, self.numbers].to(output.device)
-        summed = torch.einsum("rve,rend->rvnd", mask.to(there), there)
+        for order, number in enumerate(self.numbers):
+            if number in self._parts:
+                there[:, order] = self._parts[number]
+        summed = torch.einsum("rvep,repd->rvpd", mask.to(there), there[:, :, kept])
         correction: Tensor = output[:, 1:] - output[:, :1] - summed
         return correction

@@ -75,10 +75,13 @@ class Row:
         return self.extent.first if self.slot is None else min(self.extent.first, self.slot.first)
 
     @property
-    def group(self) -> tuple[int, int, int, tuple[int, ...], Sight, int]:
-        """Rows of one group have the same prefix and the same positions, and so attend in one call."""
+    def group(self) -> tuple[int, int, int, tuple[int, ...], Sight, int, int]:
+        """Rows of one group have the same prefix and in every block the same positions, and so attend in one call."""
         prefix = self.prefix.number if self.prefix is not None and self.first else 0
-        return (self.first, self.extent.first, self.extent.end, self.extent.last, self.sight, prefix)
+        extent = self.extent
+        # Rows that are cut to some positions in their last block differ there from those that go on.
+        cut = extent.stop if len(extent.last) < len(self.positions) else 0
+        return (self.first, extent.first, extent.end, extent.last, self.sight, cut, prefix)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,12 +41,14 @@ READERS = frozenset({*READ_BY_HEADS, Component.MLP_OUT, Component.LOGITS})
 
 
 def written(component: Component, layer: int) -> int:
-    """When in a pass a component of a layer is written; `read` tells when the stream is read."""
+    """When in a pass a component of a layer is there; `read` tells when the stream is read."""
     match component:
         case Component.TOKEN_EMBEDDING:
             return 0
         case Component.RESIDUAL_PRE:
             return 4 * layer
+        case Component.QUERY | Component.KEY | Component.VALUE:
+            return 4 * layer + 1
         case Component.HEAD_OUT | Component.ATTENTION_OUT | Component.RESIDUAL_MID:
             return 4 * layer + 2
         case _:

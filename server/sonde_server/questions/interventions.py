@@ -223,8 +223,9 @@ class InterveneQuestion:
         units = self.plan.count // one_unit.count
         found: dict[object, tuple[tuple[Edit, ...], int]] = {}
         for edits in one_unit.runs(layers):
+            # Whether values are given matters to what a path goes through.
             kind = tuple(
-                (site.component, site.layers, site.positions, site.from_position, edit.path)
+                (site.component, site.layers, site.positions, site.from_position, edit.path, type(edit.operation))
                 for edit in edits
                 for site in (edit.site,)
             )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from .edits import Edit, Path
+from .edits import Edit, Patch, Path, Set
 from .extents import NO_DETOUR, Detoured
 from .graph import READ_BY_HEADS, precedes
 from .images import CAUSAL, Sight
@@ -125,7 +125,8 @@ def route_of(edits: Sequence[Edit], model: Sized, tokens: int, read: AbstractSet
             for site in (edits[number].site,)
             for layer in site.layers
         ]
-        course = _Course(path, own, column, model, tokens, read, sight)
+        given = [leg for leg in own if isinstance(edits[leg.edit].operation, Set | Patch)]
+        course = _Course(path, own, given, column, model, tokens, read, sight)
         senders += own
         receivers += course.receivers
         through += course.through
@@ -139,6 +140,7 @@ class _Course:
         self,
         path: Path,
         senders: Sequence[Leg],
+        given: Sequence[Leg],
         column: int,
         model: Sized,
         tokens: int,
@@ -147,6 +149,8 @@ class _Course:
     ) -> None:
         self._path = path
         self._senders = senders
+        # Senders whose values are given, whatever they would make of the change.
+        self._given = given
         self._column = column
         self._model = model
         self._tokens = tokens
@@ -192,13 +196,12 @@ class _Course:
     def _handing_on(self, site: Site, layer: int) -> tuple[int, ...] | None:
         """The heads of a layer that hand the change on; of an MLP None, or () if it does not.
 
-        What a node that is a receiver makes of the change is in the run, and a sender sends what it is told to.
+        What a node that is a receiver makes of the change is in the run. A sender whose values are given sends those.
         """
         receivers = [one for one in self._path.receivers if layer in one.layers]
         if site.component is not Component.HEAD_OUT:
             received = any(one.component is Component.MLP_OUT for one in receivers)
-            sends = any(leg.component is Component.MLP_OUT and leg.layer == layer for leg in self._senders)
-            return () if received or (sends and self._everywhere(Component.MLP_OUT, layer, None)) else None
+            return () if received or self._is_given(Component.MLP_OUT, layer) else None
         group = self._model.heads // self._model.key_value_heads
         taken: set[int] = set()
         for one in receivers:
@@ -208,17 +211,17 @@ class _Course:
                 taken.update(unit * each + i for unit in units for i in range(each))
         heads = range(self._model.heads) if site.units is None else site.units
         return tuple(
-            head for head in heads if head not in taken and not self._everywhere(Component.HEAD_OUT, layer, head)
+            head for head in heads if head not in taken and not self._is_given(Component.HEAD_OUT, layer, head)
         )
 
-    def _everywhere(self, component: Component, layer: int, unit: int | None) -> bool:
-        """Whether a node is a sender at every position."""
+    def _is_given(self, component: Component, layer: int, head: int | None = None) -> bool:
+        """Whether all that a node writes is given, at every position."""
         return any(
             leg.component is component
             and leg.layer == layer
-            and (unit is None or leg.units is None or unit in leg.units)
+            and (leg.units is None or head in leg.units)
             and len(leg.positions) == self._tokens
-            for leg in self._senders
+            for leg in self._given
         )
 
     def _reaches(self, component: Component, layer: int) -> bool:
