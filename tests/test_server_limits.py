@@ -319,7 +319,7 @@ def test_a_request_ends_at_the_servers_own_deadline(model: Path) -> None:
 
 def test_what_takes_long_to_read_is_not_read_to_its_end(model: Path) -> None:
     """A small request: as many cases as are allowed, each of which has every entry of a list at every position."""
-    ids = [5] * 90
+    ids = [5] * 60
     named = [pb.NamedPositions()] * 1024
     long = pb.TraceRequest(
         cases=[pb.Case(prompt=wire.prompt(ids)) for _ in range(3000)],

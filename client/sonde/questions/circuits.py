@@ -14,8 +14,8 @@ from sonde._answers.found_circuit import FoundCircuit, Method
 from sonde._ask.cases import Cases, CasesLike, as_cases
 from sonde._ask.circuits import circuits
 from sonde._ask.edits import along, patch
-from sonde._ask.given import refusal
-from sonde._ask.indices import Indices
+from sonde._ask.given import refusal, several
+from sonde._ask.indices import Indices, index
 from sonde._ask.named import PositionsLike
 from sonde._ask.names import check_name
 from sonde._ask.plans import sweep
@@ -86,7 +86,8 @@ def find_circuit(
         method: "eap" or "eap-ig" estimate every edge by gradients; "acdc" tries edges one by one.
         threshold: of "acdc": an edge stays if the divergence grows by this much without it, in nats.
         edges: of "acdc": only this many edges are tried, the first ones by "eap-ig"; the default is all.
-        sizes: the sizes of the circuits that are run; the default is 0, 1, 3, 10, 30 and so on, and all.
+        sizes: the sizes of the circuits that are run, with 0, which the others are compared with; the default is 0, 1,
+            3, 10, 30 and so on, and all.
         progress: True for a line on standard error, or a function that is called with (done, total).
 
     Raises:
@@ -97,6 +98,7 @@ def find_circuit(
     if method != "acdc" and edges is not None:
         raise refusal("edges", 'none without method="acdc", as all edges are estimated', edges)
     cases = _pairs(pairs)
+    run = None if sizes is None else sorted({0, *(index(size, "sizes") for size in several(sizes, "sizes", "numbers"))})
     found: Edges | None = None
     if method != "acdc" or edges is not None:
         steps = None if method == "eap" else _STEPS
@@ -107,7 +109,7 @@ def find_circuit(
         discovery = CircuitDiscovery(threshold=threshold, edges=start)
         found = client.trace(cases, method=discovery, reduce="mean", progress=progress).mean.edges
     assert found is not None
-    plan = circuits(found, sizes=sizes, patch=0)
+    plan = circuits(found, sizes=run, patch=0)
     return FoundCircuit(found, client.intervene(cases, plan, reduce="mean", progress=progress).mean)
 
 
